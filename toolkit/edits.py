@@ -1,7 +1,8 @@
-"""Plans of head edits: make them, make their controls, write them into weights or apply them at run time (with equal results).
+"""Plans of head edits (``Plan``): make a plan and its random controls, and apply it, either in the weights or at run time.
 
-Edits are computed in fp32 and cast to the model's number type. ``apply`` never modifies its argument: it returns a new LM that
-shares all unedited weights with the old one. ``steering`` and ``selective_merge`` are re-exported from their modules.
+``apply`` writes a plan into the weights. It does not modify its argument, but returns a new LM that shares all unedited weights with the
+old one. ``RuntimeEdit`` gives the same outputs, up to rounding, without a change of weights. Edits are computed in fp32 and cast to the
+model's dtype. ``steering`` and ``selective_merge`` are re-exported from their modules.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ def plan(
     count: int | None = None,
     strength: float = 1.0,
 ) -> Plan:
-    """Return a plan that projects a direction out of the highest-scoring heads.
+    """Return a plan that projects a direction out of the output of the highest-scoring heads.
 
     Args:
         scores: Score of each head.
         direction: Direction to project out.
-        fraction: Share of all heads to edit; the number of heads is rounded, and at least 1. Ignored if ``count`` is given.
-        count: Number of heads to edit.
-        strength: lambda of the edit; 1 removes the component of the heads' output along the direction, 2 reverses it, 0 changes nothing.
+        fraction: Share of all heads to edit. The resulting number of heads is rounded, and at least 1. Ignored if ``count`` is given.
+        count: Number of heads to edit; ``None`` takes it from ``fraction``.
+        strength: Strength of the edit. 1 removes the component of a head's output along the direction, 2 reverses it, 0 changes nothing.
 
     Raises:
         ValueError: ``fraction`` is outside (0, 1], ``count`` is not between 1 and the number of heads, or a score is not finite.
@@ -74,12 +75,13 @@ def plan(
 
 
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
-    """Return a plan that is the control of ``like``: the same operations and strengths on random other heads *of the same layers*.
+    """Return a control for the plan ``like``: the same operations and strengths on random other heads *of the same layers*.
 
-    If ``like`` edits more than half of a layer's heads, the missing control heads come from the nearest layer that has unedited heads left.
+    If ``like`` edits more than half of a layer's heads, too few others are left there. The missing control heads then come from the nearest
+    layer that has some left.
 
     Args:
-        like: The plan to control for.
+        like: The plan for which a control is wanted.
         layout: Layout of the model: ``lm.layout``.
         seed: Seed of the random choice.
 
@@ -101,7 +103,7 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
         )
     generator = torch.Generator().manual_seed(seed)
     targets = {*like.heads}
-    # Heads of each layer that the plan does not edit; drawn heads are removed from it.
+    # Layer -> heads that the plan does not edit and that have not been drawn yet.
     free = {layer: [h for h in range(layout.heads[layer]) if (layer, h) not in targets] for layer in range(layout.n_layers)}
     by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
     for edit in like.edits:
@@ -120,15 +122,24 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
         draw(layer, edits[:matched])
         unmatched += edits[matched:]
     for edit in unmatched:  # after all others, so that no layer loses a head that it needs for its own edits
+        # Of two equally near layers, take the lower one.
         draw(min((layer for layer in free if free[layer]), key=lambda layer: (abs(layer - edit.layer), layer)), [edit])
     return Plan(tuple(chosen), like.direction, f"random heads (seed {seed}) for: {like.name}", like.provenance)
 
 
 def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
-    """Return a random direction that the heads of the plan ``like`` can write, at ``attn_out``, as the control of the plan's direction.
+    """Return a random direction, at site ``attn_out``, that the heads of the plan ``like`` can write to.
 
-    A head writes only to a subspace of ``head_dim`` dimensions. An isotropic random direction is almost orthogonal to this subspace:
-    projecting it out would change almost nothing, so it would be too weak a control.
+    It is a control for the plan's own direction: pass it to ``with_direction``. In each layer it is a random combination of the columns of
+    ``W_O`` that belong to the plan's heads.
+
+    An isotropic random direction would be too weak a control. A head writes only to a subspace of ``head_dim`` dimensions, to which such a
+    direction is almost orthogonal, so projecting it out would change almost nothing.
+
+    Args:
+        like: The plan for which a control is wanted.
+        layout: Layout of the model: ``lm.layout``.
+        seed: Seed of the random direction.
 
     Raises:
         ValueError: the plan has no direction.
@@ -144,12 +155,12 @@ def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
 
 
 def with_direction(like: Plan, direction: Direction) -> Plan:
-    """Return the plan ``like`` with another direction to project out, such as a random one, and the same heads and strengths."""
+    """Return a copy of the plan ``like`` that projects out another direction, such as a random one, with the same heads and strengths."""
     return Plan(like.edits, direction, f"{direction.estimator} direction for: {like.name}", like.provenance)
 
 
 def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
-    """Return the records (see ``origins``) of the problems that a plan and its direction were made from."""
+    """Return the records (see ``origins``) of the problems from which a plan and its direction were made."""
     parts = [planned.provenance, *([planned.direction.provenance] if planned.direction else [])]
     return origins.distinct(origins.record_in(part.notes) for part in parts)
 
@@ -158,13 +169,16 @@ def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
 def apply(lm: LM, planned: Plan) -> LM:
     """Return a new LM with a plan written into its weights.
 
-    An edit changes the columns ``W_h`` of a head in ``W_O``: ``project_out`` to ``(I - lambda v v^T) W_h`` (arXiv:2503.22048), ``scale`` to
-    ``(1 - lambda) W_h``, where lambda is the strength of the edit and v the plan's unit direction at the layer (see ``unit_at``).
+    An edit changes the columns ``W_h`` of ``W_O`` that belong to its head. With s the strength of the edit, and v the plan's unit direction
+    at the layer (see ``unit_at``)::
 
-    Only the output projections of the edited layers are copied; all other weights are shared with ``lm``.
+        project_out   W_h <- (I - s v v^T) W_h        (arXiv:2503.22048)
+        scale         W_h <- (1 - s) W_h
+
+    Only the output projections of the edited layers are copied. All other weights are shared with ``lm``.
 
     Raises:
-        WrongModelError: the plan was made from other weights.
+        WrongModelError: the plan was made from other weights, or its direction has another shape.
         UnsupportedModelError: the weights are quantised or offloaded. Use ``RuntimeEdit``, or ``vectors.save_adapter``.
         IndexError: the plan edits a head that does not exist.
         ValueError: the plan's direction is not finite.
@@ -177,6 +191,7 @@ def apply(lm: LM, planned: Plan) -> LM:
     )
     outs: list[Any] = [lm.layout.blocks[edit.layer].out for edit in planned.edits]
     changed = {id(out.weight) for out in outs}
+    # A tensor that the memo maps to itself is shared, not copied.
     tensors = [*lm.model.parameters(), *lm.model.buffers()]
     model = _copy(lm.model, {id(t): t for t in tensors if id(t) not in changed})
     edited = lms.child(lm, model, f"{lm.name} + {planned.name}", made_from=plan_origins(planned))
@@ -188,7 +203,11 @@ def apply(lm: LM, planned: Plan) -> LM:
 
 
 def _copy(module: Any, memo: dict[int, Any]) -> Any:
-    """Return ``copy.deepcopy(module, memo)``, but faster: deepcopy spends its time on a dozen, mostly empty dictionaries per module."""
+    """Return the same as ``copy.deepcopy(module, memo)``, but faster.
+
+    A module has about a dozen dictionaries, most of them empty, on which ``deepcopy`` spends most of its time. Here an empty one is made
+    anew, and numbers and texts are not copied.
+    """
     if id(module) in memo:
         return memo[id(module)]
     memo[id(module)] = new = module.__class__.__new__(module.__class__)
@@ -209,14 +228,15 @@ def _copy(module: Any, memo: dict[int, Any]) -> Any:
 def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tensor, " d_model"] | None) -> Tensor:
     if v is None or edit.op == "scale":
         return (1 - edit.strength) * W
-    return W - edit.strength * torch.outer(v, v @ W)
+    return W - edit.strength * torch.outer(v, v @ W)  # v v^T W without the matrix v v^T
 
 
 def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
-    """Return the plan's unit direction at a layer, as it applies to ``attn_out``; ``None`` if the plan has no direction.
+    """Return the plan's direction at a layer as a unit vector at ``attn_out``; ``None`` if the plan has no direction.
 
-    If a norm with gain g follows ``attn_out``, removing a direction v from the residual stream means projecting out ``g * v`` before the
-    norm. A direction of the kind ``attn_out`` is used as it is, since it was measured before the norm.
+    In most families this is the direction v itself, scaled to norm 1. In post-norm families a norm with gain g follows ``attn_out`` and
+    multiplies it by g. The component along v after the norm is then proportional to the component along ``g * v`` before it, so ``g * v``
+    is returned, scaled to norm 1. A direction measured at ``attn_out`` needs no such change.
     """
     if planned.direction is None:
         return None
@@ -224,11 +244,11 @@ def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> 
     if planned.direction.kind != "attn_out":
         v = layout.to_attn_out(layer, v)
     norm = v.norm()
-    return v / norm if norm > 0 else v
+    return v / norm if norm > 0 else v  # a zero vector stays zero, and the edit changes nothing
 
 
 def check_plan(lm: LM, planned: Plan) -> None:
-    """Raise an error unless a plan can be applied to a model.
+    """Raise an error if a plan cannot be applied to a model.
 
     Raises:
         WrongModelError: the plan was made from other weights, or its direction has another shape.
@@ -241,7 +261,7 @@ def check_plan(lm: LM, planned: Plan) -> None:
             f"not from {lm.name} (weights {lm.fingerprint[:12]}). Make a plan from this model's rollouts."
         )
     for edit in planned.edits:
-        lm.layout.head(edit.layer, edit.head)
+        lm.layout.head(edit.layer, edit.head)  # raises IndexError
     if planned.direction is not None:
         check_shape(planned.direction, lm)
         if not torch.isfinite(planned.direction.vector).all():
@@ -252,7 +272,7 @@ def check_plan(lm: LM, planned: Plan) -> None:
 class RuntimeEdit:
     """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``.
 
-    Up to rounding, the results are those of ``apply``.
+    Up to rounding, the model's outputs are those after ``apply``. It also works with quantised and offloaded weights.
     """
 
     plan: Plan
@@ -284,7 +304,12 @@ class RuntimeEdit:
 
 
 def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:
-    """Return the Frobenius norm of each edited head's columns of ``W_O`` before and after the edit.
+    """Return the Frobenius norm of each edited head's columns of ``W_O``, before and after the edit.
+
+    Args:
+        before: The model before the edit.
+        after: The edited model.
+        planned: The plan that was applied.
 
     Returns:
         One dict per edited head, with the keys ``layer, head, before, after``.

@@ -1,11 +1,13 @@
 """Entropy and log-probability of each token of given responses, under a model, with or without interventions.
 
-Equations (t: index over the tokens of a response; z: logits that predict token t; v: index over the full vocabulary):
+With x_t the response token at index t, z the logits that predict it, and v an index over the full vocabulary::
 
-    H_t = -sum_v p_v log p_v,   p = softmax(z / temperature)
+    p        = softmax(z / temperature)
+    H_t      = -sum_v p_v log p_v              entropy
+    logp_t   = log p_v  at v = x_t             log-probability
 
-Units: nats. Every entropy depends on a temperature: the argument of ``with_entropies``, or the sampling temperature if the entropies were
-recorded during sampling.
+Both are in nats. Both depend on the temperature: the argument of ``with_entropies``, or the sampling temperature if they were recorded
+during sampling.
 
 Cost: sampling with ``Sampling(details=True)`` records entropies without an extra forward pass. ``with_entropies`` runs the model once over
 each sequence (teacher-forced), with a KV cache, in chunks of at most ``CHUNK`` logits.
@@ -33,7 +35,7 @@ CHUNK = 2**24  # largest number of logits in memory at a time: 64 MB in fp32, ab
 
 
 class NoEntropiesError(ValueError):
-    """Rollouts have no entropies, but the operation needs them."""
+    """An operation needs entropies, but the rollouts have none recorded."""
 
 
 def with_entropies(
@@ -44,12 +46,12 @@ def with_entropies(
     Both are computed from the full softmax at ``temperature``, without top-k or top-p. ``target`` may differ from the model that sampled
     the rollouts, for example to measure the entropy of the base model's responses under an intervention.
 
-    ``Sampling(details=True)`` records the same entropies during sampling, if model and temperature are the same. Its log-probabilities are
-    also the same if sampling used neither top-k nor top-p.
+    For the model and temperature of the sampling, ``Sampling(details=True)`` has already recorded the same entropies. Its log-probabilities
+    are the same only if sampling used neither top-k nor top-p.
 
     Args:
-        target: Model or condition that predicts the tokens. The interventions of a condition are active. Its decoding rules and its change
-            of the prompt have no effect, since the tokens of prompt and response are given.
+        target: Model or condition that predicts the tokens. A condition's interventions are active. Its decoding rules and its change of
+            the prompt have no effect, since all tokens are given.
         rollouts: Responses to score.
         temperature: Softmax temperature, above 0.
         chunk: Largest number of logits in memory at a time, ``rows * positions * vocab``. If one position of all rows has more logits,
@@ -81,17 +83,17 @@ def with_entropies(
 
 
 def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) -> Float[Tensor, "2 rows response"]:
-    """Return log-probability and entropy (nats) of each response token, ``[2, rows, response]``.
+    """Return log-probability and entropy (nats) of each response token, ``[2, rows, response]``. Values at padding are meaningless.
 
-    Prompts are padded on the left and responses on the right. So each column of the KV cache belongs to the prompt in all rows, or to the
-    response in all rows.
+    Prompts are padded on the left and responses on the right. So the responses of all rows begin at the same column of the KV cache.
     """
     ids = pad_right([r.token_ids[r.prompt_len :] for r in batch], lm)
     scores = torch.zeros(2, *ids.shape, device=lm.device)
     cache, logits, mask = prefill(lm, [list(r.token_ids[: r.prompt_len]) for r in batch])
-    starts = mask.sum(dim=1)
+    starts = mask.sum(dim=1)  # number of prompt tokens per row, and so the position of the first response token
     last = torch.tensor([len(r.token_ids) - 1 for r in batch], device=lm.device)
     scores[:, :, :1] = logprobs_and_entropies(logits[:, None], ids[:, :1], temperature)
+    # Each chunk feeds the tokens at..stop - 1 and scores the tokens at + 1..stop that they predict. The prompt has predicted token 0.
     width = max(1, chunk // (len(batch) * logits.shape[-1]))
     for at in range(0, ids.shape[1] - 1, width):
         stop = min(at + width, ids.shape[1] - 1)
@@ -105,7 +107,7 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
 
 
 def entropies_of(rollout: Rollout) -> Float[ndarray, " response"]:
-    """Return the entropies stored in a rollout, one per response token, in nats.
+    """Return the entropies recorded in a rollout, one per response token, in nats.
 
     Raises:
         NoEntropiesError: the rollout has no recorded entropies.

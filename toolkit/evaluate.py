@@ -1,4 +1,4 @@
-"""Compare models (base, edited, steered, trained, random controls) on the same problems with the same random numbers."""
+"""Compare conditions (base, edited, steered, trained, random controls) on the same problems with the same random numbers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ REPORTED = (
     "accuracy", "think_tokens", "response_tokens", "closed", "looping",
     "shortest_5", "shortest_10", "shortest_20", "shortest_5_same", "shortest_10_same", "shortest_20_same",
 )  # fmt: skip
-"""Metrics of ``summary``. ``shortest_20`` is the accuracy of the condition's 20 % of responses with the shortest thinking, as in
-ThinkEdit's tables; ``shortest_20_same`` is the accuracy on the 20 % of problems about which base thinks least, the same for all."""
+"""Metrics of ``summary``.
+
+``shortest_20`` is the accuracy of the condition's own 20 % of responses with the shortest thinking, as in ThinkEdit's tables.
+``shortest_20_same`` is its accuracy on the 20 % of problems on which base thinks least: the same problems for all conditions.
+"""
 
 
 class OverlapError(ValueError):
@@ -31,11 +34,12 @@ class OverlapError(ValueError):
 
 
 def made_from(condition: Condition) -> list[origins.Record]:
-    """Return the distinct records (see ``origins``) of the problems that a condition's weights and interventions were made from.
+    """Return the records of the problems from which a condition's weights and interventions were made, without duplicates.
 
-    Judging the condition on one of these problems would not be held out.
+    A record holds hashes of problem ids (see ``origins``). For a held-out evaluation, none of these problems may be used.
     """
     acts: list[Any] = [act for act in condition.during if is_dataclass(act)]
+    # Directions, scores, moments and plans inside the interventions; each has a provenance with a record.
     parts = [
         value
         for act in acts
@@ -50,12 +54,13 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """Return a dict from condition name to the number of ``problems`` that the condition was made from. By default, any is an error.
+    """Raise an error if a condition would be judged on problems from which it was made; return the number of such problems per condition.
 
     Args:
-        problems: Problems that the conditions are to be judged on.
-        allow: True to return the counts instead of raising an error.
-        remedy: Advice for the user, the last sentence of the error message.
+        conditions: Conditions by name.
+        problems: Problems on which the conditions are to be judged.
+        allow: True to return the numbers without raising an error.
+        remedy: Last sentence of the error message, which advises the user what to do.
 
     Raises:
         OverlapError: a condition was made from one of the problems, and ``allow`` is False.
@@ -83,17 +88,21 @@ def compare(
 ) -> Report:
     """Sample every condition on the same problems with the same random numbers; return the graded responses as a report.
 
+    The random numbers of a sample depend only on the seed, the problem and the sample index.
+
     Args:
         conditions: Conditions or models, by name.
+        problems: Problems to sample.
         sampling: Sampling settings of all conditions.
-        base: Name of the condition that the others are compared with.
-        out: Directory for the rollouts, one folder per condition; repeat the call to resume after a stop.
-        allow_overlap: True to judge conditions also on problems that they were made from; reports and model cards then say so.
+        base: Name of the condition with which the others are compared.
+        out: Directory for the rollouts, with one folder per condition. Repeat the call to resume after an interruption. ``None`` stores
+            nothing.
+        allow_overlap: True to judge conditions even on problems from which they were made; reports and model cards then say so.
         progress: True to show a progress bar.
 
     Raises:
         ValueError: ``base`` is not among the conditions.
-        OverlapError: a condition was made from one of the problems.
+        OverlapError: a condition was made from one of the problems, and ``allow_overlap`` is False.
     """
     if base not in conditions:
         raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
@@ -104,7 +113,7 @@ def compare(
         where = None if out is None else rollout_folder(out, name)
         try:
             sampled = rollouts(condition, problems, sampling, out=where, progress=progress)
-        except BaseException as stop:
+        except BaseException as stop:  # including Ctrl-C: the message then names the condition that was interrupted
             stop.add_note(f"condition {number} of {len(judged)}")
             raise
         tables.append(rollout_table(sampled, problems).assign(condition=name))
@@ -128,9 +137,10 @@ def rollout_folder(out: str | Path, name: str) -> Path:
 
 
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
-    """Return one row per rollout: the columns of ``Report.rows`` except ``condition``.
+    """Return a table with one row per rollout, and the columns of ``Report.rows`` except ``condition``.
 
     Args:
+        rollouts: Rollouts of one condition.
         problems: The problems that the rollouts answer, in any order.
     """
     by_id = {p.id: p for p in problems}
@@ -144,6 +154,7 @@ def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> p
             "think_tokens": r.think_tokens,
             "response_tokens": r.response_tokens,
             "closed": r.closed,
+            # Only a response that was cut off at the token limit can be stuck in a loop.
             "looping": r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]),
             "finish": r.finish,
         }
@@ -163,12 +174,11 @@ def outcomes(report: Report, condition: str) -> Outcomes:
 
 
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table of every metric of every condition, and of its paired difference from base (condition minus base).
+    """Return a table with one row per condition and metric: the metric's value and its paired difference from base (condition minus base).
 
-    One row per condition and metric. Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``.
-    ``low`` and ``high`` are the ends of the 95 % interval of the mean, ``difference_low`` and ``difference_high`` of the difference, from a
-    bootstrap over problems. Accuracies and other shares are between 0 and 1. The metrics are ``REPORTED``; ``metrics.METRICS`` describes
-    each.
+    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``. ``low`` and ``high`` are the ends of the
+    95 % interval of ``mean``, ``difference_low`` and ``difference_high`` those of ``difference``. Intervals come from a bootstrap over
+    problems. Shares, such as accuracies, are between 0 and 1. The metrics are ``REPORTED``; ``metrics.METRICS`` describes each.
 
     Args:
         seed: Seed of the bootstrap.

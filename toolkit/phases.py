@@ -1,4 +1,4 @@
-"""The scope of an intervention (the positions at which it acts), and the phase of every position while a model runs.
+"""``Scope``, the positions at which an intervention acts, and ``track``, which computes the phase of every position while a model runs.
 
 The phase of a position is prompt, think or answer. It is computed from token ids: see ``spans``.
 """
@@ -24,21 +24,22 @@ from toolkit.spans import ANSWER, PHASES, PROMPT, TAIL, THINK, find_tag, phase_a
 
 @dataclass(frozen=True)
 class Scope:
-    """Positions of prompt and response at which an intervention acts.
+    """Positions of prompt and response at which an intervention acts, and its strength there.
 
     Each position has a phase: *prompt* until thinking is opened, *think* from the opening tag on, *answer* from the closing tag on. The
-    last token of a tag is the first position of the new phase. So the position that predicts ``</think>`` is in the think phase, and the
-    position of ``</think>``, which predicts the first token of the answer, is in the answer phase.
+    last token of a tag is the first position of the new phase. So the position that predicts ``</think>`` is in the think phase. The
+    position of ``</think>`` itself, which predicts the first token of the answer, is in the answer phase.
+
+    ``first``, ``until``, ``ramp`` and ``budget`` apply only to the think phase. They count think tokens from the start of thinking.
 
     Attributes:
         phases: Phases in which the intervention acts: any of ``"prompt"``, ``"think"``, ``"answer"``.
-        first: In the think phase, the intervention begins to act after this number of think tokens.
-        until: In the think phase, the intervention stops acting after this number of think tokens; ``None`` means that it does not stop.
-        ramp: In the think phase, the strength of the intervention rises from 0 to full strength (``"up"``) or falls from full strength to 0
-            (``"down"``) over the first ``budget`` think tokens, and then stays. ``None`` means full strength from the start.
+        first: Number of think tokens after which the intervention begins to act.
+        until: Number of think tokens after which it stops acting; ``None`` if it does not stop.
+        ramp: ``"up"`` if the strength rises from 0 to full over the first ``budget`` think tokens, ``"down"`` if it falls from full to 0.
+            After the ramp the strength stays full or 0, respectively. ``None`` means full strength throughout.
         budget: Length of the ramp in think tokens; ``None`` without a ramp.
-        newest: True to act only at the prompt's last position and at every response token, not in the rest of the prompt (as in
-            arXiv:2506.15647).
+        newest: True to exclude all positions of the prompt except its last (as in arXiv:2506.15647).
     """
 
     phases: tuple[str, ...] = PHASES
@@ -58,7 +59,9 @@ class Scope:
 
     @staticmethod
     def parse(during: str | Scope) -> Scope:
-        """Return a scope from its short form: ``"all"``, ``"newest"``, or phases joined by ``+``. A ``Scope`` is returned unchanged.
+        """Return a scope from its short form; a ``Scope`` is returned unchanged.
+
+        ``"all"`` means every position, ``"newest"`` means ``Scope(newest=True)``. Otherwise the text is phases joined by ``+``.
 
         >>> str(Scope.parse("think+answer"))
         'think+answer'
@@ -85,12 +88,12 @@ class Scope:
         return "everywhere" if self.everywhere else ("newest position, " if self.newest else "") + ", ".join(parts)
 
     def weight(self, now: Now) -> Float[Tensor, "batch seq"]:
-        """Return the factor for the intervention's strength at each position of a forward pass.
+        """Return the factor on the intervention's strength at each position of a forward pass.
 
-        It is 0 outside the scope and 1 inside; on a ramp it is between 0 and 1.
+        The factor is 0 outside the scope and 1 inside; on a ramp it is between 0 and 1.
 
         Args:
-            now: Phases of the positions of the pass.
+            now: Phases of the positions of this forward pass.
         """
         in_phase = [now.phase == PHASES.index(name) for name in self.phases]
         weight = (in_phase[0] if len(in_phase) == 1 else torch.stack(in_phase).any(dim=0)).float()
@@ -99,6 +102,7 @@ class Scope:
         if self.first or self.until is not None:
             early = now.written < self.first
             outside = early if self.until is None else early | (now.written >= self.until)
+            # Only in the think phase: elsewhere the number of think tokens does not matter.
             weight = weight.masked_fill((now.phase == THINK) & outside, 0.0)
         if self.budget is not None:
             share = (now.written / self.budget).clamp(max=1.0)
@@ -114,10 +118,10 @@ class Now:
     """The phases of the positions of one forward pass.
 
     Attributes:
-        phase: Phase of each position: PROMPT, THINK or ANSWER.
-        before: Phases of the earlier positions, which are in the KV cache; ``None`` if there are none.
-        newest: Positions at which a scope with ``Scope.newest`` acts: True at the prompt's last position and at response tokens, False in
-            the rest of the prompt. ``None`` means True everywhere.
+        phase: Phase of each position: one of the integers PROMPT, THINK, ANSWER (0, 1, 2).
+        before: Phases of the earlier positions, whose keys and values are in the KV cache; ``None`` if there are none.
+        newest: Mask for ``Scope.newest``: True at the prompt's last position and at response tokens, False in the rest of the prompt.
+            ``None`` means True everywhere.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -126,14 +130,15 @@ class Now:
 
     @cached_property
     def written(self) -> Int[Tensor, "batch seq"]:
-        """For each position, the number of earlier positions in the think phase, including those in the KV cache."""
+        """Number of think positions before each position, including those in the KV cache."""
+        # The cumulative sum includes the position itself, so subtract it.
         thinking = (self.phase == THINK).long()
         earlier = 0 if self.before is None else (self.before == THINK).sum(dim=1, keepdim=True)
         return earlier + thinking.cumsum(dim=1) - thinking
 
 
 class Tracker:
-    """Holder of the phases of the current forward pass, in the property ``now``. The context manager ``track`` yields one."""
+    """Phases of the current forward pass, in the property ``now``. ``track`` makes a tracker and updates it before every pass."""
 
     def __init__(self) -> None:
         self._now: Now | None = None
@@ -147,13 +152,13 @@ class Tracker:
 
     @now.setter
     def now(self, now: Now) -> None:
-        self._now, self._weights = now, {}
+        self._now, self._weights = now, {}  # weights of an earlier pass are dropped
 
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
-        """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
+        """Return ``scope.weight`` for the current forward pass, on a device. It is computed once per pass, since every layer needs it.
 
-        On a CPU, return ``None`` if the weight is 0 everywhere. On a GPU the weight is always returned: the check would make the CPU wait
-        for the GPU.
+        On a CPU, return ``None`` if the weight is 0 everywhere, so that the caller can skip the intervention. On a GPU the weight is always
+        returned, since to check it the CPU would have to wait for the GPU.
         """
         if scope not in self._weights:
             weight = scope.weight(self.now).to(device)
@@ -162,10 +167,10 @@ class Tracker:
 
 
 class History(DynamicLayer):
-    """Token ids of each row and their phases, stored as an additional layer of the KV cache.
+    """Additional layer of the KV cache that stores the token ids of each row, and their phases.
 
-    In this way, any change of the cache (rows reordered, dropped or repeated, tokens cropped) changes ids and phases alike. ``keys`` holds
-    the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``.
+    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. As part of the cache, they follow all its changes:
+    rows reordered, dropped or repeated, tokens cropped.
     """
 
 
@@ -175,14 +180,14 @@ def track(lm: LM) -> Iterator[Tracker]:
 
     It yields a ``Tracker``, which holds the phases of the current pass. There are three kinds of forward pass:
 
-    - A pass with an empty KV cache is a prompt. Tags at its end, or in an unfinished assistant message at its end, decide in which phase
-      the response begins. Other tags in the prompt are ignored.
-    - A pass with a filled cache continues a response, token by token or several tokens at once.
-    - A pass without a cache is a whole sequence, prompt and response; everything before its last opening tag is the prompt.
+    - A pass with an empty KV cache is a prompt. A tag at the end of the prompt decides in which phase the response begins; so do tags in an
+      unfinished assistant message there (see ``spans.phase_at_end``). Other tags in the prompt are ignored.
+    - A pass with a filled cache continues a response, by one token or by several.
+    - A pass without a cache is a whole sequence, prompt and response. Everything before its last opening tag counts as prompt.
 
     Raises (when the model runs):
-        ValueError: The phases cannot be computed. Either the cache was filled outside the context, or embeddings were passed instead of
-            token ids, or a whole sequence was passed and the model has no opening think tag.
+        ValueError: The phases cannot be computed, for one of three reasons. The cache was filled outside the context; or embeddings were
+            passed instead of token ids; or a whole sequence was passed, but the model has no opening think tag.
     """
     tracker, opened_phases = Tracker(), _phase_lookup(lm)
 
@@ -228,12 +233,16 @@ def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 
 
 _PhaseLookup = Callable[[Tensor, Tensor], Tensor]
-"""A function ``(ids before, new ids) -> phase of each new token``: THINK if the token is the last of the opening tag, ANSWER if it is the
-last of the closing tag, PROMPT otherwise."""
+"""A function ``(ids before, new ids) -> the phase that each new token starts``.
+
+This is THINK for the last token of an opening tag and ANSWER for the last token of a closing tag. A token that starts no phase has PROMPT,
+which is 0 and so has no effect in a maximum of phases.
+"""
 
 
 def _phase_lookup(lm: LM) -> _PhaseLookup:
-    """Return the ``_PhaseLookup`` of a model: a table lookup if each tag is a single token, else a search in the text of the tokens."""
+    """Return the ``_PhaseLookup`` of a model: by token id if each tag is a single token, else by a search in the decoded text."""
+    # Without tags, the table below is 0 (PROMPT) everywhere.
     tags = [(lm.tags.open, THINK), (lm.tags.close, ANSWER)] if lm.tags else []
     single = {phase: lm.token_id(tag) for tag, phase in tags if tag is not None}
     if None in single.values():
@@ -254,18 +263,23 @@ def _phase_lookup(lm: LM) -> _PhaseLookup:
 def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _PhaseLookup) -> Now:
     """Return the phases of tokens that follow cached tokens.
 
-    The first opening tag begins the think phase, the first closing tag the answer phase; later tags have no effect.
+    The first opening tag starts the think phase, the first closing tag the answer phase. Later tags have no effect.
+
+    Args:
+        ids: The new tokens.
+        history: The cached tokens and their phases.
+        opened_phases: The model's ``_PhaseLookup``.
     """
     assert history.keys is not None and history.values is not None
     before = history.values[:, 0, :, 0]
-    opened = opened_phases(history.keys[:, 0, -TAIL:, 0], ids)
+    opened = opened_phases(history.keys[:, 0, -TAIL:, 0], ids)  # a tag may begin in the last cached tokens
     if ids.shape[1] > 1:
         opened = opened.cummax(dim=1).values
-    return Now(torch.maximum(before[:, -1:], opened), before, None)  # phases never go back
+    return Now(torch.maximum(before[:, -1:], opened), before, None)  # a phase is never below that of the last cached token
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
-    """Return the phases of whole sequences, prompt and response: everything before the last opening tag is PROMPT."""
+    """Return the phases of whole sequences (prompt and response). All before the last token of the last opening tag is PROMPT."""
     if lm.tags is None or lm.tags.open is None:
         raise ValueError(
             f"No tag opens the thinking of {lm.name}, so in a whole sequence it is unknown where the prompt ends: "
@@ -273,7 +287,8 @@ def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
         )
     nothing = ids[:, :0]
     opening = _ends(lm, nothing, ids, lm.tags.open)
-    # last: True only at the end of the last opening tag (from there on, one such tag is left); opened: True from there on.
+    # The sum, taken from the right, counts the opening tags that end at a position or later. last: True only at the end of the last opening
+    # tag, where this count is 1. opened: True from there on.
     last = opening & (opening.flip(1).cumsum(dim=1).flip(1) == 1)
     opened = last.cummax(dim=1).values
     # A closing tag counts after the last opening tag, or anywhere if there is no opening tag.
@@ -284,7 +299,7 @@ def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 
 
 def _ends(lm: LM, before: Int[Tensor, "batch past"], ids: Int[Tensor, "batch seq"], tag: str | None) -> Bool[Tensor, "batch seq"]:
-    """Return a mask of the new tokens ``ids``: True if the token is the last of an occurrence of the tag, which may begin in ``before``."""
+    """Return a mask of the new tokens ``ids``: True at the last token of each tag. The tag may begin in the tokens ``before``."""
     if tag is None:
         return torch.zeros_like(ids, dtype=torch.bool)
     single = lm.token_id(tag)

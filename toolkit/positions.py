@@ -1,6 +1,6 @@
-"""Choices of token positions in rollouts, at which activations are collected or averaged.
+"""Rules that select token positions in rollouts, at which activations are collected or averaged.
 
-The choices: the whole think span, starts of lines of thinking, ends of sentences of thinking, and random subsets of these.
+There are rules for all think tokens, starts of lines of thinking, ends of sentences of thinking, and random subsets of these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from toolkit.lm import LM
 from toolkit.types import Rollout
 
 By = Callable[[Rollout], str | None]
-"""A function from a rollout to the name of its class (such as "long" or "short"), or to ``None`` to leave the rollout out."""
+"""A function from a rollout to the name of its class, such as "long" or "short". ``None`` leaves the rollout out."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,17 @@ def _think(r: Rollout) -> Sequence[int]:
 
 
 THINK = Positions("think", _think)
-"""All positions that predict a think token: ``[start - 1, stop - 1)`` for the think span ``[start, stop)``, as in ThinkEdit's code."""
+"""All positions that predict a think token, as in ThinkEdit's code.
+
+The logits at a position predict the next token. So for the think span ``[start, stop)`` the positions are ``[start - 1, stop - 1)``.
+"""
 
 
 def step_starts(lm: LM) -> Positions:
-    """Return a rule that selects the positions that predict the first token of a line of thinking (our choice).
+    """Return a rule that selects the positions that predict the first token of each line of thinking.
 
-    At these positions a model that writes one step per line decides on its next step. They are the position that predicts the first think
-    token, and every later position of the think span whose token ends with a line break.
+    If a model writes one step per line, it decides on its next step at these positions. They are the position that predicts the first think
+    token, and every think token that ends with a line break, except the last think token. The rule is ours, not from a paper.
     """
     ends_line = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).endswith("\n")}
 
@@ -56,13 +59,15 @@ def step_starts(lm: LM) -> Positions:
 
 
 def sentence_ends(lm: LM) -> Positions:
-    """Return a rule that selects the positions whose token ends a sentence of thinking, with ``.``, ``!`` or ``?`` (our choice).
+    """Return a rule that selects the think tokens that end a sentence, with ``.``, ``!`` or ``?``.
 
-    At these positions a model that thinks in prose continues or stops. A rollout whose thinking was never closed has no such positions.
+    If a model thinks in prose, it decides at these positions whether to continue thinking or to stop. The rule selects nothing in a rollout
+    whose thinking was never closed. It is ours, not from a paper.
 
-    Use: collect ``states(..., each=True)`` at these positions. In the rows with ``remaining`` 0, thinking stopped; in all others it
-    continued. The mean of the others minus the mean of these rows is a direction of thinking length (+ is longer). If the whole response
-    counts as thinking, the difference is a direction of response length.
+    Use: to compute a direction of thinking length (+ is longer), collect activations with ``collect.states(..., each=True)``, one row per
+    position. ``remaining`` counts the think tokens after a position. Take the mean of the rows with ``remaining`` above 0, where thinking
+    continued, minus the mean of those with 0, where it stopped. (If the model marks no thinking, so that the whole response counts as
+    thinking, this is a direction of response length.)
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 
@@ -75,10 +80,10 @@ def sentence_ends(lm: LM) -> Positions:
 def sample_positions(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
     """Return a rule that selects a random subset of the positions of another rule: at most ``at_most`` per rollout, in ascending order.
 
-    Positions are drawn without replacement. The draw depends only on the seed, the rollout's problem id and its sample index.
+    Positions are drawn without replacement. The same seed, problem id and sample index always give the same subset.
 
     Args:
-        positions: Rule to draw from.
+        positions: The other rule.
         at_most: Largest number of positions per rollout.
         seed: Random seed.
 

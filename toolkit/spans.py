@@ -1,6 +1,6 @@
 """Think and answer spans of a sequence of token ids, and the phase (prompt, think or answer) of a response while it is generated.
 
-Tags are searched by token id if they are a single token of the vocabulary, else in the decoded text of the tokens.
+A tag that is a single token of the vocabulary is searched by token id, any other tag in the decoded text of the tokens.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from toolkit.lm import LM
 from toolkit.tags import ENDS_MESSAGE
 from toolkit.types import Span
 
-TAIL = 32  # number of last tokens that are searched for a tag: of a prompt, or of a response while it is written
+TAIL = 32  # a tag at the end of a prompt, or of an unfinished response, is searched in this number of last tokens
 PHASES = ("prompt", "think", "answer")
 PROMPT, THINK, ANSWER = range(3)  # indices into PHASES; a response is in PROMPT until its thinking is opened
 
 
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
-    """Return the think span and the answer span of a sequence (prompt and response), each ``None`` if the sequence has no such span.
+    """Return ``(think span, answer span)`` of a sequence (prompt and response); ``None`` in place of a span that the sequence lacks.
 
     - Thinking is opened by a tag in the response, at the end of the prompt, or in an unfinished assistant message at the end of the prompt.
       If the model has only a closing tag, thinking starts with the response.
@@ -27,10 +27,10 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
       the answer.
     - The first closing tag ends thinking. If thinking is opened but not closed, the think span runs to the end, and there is no answer.
     - If the response has a closing tag but no opening tag, thinking runs from the first token of the response to the closing tag.
-    - If there is neither tag, there is no think span, and the whole response is the answer.
+    - If neither tag occurs, there is no think span, and the whole response is the answer.
     - If the model has no tags (``lm.tags`` is ``None``), there is no think span, and the whole response is the answer.
     - If ``lm.tags`` exists but has neither an opening nor a closing tag (``ThinkTags(None, None)``), the whole response is the think span.
-      If ``ended``, it is the answer span too.
+      If the response is complete (``ended``), it is the answer span too.
 
     Args:
         ids: Token ids of prompt and response.
@@ -59,7 +59,10 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
 
 
 def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> int:
-    """Return the position at which thinking ends: that of the closing tag, or of a message end (``tags.ENDS_MESSAGE``) right before it.
+    """Return the stop of the think span: the position of the closing tag, or that of a message end right before the tag.
+
+    Some models end the message that holds their thinking before they close thinking. ``tags.ENDS_MESSAGE`` has the text of such an end. It
+    belongs to no span.
 
     Args:
         start: Position of the first think token.
@@ -71,10 +74,10 @@ def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> in
 
 
 def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
-    """Return the position at which the text of an answer begins.
+    """Return the position at which the text of an answer begins, to be decoded together with the answer span.
 
-    This is the start of the answer span, with one exception: if the prompt ends with an unfinished assistant message that already contains
-    a part of the answer, the position is inside the prompt.
+    This is the start of the answer span, with one exception. If the prompt ends with an unfinished assistant message that already contains
+    the beginning of the answer, the text begins inside the prompt.
 
     Args:
         answer: Answer span, from ``spans``.
@@ -85,7 +88,7 @@ def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> i
 
 
 def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
-    """Return True if a prompt ends with a tag, or with a tag and white space; False if ``tag`` is ``None``."""
+    """Return True if a prompt ends with a tag, or with a tag and then white space; False if ``tag`` is ``None``."""
     places = find_tag(lm, prompt[-TAIL:], tag)
     return bool(places) and not lm.text(prompt[-TAIL:][places[-1].stop :]).strip()
 
@@ -96,7 +99,7 @@ def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -
 
 
 def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
-    """Return the span of every occurrence of a tag in ``ids``, as positions in ``ids``, in order; an empty list if the tag is ``None``."""
+    """Return the spans of all occurrences of a tag in ``ids``, in order; an empty list if the tag is ``None``."""
     if tag is None:
         return []
     single = lm.token_id(tag)
@@ -106,6 +109,8 @@ def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
     # pieces[i] is the text that token i adds. Decoded alone it could lack its leading blank, which many tokenizers drop at the start of a
     # text. So decode it together with token i - 1, and cut off the text of token i - 1.
     pieces = [lm.text(ids[max(i - 1, 0) : i + 1])[len(lm.text(ids[i - 1 : i])) if i else 0 :] for i in range(len(ids))]
+    # ends[i]: the character offset at which token i ends. The tag's first token is the first that ends after the tag begins; its last token
+    # is the first that ends at the tag's end or later.
     ends = np.cumsum([len(piece) for piece in pieces])
     text, places, at = "".join(pieces), [], 0
     while (at := text.find(tag, at)) >= 0:
@@ -121,11 +126,11 @@ def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
 
     The first rule that applies decides:
 
-    - The model has no tags: ANSWER.
-    - The prompt ends with a tag, or with an unfinished assistant message that contains tags: the last of these tags decides, THINK for an
-      opening tag and ANSWER for a closing one.
-    - The thinking of the model has no opening tag: THINK.
-    - Otherwise: PROMPT.
+    - If the model has no tags, the phase is ANSWER.
+    - If the prompt ends with a tag, or with an unfinished assistant message that contains tags, the last of these tags decides: THINK after
+      an opening tag, ANSWER after a closing one.
+    - If the model has a closing tag only, the phase is THINK.
+    - Otherwise the phase is PROMPT.
     """
     tags = lm.tags
     if tags is None or ends_with(lm, prompt, tags.close):
@@ -133,12 +138,16 @@ def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
     if tags.open is None or ends_with(lm, prompt, tags.open):
         return ANSWER if tags.open is None and find_tag(lm, _assistant_message(lm, prompt), tags.close) else THINK
     message = _assistant_message(lm, prompt)
+    # Positions of the last opening and the last closing tag in the message; -1 if there is none.
     opened, closed = (max((span.start for span in find_tag(lm, message, tag)), default=-1) for tag in (tags.open, tags.close))
     return PROMPT if opened == closed == -1 else THINK if opened > closed else ANSWER
 
 
 def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
-    """Return the tokens of the assistant message at the end of a prompt: all tokens after the last ones that open an assistant turn."""
+    """Return the tokens of the assistant message at the end of a prompt: those after the last start of an assistant turn.
+
+    They are empty if the prompt ends at that start, or if no assistant turn starts in the prompt.
+    """
     turn, ids = lm.turn, tuple(prompt)
     size = len(turn)
     if not size:
@@ -148,13 +157,13 @@ def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
 
 
 class Reader:
-    """Tracker of one response while it is generated, token by token: its phase and its number of think tokens.
+    """State of one response while it is generated token by token: its phase and its number of think tokens.
 
     Attributes:
         phase: Phase of the next token: PROMPT until thinking is opened, then THINK, and ANSWER once thinking is closed.
-        written: Number of think tokens so far. If the closing tag has several tokens, all but its last are counted too, since the tag is
-            recognised only when it is complete.
-        forced: Number of times that a decoding rule has replaced a sampled token. ``generate`` counts it.
+        written: Number of think tokens so far. A closing tag is recognised only when it is complete. So if it has several tokens, all but
+            the last are counted as think tokens.
+        forced: Number of sampled tokens that a decoding rule has replaced; ``generate`` updates it.
     """
 
     def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
@@ -172,7 +181,7 @@ class Reader:
         return any(span.stop == len(row) for span in find_tag(self.lm, row, tag))
 
     def push(self, token: int) -> None:
-        """Append a token to the response, and update ``phase`` and ``written``."""
+        """Add the next token of the response: update ``phase`` and ``written``."""
         tags = self.lm.tags
         if self.phase != ANSWER and tags is not None and self.ends(token, tags.close):
             self.phase = ANSWER

@@ -1,12 +1,13 @@
 """Use a model in TransformerLens or nnsight, with the same weights in memory, and translate the names of sites.
 
-The other library gets a copy of the *modules* of ``lm`` that shares all weights and hooks with ``lm``. No weights are folded, centred or
-copied, and ``lm`` itself does not change. So edited models work in the other library, and an intervention on ``lm`` also acts on the other
-library's model::
+The other library gets a copy of the *modules* of ``lm``. It shares all weights and hooks with ``lm``, and ``lm`` itself does not change. No
+weights are folded or centred. So edited models work in the other library, and an intervention on ``lm`` also acts there::
 
     bridge = bridges.to_transformer_lens(lm)
     with edits.steering(direction, 0.05)(lm):
         logits, cache = bridge.run_with_cache(ids)
+
+The places of the toolkit's sites in both libraries (where to read a site, and where to add a vector to it):
 
 ==============  ==================  ==================================================  ===============================
 site kind       TransformerLens     nnsight: module, and its input or output            where to add a vector
@@ -27,15 +28,15 @@ site kind       TransformerLens     nnsight: module, and its input or output    
 
 Limits:
 
-- TransformerLens computes attention itself (eager), so numbers agree up to rounding. For GPT-NeoX it copies the fused query-key-value
-  weights.
+- TransformerLens computes attention itself (eager), so numbers agree only up to rounding.
+- For GPT-NeoX, TransformerLens copies the fused query-key-value weights. All other weights are shared.
 - With TransformerLens's option ``use_attn_result`` the output projection is never called. Then interventions at ``z`` and ``attn_out`` have
   no effect.
-- *At* a site that an intervention writes to, the other library may show the value before the write. nnsight does so at every module
-  output, TransformerLens at ``resid_pre``, ``z`` and ``mlp_out``. All later sites show the effect of the write.
+- If an intervention changes a site, the other library may show the value of that site before the change. nnsight does so at every module
+  output, TransformerLens at ``resid_pre``, ``z`` and ``mlp_out``. All later sites show the effect of the change.
 - In nnsight, read sites in the order in which the model computes them.
-- Do not use ``output_hidden_states`` in nnsight. It makes transformers put permanent hooks on the shared layers, and ``lm`` then lists
-  every hidden state twice.
+- Do not use ``output_hidden_states`` in nnsight. It makes transformers put permanent hooks on the shared layers. ``lm`` then returns every
+  hidden state twice.
 """
 
 from toolkit.bridges.activations import from_nnsight, from_transformer_lens, moments

@@ -1,4 +1,4 @@
-"""Activations that TransformerLens or nnsight recorded, converted to values at the toolkit's sites and to moments."""
+"""Convert activations that TransformerLens or nnsight recorded into activations by ``Site``, and those into ``Moments``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from toolkit.types import Moments, Rollout
 def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batch seq _"]]:
     """Return the activations that TransformerLens recorded, as a dict from site to tensor ``[batch, seq, width]``.
 
-    Hooks that are no site of the toolkit are ignored. The heads of ``z`` are concatenated.
+    Recorded hooks that do not correspond to a site are ignored. The outputs of the heads are concatenated to ``z``.
 
     Args:
         lm: The model that TransformerLens ran.
         cache: An ``ActivationCache``, or another mapping from hook names to tensors. If it has no batch axis, the result has none either.
 
     Raises:
-        NeighbourError: the cache has no site of the toolkit.
+        NeighbourError: no hook in the cache corresponds to a site.
     """
     values: dict[Site, Tensor] = {}
     for layer in range(lm.layout.n_layers):
@@ -36,6 +36,7 @@ def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batc
             present = [full for name in names if (full := f"blocks.{layer}.{name}") in cache]
             if present and layer in lm.layout.layers(kind):
                 values[Site(kind, layer)] = cache[present[0]].flatten(-2) if kind == "z" else cache[present[0]]
+        # Where attention and MLP run in parallel there is no hook for resid_mid; it is the sum of resid_pre and attn_out.
         parts = [values.get(Site(kind, layer)) for kind in ("resid_pre", "attn_out")]
         if not hook_names(lm)["resid_mid"] and all(part is not None for part in parts):
             values[Site("resid_mid", layer)] = parts[0] + parts[1]  # type: ignore[operator]  # neither is None
@@ -45,15 +46,15 @@ def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batc
 
 
 def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tensor]:
-    """Return the activations at some sites, as a dict from site to ``[batch, seq, width]``. Call this function inside an nnsight trace::
+    """Return the activations at some sites, as a dict from site to tensor ``[batch, seq, width]``. Call it inside an nnsight trace::
 
         with model.trace(ids):
             values = from_nnsight(lm, model, wanted)
 
-    The values can be used after the trace. They are read in the order in which the model computes them, as nnsight requires.
+    The tensors remain usable after the trace. The function reads sites in the order in which the model computes them, as nnsight requires.
 
     Args:
-        lm: The model that ``model`` was made from.
+        lm: The model from which ``model`` was made.
         model: The nnsight model, from ``to_nnsight``.
         wanted: Sites to read, in any order.
     """
@@ -66,6 +67,7 @@ def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tenso
             place = nnsight_path(lm, Site(kind, layer))
             value = resid_pre if kind == "resid_pre" else getattr(model.get(place.module), place.side)
             value = value[0] if isinstance(value, tuple) else value
+            # A clone does not change if a later module writes to the tensor in place. (The sum is a new tensor anyway.)
             values[Site(kind, layer)] = resid_pre + lm.layout.factor * value if place.plus else value.clone()
     return nnsight.save(values)
 
@@ -77,19 +79,22 @@ def moments(
     *,
     name: str,
 ) -> Moments:
-    """Return the moments of activations that another library recorded, as ``collect.moments`` would. Sums are in fp64.
+    """Return the moments (sums per class) of activations that another library recorded, as ``collect.moments`` returns them.
+
+    Each rollout contributes the mean of its activations over the chosen positions. Sums are in fp64.
 
     Args:
-        lm: The model that the activations come from.
-        examples: One tuple per rollout, ``(rollout, class, {site: [seq, width] or [1, seq, width]})``. A site kind must have all layers.
-            Examples are read one at a time, so a generator saves memory.
+        lm: The model that computed the activations.
+        examples: One tuple per rollout: the rollout, the name of its class (such as "long"), and a dict from site to activations,
+            ``[seq, width]`` or ``[1, seq, width]``. If a kind of site occurs, it must occur at all layers. Examples are read one at a time,
+            so a generator saves memory.
         positions: Function from a rollout to the positions to average over, such as ``collect.THINK.of``. A rollout without positions is
             left out.
         name: Name of these positions, such as ``"think"``.
 
     Raises:
-        NeighbourError: layers are missing, examples differ in their site kinds, or a tensor has not the shape that the rollout and the
-            model require.
+        NeighbourError: layers are missing, examples differ in their kinds of sites, or a tensor does not have the shape that the rollout
+            and the model require.
         NoThinkTagsError: no rollout has a position to average over.
     """
     sums: dict[str, dict[str, Tensor]] = {}
@@ -115,7 +120,7 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
     kinds = [kind for kind in KINDS if any(site.kind == kind for site in values)]
     means = {}
     for kind in kinds:
-        # Zeros stay where a layer is narrower than others or has no heads.
+        # Layers can differ in width, and some have no heads; the rest of their rows stays zero.
         means[kind] = torch.zeros(lm.layout.n_layers, lm.layout.width(kind), dtype=torch.float64)
         if kind == "z":
             means[lm.layout.contribution_kind] = means[kind].clone()
@@ -137,7 +142,12 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
 
 @torch.no_grad()
 def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
-    """Return ``z`` divided, at each position, by the divisor of the norm that follows attention; ``z`` itself if there is no such norm."""
+    """Return ``z`` divided, at each position, by the divisor of the norm that follows attention; ``z`` itself if there is no such norm.
+
+    The divisor is the root mean square of ``attn_out`` (``norm.scale``). In post-norm families, a head's contribution to the residual
+    stream is linear in this quotient.
+    """
+    # The divisor depends on attn_out, which is computed from z.
     norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)
     if norm is None:
         return z

@@ -1,4 +1,4 @@
-"""Give a model to TransformerLens or nnsight, with shared weights and hooks, and run TransformerLens's head detectors."""
+"""Make a TransformerLens or nnsight model that shares weights and hooks with an LM, and run TransformerLens's head detectors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from toolkit.lm import LM
 from toolkit.sites import KINDS, Site
 from toolkit.types import HeadScores
 
+# The attributes of a torch module that hold its hooks: those that run after its forward pass, and those that run before.
 _AFTER = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
@@ -31,6 +32,7 @@ def to_transformer_lens(lm: LM) -> Any:
     Raises:
         ImportError: TransformerLens is not installed.
         NeighbourError: TransformerLens does not support the architecture, or its activations differ from those of ``lm`` at a site.
+        UnsupportedModelError: the weights are quantised or offloaded.
     """
     bridges = import_optional("transformer_lens.model_bridge", "TransformerLens")
     _refuse_processors(lm)
@@ -67,7 +69,10 @@ def to_transformer_lens(lm: LM) -> Any:
 
 
 def _refuse_processors(lm: LM) -> None:
-    """Raise NeighbourError if the model is multimodal: TransformerLens would look for a processor, and install packages for that."""
+    """Raise NeighbourError if the model is multimodal.
+
+    For such a model TransformerLens would load the processor of its images or sounds, and install packages for that.
+    """
     config = lm.model.config
     reads = [part for part in ("vision", "audio", "video") if getattr(config, f"{part}_config", None) is not None]
     if reads or config.get_text_config() is not config:
@@ -108,17 +113,21 @@ def import_optional(module: str, name: str) -> Any:
 
 
 def _shell(lm: LM) -> PreTrainedModel:
-    """Return a copy of the model's modules, for the other library to change. It shares all tensors and all present and future hooks."""
+    """Return a copy of the model's modules, which the other library may replace without an effect on ``lm``.
+
+    The copy shares all parameters, buffers and hooks with ``lm``, including hooks that are added to either later.
+    """
     shared: list[Any] = [*lm.model.parameters(), *lm.model.buffers()]
     shared += [getattr(module, name) for module in lm.model.modules() for name in _AFTER + _BEFORE]
+    # An object that deepcopy's memo maps to itself is shared, not copied.
     return copy.deepcopy(lm.model, {id(item): item for item in shared})
 
 
 @torch.no_grad()
 def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
-    """Raise NeighbourError unless a pass of the bridge computes every site exactly once, with the values that ``lm`` computes.
+    """Raise NeighbourError unless a forward pass of the bridge computes every site exactly once, with the same values as ``lm``.
 
-    The toolkit's hooks on ``lm`` record both passes, since the bridge shares them.
+    The same random tokens run through ``lm`` and through the bridge. Hooks on ``lm`` record both passes, since the bridge shares them.
 
     Args:
         lm: The model.
@@ -137,8 +146,10 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
     with hooks.observe(lm.layout, {site: watch(site) for site in recorded}):
         lm.model(input_ids=ids)
         bridge(ids)
+    # Largest allowed deviation, relative to the largest activation; eager attention rounds differently, most in bf16 and fp16.
     allowed = 1e-3 if lm.model.dtype == torch.float32 else 5e-2
     for site, values in recorded.items():
+        # NaN, which fails the test below, if the bridge did not compute the site once (two values: one of lm, one of the bridge).
         error = ((values[0] - values[1]).abs().max() / values[0].abs().max()).item() if len(values) == 2 else float("nan")
         if not error <= allowed:
             raise NeighbourError(
@@ -148,34 +159,40 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
 
 
 DETECTED = {"previous token": "previous_token_head", "induction": "induction_head", "duplicate token": "duplicate_token_head"}
-"""Name of an attention pattern in the toolkit -> name of the same pattern in TransformerLens's head detectors."""
+"""Name of an attention pattern in the toolkit -> its name in TransformerLens's head detectors."""
 
 
 @torch.no_grad()
 def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
     """Run TransformerLens's head detectors; return a dict from attention pattern (a key of ``DETECTED``) to the scores of all heads.
 
-    A score is the share of a head's attention, 0 to 1, that lies on the pattern, averaged over sequences. The patterns "previous token" and
-    "duplicate token" are measured on ``sequences``.
+    A score is the share of a head's attention, 0 to 1, that lies on the pattern, averaged over sequences. The patterns are attention from a
+    token to these earlier tokens:
 
-    "induction" is measured on equally many artificial sequences. Each consists of up to ``repeated`` distinct tokens from ``sequences`` in
-    random order, written twice in a row. So only the repetition predicts the next token.
+    - "previous token": the one before it;
+    - "duplicate token": those equal to it;
+    - "induction": those right after an earlier token equal to it.
+
+    The first two are measured on ``sequences``, "induction" on as many artificial sequences. An artificial sequence has up to ``repeated``
+    distinct tokens from ``sequences`` in random order, twice in a row. So only the repetition predicts the next token.
 
     Args:
         lm: The model.
-        sequences: Token ids of texts.
+        sequences: Token ids of texts, one sequence per text.
         repeated: Largest number of distinct tokens in an artificial sequence.
-        seed: Seed of the artificial sequences.
+        seed: Random seed for the artificial sequences.
 
     Raises:
         ImportError: TransformerLens is not installed.
         NeighbourError: TransformerLens does not support the architecture, or its activations differ from those of ``lm`` at a site.
+        UnsupportedModelError: the weights are quantised or offloaded.
         ValueError: there is no sequence, or one has fewer than two tokens.
     """
     if not sequences or min(map(len, sequences)) < 2:
         raise ValueError(f"{len(sequences)} sequences: head patterns need at least one, each with at least two tokens.")
     bridge, detector = to_transformer_lens(lm), import_optional("transformer_lens.head_detector", "TransformerLens")
     generator, special = torch.Generator().manual_seed(seed), set(lm.tokenizer.all_special_ids)
+    # pool: the distinct tokens of all sequences. twice: the artificial sequences.
     pool = torch.tensor(sorted({i for ids in sequences for i in ids} - special))
     twice = [pool[torch.randperm(len(pool), generator=generator)[:repeated]].repeat(2).tolist() for _ in sequences]
     scores = {}

@@ -11,19 +11,21 @@ from toolkit.sites import KINDS, Site
 
 
 class NeighbourError(ValueError):
-    """TransformerLens or nnsight lacks a model, site or activation, or its activations differ from those of this toolkit."""
+    """TransformerLens or nnsight does not support a model or site, lacks an activation, or computes other activations than the toolkit."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A site in nnsight: ``model.get(place.module).input`` or ``.output`` (the first entry, if the output is a tuple).
+    """The place of a site in an nnsight model: the input or output of a module.
+
+    Read it as ``model.get(place.module).input`` or ``.output``. If the output is a tuple, the site is its first entry.
 
     Attributes:
-        module: Path of a module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
-        side: Whether the site is the ``"input"`` or the ``"output"`` of the module.
-        plus: For ``resid_mid``, the path of the block; otherwise ``None``. No module returns ``resid_mid``: it is the *input* of the block
-            plus the output of ``module`` (times ``lm.layout.factor``, which is 1 in most families). Read the block's input first. To add
-            a vector to ``resid_mid``, add it to the output of ``module``.
+        module: Path of the module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
+        side: ``"input"`` or ``"output"`` of the module.
+        plus: Path of the block for ``resid_mid``, otherwise ``None``. No module returns ``resid_mid``. It is the *input* of the block plus
+            the output of ``module`` (times ``lm.layout.factor``, which is 1 in most families). Read the block's input first. To add a
+            vector to ``resid_mid``, add it to the output of ``module``.
     """
 
     module: str
@@ -32,9 +34,9 @@ class Place:
 
 
 def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
-    """Return a dict from site kind to the names of its TransformerLens hooks within a block, the usual name first.
+    """Return a dict from kind of site to the names of its TransformerLens hooks within a block, the usual name first.
 
-    ``resid_mid`` has no names if attention and MLP run in parallel.
+    ``resid_mid`` has no name if attention and MLP run in parallel.
     """
     names: dict[str, tuple[str, ...]] = {
         "resid_pre": ("hook_resid_pre", "hook_in"),
@@ -44,6 +46,7 @@ def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
         "mlp_out": ("hook_mlp_out", "mlp.hook_out"),
         "resid_post": ("hook_resid_post", "hook_out"),
     }
+    # In post-norm families hook_attn_out and hook_mlp_out come after the norm, the toolkit's sites before it.
     block = lm.layout.blocks[0]
     if block.post_attention_norm is not None:
         names |= {"attn_out": ("attn.hook_out",), "mlp_out": ("mlp.hook_out",)}
@@ -58,11 +61,12 @@ def transformer_lens_name(lm: LM, site: Site, *, write: bool = False) -> str:
     Args:
         lm: The model.
         site: The site.
-        write: True for the hook at which to add a vector, False for the hook at which to read the site. They differ for ``resid_mid``.
+        write: True for the hook at which to add a vector to the site, False for the hook at which to read it. The two differ only for
+            ``resid_mid``.
 
     Raises:
         IndexError: the model does not have the site's layer.
-        NeighbourError: the site is ``resid_mid``, and attention and MLP run in parallel: TransformerLens has no hook to read it.
+        NeighbourError: TransformerLens has no hook to read the site. This holds for ``resid_mid`` if attention and MLP run in parallel.
     """
     lm.layout.check(site)
     names = ("hook_attn_out",) if write and site.kind == "resid_mid" else hook_names(lm)[site.kind]
@@ -75,7 +79,7 @@ def transformer_lens_name(lm: LM, site: Site, *, write: bool = False) -> str:
 
 
 def site_of_transformer_lens(lm: LM, name: str) -> Site:
-    """Return the site of a TransformerLens hook of this model, the inverse of ``transformer_lens_name``.
+    """Return the site that a TransformerLens hook of this model reads: the inverse of ``transformer_lens_name``.
 
     Args:
         lm: The model.
@@ -83,7 +87,7 @@ def site_of_transformer_lens(lm: LM, name: str) -> Site:
 
     Raises:
         IndexError: the model does not have the hook's layer.
-        NeighbourError: no site of the toolkit corresponds to the hook. In post-norm families this includes ``hook_attn_out`` and
+        NeighbourError: no site of the toolkit corresponds to the hook. In post-norm families this holds for ``hook_attn_out`` and
             ``hook_mlp_out``, which come after the norm.
     """
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
@@ -104,7 +108,7 @@ def site_of_transformer_lens(lm: LM, name: str) -> Site:
 
 
 def nnsight_path(lm: LM, site: Site) -> Place:
-    """Return the place in nnsight of a site of this model. Raise IndexError if the model does not have the site's layer."""
+    """Return the place of a site in the nnsight model. Raise IndexError if the model does not have the site's layer."""
     lm.layout.check(site)
     path, block = {module: name for name, module in lm.model.named_modules()}, lm.layout.blocks[site.layer]
     if site.kind == "resid_mid":
@@ -117,7 +121,7 @@ def site_of_nnsight(lm: LM, place: Place) -> Site:
     """Return the site at a place in nnsight: the inverse of ``nnsight_path``.
 
     Raises:
-        NeighbourError: no site of the toolkit is at this place. For ``resid_mid``, ``place.plus`` must be the path of the block.
+        NeighbourError: no site of the toolkit is at this place. (A place of ``resid_mid`` must have the path of the block as ``plus``.)
     """
     for layer in range(lm.layout.n_layers):
         for site in (Site(kind, layer) for kind in KINDS if layer in lm.layout.layers(kind)):

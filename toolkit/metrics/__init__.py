@@ -1,7 +1,7 @@
-"""Metrics by which conditions are judged: their table, their comparison with base over problems and seeds (``Judge``), their text format.
+"""Metrics of conditions: the table of all metrics (``METRICS``), comparison of conditions with base (``Judge``), and text of table cells.
 
-A condition is a model with the interventions it runs under; base is the unchanged model. Every comparison, board, demo and report uses
-this package.
+A condition is a model together with the interventions under which it runs. Base is the unchanged model. Every comparison, board, demo and
+report uses this package.
 """
 
 from toolkit.metrics.effects import Judge, MetricEffect, cell, with_interval

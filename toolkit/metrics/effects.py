@@ -1,4 +1,4 @@
-"""Compare conditions with base (the unchanged model) by every metric, over problems and seeds; format the results as text."""
+"""Compare conditions with base (the unchanged model) metric by metric, averaged over problems and seeds; format the results as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.metrics.table import METRICS, described
 from toolkit.stats import RESAMPLES, Draws, Effect
 
 DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2}
-"""Unit -> digits after the decimal point; all other units have one digit. Shares are written in percent."""
+"""Unit -> digits after the decimal point. Other units have one digit, also ``share``, which is written in percent."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class MetricEffect:
 
     Attributes:
         estimate: Value of the metric, with its 95 % interval.
-        change: Condition minus base, paired by problem, with its 95 % interval.
+        change: Condition minus base, paired by problem, with its 95 % interval. Equal to ``estimate`` if the metric is itself a comparison
+            with base (``Metric.against_base``).
     """
 
     estimate: Effect
@@ -30,8 +31,8 @@ class MetricEffect:
         """Return a copy whose intervals are clipped to possible values, such as 0 to 1 for a share.
 
         Args:
-            name: Name of the metric; its ``bounds`` and ``change_bounds`` are used.
-            base: Estimate of the metric for base.
+            name: Name of the metric. Its ``bounds`` clip ``estimate``, its ``change_bounds`` clip ``change``.
+            base: Value of the metric for base. It limits how far a length can fall (see ``Metric.change_bounds``).
         """
         metric = described(name)
         change = self.change if metric.against_base else self.change.within(metric.change_bounds(base))
@@ -40,11 +41,11 @@ class MetricEffect:
 
 @dataclass(frozen=True)
 class Judge:
-    """Compares conditions with base on the same bootstrap resamples of the problems.
+    """Comparison of conditions with base, on the same bootstrap resamples of the problems. ``Judge.against`` makes one.
 
     Attributes:
         base: Outcomes of base.
-        draws: Name of a metric -> values of base on all problems and on each resample. ``effects`` keeps this order of metrics.
+        draws: Name of a metric -> its values for base, on all problems and on each resample. ``effects`` has the same order of metrics.
         seed: Random seed of the resamples.
         times: Number of resamples.
     """
@@ -56,10 +57,12 @@ class Judge:
 
     @staticmethod
     def against(base: Outcomes, names: Sequence[str], *, seed: int = 0, times: int = RESAMPLES) -> Judge:
-        """Return a judge that compares conditions with ``base``.
+        """Return a ``Judge`` that compares conditions with ``base``.
 
         Args:
-            names: Metrics to compare by. Metrics that need more samples per problem than ``base`` has are left out.
+            base: Outcomes of base.
+            names: Names of the metrics to compare by. Two kinds are left out: metrics that are not computed from outcomes, and metrics
+                that need more samples per problem than ``base`` has.
             seed: Random seed of the resamples.
             times: Number of resamples.
         """
@@ -71,8 +74,8 @@ class Judge:
         """Return a dict from the name of a metric to the condition's value and its difference from base.
 
         Args:
-            seeds: Outcomes of the condition, one entry per seed of its random or trained part.
-            seeded: True if the condition has a random or trained part. There is then no p-value with fewer than three seeds.
+            seeds: Outcomes of the condition, one entry per seed of its random or trained part; a single entry if it has no such part.
+            seeded: True if the condition has a random or trained part. With fewer than ``stats.FEW_SEEDS`` seeds, its p-values are NaN.
         """
         n, effects = self.base.shape[0], dict[str, MetricEffect]()
         for name, of_base in self.draws.items():
@@ -88,16 +91,17 @@ class Judge:
 def cell(
     name: str, estimate: Mapping[str, float], change: Mapping[str, float] | None = None, *, star: bool = False, note: str = ""
 ) -> str:
-    """Return the text of one table cell: the mean, and in brackets the difference from base with its interval. Shares are in percent.
+    """Return the text of one table cell: the mean, then in brackets the difference from base with its interval. Shares are in percent.
 
-    A metric that is itself a comparison with base (``Metric.against_base``) has no difference; only the note is put in brackets.
+    If the metric is itself a comparison with base (``Metric.against_base``), the cell has no difference. It is the mean, and the note in
+    brackets.
 
     Args:
         name: Name of the metric.
-        estimate: Mapping with the condition's ``mean, low, high``.
-        change: Mapping with ``mean, low, high`` of condition minus base. ``None`` writes the interval of ``estimate`` instead.
-        star: True to put a star behind the mean, which marks a significant difference.
-        note: Remark in the brackets, such as ``"2 seeds"`` or ``"no variance"``.
+        estimate: Value of the condition, a mapping with the keys ``mean, low, high``.
+        change: Condition minus base, with the same keys. With ``None`` the cell is the mean and its own interval, as for base.
+        star: True to put a star, the mark of a significant difference, behind the mean.
+        note: Remark in the brackets, such as ``"2 seeds"`` or ``"no variance"``; "" for none.
 
     >>> cell("accuracy", {"mean": 0.5, "low": 0.4, "high": 0.6}, {"mean": 0.1, "low": 0.05, "high": 0.15}, star=True)
     '50.0* (+10.0 [+5.0, +15.0])'
@@ -107,6 +111,7 @@ def cell(
     if metric.against_base:
         return mean + (f" ({note})" if note else "")
     if change is None:
+        # The text of mean and interval, without the mean, which ``mean`` has already (and maybe a star, which the text lacks).
         interval = with_interval(estimate["mean"], estimate["low"], estimate["high"], metric.unit)[len(mean) - star :]
         return mean + interval + (f" ({note})" if note else "")
     return f"{mean} ({with_interval(change['mean'], change['low'], change['high'], metric.unit, sign='+')}{f', {note}' if note else ''})"
@@ -116,9 +121,12 @@ def with_interval(mean: float, low: float, high: float, unit: str, *, sign: str 
     """Return the text ``mean [low, high]``, or the mean alone if low equals high.
 
     Args:
+        mean: The number.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
         unit: Unit of the numbers, such as ``tokens``. Numbers with the unit ``share`` are written in percent.
-        sign: ``"+"`` also writes the sign of positive numbers.
-        digits: Digits after the decimal point; ``None`` takes those of the unit from ``DIGITS``.
+        sign: ``"+"`` writes a plus sign before positive numbers; ``""`` does not.
+        digits: Digits after the decimal point. ``None`` takes those of the unit from ``DIGITS``.
 
     >>> with_interval(0.123, 0.05, 0.2, "share", sign="+")
     '+12.3 [+5.0, +20.0]'

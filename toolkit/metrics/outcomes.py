@@ -1,7 +1,7 @@
-"""Outcomes of one condition as ``[problems, samples]`` arrays, and the metrics computed from them.
+"""Outcomes of one condition as ``[problems, samples]`` arrays, and functions that compute metrics from them.
 
-A metric is a function of the outcomes of a condition and of base (the unchanged model). It returns a ``stats.Statistic``: a function
-from indices of resampled problems, ``[resamples, problems]``, to one value per resample.
+Such a function (``How``) takes the outcomes of a condition and of base, the unchanged model. It returns a ``stats.Statistic``: a function
+from indices of resampled problems, ``[resamples, problems]``, to one value of the metric per resample.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from toolkit.methods.optimal_length import majority
 from toolkit.stats import Statistic
 
 assumed_aes = (1.0, 3.0, 5.0)
-"""Weights a, b, c of the accuracy-efficiency score ``aes``: for shorter thinking, for a gain and for a loss of accuracy.
+"""Weights a, b, c of the accuracy-efficiency score ``aes``.
 
-Papers use different weights; these are ours.
+a weights the shortening of thinking, b a gain of accuracy, c a loss of accuracy. Papers use different weights; these are our choice.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """Outcomes of every response of one condition with one seed, with problems in the same order as in the outcomes of base.
+    """Outcomes of every response of one condition with one seed.
+
+    For a comparison, the problems must be in the same order as in the outcomes of base.
 
     Attributes:
         correct: 1 for a right answer, else 0.
         think_tokens: Length of the think span in tokens, tags excluded.
         response_tokens: Length of the response in tokens, tags and answer included.
         closed: 1 if the think span was closed, else 0.
-        looping: 1 if the response ends in a repeated run of tokens, else 0.
-        answers: Number that stands for the text of the answer: within a problem, equal answers have equal numbers. -1 means no answer.
+        looping: 1 if the response reached the token limit and ends in a loop (``stats.looping``), else 0.
+        answers: Code of the answer's text: two responses to a problem have the same code if their answers are equal. -1 means no answer.
     """
 
     correct: Float[ndarray, "problems samples"]
@@ -47,12 +49,13 @@ class Outcomes:
 
     @staticmethod
     def from_rows(rows: pd.DataFrame, problems: Sequence[str]) -> Outcomes:
-        """Return the outcomes of the given problems.
+        """Return the outcomes in a table of rollouts, as arrays.
 
         Args:
-            rows: One row per rollout, in any order, with the columns ``problem_id, sample, correct, think_tokens, response_tokens,
-                closed, looping`` and optionally ``answer`` (text). Without ``answer``, every answer counts as missing.
-            problems: Problem ids, in the order of the arrays' first axis.
+            rows: One row per rollout, in any order. Columns: ``problem_id, sample, correct, think_tokens, response_tokens, closed,
+                looping``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must have
+                the same number of samples.
+            problems: Ids of the problems to take, in the order wanted for the arrays' first axis.
         """
         rows = rows.sort_values(["problem_id", "sample"]).set_index("problem_id").loc[list(problems)].reset_index()
         samples = rows["sample"].nunique()
@@ -69,16 +72,19 @@ class Outcomes:
 
 
 How = Callable[[Outcomes, Outcomes], Statistic | None]
-"""A metric: ``(a condition's outcomes, base's outcomes) -> statistic``, or ``None`` if there are too few samples per problem for it."""
+"""A function that computes a metric: ``(outcomes of a condition, outcomes of base) -> statistic``.
+
+It returns ``None`` if the metric needs more samples per problem than there are.
+"""
 
 
 def mean_of(column: str) -> How:
-    """Return a metric: the mean of a field of ``Outcomes``, such as ``"correct"``, over problems and samples."""
+    """Return a function for the mean of a field of ``Outcomes``, such as ``"correct"``, over problems and samples."""
     return lambda outcomes, base: stats.mean_of(getattr(outcomes, column))
 
 
 def quantile_of(column: str, q: float) -> How:
-    """Return a metric: the quantile ``q`` (0 to 1) of a field of ``Outcomes`` over all samples of all problems."""
+    """Return a function for the quantile ``q`` (0 to 1) of a field of ``Outcomes`` over the pooled samples of all problems."""
 
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic:
         values = getattr(outcomes, column)
@@ -88,26 +94,27 @@ def quantile_of(column: str, q: float) -> How:
 
 
 def shortest(share: float) -> How:
-    """Return a metric: accuracy of the responses with the shortest thinking (ThinkEdit, arXiv 2503.22048).
+    """Return a function for the accuracy of the responses with the shortest thinking (ThinkEdit, arXiv:2503.22048).
 
-    Among the first responses to all problems, the ``share`` with the shortest thinking is judged; likewise among the second responses, and
-    so on; the result is the mean. As published, a condition is judged on its *own* shortest responses, so the problems differ between
-    conditions.
+    Each sample index is treated separately: of its responses, one per problem, the ``share`` with the shortest thinking is graded. The
+    metric is the mean over sample indices. As in the paper, a condition is graded on its *own* shortest responses, so the problems differ
+    between conditions.
 
     Args:
-        share: Share of the responses that are judged, 0 to 1.
+        share: Share of the responses that are graded, in (0, 1].
     """
     return lambda outcomes, base: stats.shortest_accuracy(outcomes.correct, outcomes.think_tokens, share)
 
 
 def shortest_of_base(share: float) -> How:
-    """Return a metric: accuracy of the responses to the problems on which *base* thinks least.
+    """Return a function for the accuracy of the responses to the problems on which *base* thinks least.
 
-    Like ``shortest``, but sample k of a problem is ranked by the mean think length of base's *other* samples of that problem. So the choice
-    is the same for every condition, and base itself is judged without selection bias. Needs at least two samples per problem.
+    It differs from ``shortest`` only in the selection: sample k of a problem is ranked by the mean think length of base's *other* samples
+    of that problem. So the same problems are graded for every condition, and base's own accuracy has no selection bias. The metric needs
+    at least two samples per problem.
 
     Args:
-        share: Share of the responses that are judged, 0 to 1.
+        share: Share of the responses that are graded, in (0, 1].
     """
 
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic | None:
@@ -119,16 +126,22 @@ def shortest_of_base(share: float) -> How:
 
 
 def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
-    """Return a statistic, the accuracy-efficiency score: ``a dL + b dA`` if accuracy rose, ``a dL - c |dA|`` if it fell. Higher is better.
+    """Return the accuracy-efficiency score (AES) of a condition as a statistic (a function of resampled problems). Higher is better.
 
-    ``dL = (L_base - L) / L_base`` is the relative shortening of thinking, and ``dA = (A - A_base) / A_base`` is the relative gain of
-    accuracy, where L is the mean number of think tokens and A the accuracy. The weights a, b, c are ``assumed_aes``.
+    With L the mean number of think tokens and A the accuracy::
+
+        dL  = (L_base - L) / L_base           relative shortening of thinking
+        dA  = (A - A_base) / A_base           relative gain of accuracy
+        AES = a dL + b dA  if dA >= 0,  else  a dL - c |dA|
+
+    The weights a, b, c are ``assumed_aes``. The score is NaN if base's L or A is 0.
     """
     a, b, c = assumed_aes
     means = [stats.mean_of(v) for v in (outcomes.think_tokens, base.think_tokens, outcomes.correct, base.correct)]
 
     def statistic(index: ndarray) -> ndarray:
         length, length0, right, right0 = (mean(index) for mean in means)
+        # dA; NaN in place of a divisor 0 makes the score NaN without a warning.
         gain = (right - right0) / np.where(right0 > 0, right0, np.nan)
         return a * (length0 - length) / np.where(length0 > 0, length0, np.nan) + np.where(gain >= 0, b, c) * gain
 
@@ -136,30 +149,36 @@ def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
 
 
 def passed(times: int) -> How:
-    """Return a metric: share of problems with at least one right answer among the responses within a token budget (see ``budgeted``).
+    """Return a function for the pass rate within a token budget: the share of problems that at least one response answers rightly.
+
+    Only the responses that fit the budget count (see ``budgeted``).
 
     Args:
-        times: Budget per problem, as a multiple of base's mean response length.
+        times: Token budget per problem, as a multiple of base's mean response length over all problems.
     """
     return lambda outcomes, base: stats.mean_of(budgeted(outcomes, times * base.response_tokens.mean())[0][:, None])
 
 
 def voted(times: int) -> How:
-    """Return a metric: share of problems whose majority answer among the responses within a token budget is right (see ``budgeted``).
+    """Return a function for the vote rate within a token budget: the share of problems whose majority answer is right.
+
+    Only the responses that fit the budget count (see ``budgeted``).
 
     Args:
-        times: Budget per problem, as a multiple of base's mean response length.
+        times: Token budget per problem, as a multiple of base's mean response length over all problems.
     """
     return lambda outcomes, base: stats.mean_of(budgeted(outcomes, times * base.response_tokens.mean())[1][:, None])
 
 
 def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " problems"], Float[ndarray, " problems"]]:
-    """Return two numbers per problem, from 0 to 1, for the responses that fit a token budget: pass rate and vote rate.
+    """Return ``(pass rates, vote rates)`` of a condition within a token budget: two arrays with one number from 0 to 1 per problem.
 
-    The samples of a problem are taken in order until the next would exceed the budget. The pass rate counts whether at least one of the
-    taken responses is right, the vote rate whether their majority answer is right. Both are means over all cyclic orders of the samples
-    (one begins at each sample), so that every sample counts equally. If no response fits, both are 0 for this order. A tied vote goes to
-    the answer given first.
+    The samples of a problem are taken in order until the next one would exceed the budget. The problem is passed if at least one taken
+    response is right. It is won by vote if the most frequent answer of the taken responses is right; a tie goes to the answer given first.
+    If no response fits the budget, the problem is neither passed nor won.
+
+    Which samples are taken depends on their order. Therefore the rates are means over all cyclic orders of the samples (the first order
+    begins at sample 0, the second at sample 1, and so on). So every sample has equal weight.
 
     Args:
         outcomes: Outcomes of one condition.
@@ -167,6 +186,7 @@ def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " proble
     """
     n, samples = outcomes.shape
     any_right, majority_right = np.zeros(n), np.zeros(n)
+    # One cyclic order of the samples per row.
     order = np.array([np.roll(np.arange(samples), -first) for first in range(samples)])
     for i in range(n):
         for turn in order:
@@ -174,6 +194,7 @@ def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " proble
             if not len(fits):
                 continue
             any_right[i] += outcomes.correct[i, fits].max()
+            # Responses with equal answers are equally right, so grade the vote by the first response with the majority answer.
             answers = [None if code < 0 else str(code) for code in outcomes.answers[i, fits]]
             chosen = majority(answers)
             if chosen is not None:

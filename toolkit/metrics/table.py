@@ -1,4 +1,4 @@
-"""The table of metrics: the name of each, its label and unit, whether high or low is better, and how it is computed from outcomes."""
+"""The table of all metrics: name, label, unit, whether high or low is better, and how the metric is computed from outcomes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from toolkit.metrics.outcomes import How, mean_of
 from toolkit.stats import UNBOUNDED, Bounds, Estimate
 
 RANGES: Mapping[str, Bounds] = MappingProxyType({"share": (0.0, 1.0), "tokens": (0.0, math.inf), "nats": (0.0, math.inf)})
-"""Unit -> smallest and largest possible value; other units are unbounded."""
+"""Unit -> smallest and largest possible value of a metric. Other units are unbounded."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity that conditions are judged by.
+    """Description of one metric, a quantity by which conditions are compared.
 
     Attributes:
         label: Column heading.
         unit: ``share`` (0 to 1), ``tokens``, ``nats``, ``score`` or ``number``.
         better: ``high`` if higher values are better, ``low`` if lower ones are, ``none`` if neither is, as for a length.
-        group: Group of columns on the board's page: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
+        group: Columns among which the board shows the metric: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
         help: Explanation in one sentence, shown to readers of the board.
-        how: Function that computes the metric from outcomes. ``None`` if it is the mean over problems of values from ``board.measure``.
+        how: Function that computes the metric from outcomes. ``None`` if ``board.measure`` records one value per problem instead; the
+            metric is then their mean.
         against_base: True if the metric is itself a comparison with base, so that no difference from base is computed.
     """
 
@@ -39,22 +40,22 @@ class Metric:
 
     @property
     def about(self) -> dict[str, str]:
-        """Label, unit, better, group and help as a dict that JSON can store."""
+        """The fields ``label``, ``unit``, ``better``, ``group`` and ``help`` as a dict that JSON can store."""
         return {name: getattr(self, name) for name in ("label", "unit", "better", "group", "help")}
 
     @property
     def bounds(self) -> Bounds:
-        """``(smallest, largest)`` possible value; infinite if there is no limit."""
+        """``(smallest, largest)`` possible value of the metric; infinite where there is no limit."""
         return RANGES.get(self.unit, UNBOUNDED)
 
     def change_bounds(self, base: Estimate) -> Bounds:
-        """Return ``(smallest, largest)`` possible difference from base (condition minus base).
+        """Return the ``(smallest, largest)`` possible difference from base (condition minus base).
 
-        A metric without an upper limit, such as a length, can fall at most to 0. The smallest difference is then minus the upper end of the
-        interval of ``base``.
+        A length has no upper limit, but it can fall at most to 0, that is, by as much as base's length. Base's length is uncertain, so the
+        upper end of its interval is taken as the largest possible fall.
 
         Args:
-            base: Estimate of the metric for base.
+            base: Value of the metric for base, with its interval.
         """
         low, high = self.bounds
         return low - (base.high if math.isinf(high) else high), high - low
@@ -115,10 +116,14 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "response_tokens": Metric("response tokens", "tokens", "none", "cost", "Mean length of a response, tags and answer included.", mean_of("response_tokens")),
     }
 )  # fmt: skip
+"""Name -> metric, for all metrics except the accuracies on single tasks, which ``described`` makes."""
 
 
 def described(name: str) -> Metric:
-    """Return the metric with a name from ``METRICS``, or the accuracy on one task for ``accuracy_TASK``. Other names raise KeyError."""
+    """Return the metric with a name: one of ``METRICS``, or for ``accuracy_TASK`` the accuracy on that task.
+
+    Raise KeyError if the name is neither.
+    """
     task = name.removeprefix("accuracy_")
     if name in METRICS or task == name:
         return METRICS[name]

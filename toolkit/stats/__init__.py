@@ -1,7 +1,7 @@
-"""Statistics: paired bootstrap over problems, effects over problems and seeds, correlations, scores, lengths against targets.
+"""Statistics of rollouts: paired bootstrap, effects with p-values, correlations, scores of predictions, scores of length control.
 
-Arrays of outcomes are ``[problems, samples]``. Intervals come from resampling *problems*; all samples of a problem stay together. Where
-problems are selected by a sort key and several tie for the last place, the result is averaged over all orders of the tied problems.
+Arrays of outcomes are ``[problems, samples]``. Confidence intervals come from a bootstrap that resamples *problems*; all samples of a
+problem stay together. Ties do not depend on the order of the problems: ``mean_of_smallest`` averages over all orders of tied values.
 """
 
 from toolkit.stats.correlations import correlation

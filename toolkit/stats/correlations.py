@@ -1,4 +1,4 @@
-"""Correlation over rows that are grouped by problem, with a confidence interval over problems."""
+"""Correlation of two columns of a table (such as one row per rollout), with a bootstrap interval that resamples problems."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def correlation(
     times: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Return the correlation of two columns, with a 95 % bootstrap interval over problems.
+    """Return the correlation of two columns of a table, with a 95 % bootstrap interval that resamples problems.
 
-    A resample draws problems, each with all its rows. The result is NaN (undefined) if either column is constant. Resamples in which a
-    column is constant are left out of the interval.
+    A resample draws problems with replacement, and takes all rows of each drawn problem. If either column is constant, the correlation and
+    both ends of the interval are NaN (undefined). If a column is constant only in some resamples, the interval ignores these resamples.
 
     Args:
         x: First column, one number per row.
         y: Second column, one number per row.
-        groups: Id of the problem of each row.
+        groups: Problem id of each row.
         kind: ``"pearson"`` or ``"spearman"`` (Pearson's correlation of the ranks, where ties get their mean rank).
-        within: True for the correlation within problems: each problem's mean is subtracted from both columns first, which removes
+        within: True for the correlation within problems. Each problem's mean is first subtracted from both columns. This removes
             differences between problems, such as difficulty. Problems with a single row are left out.
         times: Number of resamples.
         seed: Random seed for the resamples.
@@ -60,7 +60,8 @@ def correlation(
         a, b = (_centred(values[repeated], which) for values in (a, b))
     if not len(names):
         raise ValueError("No rows to correlate.")
-    # For each column, a function from row weights to the numbers to correlate. Ranks depend on the weights, the values do not.
+    # For each column, a function from row weights to the numbers to correlate. Ranks differ between resamples; values do not, so one row
+    # stands for all resamples. (v=v binds the column of this round of the loop.)
     columns = [_weighted_ranks(v) if kind == "spearman" else lambda weights, v=v: v[None] for v in (a, b)]
 
     def over(index: ndarray) -> ndarray:
@@ -69,7 +70,7 @@ def correlation(
         x_of, y_of = columns
         return _weighted_pearson(x_of(weights), y_of(weights), weights)
 
-    # In the estimate every problem counts once. Resamples are processed in blocks, which bounds the memory for [resamples, rows].
+    # In the estimate (centre) every problem counts once. Resamples are processed in blocks to limit the memory of arrays [resamples, rows].
     index, block = resamples(len(names), seed=seed, times=times), max(1, BLOCK // len(a))
     centre = float(over(np.arange(len(names))[None])[0])
     draws = np.concatenate([over(index[i : i + block]) for i in range(0, times, block)])
@@ -80,13 +81,14 @@ def correlation(
 
 
 def _centred(values: ndarray, which: ndarray) -> ndarray:
-    """Return values minus the mean of their group, divided by the largest absolute value and rounded to 12 digits.
+    """Return each value minus the mean of its group, divided by the largest absolute value of the column and rounded to 12 digits.
 
-    Neither correlation depends on the scale. Rounding keeps equal values equal, for ranks and for the check for constant columns.
+    The division makes 12 digits mean the same for every column; no correlation depends on it. Without rounding, floating-point error could
+    make equal values differ. Ranks and the check for constant columns need them equal.
 
     Args:
         values: One number per row.
-        which: Group index of each row.
+        which: Group number of each row, from 0.
     """
     residual = values - (np.bincount(which, values) / np.bincount(which))[which]
     scale = np.abs(values).max()
@@ -94,17 +96,19 @@ def _centred(values: ndarray, which: ndarray) -> ndarray:
 
 
 def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
-    """Return a function from row weights ``[times, rows]`` to ranks of ``values``, ``[times, rows]``. A row of weight k counts as k rows.
+    """Return a function that ranks ``values`` in each resample: from row weights to ranks, both ``[times, rows]``.
 
-    Equal values get their mean rank. The values are sorted only once, when this function is called.
+    ``times`` is the number of resamples. A row's weight k is the number of times it was drawn; it then counts as k rows with equal values.
+    Equal values get their mean rank. The values are sorted only once, when the function is made.
     """
-    # place: number of each row's value among the distinct values; starts: where a new value begins in sorted order.
+    # place: index of each row's value among the sorted distinct values. order: rows sorted by value. starts: where in order a new value
+    # begins; prepend=-1 makes position 0 a start.
     _, place = np.unique(values, return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
 
     def ranks(weights: ndarray) -> ndarray:
-        # How often each distinct value occurs. c equal values that end at rank e have the mean rank e - (c - 1) / 2.
+        # count: how often each distinct value occurs in each resample. If c equal values end at rank e, their mean rank is e - (c - 1) / 2.
         count = np.add.reduceat(weights[:, order], starts, axis=1)
         return (count.cumsum(axis=1) - (count - 1) / 2)[:, place]
 
@@ -112,7 +116,7 @@ def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
 
 
 def _weighted_pearson(a: ndarray, b: ndarray, weights: ndarray) -> ndarray:
-    """Return Pearson's weighted correlation of a and b for each resample, ``[times]``.
+    """Return Pearson's weighted correlation of a and b in each resample, ``[times]``.
 
     The result is NaN if a or b is constant over the rows of positive weight.
 
@@ -121,7 +125,8 @@ def _weighted_pearson(a: ndarray, b: ndarray, weights: ndarray) -> ndarray:
         b: Second column, of the same shape.
         weights: Weights of the rows in each resample, ``[times, rows]``.
     """
-    # Constant columns are found by comparing values: their computed variance need not be exactly 0.
+    # varies: whether the largest and the smallest drawn value differ. The variance of a constant column is no test: rounding can make it
+    # nonzero.
     used, total = weights > 0, weights.sum(axis=1, keepdims=True)
     varies = [np.where(used, v, -np.inf).max(axis=1) > np.where(used, v, np.inf).min(axis=1) for v in (a, b)]
     da, db = (v - (weights * v).sum(axis=1, keepdims=True) / total for v in (a, b))

@@ -1,6 +1,6 @@
-"""Statistics of outcomes per problem (such as a mean over problems), and their estimates with percentile bootstrap intervals.
+"""Percentile bootstrap over problems, and the statistics to which it is applied, such as a mean over problems.
 
-A *statistic* is a function of resampled problems: see ``Statistic``.
+Here a *statistic* is a function that is evaluated on resampled problems: see ``Statistic``. ``bootstrap`` turns it into an ``Estimate``.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from numpy import ndarray
 
 RESAMPLES = 2000  # default number of bootstrap resamples
 Statistic = Callable[[ndarray], ndarray]
-"""A function from problem indices ``[times, n]``, one resample of the n problems per row, to one number per resample, ``[times]``."""
+"""A function from problem indices ``[times, n]`` to values ``[times]``, such as accuracies.
+
+Each row of indices is one resample of the n problems; ``times`` is the number of resamples. The function returns one value per resample.
+"""
 Bounds = tuple[float, float]
-"""Smallest and largest possible value of a quantity."""
+"""Smallest and largest possible value of a quantity, such as ``(0, 1)`` for an accuracy."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 NO_VARIANCE = "no variance"  # printed in place of an interval of width 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with its confidence interval (95 %, unless ``bootstrap`` was given another level).
+    """An estimated quantity with its confidence interval (95 %, unless ``bootstrap`` was given another level).
 
     Attributes:
-        mean: The estimate: a mean, or another statistic of the problems.
+        mean: The estimate itself, whether it is a mean or another statistic.
         low: Lower end of the interval.
         high: Upper end of the interval.
 
@@ -44,7 +47,7 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """True if the interval does not contain zero.
 
-        An interval of width 0 gives False: the values do not vary, so the interval carries no information.
+        It is False for an interval of width 0. Such an interval means that all resamples gave the same value, so it shows no uncertainty.
         """
         return self.low < self.high and (self.low > 0 or self.high < 0)
 
@@ -57,7 +60,7 @@ class Estimate:
 def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
     """Return ``times`` resamples of n problems: problem indices ``[times, n]``, drawn with replacement.
 
-    Equal seeds give equal resamples: use the same seed for two conditions to compare them on the same resamples.
+    The same seed gives the same resamples. Use one seed for all conditions, so that they are compared on the same resamples.
 
     >>> resamples(4, times=2).tolist()
     [[3, 2, 2, 1], [1, 0, 0, 0]]
@@ -66,7 +69,7 @@ def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
 
 
 def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES, level: float = 0.95) -> Estimate:
-    """Return the value of a statistic on n problems, with its percentile interval over resampled problems.
+    """Return the value of a statistic on all n problems, with its percentile bootstrap interval (problems are resampled).
 
     Args:
         statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
@@ -90,17 +93,19 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
 
 
 def mean_of(values: Float[ndarray, "problems samples"]) -> Statistic:
-    """Return a statistic (a function of resampled problems): the mean of ``values`` over samples, then over problems."""
+    """Return a statistic (a function of resampled problems): the mean of ``values`` over samples, then over the drawn problems."""
     per_problem = np.asarray(values, dtype=float).mean(axis=1)
     return lambda index: per_problem[index].mean(axis=1)
 
 
 def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | ndarray, *, seed: int = 0) -> Estimate:
-    """Return the mean of values over the rows of each problem, then over problems, with its 95 % bootstrap interval over problems.
+    """Return the mean of values over the rows of each problem, then over problems, with a 95 % bootstrap interval over problems.
+
+    Every problem has equal weight, however many rows it has.
 
     Args:
-        values: One value per row.
-        problems: Id of the problem of each row; problems may have different numbers of rows.
+        values: One value per row, such as one per rollout.
+        problems: Problem id of each row.
         seed: Random seed for the resamples.
 
     Raises:
@@ -115,7 +120,7 @@ def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | n
 
 
 def difference(a: Statistic, b: Statistic) -> Statistic:
-    """Return a statistic (a function of resampled problems): the paired difference, a minus b on the same problems.
+    """Return a statistic (a function of resampled problems): a minus b, both evaluated on the same resampled problems.
 
     >>> base, edited = np.array([[1.0], [0.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0], [1.0]])
     >>> print(bootstrap(difference(mean_of(edited), mean_of(base)), 4))
@@ -125,13 +130,13 @@ def difference(a: Statistic, b: Statistic) -> Statistic:
 
 
 def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
-    """Return, along the last axis, the mean of those ``keep`` values that have the smallest entries in ``ranking``.
+    """Sort values by ``ranking`` along the last axis, and return the mean of the first ``keep`` of them.
 
-    If several values tie for the last place, the result is averaged over all orders of the tied values.
+    If several values tie for the last of the ``keep`` places, the result is averaged over all orders of the tied values.
 
     Args:
         values: Numbers to average.
-        ranking: Sort key of each value.
+        ranking: Sort key of each value; the smallest keys come first.
         keep: Number of values to average, from 1 to n.
 
     >>> values, ranking = np.array([[1.0, 0.0, 1.0]]), np.array([[10.0, 20.0, 20.0]])
@@ -140,7 +145,8 @@ def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, 
     """
     cut = np.partition(ranking, keep - 1, axis=-1)[..., keep - 1 : keep]
     below, tied = ranking < cut, ranking == cut
-    # sure: number of values that are kept in any order; drawn: mean of the tied values, which fill the other places.
+    # cut: the sort key at place number keep. sure: how many values have a smaller key, and so are averaged in any order. The other
+    # keep - sure places go to tied values; averaged over all orders, each of these places has the value drawn, the mean of the tied values.
     sure, drawn = below.sum(axis=-1), np.where(tied, values, 0.0).sum(axis=-1) / tied.sum(axis=-1)
     return (np.where(below, values, 0.0).sum(axis=-1) + (keep - sure) * drawn) / keep
 
@@ -148,17 +154,18 @@ def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, 
 def shortest_accuracy(
     correct: Float[ndarray, "problems samples"], ranking: Float[ndarray, "problems samples"], share: float
 ) -> Statistic:
-    """Return a statistic (a function of resampled problems): accuracy, from 0 to 1, on the share of responses with the shortest thinking.
+    """Return a statistic (a function of resampled problems): the accuracy (0 to 1) of the responses with the shortest thinking.
 
-    This is the metric of ThinkEdit (arXiv:2503.22048). For each sample index separately, the n problems are sorted by ``ranking``, and the
-    first ``floor(share * n)`` of them, at least one, are selected. The statistic is the accuracy of the selected responses, averaged over
-    the sample indices. If problems tie for the last place, the accuracy is averaged over all orders of the tied problems.
+    This is a metric of ThinkEdit (arXiv:2503.22048). Each sample index is treated separately: its n responses, one per problem, are sorted
+    by ``ranking``. The shortest ``floor(share * n)`` of them are selected, or one if that is 0. The statistic is the accuracy of the
+    selected responses, averaged over sample indices. Ties for the last place are averaged over all orders.
 
     Args:
-        correct: 1 or 0 per response.
-        ranking: Length in tokens of each response, by which to sort. The paper takes the think length of the graded response itself, so
-            its selection depends on the response that is graded. To avoid this selection effect, pass the result of ``held_out_length``.
-        share: Share of problems to select, in (0, 1].
+        correct: 1 for a right response, 0 for a wrong one.
+        ranking: Sort key of each response, in tokens; small keys are selected. ThinkEdit uses the response's own think length. The
+            selection then depends on the response that is graded, which biases the accuracy. Pass ``held_out_length(lengths)`` to avoid
+            this bias.
+        share: Share of the responses to select, in (0, 1].
     """
 
     def statistic(index: ndarray) -> ndarray:
@@ -172,8 +179,8 @@ def shortest_accuracy(
 def held_out_length(lengths: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
     """Return, for each sample, the mean length of the *other* samples of its problem, ``[problems, samples]``.
 
-    For ``shortest_accuracy``: sorting by this length selects problems on which a model tends to think briefly, without using the sample
-    that is graded. To select the same problems for several models, use the lengths of one of them, such as the base model, for all.
+    Pass the result to ``shortest_accuracy`` as ``ranking``. It selects problems on which a model tends to think briefly, but ignores the
+    sample that is graded. To grade several models on the same problems, compute the ranking from one of them, such as the base model.
 
     Raises:
         ValueError: fewer than two samples per problem.

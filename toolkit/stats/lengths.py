@@ -12,21 +12,22 @@ from numpy import ndarray
 
 
 def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
-    """Return True if a response ends in a loop: a sequence of tokens that is repeated up to the end of the response (our definition).
+    """Return True if a response ends in a loop: a block of tokens that is repeated up to the end of the response.
 
-    The sequence has to occur at least ``repeats`` times in a row, and its occurrences have to cover at least 16 tokens together.
+    The block has to occur at least ``repeats`` times in a row, and its occurrences have to cover at least 16 tokens together. The last
+    occurrence may be incomplete. This definition and its numbers are the toolkit's, not from a paper.
 
     Args:
         tokens: Token ids of the response.
-        longest_period: Largest number of tokens in the sequence that is repeated.
-        repeats: Smallest number of occurrences of the sequence, including the first.
+        longest_period: Largest length of the block, in tokens.
+        repeats: Smallest number of occurrences of the block, including the first.
 
     >>> looping([7, 8, *[1, 2, 3] * 6]), looping([7, 8, *[1, 2, 3] * 3])
     (True, False)
     """
     n = len(tokens)
     for period in range(1, min(longest_period, n // repeats) + 1):
-        span = max(period * repeats, 16)  # last tokens that have to be periodic
+        span = max(period * repeats, 16)  # number of tokens at the end that have to be periodic
         if span <= n and all(tokens[i] == tokens[i - period] for i in range(n - span + period, n)):
             return True
     return False
@@ -36,9 +37,13 @@ def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4
 
 Number = float | int
 Ranges = Mapping[Number, tuple[Number, Number]]
-"""Target length -> ``(low, high)``: a length matches the target if ``low < length <= high``. An infinite ``high`` means "more than"."""
+"""Target length -> ``(low, high)``: a length matches the target if ``low < length <= high``.
 
-# The published tables, with lengths in words; the target 800 stands for ">800".
+An infinite ``high`` stands for a target "more than ``low``".
+"""
+
+# The tables of the Ruler paper, with lengths in words. Its metric PM uses the precise (narrow) ranges, FM the flexible (wide) ones. The
+# target 800 stands for ">800".
 RULER_PRECISE: Ranges = {
     10: (0, 20), 30: (20, 40), 50: (40, 60), 80: (70, 90), 150: (130, 170),
     300: (280, 320), 500: (450, 550), 700: (630, 770), 800: (800, math.inf),
@@ -48,7 +53,10 @@ RULER_FLEXIBLE: Ranges = {
     300: (200, 400), 500: (400, 600), 700: (600, 800), 800: (800, math.inf),
 }  # fmt: skip
 RULER_LEVELS: Mapping[str, tuple[Number, ...]] = {"level 0": (10, 30, 50, 80), "level 1": (150, 300, 500), "level 2": (700, 800)}
-assumed_precise, assumed_flexible = 0.1, 0.2  # half width of a range, as a share of the target: ours (as published at 500 words)
+assumed_precise, assumed_flexible = (
+    0.1,
+    0.2,
+)  # half width of a range, as a share of the target; our choice, equal to Ruler's at 500 words
 
 
 def words(text: str) -> int:
@@ -61,9 +69,9 @@ def words(text: str) -> int:
 
 
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
-    """Return target T -> range of matching lengths, ``(T - share * T, T + share * T)``.
+    """Return a range of matching lengths per target T: a dict ``T -> (T - share * T, T + share * T)``.
 
-    These ranges are ours; Ruler's are ``RULER_PRECISE`` and ``RULER_FLEXIBLE``.
+    Ruler has ranges only for a few targets in words, ``RULER_PRECISE`` and ``RULER_FLEXIBLE``. This function makes ranges for any target.
 
     Args:
         targets: Target lengths, positive, in any unit.
@@ -78,7 +86,7 @@ def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
 
 
 def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarray, ranges: Ranges) -> ndarray:
-    """Return a mask of lengths: True if the length is in the range of its target, ``low < length <= high``.
+    """Return one boolean per length: True if the length is in the range of its target, ``low < length <= high``.
 
     Args:
         lengths: Lengths, in the unit of ``ranges``.
@@ -86,7 +94,7 @@ def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarra
         ranges: Target -> ``(low, high)``.
 
     Raises:
-        KeyError: a target without a range.
+        KeyError: a target has no range in ``ranges``.
 
     >>> hits([95, 130], [100, 100], ranges_around([100], 0.1)).tolist()
     [True, False]
@@ -102,15 +110,15 @@ def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarra
 class LengthMatch:
     """Scores of how well the lengths of some responses match their targets.
 
-    A target is open if its range has no upper end (">800"). Responses with open targets do not count in ``exact`` and ``rmse``; both are
-    NaN if all targets are open.
+    Every target has a narrow and a wide range of lengths that match it. A target is *open* if its range has no upper end (">800").
+    Responses with open targets do not count in ``exact`` and ``rmse``. Both are NaN if all targets are open.
 
     Attributes:
         n: Number of responses, including those with open targets.
-        precise: Percentage of responses within the narrow range of their target (PM in Ruler).
-        flexible: Percentage of responses within the wide range of their target (FM in Ruler).
+        precise: Percentage (0 to 100) of responses within the narrow range of their target; Ruler calls it PM, precise match.
+        flexible: Percentage of responses within the wide range of their target; Ruler calls it FM, flexible match.
         exact: Percentage of responses whose length equals the target.
-        rmse: Root mean square of length minus target, in the unit of the lengths.
+        rmse: Root mean square of ``length - target``, in the unit of the lengths.
     """
 
     n: int
@@ -130,24 +138,24 @@ def length_match(
 ) -> dict[str, LengthMatch]:
     """Return scores of how well lengths match their targets, as Ruler reports them: per target, per level and over all responses.
 
-    The default ranges are Ruler's, in words. For lengths in tokens, or for other targets, pass
+    The default ranges and levels are Ruler's, for lengths in words. For lengths in tokens, or for other targets, pass
     ``precise=ranges_around(targets, assumed_precise)``, ``flexible=ranges_around(targets, assumed_flexible)``, and your own ``levels``
-    (``{}`` for none).
+    (``{}`` for none). ``assumed_precise`` is 0.1 and ``assumed_flexible`` 0.2.
 
     Args:
-        lengths: Length of each response.
-        targets: Target of each response.
+        lengths: Length of each response, in the unit of the ranges.
+        targets: Target length of each response.
         precise: Target -> narrow range ``(low, high)``.
         flexible: Target -> wide range ``(low, high)``.
-        levels: Level name -> targets of the level. A level is a set of targets whose responses are scored together.
+        levels: Name of a level -> its targets. A level is a set of targets whose responses are scored together.
 
     Returns:
-        Scores by name: one per target (``"10"``, ..., ``">800"``), one per level (``"level 0"``, ...), and ``"all"``. Targets and levels
-        without responses are left out.
+        A dict from name to scores. There is a name per target (``"10"``, ..., ``">800"``), a name per level (``"level 0"``, ...), and
+        ``"all"``. Targets and levels without responses are left out.
 
     Raises:
-        ValueError: no length, or not one target per length.
-        KeyError: a target without a range.
+        ValueError: there are no lengths, or not as many targets as lengths.
+        KeyError: a target has no range.
     """
     n, t = np.asarray(lengths, float), np.asarray(targets, float)
     if not len(n) or n.shape != t.shape:

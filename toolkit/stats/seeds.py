@@ -1,27 +1,30 @@
-"""Effects over problems and seeds: estimate, 95 % interval and p-value. The whole toolkit uses this one rule.
+"""Effect of a condition, averaged over problems and seeds, with its 95 % interval and p-value.
 
-A condition has S results on the same n problems: one per seed of its random or trained part, or a single one if it is deterministic. A
-statistic is a function of resampled problems, such as the mean over problems; f_s is its value for seed s::
+The whole toolkit computes effects by the rule below. A condition has S results on the same n problems. A condition with a random or
+trained part has one result per seed; a deterministic condition has a single one. A statistic is a function of resampled problems, such as
+the mean over problems; f_s is its value for seed s::
 
     estimate   mean of f_s over seeds
-    B_p        n / (n - 1) x variance, over resamples of the problems, of the mean of f_s over seeds
-    B_s        variance of f_s over seeds, divided by S
+    B_p        variance over problems: variance of the estimate over bootstrap resamples of the problems, times n / (n - 1)
+    B_s        variance over seeds: sample variance of f_s over seeds, divided by S
     h(a)       sqrt(t(1 - a/2; n - 1)^2 B_p  +  t(1 - a/2; S - 1)^2 B_s)        without the second term if S = 1
     interval   if S = 1: 2.5 and 97.5 % percentiles over the resamples; if S > 1: estimate +- h(0.05)
-    p          the level a at which h(a) = |estimate|
+    p          the a at which h(a) = |estimate|
 
-t(q; d) is the quantile q of Student's t distribution with d degrees of freedom; h(a) is the half width of an interval of level 1 - a.
+t(q; d) is the quantile q of Student's t distribution with d degrees of freedom. h(a) is the half width of the interval of confidence
+level 1 - a. The factor n / (n - 1) corrects the variance of a bootstrap, which is too small by its inverse.
 
 The variance over seeds is included because a conclusion about a *method* must hold for another seed. Each variance has its own degrees of
 freedom (Banerjee, 1960, Sankhya 22). The coverage is then at least nominal, for any ratio of the two variances and at any level,
-including the small levels that Holm's correction uses. Satterthwaite's approximation pools both variances with estimated degrees of
-freedom. It is not safe: if three seeds differ far more than problems do, its small p-values are wrong by a factor of 7
+including the small a that Holm's correction uses. Satterthwaite's approximation, which pools both variances with estimated degrees of
+freedom, is not safe. If three seeds differ far more than problems do, its small p-values are too small by a factor of 7
 (``tests/simulate_seeds.py``).
 
-A random or trained condition with fewer than ``FEW_SEEDS`` seeds has no p-value. It still has an interval, and ``Effect.note`` gives the
-number of seeds. With one seed, the interval covers only the variation over problems. A p-value is never 0: it is at least 2^(1 - n), the
-smallest p-value of an exact sign-flip test on n problems. If the results do not vary at all, it is also at least
-2 / (number of resamples + 1).
+A random or trained condition with fewer than ``FEW_SEEDS`` seeds has the p-value NaN. It still has an interval, and ``Effect.note`` gives
+the number of seeds. With one seed, the interval covers only the variation over problems.
+
+A p-value is never 0. It is at least 2^(1 - n), the smallest p-value of an exact sign-flip test on n problems. If the results do not vary
+at all, it is also at least 2 / (number of resamples + 1).
 """
 
 from __future__ import annotations
@@ -39,8 +42,9 @@ from scipy import stats as scipy_stats
 
 from toolkit.stats.estimates import NO_VARIANCE, RESAMPLES, Bounds, Estimate, Statistic, resamples
 
-FEW_SEEDS = 3  # smallest number of seeds for a p-value: from two seeds, their variance is known to within a factor of 30 at best
-SMALLEST = 1e-300  # lower end of the search for a p-value
+# Smallest number of seeds for a p-value. With two seeds, the 95 % interval of their standard deviation reaches up to 32 times its estimate.
+FEW_SEEDS = 3
+SMALLEST = 1e-300  # lower end of the search for a p-value; close to the smallest float
 
 
 @dataclass(frozen=True)
@@ -48,42 +52,43 @@ class Effect(Estimate):
     """An estimate with its 95 % interval and its two-sided p-value for the hypothesis that the true value is 0.
 
     Attributes:
-        p: The p-value; NaN if there is none.
-        note: Remark on the interval or the p-value, or "". ``"2 seeds"``: too few seeds for a p-value. ``"no variance"``: the results do
-            not vary, so the interval has width 0. Two remarks are joined by a comma.
+        p: The p-value; NaN if there are too few seeds, or if the estimate is NaN.
+        note: Remark on the interval or the p-value, or "". ``"2 seeds"`` means too few seeds for a p-value. ``"no variance"`` means that
+            the results do not vary, so the interval has width 0. Two remarks are joined by a comma.
     """
 
     p: float
     note: str = ""
 
     def within(self, bounds: Bounds) -> Effect:
-        """Return the effect with its interval clipped to the possible values of the quantity, such as 0 to 1 for a share.
+        """Return a copy whose interval is clipped to the possible values of the quantity, such as 0 to 1 for a share.
 
-        Clipping is used, not an interval on the logit of a share, since shares of 0 and 1 have no logit.
+        (An interval on the logit scale would need no clipping, but shares of exactly 0 and 1 have no logit.)
 
         Args:
             bounds: Smallest and largest possible value.
         """
-        low, high = (min(max(end, bounds[0]), bounds[1]) if end == end else end for end in (self.low, self.high))
+        low, high = (min(max(end, bounds[0]), bounds[1]) if end == end else end for end in (self.low, self.high))  # NaN stays
         return replace(self, low=low, high=high)
 
 
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
-    """Return the effect of a condition: the mean of a statistic over seeds, with an interval over problems and seeds, and a p-value.
+    """Return the effect of a condition: the mean of a statistic over its seeds, with a 95 % interval and a p-value.
 
-    The module docstring of ``toolkit.stats.seeds`` has the equations.
+    Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
+    equations.
 
     Args:
-        seeds: One statistic per seed of the condition. For a paired difference from the base model, condition minus base, pass
-            ``difference(f, base)`` for each statistic f.
+        seeds: One statistic per seed of the condition. For the paired difference "condition minus base", pass ``difference(f, base)`` for
+            each statistic f, where ``base`` is the statistic of the base model.
         n: Number of problems.
-        seed: Random seed for the resamples of problems.
+        seed: Random seed for the resamples of problems; not a seed of the condition.
         times: Number of resamples.
-        seeded: True if the condition has a random or trained part, as any condition with several seeds has. Then there is no p-value if
-            there are fewer than ``FEW_SEEDS`` seeds.
+        seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
+            ``FEW_SEEDS`` seeds.
 
     Raises:
-        ValueError: no seed or no problem.
+        ValueError: there is no statistic in ``seeds``, or n is 0.
     """
     if not seeds or n < 1:
         raise ValueError(f"{len(seeds)} seeds, {n} problems: nothing to estimate from.")
@@ -94,18 +99,19 @@ def mean_effect(
     values: Float[ndarray, "seeds problems"], minus: Float[ndarray, "one_or_seeds problems"] | None = None, *, seed: int = 0,
     times: int = RESAMPLES, seeded: bool = False,
 ) -> Effect:  # fmt: skip
-    """Return the mean of values over problems and seeds, with an interval over problems and seeds, and a p-value.
+    """Return the mean of values over problems and seeds, as an effect with a 95 % interval and a p-value.
 
-    The module docstring of ``toolkit.stats.seeds`` has the equations. If no problem has a value, all numbers of the effect are NaN.
+    Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
+    equations. If every value is NaN, so are all numbers of the effect.
 
     Args:
-        values: One value per seed and problem; NaN if there is none. A problem counts if at least one seed has a value for it.
-        minus: Values to subtract problem by problem, such as those of the base model. The effect is then the paired difference,
-            ``values - minus``. A single row is subtracted from all seeds. ``None`` subtracts nothing.
-        seed: Random seed for the resamples of problems.
+        values: One value per seed and problem, or NaN where a value is missing. A problem that is NaN for all seeds is left out.
+        minus: Values to subtract, such as those of the base model; the effect is then the mean paired difference. It has one row per seed
+            of ``values``, or a single row that is subtracted from all seeds. ``None`` subtracts nothing.
+        seed: Random seed for the resamples of problems; not a seed of the condition.
         times: Number of resamples.
-        seeded: True if the condition has a random or trained part, as any condition with several seeds has. Then there is no p-value if
-            there are fewer than ``FEW_SEEDS`` seeds.
+        seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
+            ``FEW_SEEDS`` seeds.
 
     >>> change = mean_effect(np.array([[-20.0, -35.0, -5.0, -28.0, -12.0]]))  # tokens, 5 problems, 1 seed
     >>> print(change, f"p = {change.p:.3f}")
@@ -119,12 +125,12 @@ def mean_effect(
 
 
 def _mean(values: Float[ndarray, " problems"]) -> Statistic:
-    """Return a statistic (a function of resampled problems): the mean over the problems that have a value, that is, no NaN."""
+    """Return a statistic (a function of resampled problems): the mean over the drawn problems whose value is not NaN."""
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
 
     def statistic(index: ndarray) -> ndarray:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # 0 / 0 = NaN for a resample in which no drawn problem has a value
             return filled[index].sum(axis=1) / present[index].sum(axis=1)
 
     return statistic
@@ -155,15 +161,15 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 
 
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
-    """Return the same effect of a condition as ``effect``, but from values of the statistic that ``draws`` has already computed.
+    """Return the effect of a condition, like ``effect``, from values that ``draws`` has already computed.
 
     Args:
         seeds: Values of the statistic, one ``Draws`` per seed of the condition.
         n: Number of problems.
-        minus: Values for the base model on the same resamples, to subtract from those of every seed: the effect is then the paired
+        minus: Values of the base model on the same resamples, which are subtracted from those of every seed. The effect is then the paired
             difference, condition minus base. ``None`` subtracts nothing.
-        seeded: True if the condition has a random or trained part, as any condition with several seeds has. Then there is no p-value if
-            there are fewer than ``FEW_SEEDS`` seeds.
+        seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
+            ``FEW_SEEDS`` seeds.
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)
@@ -174,10 +180,11 @@ def _combine(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effe
     centre, seeds = float(centres.mean()), len(centres)
     if math.isnan(centre):
         return Effect(math.nan, math.nan, math.nan, math.nan)
-    by_problem = float(np.nanvar(resampled)) * n / max(n - 1, 1)
+    by_problem = float(np.nanvar(resampled)) * n / max(n - 1, 1)  # B_p and B_s of the module docstring
     by_seed = float(centres.var(ddof=1)) / seeds if seeds > 1 else 0.0
     few = f"{seeds} seed{'s' * (seeds > 1)}" if (seeded or seeds > 1) and seeds < FEW_SEEDS else ""
-    # No variance, up to rounding: averages of equal numbers may differ in the last digits.
+    # No variance, up to rounding (averages of equal numbers may differ in the last digits). An effect of exactly 0 gets p = 1. Any other
+    # gets the larger of the two lower limits on p; -1000 keeps the power of 2 above 0.
     if math.sqrt(by_problem + by_seed) <= 1e-12 * max(abs(centre), float(np.abs(centres).max())):
         p = max(2.0 ** max(1 - n, -1000), min(1.0, 2 / (len(resampled) + 1))) if centre else 1.0
         return Effect(centre, centre, centre, math.nan if few else p, ", ".join(filter(None, (few, NO_VARIANCE))))
@@ -192,28 +199,35 @@ def _combine(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effe
 def half_width(
     alpha: float | ndarray, by_problem: float | ndarray, by_seed: float | ndarray, n: int, seeds: int
 ) -> float | ndarray:
-    """Return h(alpha), the half width of the confidence interval of level 1 - alpha, elementwise. The module has the equations.
+    """Return h(alpha), the half width of the confidence interval of level 1 - alpha. Arrays are treated elementwise.
+
+    The module docstring of ``toolkit.stats.seeds`` has the equation.
 
     Args:
-        alpha: 1 minus the level: 0.05 for a 95 % interval.
+        alpha: 1 minus the confidence level: 0.05 for a 95 % interval.
         by_problem: B_p, the variance over problems.
         by_seed: B_s, the variance over seeds; unused if there is a single seed.
         n: Number of problems; the degrees of freedom are n - 1, but at least 1.
         seeds: Number of seeds.
     """
+    # stdtrit(d, q) is the quantile q of Student's t with d degrees of freedom. The lower quantile, negated, is exact for tiny alpha too.
     problems = -special.stdtrit(max(n - 1, 1), np.asarray(alpha) / 2) * np.sqrt(by_problem)
     return np.hypot(problems, -special.stdtrit(seeds - 1, np.asarray(alpha) / 2) * np.sqrt(by_seed)) if seeds > 1 else problems
 
 
 def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> float:
-    """Return the p-value: the level at which the half width of the interval equals ``size``, the absolute effect."""
-    least = 2.0 ** max(1 - n, -1000)  # smallest p-value of a sign-flip test on n problems
+    """Return the p-value: the alpha at which the half width h(alpha) of the interval equals ``size``, the absolute effect.
+
+    The other arguments are those of ``half_width``.
+    """
+    least = 2.0 ** max(1 - n, -1000)  # smallest p-value of a sign-flip test on n problems; -1000 keeps it above 0
     if not by_seed:
         return max(least, float(2 * scipy_stats.t.sf(size / math.sqrt(by_problem), max(n - 1, 1))))
 
     def short_of(log_p: float) -> float:
         return size - float(half_width(math.exp(log_p), by_problem, by_seed, n, seeds))
 
+    # The half width falls from infinity to 0 as alpha rises to 1. Search for the root on the log scale, since p can be tiny.
     low = math.log(SMALLEST)
     if short_of(low) >= 0:
         return max(least, SMALLEST)

@@ -1,4 +1,7 @@
-"""Exchange steering vectors and head edits with other tools: write files that they read, and read theirs as directions.
+"""Exchange steering vectors and head edits with other tools: write files that they can read, and read their files.
+
+Vectors are read as a ``Direction``, which has one vector per layer. The table lists the formats. ``site`` is the kind of place in the model
+to which the vectors belong (see the module ``sites``).
 
 ==========================  ===========================  ================================  ===============================
 format                      functions                    site                              read by
@@ -14,11 +17,11 @@ AISteer360 ``.svec``        load_svec                    resid_post             
 steering-vectors object     from_steering_vectors        resid_post, attn_out, mlp_out     this toolkit (cannot write it)
 ==========================  ===========================  ================================  ===============================
 
-``site`` is the kind of place in the model to which the vectors belong (see the module ``sites``). Vectors are ``[layers, d_model]``. Layer
-0 is the first block, and layers without a vector in the file are zero.
+Vectors are ``[layers, d_model]``. Layer 0 is the first block. A layer without a vector in the file is zero.
 
-Sign: in files of this toolkit, adding the direction makes thinking **longer**, unless the header says otherwise. The same holds for
-ThinkEdit's files. Files of other tools do not tell whether adding their direction lengthens or shortens thinking.
+Sign: in a file that this toolkit wrote, adding the vectors makes thinking **longer**, unless its header says ``+ = shorter``. (``load``
+and ``load_gguf`` undo a negative scale, so adding a loaded direction always lengthens thinking.) In ThinkEdit's files, adding lengthens.
+For files of other tools the effect is unknown.
 
 A file that does not fit the model, or whose header contradicts its vectors, raises an error. Nothing is shifted, transposed or rescaled to
 make a file fit.

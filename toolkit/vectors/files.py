@@ -1,4 +1,4 @@
-"""Files of directions: the toolkit's format (safetensors), GGUF control vectors, and a folder for the hub."""
+"""Files that hold a direction: the toolkit's format (safetensors), GGUF control vectors, and a folder for a model hub."""
 
 from __future__ import annotations
 
@@ -27,35 +27,37 @@ FIELDS = (
     "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
     "created", "tool",
 )  # fmt: skip
-"""All fields that the header of a file written by ``save`` may have."""
+"""All fields that the text header of a file written by ``save`` may have."""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
-"""``model_type`` of transformers -> architecture name of llama.cpp, if the two differ by more than underscores and hyphens."""
+"""``model_type`` in transformers -> architecture name in llama.cpp, where they differ by more than underscores and hyphens."""
 
 
 class ExportError(ValueError):
-    """A direction or plan cannot be expressed in the requested file format, or by the weights of the model."""
+    """A direction or a plan of head edits cannot be expressed in the requested file format, or by the weights of the model."""
 
 
 # --- the toolkit's format ------------------------------------------------------------------------------------
 
 
 def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Save ``scale * direction`` as safetensors and return the path.
+    """Save ``scale * direction`` as a safetensors file and return its path.
 
-    The file has one tensor ``direction.<layer>`` per layer, bit-identical to the direction if ``scale`` is 1. ``FIELDS`` lists the fields
-    of its text header.
+    The file has one tensor ``direction.<layer>`` per layer and a text header with ``FIELDS``. If ``scale`` is 1, the tensors are
+    bit-identical to the direction.
 
     Args:
         direction: The direction; adding it lengthens thinking.
         path: The file to write.
         lm: The model that the direction is for.
-        scale: Factor on the vectors; not 0. It is recorded in the header. With a factor other than 1, the header's field ``norm`` is
-            ``dose``. With a negative factor, adding the saved vectors shortens thinking, and the field ``sign`` is ``+ = shorter``.
-        metrics: Results measured with the direction, from name to value, for the header's field ``metrics_json``; ``None``: no results.
+        scale: Factor on the vectors; not 0. The header records it. If the factor is not 1, the header's field ``norm`` is ``dose``. If
+            it is negative, adding the saved vectors shortens thinking, and the field ``sign`` is ``+ = shorter``.
+        metrics: Results measured with the direction, a dict from name to value. They become the header's field ``metrics_json``. ``None``
+            means no results.
 
     Raises:
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector, the scale, a metric or a note of the direction's provenance is not finite, or all saved vectors are zero.
+        ValueError: a vector, the scale, a metric, or a number in the notes of the direction's provenance is not finite; or all saved
+            vectors are zero.
     """
     vector, header = _written(direction, lm, scale, metrics)
     return store.write_tensors({f"direction.{layer}": row for layer, row in enumerate(vector)}, header, path)
@@ -68,14 +70,14 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
 
     Args:
         path: The file.
-        lm: The model that the direction will be used with, to check that the two fit; ``None`` skips the check.
+        lm: Model with which the direction will be used; the direction is checked against it. ``None`` skips the check.
 
     Raises:
         FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated or damaged.
-        ForeignFileError: the file has another format, or fields of its header (site, sign, norm, scale) contradict each other or the
-            vectors.
-        WrongModelError: the direction was made from other weights, or for another depth or width.
+        ForeignFileError: the file has another format, or fields of its header (``apply_site``, ``sign``, ``norm``, ``scale``) contradict
+            each other or the vectors.
+        WrongModelError: the direction was made from other weights, or for another number of layers or width.
     """
     tensors, header = store.read_tensors(path)
     if (header.get("format"), header.get("format_version")) != (FORMAT, FORMAT_VERSION):
@@ -89,7 +91,7 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
 def _written(
     direction: Direction, lm: LM, scale: float, metrics: Mapping[str, Any] | None
 ) -> tuple[Float[Tensor, "layers d_model"], dict[str, str]]:
-    """Return the vectors to write, ``scale * direction``, and the header. The arguments are those of ``save``."""
+    """Return what a file holds: the vectors, ``scale * direction``, and the header, name of a field -> text. For arguments see ``save``."""
     edits.check_direction(direction, lm)
     vector = direction.vector * scale
     if not torch.isfinite(vector).all() or not vector.any():
@@ -112,6 +114,7 @@ def _written(
         "norm": _norm(vector) if scale == 1 else "dose",
         "scale": repr(float(scale)),
         "sign": LONGER if scale > 0 else SHORTER,
+        # "open tag,closing tag", or "response" if the model does not mark its thinking.
         "think_format": tags and (f"{tags.open or ''},{tags.close}" if tags.close else "response"),
         "n_pos": direction.n_pos,
         "n_neg": direction.n_neg,
@@ -129,8 +132,8 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
 
     Args:
         rows: Layer -> vector ``[d_model]``.
-        header: Field -> text.
-        lm: Model to check the direction against, or ``None``.
+        header: Name of a field -> its text.
+        lm: Model against which the direction is checked; ``None`` skips the check.
         path: The file, for error messages.
     """
     if unknown := sorted(set(header) - set(FIELDS)):
@@ -148,7 +151,8 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
         raise
     except (KeyError, ValueError) as error:
         raise DamagedFileError(f"{path}: a field of its header is missing or cannot be read: {error!r:.120}.") from error
-    vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a control vector never has a vector for layer 0
+    vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a GGUF control vector has none for layer 0
+    # norm may say "raw" of unit vectors, but not "unit" of others.
     unit = said["norm"] == "unit" and _norm(vector) == "unit"
     true = {
         "norm": "dose" if scale != 1 else "unit" if unit else "raw",
@@ -171,7 +175,7 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
 def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
     """Return the value of the header's field ``norm``: ``"unit"`` if all nonzero vectors have norm 1 up to rounding, else ``"raw"``."""
     norms = vector.double().norm(dim=-1)
-    rounding = max(1e-5, 8 * torch.finfo(vector.dtype).eps)
+    rounding = max(1e-5, 8 * torch.finfo(vector.dtype).eps)  # the second is larger for bf16 and fp16
     return "unit" if ((norms == 0) | ((norms - 1).abs() <= rounding)).all() else "raw"
 
 
@@ -187,7 +191,10 @@ def _layer(name: str, path: str | Path) -> int:
 
 
 def layer_number(layer: Any) -> int:
-    """Return a layer number, given as text or as a number, as an int. Raise ValueError unless it is a whole number of at most 6 digits."""
+    """Return a layer number (text or int) as an int.
+
+    Raise ValueError unless it is a whole number of at most 6 digits, written without leading zeros.
+    """
     text = str(layer)
     if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
         raise ValueError(f"{text[:40]!r} is not the number of a layer")
@@ -197,16 +204,16 @@ def layer_number(layer: Any) -> int:
 def _stacked(
     rows: Mapping[int, Tensor], shape: tuple[int, int], source: str | Path, *, missing: int | None = None
 ) -> Float[Tensor, "layers d_model"]:
-    """Stack vectors by layer into one tensor; layers without a vector are zero.
+    """Return vectors, stacked by layer, as one tensor ``[layers, d_model]``. Layers without a vector are zero.
 
     Args:
         rows: Layer -> vector ``[d_model]``.
         shape: ``(layers, d_model)`` of the result.
         source: The file, for error messages.
-        missing: Number of layers that have no vector in a complete file; ``None`` allows any number.
+        missing: Expected number of layers without a vector; any other number means that the file is damaged. ``None`` allows any number.
 
     Raises:
-        ForeignFileError: there is no vector, vectors differ in dtype, or all are zero.
+        ForeignFileError: there is no vector, vectors differ in dtype or are not floating point, or all are zero.
         WrongModelError: a vector has another width, or belongs to a layer that does not exist.
         DamagedFileError: a vector holds NaN or infinity, or the number of layers without a vector is not ``missing``.
     """
@@ -238,12 +245,12 @@ def _stacked(
 def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
     """Return vectors from another tool as a direction for ``lm``. Layers without a vector are zero.
 
-    How the vectors were computed is unknown, so the direction's provenance names only ``lm``, the tool and the file.
+    How the vectors were computed is unknown. So the direction's provenance names only ``lm``, the tool and the file.
 
     Args:
-        lm: The model that the direction will be used with.
+        lm: Model with which the direction will be used.
         rows: Layer -> vector ``[d_model]``.
-        kind: Kind of site of the vectors, such as ``"resid_post"``.
+        kind: Kind of site to which the vectors belong, such as ``"resid_post"``.
         tool: Name of the tool that wrote the vectors.
         source: The file.
         notes: Further facts to record in the provenance.
@@ -257,10 +264,10 @@ def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, sourc
 
 
 def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
-    """Save ``scale * direction`` as a GGUF control vector in F32, and return the path.
+    """Save ``scale * direction`` as a GGUF control vector in F32, and return the path of the file.
 
-    llama.cpp adds the tensor ``direction.k`` to the output of block k (the first block is 0), at every position. The format has no tensor
-    for block 0.
+    llama.cpp adds the tensor ``direction.k`` to the output of block k, at every position. Blocks are numbered from 0, but the format has no
+    tensor for block 0.
 
     Args:
         direction: The direction, at site ``resid_post``; adding it lengthens thinking.
@@ -274,7 +281,8 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
             layers, or is too large for F32.
         ImportError: the package gguf is not installed.
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector, the scale or a note of the direction's provenance is not finite, or all vectors are zero after scaling.
+        ValueError: a vector, the scale, or a number in the notes of the direction's provenance is not finite; or all vectors are zero
+            after scaling.
     """
     if direction.kind != "resid_post":
         raise ExportError(
@@ -287,7 +295,7 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
             "Pass drop_layer_0=True to leave it out; the other layers then act without it."
         )
     vector, header = _written(direction, lm, scale, None)
-    single = vector[1:].float().cpu()
+    single = vector[1:].float().cpu()  # F32 without layer 0; large fp64 numbers overflow to infinity
     if not torch.isfinite(single).all() or not single.any():
         raise ExportError("In F32, the type of control vectors, layers 1 and above are not finite, or all zero.")
     fields: dict[str, str | int] = {
@@ -300,22 +308,22 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
 
 
 def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
-    """Load a control vector that ``save_gguf``, repeng or llama.cpp wrote, as a direction at ``resid_post``.
+    """Load a GGUF control vector, such as one from ``save_gguf``, repeng or llama.cpp, as a direction at ``resid_post``.
 
-    A file that ``save_gguf`` wrote gives back the direction with its provenance, but in F32 and without layer 0. For files of other tools,
-    only model type, width and depth can be checked; whether adding the vector makes thinking longer or shorter is unknown.
+    A file from ``save_gguf`` gives the direction with its provenance, but in F32 and without layer 0. For files of other tools, only model
+    type, width and number of layers can be checked. Whether adding their vectors makes thinking longer or shorter is unknown.
 
     Args:
         path: The file.
-        lm: The model that the direction will be used with.
-        model_hint: Name of another model type that the file may be for; ``None`` accepts only the type of ``lm``. A file that names no
-            model type is accepted if width and depth fit.
+        lm: Model with which the direction will be used.
+        model_hint: Another model type to accept, if the file names one and it is not that of ``lm``. ``None`` accepts only the type of
+            ``lm``. A file that names no model type is always accepted, provided that its vectors fit.
 
     Raises:
         ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or its vectors
             belong to another site.
-        WrongModelError: model type, depth or width differ from those of ``lm``; or the file is from this toolkit and was made from other
-            weights.
+        WrongModelError: model type, number of layers or width differ from those of ``lm``; or the file is from this toolkit, but was made
+            from other weights.
         FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated or damaged.
         ImportError: the package gguf is not installed.
@@ -339,7 +347,7 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
             )
         rows[k] = torch.from_numpy(array)
     header = {key.removeprefix("toolkit."): str(value) for key, value in fields.items() if key.startswith("toolkit.")}
-    # Files that the tool steerkit wrote name the site of their vectors.
+    # Files of the tool steerkit name the site of their vectors in the field hook_site.
     site = header.get("site") or str(fields.get("hook_site", "resid_post"))
     if site.removeprefix("hook_") != "resid_post":
         raise ForeignFileError(
@@ -355,7 +363,7 @@ def model_types(lm: LM) -> set[str]:
 
 
 def _plain(name: str) -> str:
-    """Return a model type in lower case without ``_`` and ``-``, for comparison."""
+    """Return a model type in lower case without ``_`` and ``-``: tools differ in how they write it."""
     return name.lower().replace("_", "").replace("-", "")
 
 
@@ -381,7 +389,7 @@ def save_folder(
         directory: The folder to write.
         lm: The model that the direction is for.
         card: Text of ``README.md``, the model card; ``report.vector_card`` writes one.
-        figures: File name -> text (HTML or SVG) of each figure that the card shows; ``None``: no figures.
+        figures: File name -> content (HTML or SVG) of each figure that the card shows; ``None`` means no figures.
         drop_layer_0: True to write ``direction.gguf`` even if the direction has a vector at layer 0. That file then lacks this vector.
 
     Raises:

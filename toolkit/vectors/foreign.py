@@ -1,10 +1,10 @@
 """Read directions of other tools from their files, without installing the tools.
 
-These files rarely name their model: width and depth are checked, and the model type if the file has one. The provenance of a loaded
-direction names the model ``lm`` that was passed to the loader. Layers are numbered from 0, as in this toolkit.
+These files rarely name their model. So only width and number of layers are checked, and the model type if the file has one. The provenance
+of a loaded direction names the model ``lm`` that was passed to the loader. Layers are numbered from 0, as in this toolkit.
 
-No file says whether adding its direction makes thinking longer or shorter. Only for ThinkEdit's files is it known: its code computes
-the direction so that adding it makes thinking longer.
+No file says whether adding its direction makes thinking longer or shorter. It is known only for ThinkEdit's files: there, adding the
+direction makes thinking longer.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from toolkit.types import Direction
 from toolkit.vectors.files import as_direction, layer_number, model_types
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
-"""Layer type in the library steering-vectors -> site of its vectors in this toolkit."""
+"""Layer type in the library steering-vectors -> the kind of site in this toolkit to which its vectors belong."""
 
 
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
-    """Load a direction that ThinkEdit's released code wrote: one tensor ``[layers, 1, d_model]``.
+    """Load a direction from a file of ThinkEdit's released code: one tensor ``[layers, 1, d_model]``.
 
     The direction is the mean activation in long thinking minus that in short thinking, not normalised. Adding it lengthens thinking.
 
     Args:
         path: The file (``.pt``).
-        lm: The model that the direction will be used with.
-        part: ThinkEdit's name for the site of the vectors: ``"attn"`` (``resid_mid`` here) or ``"mlp"`` (``resid_post`` here). ``None``
-            takes the name from the end of the file's name, ``_attn`` or ``_mlp``.
+        lm: Model with which the direction will be used.
+        part: ThinkEdit's name for the site of the vectors: ``"attn"`` (``resid_mid`` in this toolkit) or ``"mlp"`` (``resid_post``).
+            ``None`` takes it from the end of the file's name, ``_attn`` or ``_mlp``.
 
     Raises:
         ForeignFileError: the file holds pickled objects or a tensor of another shape; or ``part`` is ``None`` and the file's name does not
             end in ``_attn`` or ``_mlp``.
-        WrongModelError: depth or width differ from those of ``lm``; or the part is ``attn`` and the model has a norm after attention
-            (post-norm). In such models ThinkEdit's code reads ``attn_out`` instead of the residual stream.
+        WrongModelError: number of layers or width differ from those of ``lm``; or the part is ``attn`` and the model has a norm after
+            attention (post-norm). In such models ThinkEdit's code reads ``attn_out`` instead of the residual stream.
         FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated.
     """
@@ -61,22 +61,23 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
 
 
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
-    """Load a direction that the tools hidden-directions, brainscope or hotwire wrote, as a direction at ``resid_post``.
+    """Load a file of the tools hidden-directions, brainscope or hotwire as a direction at ``resid_post``.
 
     The file holds one tensor, ``[layers, d_model]``, or ``[d_model]`` for a single layer. Row l belongs to the output of block l
     (``hidden_states[l + 1]`` in transformers).
 
-    The last row is inexact: it was learned from activations *after* the final norm, but these tools, and this toolkit, add it before that
-    norm. To avoid it, steer at other layers (``steering(..., layers=...)``).
+    The row of the last layer is inexact. It was computed from activations *after* the final norm, but is added before that norm, by those
+    tools and by this toolkit. To avoid it, leave out the last layer: ``edits.steering(..., layers=...)``.
 
     Args:
         path: The file (``.pt``).
-        lm: The model that the direction will be used with.
-        layer: Layer of a single vector ``[d_model]``; ``None`` if the file holds all layers.
+        lm: Model with which the direction will be used.
+        layer: Layer to which a single vector ``[d_model]`` belongs; ``None`` if the file holds all layers.
 
     Raises:
-        ForeignFileError: the file holds pickled objects, several tensors or one of another shape, or ``layer`` does not fit its shape.
-        WrongModelError: depth or width differ from those of ``lm``.
+        ForeignFileError: the file holds pickled objects, several tensors, or a tensor of another shape; or ``layer`` is given for all
+            layers, or missing for a single vector.
+        WrongModelError: number of layers or width differ from those of ``lm``.
         FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated.
     """
@@ -93,20 +94,22 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
 def load_svec(path: str | Path, lm: LM) -> Direction:
     """Load a ``.svec`` file (JSON) of AISteer360 as a direction at ``resid_post``.
 
-    The file must have one vector per layer, as files of AISteer360's method CAA (contrastive activation addition) do.
+    The file must have one vector per layer, as files of AISteer360's method CAA (contrastive activation addition) do. Files
+    with several vectors per layer, such as one per token position or per head, cannot be read.
 
     Args:
         path: The file.
-        lm: The model that the direction will be used with.
+        lm: Model with which the direction will be used.
 
     Raises:
-        ForeignFileError: the file is not a ``.svec`` file, or has several vectors per layer (per position, head or plane).
-        WrongModelError: model type, depth or width differ from those of ``lm``.
+        ForeignFileError: the file is not a ``.svec`` file, or has several vectors per layer.
+        WrongModelError: model type, number of layers or width differ from those of ``lm``.
         FileNotFoundError: there is no such file.
         DamagedFileError: the file is not JSON, or holds NaN.
     """
     content = store.read_json(store.existing_file(path))
     try:
+        # The check of the values follows, since torch.tensor also accepts True and False.
         rows = {layer_number(layer): torch.tensor(value, dtype=torch.float32) for layer, value in content["directions"].items()}
         hint = content["model_type"]
         if not all(_numeric(value) for value in content["directions"].values()):
@@ -128,11 +131,11 @@ def from_steering_vectors(vector: Any, lm: LM) -> Direction:
 
     Args:
         vector: The ``SteeringVector``, or a mapping with the same fields (``layer_activations``, ``layer_type``).
-        lm: The model that the direction will be used with.
+        lm: Model with which the direction will be used.
 
     Raises:
-        ForeignFileError: a field is missing or malformed, or the layer type is the output of a norm, where this toolkit has no site.
-        WrongModelError: depth or width differ from those of ``lm``.
+        ForeignFileError: a field is missing or malformed, or the vectors belong to the output of a norm, where this toolkit has no site.
+        WrongModelError: number of layers or width differ from those of ``lm``.
     """
     read = vector.get if isinstance(vector, Mapping) else lambda name: getattr(vector, name, None)
     rows, kind = read("layer_activations"), read("layer_type")
@@ -153,7 +156,7 @@ def from_steering_vectors(vector: Any, lm: LM) -> Direction:
 
 
 def _one_tensor(path: str | Path) -> Tensor:
-    """Return the only tensor of a ``.pt`` file. Raise ForeignFileError if it holds something else."""
+    """Return the only tensor of a ``.pt`` file, or of a dict with one entry in it. Raise ForeignFileError if there is something else."""
     content = store.read_pt(path)
     if isinstance(content, Mapping) and len(content) == 1:
         (content,) = content.values()
@@ -163,19 +166,19 @@ def _one_tensor(path: str | Path) -> Tensor:
 
 
 def _plain(tensor: Tensor, source: str | Path) -> Tensor:
-    """Return a dense tensor on the CPU. Raise ForeignFileError if the tensor is sparse, quantised or has no data."""
+    """Return a tensor detached and on the CPU. Raise ForeignFileError if it is sparse, quantised or has no data (meta device)."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise ForeignFileError(f"{source} holds a sparse, quantised or empty tensor: save it as a plain one.")
     return tensor.detach().cpu()
 
 
 def _numeric(value: Any) -> bool:
-    """Return True if a value is a number or nested lists of numbers."""
+    """Return True if a value is a number, or a list (at any depth) of numbers. Booleans are not numbers here."""
     return all(map(_numeric, value)) if isinstance(value, list) else isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _all_rows(vector: Tensor, lm: LM, path: str | Path) -> dict[int, Tensor]:
-    """Return layer -> vector from ``[layers, d_model]``. Raise WrongModelError if ``lm`` has another number of layers."""
+    """Return a dict from layer to its row of ``vector``, ``[layers, d_model]``. Raise WrongModelError unless ``lm`` has as many layers."""
     if len(vector) != lm.layout.n_layers:
         raise WrongModelError(
             f"{path} has {len(vector)} layers, {lm.name} has {lm.layout.n_layers}: it was made for another model."

@@ -1,4 +1,4 @@
-"""Turn interventions into weights: head edits into a PEFT adapter, and a steering direction into the biases of a model."""
+"""Turn interventions into weights: head edits into a PEFT adapter, a steering direction into the biases of a model."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ from toolkit.vectors.files import ExportError
 
 @torch.no_grad()
 def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
-    """Save a plan of head edits as a PEFT adapter (LoRA of rank 1), and return its directory. All edits must be ``project_out``.
+    """Save a plan of head edits as a PEFT adapter (LoRA of rank 1), and return its directory.
 
-    The model with the adapter computes the same as ``edits.apply(lm, planned)``. The adapter adds ``B A`` to ``W_O`` of each edited layer::
+    Every edit must be a ``project_out``, which removes a direction from a head's output. The model with the adapter computes the same as
+    ``edits.apply(lm, planned)``. The adapter adds ``B A`` to ``W_O`` of each edited layer::
 
         B = -v                                      [d_model, 1]
         A = sum_h strength_h (v^T W_O) mask_h       [1, n_heads * head_dim]
 
-    v is the unit vector of the plan's direction at the layer, as a column. ``strength_h`` is the strength of the edit of head h. ``mask_h``
-    is 1 at the columns of head h in ``W_O`` and 0 elsewhere.
+    v is the plan's unit direction at the layer (``edits.unit_at``), as a column. ``strength_h`` is the strength of the edit of head h.
+    ``mask_h`` is 1 at the columns of head h in ``W_O`` and 0 elsewhere; its product is elementwise.
 
     Scaling the adapter by s in PEFT multiplies every strength by s, if the plan edits each head once. The changes of several adapters add
-    up. If two adapters edit the same head along directions that are not orthogonal, the sum differs from applying the two plans one after
-    the other.
+    up. If two adapters edit the same head along directions that are not orthogonal, their sum differs from applying one plan after the
+    other.
 
     Args:
-        lm: The model that the plan was made from.
+        lm: The model from which the plan was made.
         planned: The plan.
         directory: The directory to write.
 
     Raises:
-        ExportError: the plan has no edits, or one of them scales a head. (Such a change has rank head_dim, too much for the adapter.)
+        ExportError: the plan has no edits, or one of them is a ``scale``. (That change of ``W_O`` has rank head_dim, the adapter has 1.)
         WrongModelError: the plan was made from other weights.
         FileExistsError: the directory is not empty.
         OSError: the directory cannot be written.
     """
     edits.check_plan(lm, planned)
+    # Layer -> per head, the factor that remains of the component along v. Two edits of the same head multiply: (1 - s1) (1 - s2).
     kept: dict[int, Tensor] = {}
     for edit in planned.edits:
         if edit.op != "project_out":
@@ -65,6 +67,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         W = lm.layout.W_O(layer).float()
         v = edits.unit_at(lm.layout, planned, layer, W.device)
         assert v is not None  # a plan that projects out has a direction
+        # The strength at each column of W_O; 0 at heads without an edit.
         removed = (1 - kept[layer]).repeat_interleave(lm.layout.head_dims[layer]).to(W)
         name = f"base_model.model.{targets[layer]}"
         tensors |= {f"{name}.lora_A.weight": (removed * (v @ W))[None], f"{name}.lora_B.weight": -v[:, None]}
@@ -78,7 +81,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
 
 
 def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
-    """Return the content of PEFT's ``adapter_config.json`` for the modules ``targets``, given by their full names."""
+    """Return the content of PEFT's ``adapter_config.json`` for an adapter on the modules with the full names ``targets``."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -101,12 +104,12 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
 def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
     """Return a copy of a model that is steered without hooks: ``strength * direction`` is added to its biases.
 
-    The copy behaves like ``lm`` under ``edits.steering(direction, strength, layers=layers)`` at all positions. A direction at ``resid_mid``
-    or ``attn_out`` goes into the bias of attention's output projection, one at ``resid_post`` or ``mlp_out`` into the bias of the MLP's
-    last projection. All other weights are shared with ``lm``.
+    The copy behaves like ``lm`` under ``edits.steering(direction, strength, layers=layers)``, which acts at all positions. A direction at
+    ``resid_mid`` or ``attn_out`` is added to the bias of attention's output projection. One at ``resid_post`` or ``mlp_out`` is added to
+    the bias of the MLP's last projection. All other weights are shared with ``lm``.
 
-    A model without such biases cannot be steered in this way. A bias that its config does not have would be lost when the checkpoint is
-    loaded, so none is created.
+    A model without such biases cannot be steered in this way. No bias is created: the model's config would not declare it, so it would be
+    lost when the checkpoint is loaded.
 
     Args:
         lm: The model to steer; it is not changed.
@@ -116,6 +119,7 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
 
     Raises:
         ExportError: one of the layers has no such bias, or a norm lies between the bias and the residual stream.
+        UnsupportedModelError: the weights are quantised or offloaded.
         WrongModelError: the direction was made from other weights, or has another shape.
         ValueError: the direction or strength is not finite.
         IndexError: ``layers`` holds a layer that the direction does not have.
@@ -130,16 +134,23 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
     changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}", made_from=made_from)
     for layer in chosen:
         bias = _bias(changed, layer, direction.kind)
-        # In some families the outputs of attention and MLP are multiplied by a factor before they are added to the stream: so is the bias.
+        # In some families the outputs of attention and MLP, bias included, are multiplied by a factor before they are added to the residual
+        # stream. Divide by it, so that the stream shifts by strength * direction.
         factor = lm.layout.factor if direction.kind.startswith("resid") else 1.0
         bias.copy_(bias.float() + strength / factor * direction.vector[layer].to(bias.device, torch.float32))
     return changed
 
 
 def _bias(lm: LM, layer: int, kind: str) -> Tensor:
-    """Return the bias parameter that shifts the activation at one site of a layer. Raise ExportError if there is none.
+    """Return the bias parameter whose change shifts the activation at one site of a layer.
 
-    A norm between the bias and the site counts as none, since the norm would change the shift.
+    Args:
+        lm: The model.
+        layer: The layer.
+        kind: Kind of the site, such as ``"resid_post"``.
+
+    Raises:
+        ExportError: there is no such bias, or a norm between it and the site would change the shift.
     """
     block = lm.layout.blocks[layer]
     norm = {"resid_mid": block.post_attention_norm, "resid_post": block.post_mlp_norm}.get(kind)
@@ -160,8 +171,8 @@ def _bias(lm: LM, layer: int, kind: str) -> Tensor:
 def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
     """Return the bias parameter that is added unchanged to the output of an MLP, or ``None`` if there is none.
 
-    Names differ between families, so the function tests the effect of each bias of size ``d_model``: if the bias is shifted, the output
-    must shift by the same amount. The bias of an expert does not pass, since the router weights it.
+    Its name differs between families, so each bias of size ``d_model`` is tested: if it is shifted, the output must shift by the same
+    amount. The bias of an expert in a mixture of experts fails the test, since the router weights it.
     """
 
     def out(biases: Mapping[str, Tensor]) -> Tensor:
@@ -172,6 +183,7 @@ def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
         bias: Any = getattr(module, "bias", None)
         if bias is None or bias.shape != (d_model,):
             continue
+        # Shift by the size of the largest output, so that rounding of the difference stays small against the shift.
         x = torch.randn(1, 8, d_model, generator=torch.Generator().manual_seed(0)).to(bias)
         before = out({})
         shift = before.abs().max()
