@@ -38,7 +38,7 @@ def problem(
     """
     while True:
         n = rng.randint(*hops)
-        # Uniform in the logarithm, so that short contexts are as frequent as long ones.
+        # Uniform in the logarithm, so that short contexts are frequent too.
         low, high = math.log(context[0]), math.log(context[1])
         size = round(math.exp(rng.uniform(low, high)))
         text, chain = _context(rng, n, size)

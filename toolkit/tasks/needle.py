@@ -107,7 +107,7 @@ def _fact(rng: random.Random) -> Needle:
 
 
 def sentences(rng: random.Random) -> Iterator[str]:
-    """Yield random filler sentences without end. Each has at least eight words. None of the facts' names, numbers or things occur in them."""
+    """Yield random filler sentences without end. Each has at least eight words and shares no name, number or thing with the facts."""
     while True:
         a, b = rng.sample(_SUBJECTS, 2)
         p, q = rng.sample(_QUALITIES, 2)
