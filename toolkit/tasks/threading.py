@@ -192,7 +192,7 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
     # Estimate the number of pairs from the tokens per pair, then correct it until it fits.
     each = (size(least + 32) - taken) / 32
     n = least
-    for _ in range(8):  # usually done after two or three rounds
+    for _ in range(8):  # at most 8 corrections; the loop below makes sure that it fits
         more = math.floor((length - size(n)) / each)
         n = max(least, n + more)
         if more == 0:

@@ -1,8 +1,8 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for the shipped model ``smol-reasoner``.
 
 A story begins with a number of things, events change this number, and a question ends the story. Every step is one operation on whole
-numbers from 0 to 40. To keep problems within reach of a small model, the numbers that are added or subtracted are small. They are at most 9,
-or a product of at most 4 * 5, such as 3 * 4 for three bags of four.
+numbers from 0 to 40. To keep problems within reach of a small model, the numbers that are added or subtracted are small: at most 9, or a
+product of at most 4 * 5, such as 3 * 4 for three bags of four.
 
 Each story and each wording of plain arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in
 training. Only names, and phrases around a problem such as "Be brief.", occur in all splits.
@@ -143,8 +143,8 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
     """Return the text of a problem of ``n`` steps in plain arithmetic, with its numbers in brackets, and its solution.
 
-    The steps are additions and subtractions. In 30 % of the problems, the first step is a product. If ``small``, the first number is at most
-    ``EASY`` (a product may be larger).
+    The steps are additions and subtractions. In 30 % of the problems, the first step is a product. If ``small``, the first number is at
+    most ``EASY`` (a product may be larger).
     """
     first = rng.randint(1, EASY if small else START)
     telling, marked = _Telling([], [], first), f"[{first}]"
