@@ -110,7 +110,7 @@ class Core:
             chain of two.
         twigs: The pairs of false branches.
         new: Function that returns another unused identifier (a key or value).
-        key: Seed text for the random order of all pairs.
+        key: Text from which ``kv_haystack`` seeds the random places of these pairs in the haystack.
     """
 
     chains: list[list[str]]

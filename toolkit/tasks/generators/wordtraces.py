@@ -133,7 +133,7 @@ def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
 
 def _slip(rng: random.Random, result: int) -> int:
     """Return a plausible wrong result: off by 1, 2 or 10."""
-    # Not negative, hence abs. For 1 and 5, abs could give the right result again (|1 - 2| = 1, |5 - 10| = 5), so only larger ones are drawn.
+    # Not negative, hence abs. For 1 and 5, abs could give the right result again (|1 - 2| = 1, |5 - 10| = 5): only larger ones are drawn.
     return abs(result + rng.choice((-10, -2, -1, 1, 2, 10))) if result not in (1, 5) else result + rng.choice((1, 2, 10))
 
 
