@@ -168,7 +168,7 @@ def token_spans(lm: LM, problem: Problem, pieces: Sequence[tuple[int, int]]) -> 
     before = find_once(prompt, stripped)[0] - content.index(stripped)  # offset: message characters -> prompt characters
     located = []
     for start, stop in pieces:
-        # The tokens from first to last - 1 overlap the piece. If there are none, for example because the template stripped the piece, the span is empty.
+        # The tokens from first to last - 1 overlap the piece. There may be none, for example if the template stripped the piece.
         first, last = bisect_right(stops, before + start), bisect_left(starts, before + stop)
         piece, span = content[start:stop], Span(where[first], where[last - 1] + 1) if first < last else Span(0, 0)
         text = str(lm.tokenizer.decode(ids[span.start : span.stop], clean_up_tokenization_spaces=False))

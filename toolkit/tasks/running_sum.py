@@ -147,7 +147,7 @@ def read_text(p: Problem, text: str) -> Execution:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no deltas: give a problem of running_sum.load.")
     deltas, lines = list(p.meta["deltas"]), [text[a:b].strip() for a, b in steps.step_ranges(text, steps.lines)]
     stated = [m for line in lines if (m := _LINE.fullmatch(line) or _REST.fullmatch(line))]
-    # Re-checks repeat operands of the line before, so they are not aligned.
+    # Operands per line. Re-checks repeat those of the line before, so theirs are not aligned. A final total (_REST) has none.
     taken = [[] if "wait" not in m.re.groupindex or m["wait"] else _signed(m["taken"]) for m in stated]
     turns = iter(align([v for values in taken for v in values], deltas))
     outputs: list[int | None] = [None] * len(deltas)

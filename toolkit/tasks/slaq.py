@@ -124,7 +124,7 @@ def _pair(group: Sequence[Fact], noise: Sequence[Fact], rng: random.Random, spli
 
 
 def _problem(name: str, questions: Sequence[Fact], stated: Sequence[Fact], split: str, *, position: int | None) -> Problem:
-    text, ranges = "", {}
+    text, ranges = "", {}  # ranges: fact -> character range of its sentence in the prompt
     for fact in stated:
         text += " " * bool(text)
         ranges[fact] = (len(text), len(text) + len(fact.tell))
@@ -191,6 +191,7 @@ def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, n
     pairs: list[ShortLong] = []
     for _ in range(n):
         chosen = rng.sample(owners, m)
+        # The additional facts may be about things of any split, since no question asks about them.
         others = rng.sample([owner for owner in OWNERS if owner not in chosen], noise)
         facts = invented(rng, chosen + others)
         pairs += short_long_pairs(facts[:m], m, rng.randrange(2**32), split=split, noise=facts[m:])

@@ -200,8 +200,8 @@ def by_horizon(
         executions: One per response.
         correct: One flag per response: True if its answer is right (``rollout.correct``). Default: True if the response gives a total for
             the last turn and this total is true.
-        p: Step accuracy, 0 to 1; for example the accuracy measured at the horizons that the model was trained on. Default: each row uses the
-            step accuracy at its own horizon, since step accuracy may fall with the horizon.
+        p: Step accuracy, 0 to 1; for example the accuracy measured at the horizons that the model was trained on. Default: each row uses
+            the step accuracy at its own horizon, since step accuracy may fall with the horizon.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -255,5 +255,6 @@ def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") 
         raise ValueError(f"p={p}, s={s}, convention={convention!r}: need 0 <= p <= 1, 0 < s <= 1, and {' or '.join(CONVENTIONS)}.")
     if p == 1:
         return math.inf
+    # The largest H with p^H >= s. EDGE: rounding errors must not push a whole number such as ln 0.25 / ln 0.5 = 2 below itself.
     above = 0 if p == 0 else math.floor(math.log(s) / math.log(p) + EDGE)
     return float(above + (convention == "first_below"))
