@@ -1,21 +1,30 @@
-"""Load problems by the name of their task: ``tasks.load("arithmetic", "test", n=200, seed=0)``.
+"""Load the problems of a task by its name: ``tasks.load("arithmetic", "test", n=200, seed=0)``.
 
 | name | problems |
 |---|---|
-| ``tiny`` | the tasks that ``tiny-reasoner`` was trained on: three quarters ``arithmetic``, one quarter ``lookup`` |
-| ``arithmetic``, ``lookup``, ``running_sum`` | for the shipped model ``tiny-reasoner``, with only the characters that it knows |
-| ``wordproblems`` | short English stories, for the shipped model ``smol-reasoner`` |
-| ``countdown``, ``threading``, ``characters``, ``slaq``, ``target_length`` | for any language model |
-| ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, since prompts may be as long as its context |
+| ``arithmetic`` | additions and subtractions, such as ``17+5-9=?`` |
+| ``lookup`` | variables whose values are in the prompt, such as ``K=5; B=K; B?`` |
+| ``tiny`` | three quarters ``arithmetic``, one quarter ``lookup``: the two tasks that ``tiny-reasoner`` was trained on |
+| ``running_sum`` | longer chains of additions and subtractions |
+| ``wordproblems`` | arithmetic in short English stories, for the shipped model ``smol-reasoner`` |
+| ``countdown`` | reach a target number from given numbers |
+| ``threading`` | find values, or follow chains of keys and values, in a JSON object |
+| ``characters`` | count or find the characters of a word |
+| ``slaq`` | the same facts asked one by one and all at once |
+| ``target_length`` | questions to be answered in a given number of words |
+| ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, because prompts are fitted to its context |
 | ``gsm8k``, ``math500`` | downloaded from the Hugging Face hub with the package ``datasets`` |
 | ``gym:NAME`` | the data set NAME of reasoning-gym |
 | any other name | the path of a JSONL file of problems |
 
-This package has one module per task. ``generators`` makes the stories, training texts and key-value pairs of some tasks, ``grading``
-compares answers with gold answers, and ``external`` reads problems from the hub, from reasoning-gym and from files.
+The first four are for the shipped model ``tiny-reasoner`` and use only characters that it knows. The tasks from ``countdown`` on are for
+any language model.
 
-The splits are train, dev and test; no problem is in two of them. In a file, each problem may name its own split instead (``meta.split``,
-see ``external.files``).
+This package has one module per task. ``generators`` writes stories, training texts and key-value pairs for some of them. ``grading``
+compares answers with gold answers. ``external`` reads problems from the hub, from reasoning-gym and from files.
+
+The splits are train, dev and test; no problem is in two of them. A file may name its own splits, one per problem (``meta.split``, see
+``external.files``).
 """
 
 from __future__ import annotations
@@ -49,14 +58,14 @@ log = logging.getLogger(__name__)
 _MODULES: dict[str, tuple[str, ...]] = {
     "tiny": ("arithmetic", "lookup"), "gsm8k": ("external.mathematics",), "math500": ("external.mathematics",),
 }  # fmt: skip
-"""Task -> modules of this package that define its problems. A task that is not listed here has a module of its own name."""
+"""Task -> modules of this package that define its problems. Every other name in ``NAMES`` is also the name of its module."""
 
 
 def check(name: str, *split_names: str) -> None:
-    """Raise an error unless ``name`` is a task, or a file of problems, that has all the splits ``split_names``. No model is needed.
+    """Check that a task or file of problems exists and has all the splits ``split_names``; raise an error if not. Loads no model.
 
     Raises:
-        ValueError: ``name`` is neither a task nor a file, or it lacks one of the splits.
+        ValueError: ``name`` is neither a task nor a file, or one of the splits does not exist.
         ImportError: the task is ``gym:NAME``, and reasoning-gym is not installed.
     """
     if name.startswith(GYM):
@@ -68,7 +77,7 @@ def check(name: str, *split_names: str) -> None:
 
 
 def is_built_in(name: str) -> bool:
-    """Return True if ``name`` is one of ``NAMES`` or ``gym:NAME``. Any other name is taken for the path of a file of problems."""
+    """Return True if ``name`` is one of ``NAMES`` or begins with ``gym:``. ``load`` treats any other name as the path of a file."""
     return name in NAMES or name.startswith(GYM)
 
 
@@ -86,18 +95,19 @@ def modules(name: str) -> list[str]:
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
     """Return ``n`` problems from one split of a task. Equal seeds give equal problems.
 
-    If the split of a data set or file has fewer than ``n`` problems, all of them are returned and a warning is logged.
+    If there are fewer than ``n`` problems, ``gsm8k``, ``math500`` and files give all they have, and a warning is logged. Every other task
+    raises ValueError.
 
     Args:
         name: A name in the module's table, or the path of a JSONL file.
         split: ``"train"``, ``"dev"`` or ``"test"``; a file may have others.
-        lm: Model, which only two tasks use. ``needle`` requires it, to fit prompts to the model's context. ``characters`` uses it, if
-            given, to record how the model's tokenizer cuts each word into tokens.
+        lm: Model; only two tasks use it. ``needle`` requires it, to fit prompts to the model's context. For ``characters`` it is optional:
+            its tokenizer is used to record how each word is cut into tokens.
 
     Raises:
         ImportError: the task needs reasoning-gym or ``datasets``, which is not installed.
-        ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, or a generated task that does not
-            have ``n`` different problems.
+        ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, or fewer than ``n`` different
+            problems (see above).
 
     >>> [p.messages[0]["content"] for p in load("arithmetic", "test", n=2)]
     ['30+40-27-34-7=?', 'please 20+42+33+2-1-25-31+7=?']

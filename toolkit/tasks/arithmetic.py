@@ -1,7 +1,8 @@
 """Chains of additions and subtractions; difficulty is the number of operands, 2 to 8.
 
 A prompt reads ``17+5-9+23=?``, sometimes with a word such as "quick" or "please" before or after it (``generators/cues.py``). Running
-totals stay between 0 and 99. *Easy* problems have at most three operands, all below 20.
+totals stay between 0 and 99. A problem is *easy* (``meta["easy"]``) if it has at most three operands, all below 20. In the training data
+of ``tiny-reasoner``, easy problems have shorter chains of thought.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERA
     """
     while True:
         n = rng.randint(*operands)
-        top = rng.choice((9, 19, 49))
+        top = rng.choice((9, 19, 49))  # largest operand of this problem
         values, signs, total = [rng.randint(1, top)], [], 0
         total = values[0]
         for _ in range(n - 1):
             value = rng.randint(1, top)
+            # A random sign if both keep the total within 0..LARGEST, else the one that does.
             sign = rng.choice("+-") if total - value >= 0 and total + value <= LARGEST else "+" if total < value else "-"
             total += value if sign == "+" else -value
             values.append(value)
@@ -69,7 +71,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] =
 
 
 def parse(expression: str) -> tuple[list[int], list[str]]:
-    """Return the operands of a sum and the signs between them.
+    """Return the operands of an expression, and the plus and minus signs between them.
 
     >>> parse("17+5-9")
     ([17, 5, 9], ['+', '-'])
@@ -78,21 +80,24 @@ def parse(expression: str) -> tuple[list[int], list[str]]:
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Return a random chain of thought for the problem ``p``, to train on. Its final result may be wrong.
+    """Return a random chain of thought for the problem ``p``, as training data. Its final result may be wrong.
 
-    At the start of each line, the chain skips to the final result with a certain probability (``haste``). This probability is higher if
-    the problem is easy and if its prompt has a cue word such as "quick".
+    At the start of each line, the chain skips to the final result with a probability called *haste*. An easy problem raises it, and so does
+    a cue word in the prompt, such as "quick"; the two add up.
 
     Args:
+        p: A problem of this module.
+        rng: Source of every random choice.
         habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong result.
     """
     values, signs = parse(p.meta["expression"])
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
+        # One line: the total so far (``state``, possibly wrong), and the k operands from the one with index i + 1 on.
         start = int(state) if state is not None else values[0]
         tail = list(zip(signs[i : i + k], values[i + 1 : i + 1 + k], strict=True))
         result = start + _total(tail)
-        slip = abs(result + rng.choice((-10, -2, -1, 1, 2, 10)))
+        slip = abs(result + rng.choice((-10, -2, -1, 1, 2, 10)))  # not negative, as totals never are
         if slip == result:  # for example |5 - 10| = 5
             slip += 1
         return traces.Move(f"{start}" + "".join(f"{s}{v}" for s, v in tail), str(result), str(slip))

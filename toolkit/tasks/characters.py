@@ -1,17 +1,18 @@
-"""Questions about the characters of a word. CharBench (arXiv 2508.02591).
+"""Questions about the characters of a word, after CharBench (arXiv 2508.02591).
 
-There are four kinds of question about a word. Each is answered by a number:
+There are four kinds of question about a word. Each answer is a number:
 
 - ``count``: how often a character occurs;
 - ``distinct``: how many different characters there are;
 - ``first``, ``last``: the index, from 0, of a character's first or last occurrence.
 
-Upper and lower case count as different characters. The paper finds that counting hardly depends on how a word is cut into tokens, and
-that finding an index fails if tokens are long.
+Upper and lower case count as different characters. The paper finds that accuracy in counting hardly depends on how a word is cut into
+tokens, and that accuracy in finding an index falls with longer tokens.
 
-Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes up words of these lengths (alternating consonants and
-vowels), so that no word is memorised and letters repeat; ``char_tasks`` takes given words. To find the tokens of a word, the whole
-question is tokenized, not the word alone. If a token reaches beyond the word, only its characters inside the word are counted.
+Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes up words of these lengths instead (alternating consonants
+and vowels). So no word can be memorised, and letters repeat. ``char_tasks`` takes words of your choice. The tokens of a word are those in
+the whole question, which may differ from those of the word alone. If a token reaches beyond the word, only its characters inside the word
+are counted.
 
 Units: lengths of words and tokens are in characters.
 """
@@ -40,12 +41,12 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def problem(word: str, kind: str, character: str | None = None, *, split: str | None = None) -> Problem:
-    """Return one question about ``word``. An answer is right if its last number is.
+    """Return one question about ``word``. An answer is graded by the last number in it.
 
     Args:
         kind: ``"count"``, ``"distinct"``, ``"first"`` or ``"last"``.
         character: The character that is counted or searched for; required by all kinds except ``distinct``, which ignores it.
-        split: Split to record in ``meta``. Default: a hash of the word decides.
+        split: Split to record in ``meta``. Default: the split given by a hash of the word.
 
     Raises:
         ValueError: an unknown kind, an empty word or one with white space, or a character that is not in the word.
@@ -103,11 +104,13 @@ def _question(word: str, kind: str, character: str | None) -> str:
 def char_tasks(
     words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None, kind: str = "count", seed: int = 0
 ) -> list[Problem]:
-    """Return one question per word. Unless ``kind`` is ``"distinct"``, it asks about a character that is drawn from the word.
+    """Return one question per word, all of the same kind. Unless it is ``"distinct"``, they ask about a random character of the word.
 
     Args:
-        kind: Kind of all questions: ``"count"``, ``"distinct"``, ``"first"`` or ``"last"``.
-        tokenizer: If given, the numbers that ``token_tags`` returns for a question are added to its ``meta``.
+        words: Words to ask about.
+        tokenizer: If given, the result of ``token_tags`` for a question is added to its ``meta``.
+        kind: ``"count"``, ``"distinct"``, ``"first"`` or ``"last"``.
+        seed: Seed of the random characters.
 
     Raises:
         ValueError: unknown kind, or a word that is empty or has white space.
@@ -134,7 +137,7 @@ def load(
     Args:
         kinds: Kinds of question to draw: some or all of ``KINDS``.
         lengths: Inclusive range of word lengths in characters.
-        tokenizer: If given, the numbers that ``token_tags`` returns for a question are added to its ``meta``.
+        tokenizer: If given, the result of ``token_tags`` for a question is added to its ``meta``.
 
     Raises:
         ValueError: unknown split or kind, a range of lengths that is empty or begins below 2, or fewer than ``n`` different questions.
@@ -153,6 +156,7 @@ def load(
             pass
         return problem(word, kind, None if kind == "distinct" else rng.choice(word))
 
+    # Each kind gets n / len(kinds) questions (earlier kinds one more if this is not whole). Then one question per kind is taken in turn.
     share = [len(range(i, n, len(kinds))) for i in range(len(kinds))]
     drawn = [iter(splits.distinct(lambda kind=kind: draw(kind), m)) for kind, m in zip(kinds, share, strict=True)]  # type: ignore[misc]
     problems = [p for _ in range(max(share, default=0)) for questions in drawn for p in islice(questions, 1)]
@@ -160,7 +164,10 @@ def load(
 
 
 def made_up(rng: random.Random, length: int) -> str:
-    """Return a meaningless word of ``length`` letters: alternating consonants and vowels, drawn from five letters so that some repeat."""
+    """Return a made-up word of ``length`` letters that alternate between consonants and vowels.
+
+    It is made from only three consonants and two vowels, drawn at random, so that letters repeat.
+    """
     few = ("".join(rng.sample(_CONSONANTS, 3)), "".join(rng.sample(_VOWELS, 2)))
     first = rng.randrange(2)
     return "".join(rng.choice(few[(first + i) % 2]) for i in range(length))
@@ -170,7 +177,7 @@ def made_up(rng: random.Random, length: int) -> str:
 
 
 def tagged(p: Problem, tokenizer: PreTrainedTokenizerBase) -> Problem:
-    """Return the problem ``p`` with the numbers from ``token_tags`` added to its ``meta``."""
+    """Return a copy of the problem ``p`` with the numbers from ``token_tags`` added to its ``meta``."""
     return replace(p, meta={**p.meta, **token_tags(p, tokenizer)})
 
 
@@ -178,9 +185,9 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
     """Return numbers that describe how the word of a question is cut into tokens.
 
     Returns:
-        ``n_tokens``: number of tokens that contain a character of the word. ``chars_per_token``: length of the word in characters, divided
-        by ``n_tokens``. ``target_token_len``: for ``first`` and ``last``, number of characters of the word in the token that holds the
-        first or last occurrence; NaN for the other kinds.
+        Three numbers by name. ``n_tokens``: number of tokens that contain a character of the word. ``chars_per_token``: length of the word
+        in characters, divided by ``n_tokens``. ``target_token_len``: for ``first`` and ``last``, number of characters of the word in the
+        token that holds the first or last occurrence; NaN for the other kinds.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets.
@@ -194,8 +201,9 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
             "(a tokenizer.json in the directory)."
         )
     content, word = p.messages[-1]["content"], p.meta["word"]
-    start = content.rindex(f'"{word}"') + 1
+    start = content.rindex(f'"{word}"') + 1  # after the opening quote
     offsets = tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    # Character range of each token that overlaps the word, cut to the word.
     held = [(max(a, start), min(b, start + len(word))) for a, b in offsets if a < start + len(word) and b > start]
     target = math.nan
     if p.meta["kind"] in ("first", "last"):
@@ -209,17 +217,18 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
 
 
 def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *, seed: int = 0) -> pd.DataFrame:
-    """Return the correlation of each feature of a problem with whether its answer is right: a table, one row per question kind and feature.
+    """Return a table of correlations between the features of problems and correctness, one row per question kind and feature.
 
     Features: ``word_length`` (characters); ``gold`` (the right answer); ``gold_share`` (the right answer divided by the word length); and
     the three numbers from ``token_tags``, if the problems have them in ``meta``.
 
-    Columns: ``kind, feature, n`` (number of problems), ``r`` (Pearson's correlation), and ``low, high`` (its 95 % interval from resampling
-    words). If ``r`` is positive, answers are right more often when the feature is larger. ``r`` is NaN if the feature never varies, or if
-    all answers are right or all are wrong.
+    Columns: ``kind, feature, n`` (number of problems), ``r`` (Pearson's correlation), and ``low, high`` (95 % bootstrap interval of ``r``,
+    over words). If ``r`` is positive, answers are right more often when the feature is larger. ``r`` is NaN if the feature has the same
+    value in all problems, if all answers are right, or if all are wrong.
 
     Args:
-        correct: One flag per problem: whether its answer is right.
+        correct: One flag per problem: True if the model's answer is right.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: no problems, or different numbers of problems and answers.
@@ -230,7 +239,7 @@ def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *
     correlations = []
     for kind, part in rows.groupby("kind", sort=False):
         for feature in (f for f in FEATURES if f in part):
-            known = part.dropna(subset=[feature])
+            known = part.dropna(subset=[feature])  # target_token_len is NaN for two of the kinds
             e = (math.nan,) * 3
             if len(known):
                 x, y = (known[name].to_numpy(float) for name in (feature, "correct"))

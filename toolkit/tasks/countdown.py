@@ -1,9 +1,10 @@
-"""Countdown: make a target (100 to 999) from 4 to 6 numbers (1 to 100) with ``+ - * /``. The task of arXiv 2505.24273.
+"""Countdown: make a target (100 to 999) from 4 to 6 numbers (1 to 100), each used at most once, with ``+ - * /``.
 
-``generators/backtracking.py`` writes chains of thought with a given number of dead ends; ``grading/countdown.py`` checks answers.
+The task is that of arXiv 2505.24273. ``generators/backtracking.py`` writes chains of thought with a given number of dead ends.
+``grading/countdown.py`` checks answers.
 
-Deviations: all intermediate results of our solutions are whole and positive, and only the last operation reaches the target (both are our
-choice). The paper's checker demands that an answer uses every number, although its prompt allows fewer; our checker allows fewer.
+Deviations: the solution in ``meta["moves"]`` has only whole, positive intermediate results, and none of them equals the target (both are
+our choice). The paper's checker demands that an answer uses every number, although its prompt allows fewer. Our checker allows fewer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": o
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: ``left op right = result``."""
+    """One operation, ``left op right = result``, where ``op`` is one of ``+ - * /``."""
 
     left: int
     op: str
@@ -53,7 +54,7 @@ def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBER
             or not TARGETS[0] <= operations[-1].result <= TARGETS[1]
             or any(o.result == operations[-1].result for o in operations[:-1])
         ):
-            continue
+            continue  # no valid chain, a target out of range, or the target reached too early
         target = operations[-1].result
         content = f"Make {target} from the numbers {', '.join(map(str, given))}. Use + - * / and each number at most once. Answer with the expression."
         if splits.split_of(f"{given}{target}") == split and target not in given:
@@ -77,7 +78,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = 
         numbers: Inclusive range of how many numbers are given.
 
     Raises:
-        ValueError: unknown split, or a range that is empty or begins below 3.
+        ValueError: unknown split, a range that is empty or begins below 3, or fewer than ``n`` different problems.
     """
     splits.check_split(split)
     if not 3 <= numbers[0] <= numbers[1]:
@@ -87,14 +88,14 @@ def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = 
 
 
 def solution(p: Problem) -> list[Operation]:
-    """Return the operations of the solution in ``meta["moves"]``, in order. Raise ValueError for a problem of another task."""
+    """Return the operations of the solution stored in ``meta["moves"]``, in order. Raise ValueError if the task is not countdown."""
     if p.meta.get("task") != "countdown":
         raise ValueError(f"Problem {p.id!r} is of task {p.meta.get('task')!r}, not countdown.")
     return [Operation(*values) for values in p.meta["moves"]]
 
 
 def expression(operations: Sequence[Operation]) -> str:
-    """Return operations, each on the result of the one before, as one expression such as ``((4 * 25) - 7) + 3``."""
+    """Return a chain of operations as one expression, such as ``((4 * 25) - 7) + 3``. Each operation uses the result of the one before."""
     text = str(operations[0].left)
     for i, o in enumerate(operations):
         text = f"{f'({text})' if i else text} {o.op} {o.right}"
@@ -104,7 +105,7 @@ def expression(operations: Sequence[Operation]) -> str:
 def random_chain(rng: random.Random, numbers: Sequence[int]) -> list[Operation] | None:
     """Combine the numbers from left to right with random operators, and return the operations.
 
-    Return ``None`` if a result is not whole, is below 1 or is above ``LARGEST``.
+    Return ``None`` if any result is not whole, is below 1 or is above ``LARGEST`` (9999).
     """
     operations, value = [], numbers[0]
     for right in numbers[1:]:

@@ -1,13 +1,13 @@
-"""Locate the pieces of a prompt that a question depends on, as token spans.
+"""Find the token spans of those pieces of a prompt that the answer depends on.
 
 A ``Haystack`` is a problem with the token spans of three things: the pieces of its prompt that the answer depends on (``needed``), the
-answer's words inside those pieces, and the question. It also holds two controls: the problem without the needed pieces, and the prompt
-with other tokens in their place.
+answer's words inside those pieces, and the question. It also holds two control prompts, to test whether a model uses the needed pieces. In
+the first, they are removed. In the second, other tokens replace them, one for one.
 
-Pieces are located by *character offsets* in the rendered chat prompt. The tokens of every span must decode to text that contains the
-piece. The released code of arXiv 2404.15574 searches among token ids instead, and may miss the needle or include tokens beside it.
+Pieces are located by *character offsets* in the rendered chat prompt, and the tokens of every span must decode to text that contains the
+piece. The released code of arXiv 2404.15574 searches among token ids instead. That may miss the needle or include neighbouring tokens.
 
-Only the tokenizer and the config of a model are used here. Units: spans and lengths are in tokens of the whole chat prompt.
+No model is run; only its tokenizer and config are used. Units: spans and lengths are in tokens of the whole chat prompt.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Haystack:
     """A problem as a chat prompt in one model's tokens, with the token spans of the needed pieces, the answer and the question.
 
     Attributes:
-        problem: The problem. To its ``meta`` are added ``tokens`` (length of the chat prompt), ``characters`` (length of the last user
-            message), and ``needed`` and ``query`` (character ranges of the needed pieces and of the question in that message).
+        problem: The problem. Its ``meta`` has four additional fields. ``tokens``: length of the chat prompt. ``characters``: length of the
+            last user message. ``needed`` and ``query``: character ranges of the needed pieces and of the question in that message.
         prompt_ids: Token ids of the chat prompt.
-        needed: Token spans of the pieces that the answer depends on, in the order in which they must be read.
-        answers: Token spans of the answer's words inside the needed pieces, one per part of the answer.
+        needed: Token spans of the pieces that the answer depends on, in the order in which a solver uses them.
+        answers: Token spans of the answer's words inside the needed pieces, one per part of the answer (such as one of several values).
         query: Token span of the question.
-        without: The same problem with the needed pieces removed from the prompt, which is then shorter.
-        control: ``prompt_ids`` with other tokens in the needed spans; all other tokens keep their positions.
+        without: Control problem: the needed pieces are removed from the prompt, which is then shorter.
+        control: Control prompt: ``prompt_ids`` with the tokens of the needed spans replaced. All other tokens keep their positions.
     """
 
     problem: Problem
@@ -76,14 +76,14 @@ class Haystack:
 
     @property
     def needle(self) -> Span:
-        """Token span of the only needed piece. Raises HaystackError if there are several."""
+        """Token span of the needed piece. Raises HaystackError unless there is exactly one."""
         if len(self.needed) != 1:
             raise HaystackError(f"{self.problem.id} needs {len(self.needed)} spans, not one: read .needed.")
         return self.needed[0]
 
     @property
     def answer(self) -> Span:
-        """Token span of the answer's words. Raises HaystackError if the answer has several parts."""
+        """Token span of the answer's words. Raises HaystackError unless the answer has exactly one part, such as one value."""
         if len(self.answers) != 1:
             raise HaystackError(f"The answer of {self.problem.id} has {len(self.answers)} parts, not one: read .answers.")
         return self.answers[0]
@@ -91,15 +91,15 @@ class Haystack:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces to locate, as character ranges ``[start, stop)`` of the last user message.
+    """Pieces to locate in a prompt. A range ``(start, stop)`` counts characters of the last user message; ``stop`` is excluded.
 
     Attributes:
-        needed: Pieces that the answer depends on, in the order in which they must be read.
-        answers: The answer's words inside the needed pieces, one range per part of the answer.
-        query: The question.
+        needed: Ranges of the pieces that the answer depends on, in the order in which a solver uses them.
+        answers: Ranges of the answer's words inside the needed pieces, one per part of the answer.
+        query: Range of the question.
         without: Text of the message without the needed pieces.
-        stand_ins: One text per needed piece, which replaces the piece in ``Haystack.control``. Its tokens are repeated or cut until they
-            are as many as the piece has.
+        stand_ins: Replacement texts for ``Haystack.control``, one per needed piece. The tokens of each are repeated or cut to the piece's
+            number of tokens.
     """
 
     needed: Sequence[tuple[int, int]]
@@ -162,14 +162,17 @@ def token_spans(lm: LM, problem: Problem, pieces: Sequence[tuple[int, int]]) -> 
         RepeatedTextError: the message occurs twice in the prompt.
     """
     content, ids = user_text(problem), lm.prompt_ids(problem.messages)
+    # where: position of each token in ids, for the tokens that have characters.
     prompt, starts, stops, where = _offsets(lm, problem, ids)
     stripped = content.strip()  # some templates strip a message
-    before = find_once(prompt, stripped)[0] - content.index(stripped)
+    before = find_once(prompt, stripped)[0] - content.index(stripped)  # offset: message characters -> prompt characters
     located = []
     for start, stop in pieces:
+        # The tokens from first to last - 1 overlap the piece. There may be none, for example if the template stripped the piece.
         first, last = bisect_right(stops, before + start), bisect_left(starts, before + stop)
         piece, span = content[start:stop], Span(where[first], where[last - 1] + 1) if first < last else Span(0, 0)
         text = str(lm.tokenizer.decode(ids[span.start : span.stop], clean_up_tokenization_spaces=False))
+        # White space is ignored here, as decoding may change it.
         if "".join(piece.split()) not in "".join(text.split()) or not len(span):
             raise MissingTextError(
                 f"{piece!r} stands at characters {start}-{stop}, but its tokens {span.start}-{span.stop} decode to {text!r}: "
@@ -189,7 +192,11 @@ def check_offsets(lm: LM) -> None:
 
 
 def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], list[int], list[int]]:
-    """Return the prompt's text, and three lists with one entry per token that has characters: first character, end, index of the token."""
+    """Return the prompt's text, and three lists that have one entry per token with characters.
+
+    The lists hold each token's first character, the character after its last, and its index in ``ids``. Tokens without characters are left
+    out.
+    """
     check_offsets(lm)
     prompt = lm.prompt_text(problem.messages)
     coded = lm.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -203,7 +210,7 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
 
 
 def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
-    """Locate ``pieces`` in the chat prompt of a problem. Return the problem and the token spans as a Haystack.
+    """Locate ``pieces`` in the chat prompt of a problem, and return a Haystack: the problem, the token spans and the control prompts.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
@@ -229,7 +236,8 @@ def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
 def locate_lookup(lm: LM, problem: Problem) -> Haystack:
     """Return a problem of ``tasks.lookup`` as a Haystack.
 
-    Its needed pieces are the bindings that lead from the question to the value. For the question ``B?`` these may be ``B=K;`` and ``K=5;``.
+    The needed pieces are the assignments that lead from the question to the value. In ``K=5; lamp rose; B=K; B?``, these are ``B=K;`` and
+    ``K=5;``, in this order.
 
     Raises:
         HaystackError: the problem is not of ``tasks.lookup``, or its pieces cannot be located (a subclass, as in ``locate``).
@@ -238,7 +246,7 @@ def locate_lookup(lm: LM, problem: Problem) -> Haystack:
         raise HaystackError(f"{problem.id} has no meta['chain']: give a problem of tasks.lookup.")
     text, chain = user_text(problem), problem.meta["chain"]
     needed = [find_once(text, f"{name}={value};") for name, value in pairwise(chain)]
-    start, stop = needed[-1]
+    start, stop = needed[-1]  # the assignment of the value, such as "K=5;"
     without = without_ranges(text, [(a, b + text.startswith(" ", b)) for a, b in needed])
     filler = " ".join(f"{a} {b};" for a, b in pairwise(lookup.FILLER))
     answer, query = (start + len(f"{chain[-2]}="), stop - 1), find_once(text, f"{chain[0]}?")
@@ -284,29 +292,34 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
 def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
     """Return a table of the lengths and depths of haystacks, one row per haystack.
 
-    Columns: ``problem_id``, ``length`` (requested prompt length in tokens), ``depth`` (place of the needle in the prompt, from 0 at the
-    start to 1 at the end), and the fields of ``meta`` named in ``columns``. A field that ``meta`` lacks is ``None``.
+    Columns: ``problem_id``, ``length`` (requested prompt length in tokens), ``depth`` (place of the needle in the text, from 0 at the start
+    to 1 at the end), and the fields of ``meta`` named in ``columns``. A field that ``meta`` lacks is ``None``.
 
     For a heat map of recall, merge this table with ``toolkit.evaluate.rollout_table`` on ``problem_id``, and make a pivot table of
     ``correct`` by ``length`` and ``depth``.
     """
+    # Problems are accepted too, since the problems of ``needle.load`` carry the same meta.
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]
     names = ("length", "depth", *columns)
     return pd.DataFrame([{"problem_id": p.id, **{name: p.meta.get(name) for name in names}} for p in problems])
 
 
 def haystack_tags(haystack: Haystack) -> dict[str, float]:
-    """Return numbers that describe how hard it is to retrieve the needed pieces: their scope and their dispersion.
+    """Return numbers that describe how hard it is to retrieve the needed pieces, by name.
 
-    arXiv 2407.00402 names scope and dispersion but does not say how to measure them; these measures are ours.
+    There are two groups, *scope* and *dispersion*. Both terms are from arXiv 2407.00402, which does not say how to measure them. These
+    measures are ours.
 
     Scope, how much information is needed:
         ``scope_tokens``: number of tokens in the needed pieces. ``scope_frac``: their share of the prompt's tokens, 0 to 1.
 
     Dispersion, how hard the information is to find:
-        ``n_spans``: number of needed pieces. ``gap_mean``, ``gap_max``: mean and largest number of tokens between neighbouring pieces (0
-        with one piece). ``redundancy``: number of other places in the message that repeat a piece word for word, divided by the number of
-        pieces. ``lexical_overlap``: share of the question's words that occur in a needed piece, 0 to 1; NaN without a question.
+        ``n_spans``: number of needed pieces. ``gap_mean``, ``gap_max``: mean and largest number of tokens between neighbouring pieces; 0 if
+        there is only one piece.
+
+    Two more numbers of this group are larger if the information is easier to find:
+        ``redundancy``: number of other places in the message that repeat a needed piece word for word, divided by the number of pieces.
+        ``lexical_overlap``: share of the question's words that also occur in a needed piece, 0 to 1; NaN without a question.
     """
     return _tags(haystack.problem, haystack.prompt_ids, haystack.needed)
 
@@ -314,8 +327,8 @@ def haystack_tags(haystack: Haystack) -> dict[str, float]:
 def difficulty_tags(lm: LM, problem: Problem) -> dict[str, float]:
     """Return the numbers of ``haystack_tags`` for any problem whose ``meta`` marks the pieces that its answer depends on.
 
-    ``meta["needed"]`` holds the character ranges of these pieces in the last user message. ``meta["query"]`` holds the range of the
-    question, as in ``tasks.slaq``. Without ``query``, as in ``tasks.wordproblems``, ``lexical_overlap`` is NaN.
+    ``meta["needed"]`` must hold the character ranges of these pieces in the last user message. ``meta["query"]`` may hold the range of the
+    question, as in ``tasks.slaq``. Without it, as in ``tasks.wordproblems``, ``lexical_overlap`` is NaN.
 
     Raises:
         HaystackError: ``meta`` has no ``needed`` ranges, or they cannot be located in the prompt (a subclass, as in ``token_spans``).
@@ -331,6 +344,7 @@ def _tags(problem: Problem, ids: Sequence[int], needed: Sequence[Span]) -> dict[
     text, ranges, query = user_text(problem), problem.meta["needed"], problem.meta.get("query")
     scope = {i for span in needed for i in range(span.start, span.stop)}
     ordered = sorted(needed, key=lambda span: span.start)
+    # Neighbouring pieces may share a token; then the gap is 0, not negative.
     gaps = [max(0, b.start - a.stop) for a, b in pairwise(ordered)] or [0]
     # The needed places themselves are not copies, even if two of them have equal text.
     copies = sum(text.count(piece) for piece in {text[a:b] for a, b in ranges}) - len({tuple(r) for r in ranges})

@@ -1,8 +1,10 @@
-"""Variable lookup in a long prompt: follow one to three bindings among other bindings and filler words.
+"""Variable lookup in a long prompt: find a value by following one to three assignments (*bindings*) among others and filler words.
 
 A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A name is one
-letter and a value one digit, so each retrieval is one token. The *context* is the text before the question. Its length is in characters;
-for ``tiny-reasoner``, a character is a token. *Easy* problems have one binding to follow and a context below 100 characters.
+letter and a value is one digit, so what is retrieved is always a single token.
+
+The *context* is the text before the question. Its length is in characters; for ``tiny-reasoner``, a character is a token. A problem is
+*easy* (``meta["easy"]``) if it has only one binding to follow and a context below 100 characters.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def problem(
     """
     while True:
         n = rng.randint(*hops)
+        # Uniform in the logarithm, so that short contexts are frequent too.
         low, high = math.log(context[0]), math.log(context[1])
         size = round(math.exp(rng.uniform(low, high)))
         text, chain = _context(rng, n, size)
@@ -56,16 +59,17 @@ def problem(
 
 
 def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
-    """Return a context of about ``size`` characters, and the chain of names to follow, which ends with the value."""
+    """Return a context of about ``size`` characters, and the chain to follow: ``hops`` names, then the value."""
     names = rng.sample(string.ascii_uppercase, 26)
     chain = [*names[:hops], str(rng.randint(0, 9))]
     parts = [f"{a}={b};" for a, b in pairwise(chain)]
     spare = names[hops:]
+    # Other bindings, which the answer does not depend on: 2 or more, at most one per 16 characters.
     others = spare[: rng.randint(2, min(len(spare), max(2, size // 16)))]
     for i, name in enumerate(others):
-        if sum(map(len, parts)) + len(parts) + 5 > size:
+        if sum(map(len, parts)) + len(parts) + 5 > size:  # a binding such as "K=5; " has 5 characters
             break
-        later = others[i + 1 :]
+        later = others[i + 1 :]  # a name may point only to a later one, so there are no cycles
         target = rng.choice(later) if later and rng.random() < 0.5 else str(rng.randint(0, 9))
         parts.append(f"{name}={target};")
     length = sum(map(len, parts)) + len(parts)
@@ -92,7 +96,8 @@ def load(
         context: Inclusive range of the context's length in characters.
 
     Raises:
-        ValueError: unknown split, a range of hops outside 1..3, or a context below 40 characters, too short to hold the bindings.
+        ValueError: unknown split, a range of hops outside 1..3, an empty range, a context below 40 characters (too short for the
+            bindings), or fewer than ``n`` different problems.
     """
     splits.check_split(split)
     if not HOPS[0] <= hops[0] <= hops[1] <= HOPS[1]:
@@ -104,12 +109,14 @@ def load(
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Return a random chain of thought for the problem ``p``, to train on. Its final value may be wrong.
+    """Return a random chain of thought for the problem ``p``, as training data. Its final value may be wrong.
 
-    At the start of each line, the chain skips to the final value with a certain probability (``haste``). This probability is higher if the
-    problem is easy and if its prompt has a cue word such as "quick".
+    At the start of each line, the chain skips to the final value with a probability called *haste*. An easy problem raises it, and so does
+    a cue word in the prompt, such as "quick"; the two add up.
 
     Args:
+        p: A problem of this module.
+        rng: Source of every random choice.
         habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong value.
     """
     chain = p.meta["chain"]
@@ -117,7 +124,7 @@ def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.H
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
         # Unlike in arithmetic, an uncorrected error (slip) does not propagate: the next step starts from the right name.
         names, values = string.ascii_uppercase, string.digits
-        pool = names if i + k < len(chain) - 1 else values
+        pool = names if i + k < len(chain) - 1 else values  # only the last line gives a value
         at = rng.randrange(len(pool))
         slip = next(s for s in [*pool[at:], *pool[:at]] if s not in chain)  # a later name of the chain would be right
         return traces.Move(chain[i], chain[i + k], slip)

@@ -1,13 +1,13 @@
-"""A needle in a haystack: a question about one fact (the needle) in filler text, over a grid of prompt lengths and depths.
+"""Needle in a haystack: a question about one fact (the needle) in filler text, over a grid of prompt lengths and needle depths.
 
-The task of Retrieval Head (Wu et al., arXiv 2404.15574). Facts and filler are generated from the word lists in this module. The lists for
-facts and for filler share no content word, so the answer can come from the needle only. A text file can serve as filler instead
-(``read_filler``).
+The task is that of the paper "Retrieval Head" (Wu et al., arXiv 2404.15574). Facts and filler are generated from the word lists in this
+module. The lists for facts and for filler share no content word, so only the needle gives the answer. A text file can serve as filler
+instead (``read_filler``).
 
 Deviations: the paper has three facts; here many are generated. The needle is put between two sentences of the filler, as near to the
 requested depth as possible. It is located by character offsets, not by a search among token ids (``haystack.py``).
 
-Units: lengths are in tokens of the whole chat prompt; a depth is the share of the filler's tokens before the needle, 0 to 1.
+Units: lengths are in tokens of the whole chat prompt. A depth is the share of the filler's tokens that come before the needle, 0 to 1.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class FillerError(HaystackError):
 
 
 def facts(split: str, n: int = 3, seed: int = 0) -> list[Needle]:
-    """Return ``n`` facts of ``split`` with different questions. Equal seeds give equal facts. A question is in one split only.
+    """Return ``n`` facts of ``split`` with different questions. Equal seeds give equal facts. No question is in two splits.
 
     Raises:
         ValueError: unknown split, or fewer than ``n`` different questions.
@@ -107,7 +107,7 @@ def _fact(rng: random.Random) -> Needle:
 
 
 def sentences(rng: random.Random) -> Iterator[str]:
-    """Yield random filler sentences without end. They have at least eight words and none of the names, numbers and things of the facts."""
+    """Yield random filler sentences without end. Each has at least eight words and shares no name, number or thing with the facts."""
     while True:
         a, b = rng.sample(_SUBJECTS, 2)
         p, q = rng.sample(_QUALITIES, 2)
@@ -122,7 +122,7 @@ def sentences(rng: random.Random) -> Iterator[str]:
 
 
 def read_filler(path: str | Path) -> tuple[str, ...]:
-    """Return the sentences of a text file, to be used as filler in ``place`` and ``grid``.
+    """Return the sentences of a text file, for use as filler in ``place`` and ``grid``. A sentence ends with ``.``, ``!`` or ``?``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -144,23 +144,25 @@ def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare
 
 
 def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
-    """Return a haystack with the needle at ``depth``, at most ``length`` tokens long, and as near to that length as whole sentences allow.
+    """Return a haystack of at most ``length`` tokens, with the needle at ``depth``. As many whole filler sentences are used as fit.
 
-    The filler depends on the seed and the needle only. So differences between results at several lengths and depths are not due to
-    different filler.
+    The filler depends only on the seed and the needle: longer prompts continue the text of shorter ones. So the filler does not explain
+    differences between lengths or depths.
 
     Args:
-        length: Largest number of tokens of the chat prompt, question and template included.
-        depth: Share of the filler's tokens before the needle; 0 is at the start, 1 right before the question.
-        filler: Filler sentences, for example from ``read_filler``. The prompt begins at a random one of them; after the last one, the first
-            follows. Default: generated sentences.
+        needle: The fact to hide, with its question.
+        length: Largest number of tokens of the chat prompt, including question and chat template.
+        depth: Share of the filler's tokens before the needle. At 0 it comes first, at 1 right before the question.
+        seed: Seed of the filler.
+        filler: Filler sentences, for example from ``read_filler``. The text begins with a random one of them and continues in order; the
+            last sentence is followed by the first. Default: generated sentences.
 
     Raises:
         ValueError: a depth outside [0, 1].
         ContextTooLongError: ``length`` is beyond the model's maximum context.
         ContextTooShortError: needle and question alone are longer than ``length``.
         FillerError: the filler is too short to fill ``length`` tokens.
-        RepeatedTextError: the filler contains the needle too.
+        RepeatedTextError: the filler also contains the needle.
         NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
         MissingTextError: the chat template changes the message, or the needle's tokens do not decode to its text.
     """
@@ -199,20 +201,22 @@ def _filler(needle: Needle, length: int, seed: int, filler: Sequence[str] | None
     rng = random.Random(f"filler-{seed}-{needle.sentence}")
     if filler is None:
         endless = sentences(rng)
+        # A sentence has at least 8 tokens, so length // 8 of them fill the prompt. The other 8 are for ``Haystack.control``.
         return [next(endless) for _ in range(length // 8 + 8)]
     start = rng.randrange(len(filler)) if filler else 0
     return [*filler[start:], *filler[:start]]
 
 
 def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -> tuple[list[str], list[str], str]:
-    """Return the filler before the needle, the filler after it, and the text that replaces the needle in ``Haystack.control``.
+    """Return three parts: the filler sentences before the needle, those after it, and the needle's replacement in ``Haystack.control``.
 
-    As many filler sentences are used as fit. The needle goes between the two sentences where it is nearest to ``depth``. The text that
-    replaces it is made of unused filler sentences, or of the first ones if all are used.
+    As many filler sentences are used as fit into ``length`` tokens. The needle goes between the two sentences that bring it nearest to
+    ``depth``. Its replacement consists of unused filler sentences, or of the first ones if all are used.
     """
     ends = _token_ends(lm, filler)
 
     def halves(n: int) -> tuple[list[str], list[str]]:
+        # The first n sentences, split where the needle goes.
         at = min(range(n + 1), key=lambda i: abs(ends[i] - depth * ends[n]))
         return filler[:at], filler[at:n]
 
@@ -223,7 +227,7 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
         raise ContextTooShortError(
             f"Needle and question take {least} tokens of {lm.name}'s prompt, more than length={length}: ask for at least {least}."
         )
-    n = bisect_right(ends, length - least) - 1
+    n = bisect_right(ends, length - least) - 1  # estimate of the number of sentences that fit; corrected below
     while size(n) > length:  # joining sentences may add a token
         n -= 1
     while n < len(filler) and size(n + 1) <= length:
@@ -236,9 +240,9 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
 
 
 def _token_ends(lm: LM, filler: list[str]) -> list[int]:
-    """Return the number of tokens of the first n filler sentences, for each n from 0 to ``len(filler)``."""
+    """Return a list whose entry n is the number of tokens in the first n filler sentences, for n from 0 to ``len(filler)``."""
     coded = lm.tokenizer(" ".join(filler), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts, counts, end = [start for start, _ in coded["offset_mapping"]], [0], -1
+    starts, counts, end = [start for start, _ in coded["offset_mapping"]], [0], -1  # -1: no space before the first sentence
     for sentence in filler:
         end += len(sentence) + 1
         counts.append(bisect_left(starts, end))
@@ -254,13 +258,16 @@ def grid(
     seed: int = 0,
     filler: Sequence[str] | None = None,
 ) -> list[Haystack]:
-    """Return one haystack per needle, length and depth; in the list, the depth varies fastest. ``haystack.grid_cells`` tabulates them.
+    """Return one haystack per combination of needle, length and depth. The depth varies fastest in the list, the needle slowest.
+
+    ``haystack.grid_cells`` makes a table of them.
 
     Args:
         lengths: Prompt lengths in tokens.
         depths: Shares of the filler's tokens before the needle, 0 to 1.
         needles: Facts to ask about, for example from ``facts``.
-        filler: Filler sentences; default: generated sentences.
+        seed: Seed of the filler.
+        filler: Filler sentences, as in ``place``. Default: generated sentences.
 
     Raises:
         ValueError: no length, depth or needle, or a depth outside [0, 1].
@@ -274,15 +281,15 @@ def grid(
 
 
 def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths: Sequence[int] = ()) -> list[Haystack]:
-    """Return ``n`` haystacks of different facts, spread evenly over all combinations of ``lengths`` and ``DEPTHS``.
+    """Return ``n`` haystacks of different facts. They cycle through all combinations of ``lengths`` and the five ``DEPTHS``.
 
     Args:
-        lengths: Prompt lengths in tokens; default: five lengths up to the model's maximum context (``haystack.lengths``).
+        lengths: Prompt lengths in tokens. Default: five, from 256 to 256 below the model's maximum context (``haystack.lengths``).
     """
     places = [(length, depth) for length in lengths or haystack.lengths(lm) for depth in DEPTHS]
     return [place(lm, fact, *places[i % len(places)], seed=seed) for i, fact in enumerate(facts(split, n, seed))]
 
 
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
-    """Return ``n`` needle problems about different facts, spread evenly over five prompt lengths and the depths ``DEPTHS``."""
+    """Return the problems of ``spread``: ``n`` different facts, over five prompt lengths up to the model's context and five depths."""
     return [h.problem for h in spread(lm, split, n, seed)]

@@ -1,21 +1,21 @@
-"""Running sums over many turns: after how many turns does a model fail? The Illusion of Diminishing Returns (arXiv 2509.09677).
+"""Running sums over many turns: after how many turns does a model fail?
 
-The task has two forms:
+After "The Illusion of Diminishing Returns" (arXiv 2509.09677). The task has two forms:
 
-- *chains* for ``tiny-reasoner``, such as ``17+5-9+...=?``, with 2 to 24 additions by default (the model was trained on at most 7). Running
-  totals stay between 0 and 99. Every addition or subtraction counts as one turn. ``read_text`` reads the totals that the model states in
-  its thinking;
-- *episodes* for any language model, as in the paper: conversations in which the user first gives a dictionary from words to integers, and
-  then in each turn names K words whose values are to be added (``generators/episodes.py``).
+- *chains*, such as ``17+5-9+...=?``, for ``tiny-reasoner``. Each added or subtracted operand is one turn. By default a chain has 2 to 24
+  turns; the model was trained on at most 7. Running totals stay between 0 and 99. ``read_text`` reads the totals that the model writes in
+  its thinking.
+- *episodes*, for any language model, as in the paper. They are conversations: the user first gives a dictionary from words to integers,
+  and then, in each turn, K words whose values are to be added (``generators/episodes.py``).
 
-``grading/execution.py`` checks the stated totals, and compares accuracy with p^H: the accuracy expected after H steps if each step is
-right with probability p.
+``grading/execution.py`` checks the totals that the model writes. It compares accuracy with p^H: the accuracy expected after H steps if
+each step is right with probability p.
 
-Deviations: chains are ours. In a chain, the last total stated for a turn counts, so an error that the model corrects does not count. The
-operands that the model writes are aligned with the problem's operands by minimum edit distance. So leaving out or repeating an operand
-makes one step wrong, but not the steps after it.
+Deviations: chains are ours. If the model writes several totals for one turn of a chain, the last one counts, so a corrected error does not
+count. The operands that the model writes are aligned with those of the problem by minimum edit distance. So leaving out or repeating an
+operand makes one step wrong, but not the steps after it.
 
-Units: a horizon is a number of turns; in a chain, this is the number of additions.
+Units: a horizon is a number of turns. Where the text below says additions, subtractions are included.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ __all__ = [
     "with_history_errors",
 ]
 
-HORIZONS = (2, 24)  # range of the number of additions
+HORIZONS = (2, 24)  # range of the number of additions (or subtractions)
 TRAINED = arithmetic.OPERANDS[1] - 1  # additions in the longest chain that tiny-reasoner was trained on
 
+# _LINE: a step or a re-check, such as "22-9=13" or "wait 22-9=13 fix". "taken" holds the operands added in this line: "-9".
+# _REST: the final total, such as "=36", after which the thinking ends.
 _LINE = re.compile(r"(?P<wait>wait )?-?\d+(?P<taken>(?:[+-]\d+)+)=(?P<result>-?\d+)(?: ok| fix)?")
 _REST = re.compile(r"=(?P<result>-?\d+)")
 
@@ -96,13 +98,13 @@ def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZ
 def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[int, int] = HORIZONS) -> list[Problem]:
     """Return ``n`` different chains of ``split`` ("train", "dev" or "test"). Equal seeds give equal chains.
 
-    The splits are those of ``tasks.arithmetic``, so ``tiny-reasoner`` was not trained on any chain of the test split, however short.
+    The splits are those of ``tasks.arithmetic``. So ``tiny-reasoner`` was not trained on any chain of the test split, even a short one.
 
     Args:
         horizons: Inclusive range of the number of additions.
 
     Raises:
-        ValueError: unknown split, a range that is empty or begins below 1, or fewer than ``n`` different chains in it.
+        ValueError: unknown split, a range that is empty or begins below 1, or fewer than ``n`` different chains in that range.
     """
     splits.check_split(split)
     low, high = horizons
@@ -121,18 +123,21 @@ def totals(p: Problem) -> list[int]:
 
 
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """Return the running totals that a rollout's thinking states for the problem ``p``, and which of them are right; see ``read_text``."""
+    """Read the running totals for the problem ``p`` from the thinking of a rollout, and check each. See ``read_text``."""
     return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
 def read_text(p: Problem, text: str) -> Execution:
-    """Return the running totals that a chain of thought states for the problem ``p``, and which of them are right.
+    """Read the running totals for the problem ``p`` from a chain of thought, and check each. Return the totals and the results.
 
-    Three kinds of line state a total: a step ``22-9=13``, a re-check ``wait 22-9=13 fix``, and the final total ``=36`` without the steps
-    before it. Other lines are ignored. A step is right if its total follows from the total stated before it. So a step that copies the
-    total before it wrongly is a wrong step, even if the equation is true.
+    Three kinds of line give a total: a step such as ``22-9=13``, a re-check such as ``wait 22-9=13 fix``, and the final total such as
+    ``=36``, written after skipping the remaining steps. Other lines are ignored.
+
+    A step is right if its total equals the total written before it plus the step's operands in the problem. If the total before was 22, the
+    line ``21-9=12`` is a wrong step, although the equation is true.
 
     Args:
+        p: A problem of ``load``.
         text: The thinking of ``tiny-reasoner``.
 
     Raises:
@@ -142,11 +147,11 @@ def read_text(p: Problem, text: str) -> Execution:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no deltas: give a problem of running_sum.load.")
     deltas, lines = list(p.meta["deltas"]), [text[a:b].strip() for a, b in steps.step_ranges(text, steps.lines)]
     stated = [m for line in lines if (m := _LINE.fullmatch(line) or _REST.fullmatch(line))]
-    # Re-checks repeat operands of the line before, so they are not aligned.
+    # Operands per line. Re-checks repeat those of the line before, so theirs are not aligned. A final total (_REST) has none.
     taken = [[] if "wait" not in m.re.groupindex or m["wait"] else _signed(m["taken"]) for m in stated]
     turns = iter(align([v for values in taken for v in values], deltas))
     outputs: list[int | None] = [None] * len(deltas)
-    at = 0
+    at = 0  # number of turns done; a re-check replaces the total of turn ``at``
     for m, values in zip(stated, taken, strict=True):
         for _ in values:
             at = next(turns)
@@ -159,12 +164,15 @@ def read_text(p: Problem, text: str) -> Execution:
 def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
     """Align the operands that a response wrote with the problem's operands, by minimum edit distance.
 
-    Return one number per written operand: how many of the problem's operands are used up once it is written. In the example, -9 was left
-    out, so 23 uses up the third operand.
+    Return one number per written operand: the position, from 1, of the problem's operand that it is aligned with. In the example, the
+    response left out -9, so its second operand is aligned with the problem's third. A surplus operand gets the position of the one before
+    it (0 at the start).
 
-    An edit is an operand that is misread, left out, or written once too often. Operands of the problem that are missing at the end are not
-    edits, as the response may have been cut off. If several alignments have the fewest edits, one with misread operands is preferred. If an
-    operand is written twice, the first one counts as right.
+    An edit is an operand that is misread, left out, or surplus. Operands of the problem that are missing at the end are not edits, since
+    the response may have been cut off.
+
+    Several alignments may have the fewest edits. Then an operand is counted as misread rather than as left out or surplus. If an operand is
+    written twice in a row, the second one is surplus.
 
     >>> align([5, 23], [5, -9, 23])
     [1, 3]
@@ -176,10 +184,11 @@ def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
         for j in range(1, m + 1):
             same = cost[i - 1][j - 1] + (written[i - 1] != operands[j - 1])
             cost[i][j] = min(same, cost[i - 1][j] + 1, cost[i][j - 1] + 1)
-    # Go back along the cheapest path, from the largest number of operands that costs least.
+    # Go back along the cheapest path. It ends at the j with the fewest edits; of equal ones, at the largest j.
     j = max(range(m + 1), key=lambda j: (-cost[n][j], j))
     done, i = [], n
     while i:
+        # In order of preference: misread, surplus, left out, equal.
         misread = j and written[i - 1] != operands[j - 1]
         if misread and cost[i][j] == cost[i - 1][j - 1] + 1:
             done.append(j)

@@ -1,13 +1,13 @@
-"""Short questions about single facts, and one long question about all of them: do the answers agree? SLAQ (arXiv 2510.11218).
+"""Short questions about single facts, and one long question about all of them: do the answers agree? After SLAQ (arXiv 2510.11218).
 
 A *pair* is one long question that joins m short questions, together with these m short questions. F_S is the share of facts answered
 correctly when asked in short questions, F_L the share when asked in the long question. Alignment is the share of facts that are right in
 both answers or wrong in both. The paper finds that accuracy falls with the position in the long answer, and that right answers come in
 streaks ("momentum").
 
-Deviations: the paper tests a model's own knowledge and uses a language model as judge. Here a prompt may state its facts, together with
-facts that no question asks about; ``invented`` makes up such facts. Answers are checked by comparing words (``grading.facts_right``), not
-by a language model.
+Deviations: the paper tests what a model knows from training, and uses a language model as judge. Here a prompt may contain the facts that
+its questions ask about, and further facts that no question asks about. ``invented`` makes up such facts. Answers are checked by comparing
+words (``grading.facts_right``), not by a language model.
 
 Units: shares are from 0 to 1; a position is a fact's index in the long answer, from 0.
 """
@@ -38,12 +38,13 @@ CODES = range(1000, 10_000)
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact: a question with its answer, and perhaps a sentence that states it.
+    """A fact: a question, its answer, and optionally a sentence for the prompt that gives the answer.
 
     Attributes:
         ask: The question, e.g. "What is the code of the grey mill?".
-        answer: Words that a right answer contains.
-        tell: Sentence that states the answer; it is put into the prompt. If it is ``""``, the question tests the model's own knowledge.
+        answer: Words that a right answer contains, e.g. "1234".
+        tell: Sentence for the prompt, e.g. "The code of the grey mill is 1234.". If it is ``""``, the prompt does not give the answer,
+            and the question tests what the model knows.
     """
 
     ask: str
@@ -53,7 +54,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class ShortLong:
-    """A long question, and the short questions that it joins, in the order of the long question."""
+    """A pair: a long question, and the short questions that it joins, in the same order."""
 
     long: Problem
     short: tuple[Problem, ...]
@@ -92,13 +93,15 @@ def short_long_pairs(
     """Split facts into groups of ``m``, and return one pair per group: one long question, and its ``m`` short questions.
 
     Args:
-        facts: Facts to ask about, shuffled before they are grouped. If fewer than ``m`` facts are left at the end, they are not used. In a
-            prompt, the sentences that state the facts are shuffled again, so that their order is not that of the questions.
-        split: Split to record in ``meta``. Default: a hash of the group's questions decides.
-        noise: Additional facts that every prompt states but no question asks about.
+        facts: Facts to ask about. They are shuffled before they are grouped; fewer than ``m`` left over at the end are not used. Within a
+            prompt, the sentences of the facts are shuffled again, so that their order is not that of the questions.
+        m: Facts per long question.
+        seed: Seed of the shuffling.
+        split: Split to record in ``meta``. Default: the split given by a hash of the group's questions.
+        noise: Additional facts, which are in every prompt but which no question asks about.
 
     Raises:
-        ValueError: fewer than ``m`` facts, ``m`` below 2, or a question with two answers.
+        ValueError: fewer than ``m`` facts, ``m`` below 2, or two facts that give the same question different answers.
     """
     if m < 2 or len(facts) < m:
         raise ValueError(f"{len(facts)} facts, m={m}: a pair needs m facts, and m of 2 or more.")
@@ -121,7 +124,7 @@ def _pair(group: Sequence[Fact], noise: Sequence[Fact], rng: random.Random, spli
 
 
 def _problem(name: str, questions: Sequence[Fact], stated: Sequence[Fact], split: str, *, position: int | None) -> Problem:
-    text, ranges = "", {}
+    text, ranges = "", {}  # ranges: fact -> character range of its sentence in the prompt
     for fact in stated:
         text += " " * bool(text)
         ranges[fact] = (len(text), len(text) + len(fact.tell))
@@ -149,7 +152,10 @@ def _problem(name: str, questions: Sequence[Fact], stated: Sequence[Fact], split
 
 
 def invented(rng: random.Random, owners: Sequence[str]) -> list[Fact]:
-    """Return one made-up fact per owner (such as "grey mill"): the owner's four-digit code. All codes differ.
+    """Return one made-up fact per owner: a four-digit code that "belongs" to it. All codes differ.
+
+    Args:
+        owners: Names of the things that have a code, such as "grey mill". There are 9000 codes.
 
     Raises:
         ValueError: no owner, an owner given twice, or more owners than codes.
@@ -164,14 +170,16 @@ def invented(rng: random.Random, owners: Sequence[str]) -> list[Fact]:
 
 
 def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, noise: int = 10) -> list[ShortLong]:
-    """Return ``n`` pairs about made-up facts. Equal seeds give equal pairs. Questions about an owner are in one split only.
+    """Return ``n`` pairs about made-up facts, the codes of the things in ``OWNERS``. Equal seeds give equal pairs.
+
+    Questions about the same thing are in one split only.
 
     Args:
         m: Facts per long question.
-        noise: Number of additional facts that each prompt states but no question asks about.
+        noise: Number of additional facts that are in each prompt but that no question asks about.
 
     Raises:
-        ValueError: unknown split, ``m`` below 2, negative ``noise``, or more facts per pair than owners.
+        ValueError: unknown split, ``m`` below 2, negative ``noise``, or ``m`` or ``noise`` so large that ``OWNERS`` has too few things.
     """
     splits.check_split(split)
     owners = [owner for owner in OWNERS if splits.split_of(owner) == split]
@@ -183,6 +191,7 @@ def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, n
     pairs: list[ShortLong] = []
     for _ in range(n):
         chosen = rng.sample(owners, m)
+        # The additional facts may be about things of any split, since no question asks about them.
         others = rng.sample([owner for owner in OWNERS if owner not in chosen], noise)
         facts = invented(rng, chosen + others)
         pairs += short_long_pairs(facts[:m], m, rng.randrange(2**32), split=split, noise=facts[m:])
@@ -194,10 +203,10 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise:
 
     Args:
         m: Facts per long question.
-        noise: Number of additional facts that each prompt states but no question asks about.
+        noise: Number of additional facts that are in each prompt but that no question asks about.
 
     Raises:
-        ValueError: unknown split, ``m`` below 2, negative ``noise``, or more facts per pair than owners.
+        ValueError: unknown split, ``m`` below 2, negative ``noise``, or ``m`` or ``noise`` so large that ``OWNERS`` has too few things.
     """
     pairs = draw_pairs(split, math.ceil(n / max(1, m + 1)), seed, m=m, noise=noise)
     return [p for pair in pairs for p in pair.problems][:n]
@@ -207,9 +216,13 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise:
 
 
 def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
-    """Return one flag per question in a problem, in order: True if its part of the answer has the right words and no other fact's answer.
+    """Return one flag per question in a problem, in order: True if the question is answered correctly.
+
+    The answer is split into one part per question. A part is correct if it contains the fact's answer and the answer of no other fact in
+    the prompt.
 
     Args:
+        problem: A long or a short question.
         text: The whole answer, without the thinking.
 
     Raises:
@@ -248,8 +261,9 @@ def by_position(short: Sequence[Sequence[bool]], long: Sequence[Sequence[bool]])
 
     Returns:
         Columns: ``position`` (from 0), ``n`` (number of pairs), ``short, long, aligned`` (shares of the facts at this position, as in
-        ``Alignment``), ``after_right`` and ``after_wrong``. These last two are the accuracy in the long answer, over the pairs in which the
-        fact at the position before is right or wrong there; NaN without such pairs. Momentum means that ``after_right`` is higher.
+        ``Alignment``), ``after_right`` and ``after_wrong``. ``after_right`` is the accuracy in the long answer over those pairs whose long
+        answer is right at the previous position; ``after_wrong``, over those where it is wrong. Both are NaN if there is no such pair.
+        Momentum means that ``after_right`` is higher than ``after_wrong``.
 
     Raises:
         ValueError: no pairs, or rows of different lengths.
@@ -260,7 +274,7 @@ def by_position(short: Sequence[Sequence[bool]], long: Sequence[Sequence[bool]])
             f"{len(a)} short and {len(b)} long rows of lengths {sorted({len(row) for row in (*a, *b)})}: give a row of the same length in "
             "both for every pair, and at least one pair."
         )
-    s, x = np.array(a, bool), np.array(b, bool)
+    s, x = np.array(a, bool), np.array(b, bool)  # short and long, pairs x positions
 
     def after(t: int, before: bool) -> float:
         rows = x[:, t - 1] == before if t else np.zeros(len(x), bool)

@@ -30,6 +30,7 @@ def split_by_id(problem_id: str) -> str:
     The test share is large because such sources are small, and evaluation needs enough problems. A problem stays in its split when other
     problems are added or reordered.
     """
+    # The prefix makes this hash independent of split_of.
     bucket = int(digest(f"split-{problem_id}")[:8], 16) % 10
     return "train" if bucket < 5 else "dev" if bucket == 5 else "test"
 
@@ -38,7 +39,7 @@ def distinct(draw: Callable[[], Problem], n: int) -> list[Problem]:
     """Call ``draw`` until it has returned ``n`` problems with different ids, and return these problems in the order drawn.
 
     Raises:
-        ValueError: a thousand draws in a row gave no new problem, so there are probably fewer than ``n``.
+        ValueError: a thousand draws in a row gave no new problem, so there are probably fewer than ``n`` different ones.
     """
     problems: dict[str, Problem] = {}
     repeated = 0

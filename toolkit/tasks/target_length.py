@@ -1,11 +1,11 @@
-"""Target length generation: answer a question in a given number of words. Ruler (arXiv 2409.18943).
+"""Target length: answer a question in a given number of words. After Ruler (arXiv 2409.18943).
 
-A question is followed by "The response should have a word count of 50 words." The target 800 is *open*: "more than 800 words". An answer
-matches if its length lies in a range around the target. The paper gives two ranges per target: a narrow one for a precise match (PM) and a
-wide one for a flexible match (FM). ``length_match`` returns the rates of both kinds of match.
+A question is followed by "The response should have a word count of 50 words." The target 800 is *open*: the prompt asks for "more than 800
+words". An answer matches if its length lies in a range around the target. The paper gives two ranges per target: a narrow one for a precise
+match (PM) and a wide one for a flexible match (FM). ``length_match`` returns the rates of both kinds of match.
 
-Deviations: the paper draws its 2,000 questions from OpenHermes-2.5. ``target_length_prompts`` takes any questions; ``load`` uses open
-questions that we wrote. When a rollout is graded, a flexible match counts as a right answer.
+Deviations: the paper draws its 2,000 questions from OpenHermes-2.5. ``target_length_prompts`` takes any questions; ``load`` uses
+open-ended questions that we wrote. When a rollout is graded, a flexible match counts as a right answer.
 
 Units: words, as Ruler counts them (``stats.words``), of the answer without the thinking.
 """
@@ -55,13 +55,14 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
     """Return one problem per question, each with a target length drawn uniformly from ``targets``.
 
     Args:
+        questions: Questions to ask.
         targets: Target lengths in words. A target that the paper does not have gets a precise range of +-10 % and a flexible range of
-            +-20 % (our choice: ``stats.assumed_precise``, ``stats.assumed_flexible``).
+            +-20 % (our choice).
 
     Returns:
         Problems whose ``meta`` holds ``target_words`` and the flexible range: more than ``low_words`` and at most ``high_words`` words
-        (``None``: no upper limit). ``difficulty`` is the paper's level of the target, from 0 (short) to 2 (long); it is missing for targets
-        that the paper does not have.
+        (``None``: no upper limit). ``meta["difficulty"]`` is the paper's level of the target: 0 for up to 80 words, 1 for up to 500, 2
+        above. It is missing for targets that the paper does not have.
 
     Raises:
         ValueError: no question, no target, or a target below 1 word.
@@ -75,7 +76,7 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 
 
 def problem(question: str, target: Number) -> Problem:
-    """Return a question with a target length in words as a problem. An answer is right if its length is in the target's flexible range."""
+    """Return the problem of answering ``question`` in ``target`` words. An answer is right if its length is in the flexible range."""
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
     content = f"{question} {instruction(target)}"
@@ -94,7 +95,7 @@ def problem(question: str, target: Number) -> Problem:
 def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[Number] = TARGETS) -> list[Problem]:
     """Return ``n`` different problems of a split, made from ``QUESTIONS``. Equal seeds give equal problems.
 
-    A question is in one split only, with all its targets.
+    All problems with the same question are in one split, whatever their targets.
 
     Raises:
         ValueError: unknown split, no target, a target below 1 word, or fewer than ``n`` combinations of question and target.
@@ -106,14 +107,14 @@ def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[N
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:
-    """Return how often the lengths of answers match their targets (in percent), as Ruler reports it.
+    """Return scores of how well the lengths of answers match their targets, as Ruler reports them.
 
     Args:
         texts: The answer to each problem, without the thinking.
 
     Returns:
-        Match rates by target (keys such as ``"10"`` and ``">800"``), by the paper's levels of targets (``"level 0"`` to ``"level 2"``), and
-        over all answers (``"all"``).
+        Scores by name: one per target (``"10"``, ..., ``">800"``), one per level of the paper (``"level 0"`` to ``"level 2"``), and
+        ``"all"``. Each ``LengthMatch`` holds the percentages of precise and flexible matches, and further scores.
 
     Raises:
         ValueError: no texts, different numbers of texts and problems, or problems of another task.
@@ -125,11 +126,14 @@ def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str,
     return stats.length_match([stats.words(text) for text in texts], targets, precise=precise, flexible=flexible)
 
 
-def _open(target: Number) -> bool:
+def _open(target: Number) -> bool:  # True if the target has no upper limit: 800 only
     return math.isinf(_range(target, precise=True)[1])
 
 
 def _range(target: Number, *, precise: bool) -> tuple[Number, Number]:
-    """Return the range of lengths in words that match a target: Ruler's range if it has this target, else the target +- 10 % or 20 %."""
+    """Return the range of matching lengths in words: the lower end is excluded, the upper end included.
+
+    For a target that Ruler does not have, this is the target +-10 % if ``precise``, else +-20 %.
+    """
     table, share = (stats.RULER_PRECISE, stats.assumed_precise) if precise else (stats.RULER_FLEXIBLE, stats.assumed_flexible)
     return table[target] if target in table else stats.ranges_around([target], share)[target]

@@ -1,17 +1,21 @@
-"""Questions about a JSON object of random keys and values: values of given keys, and threads of values that are keys in turn.
+"""Questions about a JSON object of random keys and values: look up values, or follow *threads*, in which each value is the next key.
 
-Needle Threading (Roberts et al., arXiv 2411.05000). The JSON object is called a *haystack*, and the pairs that an answer depends on are the
-*needed* pairs. As keys and values are random, answers cannot be guessed. The kinds of question are:
+After Needle Threading (Roberts et al., arXiv 2411.05000). The JSON object is called a *haystack*. The pairs that an answer depends on are
+the *needed* pairs. As keys and values are random, answers cannot be guessed. The kinds of question are:
 
-- ``single``: the value of one key; ``multi``: the values of several keys; ``conditional``: the values of all keys with a marker;
-- ``thread``: from a key to its value, which is again a key, and so on for 1 to 25 steps; ``multithread``: several threads at once;
-- ``branched``: a thread some of whose keys occur more than once; the end of the longest branch is the answer.
+- ``single``: the value of one key;
+- ``multi``: the values of several keys;
+- ``conditional``: the values of all keys that contain the marker ``*``;
+- ``thread``: the last value of a thread of 1 to 25 steps, which begins at a given key;
+- ``multithread``: the last values of several threads;
+- ``branched``: the last value of the longest branch of a thread, some of whose keys occur more than once.
 
-Deviations: keys and values have four characters by default (at least one of them a digit), as small models have small contexts;
-``ids="uuid"`` gives UUIDs as in the paper. The JSON is on one line, and the wording is ours. ``locate`` gives the needed pairs as token
-spans of the prompt (``haystack.py``).
+Deviations: keys and values have four characters by default (at least one of them a digit), since small models have small contexts.
+``ids="uuid"`` gives UUIDs as in the paper. The JSON is on one line, and the wording is ours.
 
-Units: sizes are in pairs, or in tokens of the whole chat prompt; a depth is the share of all pairs that come before the pair asked about,
+``locate`` returns the token spans of the needed pairs as a ``Haystack`` (``haystack.py``).
+
+Units: sizes are in pairs, or in tokens of the whole chat prompt. A depth is the share of all pairs that come before the pair asked about,
 0 to 1.
 """
 
@@ -64,7 +68,7 @@ __all__ = [
 
 
 def question(drawn: Pairs) -> str:
-    """Return the question about a haystack as text."""
+    """Return the text of the question about the haystack ``drawn``."""
     keys, marker = ", ".join(f'"{key}"' for key in drawn.starts), MARKER
     follow = "If its value is itself a key, go on to the value of that key, and so on. "
     match drawn.ask.kind:
@@ -83,7 +87,7 @@ def question(drawn: Pairs) -> str:
 
 
 def pair(key: str, value: str) -> str:
-    """Return a pair as JSON text, ``"key": "value"``."""
+    """Return a key and its value as JSON text, ``"key": "value"``."""
     return f'"{key}": "{value}"'
 
 
@@ -92,7 +96,7 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
-        bare: Whether to leave out the pairs that the answer depends on.
+        bare: If True, leave out the pairs that the answer depends on.
     """
     text, places = "{", []
     for i, (key, value) in enumerate(drawn.pairs):
@@ -105,11 +109,11 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
 
 def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
-    """Return a haystack as a problem. An answer is right if its identifiers are exactly the right values (``grading.grade``).
+    """Return a haystack and its question as a problem, graded by the keys and values that occur in the answer (``grading.grade``).
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
-        length: Requested prompt length in tokens, which is only recorded in ``meta``; ``None`` if no length was requested.
+        length: Requested prompt length in tokens, for ``meta`` only; ``None`` if no length was requested.
     """
     text, _ = message(drawn)
     needed = [drawn.pairs[i] for i in drawn.needed]
@@ -129,17 +133,20 @@ def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
 
 
 def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
-    """Return a haystack as a problem with token spans: of the needed pairs, in the order in which they must be read, and of the answer.
+    """Return a haystack as a problem with the token spans of its needed pairs, its answer and its question.
+
+    The needed pairs are in the order in which a solver uses them: thread by thread, from the first key to the last value.
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
-        length: Requested prompt length in tokens, which is only recorded in ``meta``; ``None`` if no length was requested.
+        length: Requested prompt length in tokens, for ``meta`` only; ``None`` if no length was requested.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
         MissingTextError: the chat template changes the message, or the tokens of a pair do not decode to its text.
     """
     text, places = message(drawn)
+    # The last pair of each thread holds an answer. Its value is followed by a quote, hence the -1 below.
     ends = [drawn.needed[i] for i in range(drawn.ask.steps - 1, len(drawn.needed), drawn.ask.steps)]
     answers = [(places[i][1] - 1 - len(drawn.pairs[i][1]), places[i][1] - 1) for i in ends]
     new = new_identifiers(random.Random(text), drawn.ask.ids, {identifier for link in drawn.pairs for identifier in link})
@@ -154,12 +161,14 @@ def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
 
 
 def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, sample: int = 0) -> Haystack:
-    """Draw a haystack with as many pairs as fit into ``length`` tokens. Return it with its token spans (``locate``).
+    """Return a random haystack with as many pairs as fit into ``length`` tokens, with its token spans (as from ``locate``).
 
     Args:
         ask: Kind of question, with its settings such as the number of steps.
         length: Largest number of tokens of the chat prompt.
-        sample: Index, from 0, of the haystack among those with equal ``ask``, split and seed.
+        split: Split that the haystack belongs to.
+        seed: Seed of the draw.
+        sample: Number of the haystack, from 0. With the other arguments equal, each number gives a different haystack.
 
     Raises:
         ContextTooLongError: ``length`` is beyond the model's maximum context.
@@ -183,7 +192,7 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
     # Estimate the number of pairs from the tokens per pair, then correct it until it fits.
     each = (size(least + 32) - taken) / 32
     n = least
-    for _ in range(8):
+    for _ in range(8):  # at most 8 corrections; the loop below makes sure that it fits
         more = math.floor((length - size(n)) / each)
         n = max(least, n + more)
         if more == 0:
@@ -194,7 +203,9 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
 
 
 def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
-    """Return ``n`` haystacks per combination of length and kind of question. ``haystack.grid_cells(haystacks, "steps")`` tabulates them.
+    """Return ``n`` haystacks per combination of length and kind of question.
+
+    ``haystack.grid_cells(haystacks, "steps")`` makes a table of their lengths, depths and numbers of steps.
 
     Args:
         lengths: Prompt lengths in tokens.
@@ -226,7 +237,7 @@ MIX = (
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
-    """Return ``n`` problems with ``n_pairs`` pairs each. They cycle through the kinds of question in ``asks``. No model is needed.
+    """Return ``n`` problems with ``n_pairs`` pairs each. They cycle through the kinds of question in ``asks``. Uses no model.
 
     Raises:
         ThreadError: no question, or a question that needs more than ``n_pairs`` pairs.
@@ -246,8 +257,8 @@ class ContextLength:
 
     Attributes:
         size: The size, in the unit of the sizes that were measured.
-        reached: ``"crossed"``: accuracy falls below the threshold at ``size``. ``"never"``: accuracy is below the threshold even at the
-            smallest size measured, and ``size`` is 0. ``"always"``: accuracy is at or above the threshold at all sizes measured, and
+        reached: What ``size`` means. ``"crossed"``: accuracy falls below the threshold there. ``"never"``: accuracy is below the threshold
+            even at the smallest size measured; ``size`` is 0. ``"always"``: accuracy is at or above the threshold at all sizes measured;
             ``size`` is the largest of them.
     """
 
@@ -259,8 +270,11 @@ def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0
     """Return the first size at which accuracy falls below ``threshold``, interpolated linearly between the sizes measured.
 
     Args:
-        accuracy: Size -> share of right answers, 0 to 1. The paper measures size in characters (``meta["characters"]``); other units work.
-        threshold: Smallest accuracy at which a size counts as usable, 0 to 1.
+        accuracy: Size -> share of right answers, 0 to 1. The paper measures size in characters (``meta["characters"]``); any unit works.
+        threshold: Smallest accuracy at which a model counts as using a context of this size, 0 to 1.
+
+    Raises:
+        ThreadError: ``accuracy`` is empty.
 
     >>> effective_context_length({100: 1.0, 200: 0.5})
     ContextLength(size=150.0, reached='crossed')

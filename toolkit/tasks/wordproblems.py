@@ -1,14 +1,14 @@
-"""Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
+"""Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for the shipped model ``smol-reasoner``.
 
-A story begins with a number of things, events change the number, and a question ends the story. Every step is one operation on whole
-numbers from 0 to 40. A number that is added or subtracted is at most 9, or a small product (3 * 4 for three bags of four), so that a small
-model can follow.
+A story begins with a number of things, events change this number, and a question ends the story. Every step is one operation on whole
+numbers from 0 to 40. To keep problems within reach of a small model, the numbers that are added or subtracted are small: at most 9, or a
+product of at most 4 * 5, such as 3 * 4 for three bags of four.
 
 Each story and each wording of plain arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in
-training, except for names and for phrases around the problem such as "Be brief.".
+training. Only names, and phrases around a problem such as "Be brief.", occur in all splits.
 
 ``meta["steps"]`` holds the solution. ``meta["needed"]`` holds the character ranges of the quantities that the solution uses, in the order
-of the prompt. *Easy* problems have at most two steps and no number above 12 in their text.
+of the prompt. A problem is *easy* (``meta["easy"]``) if it has at most two steps and no number above 12 in its text.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Step:
     """One operation and its result: ``left op right = result``.
 
     Attributes:
-        apart: True for a side computation: its result is the right operand of the next step (three bags of four pens). False for a step
-            on the current total.
+        apart: True for a side computation, whose result is the right operand of the next step. For example, "three bags of four pens" are
+            first 3 * 4 = 12, and then 12 are added to the total. False for a step that changes the total itself.
     """
 
     op: str
@@ -58,7 +58,7 @@ class _Telling:
     steps: list[Step]
     total: int
 
-    def take(self, sentence: str, *steps: Step) -> None:
+    def take(self, sentence: str, *steps: Step) -> None:  # add an event; its last step gives the new total
         self.sentences.append(sentence)
         self.steps += steps
         self.total = steps[-1].result
@@ -71,7 +71,7 @@ def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -
         steps: Inclusive range of the number of operations.
     """
     n = rng.randint(*steps)
-    small = n <= 2 and rng.random() < 0.5
+    small = n <= 2 and rng.random() < 0.5  # begin with a number of at most EASY, so that the problem is often easy
     if rng.random() < PLAIN_SHARE:
         name, text, solution, things = "plain", *_plain(rng, split, n, small), ""
     else:
@@ -104,7 +104,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = ST
         steps: Inclusive range of the number of operations.
 
     Raises:
-        ValueError: unknown split, or a range of steps outside 1..6.
+        ValueError: unknown split, a range of steps outside 1..6, an empty range, or fewer than ``n`` different problems.
     """
     splits.check_split(split)
     low, high = steps
@@ -130,7 +130,10 @@ def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 
 def _around(rng: random.Random) -> tuple[str, bool]:
-    """Return a random phrase to put around a problem, and whether this phrase asks for haste. Such phrases shorten thinking."""
+    """Return a random phrase to put around a problem, and True if it asks for haste. Phrases that ask for haste shorten thinking.
+
+    ``{}`` in the phrase marks the place of the problem.
+    """
     u = rng.random()
     if u < HURRIED_SHARE:
         return rng.choice(stories.HURRIED), True
@@ -138,7 +141,11 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 
 
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
-    """Return a problem in plain arithmetic, with its numbers in brackets, and its solution: additions, subtractions, perhaps a product."""
+    """Return the text of a problem of ``n`` steps in plain arithmetic, with its numbers in brackets, and its solution.
+
+    The steps are additions and subtractions. In 30 % of the problems, the first step is a product. If ``small``, the first number is at
+    most ``EASY`` (a product may be larger).
+    """
     first = rng.randint(1, EASY if small else START)
     telling, marked = _Telling([], [], first), f"[{first}]"
     if rng.random() < 0.3:
@@ -154,20 +161,23 @@ def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, li
 
 
 def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, list[Step], str]:
-    """Return a story of ``n`` steps: its text with the needed quantities in brackets, its solution, and the things that it counts."""
+    """Return a story of ``n`` steps: its text with the needed quantities in brackets, its solution, and the things that it counts.
+
+    If ``small``, the first number is at most ``EASY``.
+    """
     who, him = (rng.choice(stories.SHE), "her") if rng.random() < 0.5 else (rng.choice(stories.HE), "him")
     he, his = ("she", "her") if him == "her" else ("he", "his")
     friend = rng.choice([name for name in (*stories.HE, *stories.SHE) if name != who])
     names = {"who": who, "friend": friend, "him": him, "he": he, "his": his, "He": he.capitalize(), "His": his.capitalize()}
     names["things"] = rng.choice(story.things)
-    while True:
+    while True:  # until the story has exactly n steps
         start = rng.randint(2, EASY if small else START)
         telling = _Telling([rng.choice(story.begin).format(n=start, **names)], [], start)
         unused = {kind: list(getattr(story, kind)) for kind in ("gain", "gains", "loss", "losses")}
         unused |= {"double": [story.double], "half": [story.half]}
         ending = rng.choice(("share", "price")) if rng.random() < FINAL_SHARE and n > 1 else "ask"
         events = n - (ending != "ask")
-        for _ in range(8 * n):
+        for _ in range(8 * n):  # more tries than events, since an event may not fit
             if len(telling.steps) < events:
                 _happen(rng, telling, unused, events - len(telling.steps), names)
         question = _end(rng, telling, story, ending, names)
@@ -179,8 +189,14 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
 
 
 def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]], steps_left: int, names: dict[str, str]) -> None:
-    """Add one event to the story if a sentence for it is unused and the numbers stay in range."""
-    kind = rng.choices(list(unused), (4, 2, 4, 1.5, 1, 1))[0]
+    """Add one random event to the story. Add nothing if all sentences for it are used, or if a number would leave its range.
+
+    Args:
+        unused: Kind of event -> its sentences that the story has not used yet.
+        steps_left: Largest number of steps that the event may have.
+        names: Values for the fields of a sentence that are not numbers, such as ``{who}``.
+    """
+    kind = rng.choices(list(unused), (4, 2, 4, 1.5, 1, 1))[0]  # weights of gain, gains, loss, losses, double, half: our choice
     if not unused[kind]:
         return
     total, numbers = telling.total, {}
@@ -192,6 +208,7 @@ def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]],
         case "gains" | "losses":
             a, b = rng.randint(2, 4), rng.randint(2, 5)
             after = total + a * b if kind == "gains" else total - a * b
+            # Two steps: the product, then the change of the total.
             if steps_left >= 2 and 0 < after <= LARGEST:
                 steps = [Step("*", a, b, a * b, apart=True), Step("+" if kind == "gains" else "-", total, a * b, after)]
                 numbers = {"a": a, "b": b}
@@ -206,7 +223,15 @@ def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]],
 
 
 def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names: dict[str, str]) -> str | None:
-    """Return the question that ends a story, and add its step if it has one. Return ``None`` if no number fits."""
+    """Return the question that ends a story. Add the step that the question asks for to ``telling``, if it asks for one.
+
+    Args:
+        ending: ``"ask"``: ask for the total, which is no step. ``"share"``: divide the total. ``"price"``: multiply it.
+        names: Values for the fields of a sentence that are not numbers, such as ``{who}``.
+
+    Returns:
+        The question; ``None`` if no number from 2 to 9 divides the total (``"share"``) or keeps the result in range (``"price"``).
+    """
     if ending == "ask":
         return rng.choice(story.ask).format(**names)
     total = telling.total

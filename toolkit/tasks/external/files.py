@@ -1,4 +1,4 @@
-"""Load problems from a JSONL file. Either every line names its split in ``meta.split``, or a hash of each problem's id decides."""
+"""Load problems from a JSONL file. Either every line names its split in ``meta.split``, or a hash of each problem's id decides it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check(path: str | Path, split: str) -> None:
 def load(path: str | Path, split: str, n: int, seed: int = 0) -> list[Problem]:
     """Return at most ``n`` problems from one split of a file, in the file's order.
 
-    If the split has more than ``n``, a hash of seed and problem id decides which are taken. In each problem, ``meta["split"]`` is set, and
-    ``meta["task"]`` is set to the file's name if it is missing.
+    If the split has more than ``n``, a hash of seed and problem id decides which are taken. Each problem gets ``meta["split"]``. A problem
+    without ``meta["task"]`` gets the file's name as its task.
 
     Raises:
         FileNotFoundError: no such file.
@@ -50,7 +50,14 @@ def _of_split(path: str | Path, split: str) -> list[Problem]:
 
 
 def _splits(path: str | Path, problems: Sequence[Problem], wanted: str) -> list[str]:
-    """Return the split of each of ``problems``. If the file names no splits, raise ValueError unless ``wanted`` is train, dev or test."""
+    """Return the split of each of ``problems``.
+
+    Args:
+        wanted: Split that the caller wants. If the file names no splits, it must be train, dev or test.
+
+    Raises:
+        ValueError: ``wanted`` is another split, or some lines name a split and others do not.
+    """
     named = [p.meta.get("split") for p in problems]
     if all(name is None for name in named):
         splits.check_split(wanted)

@@ -2,9 +2,9 @@
 
 reasoning-gym is installed with ``pip install 'reasoning-length-toolkit[tasks]'`` and imported on first use. An *entry* is one question of a
 data set, with the data that its grader needs. A problem does not store its entry, only how to draw it (name of the data set, settings,
-seed, index). To grade an answer, the entry is drawn again. So problems can be written to files and read back unchanged.
+seed, size, index). So problems can be written to files. To grade an answer, the entry is drawn again.
 
-reasoning-gym has no splits; here a hash of the question decides, so a question is in one split only.
+reasoning-gym has no splits. Here a hash of the question decides the split, so a question is in one split only.
 
 Units: scores are from 0 to 1; an answer is right if it gets the full score. ``score`` returns partial scores, for example for a reward.
 """
@@ -39,7 +39,7 @@ def names() -> tuple[str, ...]:
 
 
 def check(name: str) -> None:
-    """Raise GymError unless reasoning-gym has a data set of this name, ImportError if reasoning-gym is not installed."""
+    """Raise GymError if reasoning-gym has no data set of this name, and ImportError if reasoning-gym is not installed."""
     if name not in (known := names()):
         raise GymError(f"reasoning-gym has no data set {name!r}: choose one of {', '.join(known)}.")
 
@@ -58,14 +58,14 @@ def load(
     Equal seeds give equal problems as long as the version of reasoning-gym is the same.
 
     Args:
-        level: Level of the data set's curriculum, from 0, recorded as ``meta["difficulty"]``. Default: the data set's default settings,
-            recorded as difficulty 0.
+        level: Level of the data set's curriculum, from 0. It is recorded as ``meta["difficulty"]``. Default: the data set's default
+            settings, recorded as difficulty 0 too.
         settings: Fields of the data set's config, such as ``{"min_terms": 3, "max_terms": 3}``. They override the settings of the level.
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: the data set, level or setting does not exist, the data set has fewer than ``n`` such problems, or its grader accepts
-            a nonsense answer.
+        GymError: the data set, level or setting does not exist; fewer than ``n`` different problems of the split were drawn; or the data
+            set's grader gives the full score to a nonsense answer, so that it cannot be used.
         ValueError: unknown split.
     """
     splits.check_split(split)
@@ -87,6 +87,7 @@ def load(
         if splits.split_of(entry["question"]) == split:
             p = _problem(entry, recipe, split, level or 0)
             problems.setdefault(p.id, p)
+            # Checked at the first problem only.
             if len(problems) == 1 and score(p, NONSENSE) >= FULL:
                 raise GymError(
                     f"{name} gives {NONSENSE!r} the full score, so its problems cannot be graded: choose another data set."
@@ -102,7 +103,8 @@ def load(
 def score(problem: Problem, answer: str) -> float:
     """Return the score, 0 to 1, that the problem's data set gives to an answer.
 
-    Only the text in the last ``<answer>`` tags is scored, or the whole text without such tags. An answer that cannot be parsed scores 0.
+    Only the text in the last ``<answer>`` tags is scored; if there are no such tags, the whole text. An answer that cannot be parsed scores
+    0.
 
     Raises:
         ImportError: reasoning-gym is not installed.
@@ -127,7 +129,7 @@ def score(problem: Problem, answer: str) -> float:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-    """Return whether an answer gets the full score.
+    """Return True if an answer gets the full score.
 
     Raises:
         ImportError: reasoning-gym is not installed.
@@ -150,7 +152,7 @@ def _seed(seed: int) -> int:
 
 
 def _level(name: str, level: int | None) -> dict[str, Any]:
-    """Return the settings of a curriculum level that differ from the data set's default settings."""
+    """Return those settings of a curriculum level that differ from the data set's default settings. For no level: ``{}``."""
     if level is None:
         return {}
     factory = _gym().factory

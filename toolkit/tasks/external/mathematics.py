@@ -1,5 +1,7 @@
 """Load problems of GSM8K and MATH-500, from the Hugging Face hub or from a local file with the same columns.
 
+Answers are graded by the package math-verify (the extra ``tasks``).
+
 Splits: GSM8K's official test set is ``test``; a hash of the question divides its training set into ``train`` and ``dev``. MATH-500 has no
 splits; a hash of the problem's id divides it into train, dev and test (``splits.split_by_id``).
 """
@@ -18,7 +20,7 @@ from toolkit.types import Problem
 
 
 def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """Return ``n`` problems from one split of GSM8K, or all of the split if there are fewer. They are graded by math-verify.
+    """Return ``n`` random problems from one split of GSM8K; all problems of the split if there are fewer.
 
     ``meta["difficulty"]`` is the number of calculations in the gold solution.
 
@@ -32,15 +34,16 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
     for question, answer in zip(table["question"], table["answer"], strict=True):
         if split == "test" or _half(question) == split:
             gold = answer.split("####")[-1].strip().replace(",", "")
+            # GSM8K marks each calculation of a solution, as in "48/2 = <<48/2=24>>24".
             problems.append(_problem("gsm8k", split, question, gold, difficulty=answer.count("<<")))
     return _draw(problems, n, seed)
 
 
 def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """Return ``n`` problems from one split of MATH-500, or all of the split if there are fewer. They are graded by math-verify.
+    """Return ``n`` random problems from one split of MATH-500; all problems of the split if there are fewer.
 
-    ``meta["difficulty"]`` is MATH's level of difficulty, 1 to 5. The splits are ours, but published results are on all 500 problems. To use
-    all of them as test problems, write a JSONL file with ``meta.split`` ``"test"`` on every line, and load that file.
+    ``meta["difficulty"]`` is MATH's level of difficulty, 1 to 5. The splits are ours, whereas published results are on all 500 problems. To
+    use all of them as test problems, write a JSONL file with ``meta.split`` ``"test"`` on every line, and load that file.
 
     Args:
         path: Local jsonl, csv or parquet file to read instead of the hub, with the columns ``problem``, ``answer``, ``level``.

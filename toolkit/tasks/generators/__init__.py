@@ -1,1 +1,1 @@
-"""Generators that the tasks use, of cue words, stories, keys and values, conversations, and chains of thought to train on."""
+"""Generators of random content for the tasks: cue words, stories, keys and values, conversations, and training chains of thought."""

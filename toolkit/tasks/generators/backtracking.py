@@ -1,13 +1,14 @@
-"""Chains of thought (*traces*) that solve countdown with exactly k dead ends. How much backtracking is enough? arXiv 2505.24273.
+"""Chains of thought (*traces*) that solve countdown problems with exactly k dead ends.
 
-A trace writes the steps of the solution. At k places it first tries other steps, a *dead end*, and then goes back. With the target 310::
+After "How Much Backtracking is Enough?" (arXiv 2505.24273). A trace writes the steps of the solution. At k places it first tries other
+steps, a *dead end*, and then goes back. With the numbers 3, 4, 7, 25 and the target 110::
 
     Step 1: 4 * 25 = 100.
     Step 2: 100 - 7 = 93.
     Step 3: 93 + 3 = 96.
-    That ends at 96, not at 310. Back to step 1.
-    Step 2: 100 + 3 = 103.
-    ...
+    That ends at 96, not at 110. Back to step 1.
+    Step 2: 100 + 7 = 107.
+    Step 3: 107 + 3 = 110.
 
 Every step is correct arithmetic, and it is known which steps belong to dead ends. So traces have three uses:
 
@@ -15,8 +16,8 @@ Every step is correct arithmetic, and it is known which steps belong to dead end
 - they give short and long chains of thought for the same problem and answer;
 - they are data for fine-tuning.
 
-Deviations: if the paper's code backtracks twice or more, it repeats the same dead end; here all k dead ends differ. No step of a dead end
-results in the target. Both are our choice.
+Deviations: with two dead ends or more, the paper's code repeats the same one; here all k differ. No step of a dead end results in the
+target. Both are our choice.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ class NoDeadEndError(ValueError):
 
 
 def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
-    """Return a chain of thought for the countdown problem ``p`` with exactly ``dead_ends`` different dead ends. Equal seeds, equal chains.
+    """Return a chain of thought for the countdown problem ``p`` with ``dead_ends`` different dead ends. Equal seeds give equal chains.
 
     Raises:
-        NoDeadEndError: fewer than ``dead_ends`` different dead ends were found.
+        NoDeadEndError: 2000 random tries found fewer than ``dead_ends`` different dead ends.
         ValueError: the problem is not of ``tasks.countdown``.
     """
     operations, rng = solution(p), random.Random(f"{p.id}-{dead_ends}-{seed}")
@@ -102,10 +103,12 @@ def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
 
 
 def _dead_end(rng: random.Random, p: Problem, operations: Sequence[Operation], start: int) -> tuple[Operation, ...] | None:
-    """Draw a dead end: other operations that replace those of the solution from index ``start`` on, with the numbers left at that point.
+    """Return a random dead end that branches off the solution before its operation with index ``start``, or ``None``.
 
-    Return ``None`` if the operations drawn are invalid, begin like the solution, or have the target as a result.
+    The dead end is a list of operations on the numbers that are still unused at that point. The result is ``None`` if the operations drawn
+    are invalid, begin like the solution, or reach the target.
     """
+    # Numbers still unused. At start 0 these are all, and the first operation may begin with any of them; later it begins with the total.
     left = [operations[0].left, *(o.right for o in operations)] if start == 0 else [o.right for o in operations[start:]]
     rng.shuffle(left)
     chain = random_chain(rng, left if start == 0 else [operations[start].left, *left])
@@ -122,7 +125,7 @@ def _written(p: Problem, operations: Sequence[Operation], ends: Sequence[tuple[i
         steps.append(step)
         lines.append(str(step))
 
-    done = 0
+    done = 0  # operations of the solution written so far
     for k, (start, wrong) in enumerate(ends):
         for i in range(done, start):
             write(TraceStep(i + 1, operations[i], None))
@@ -140,7 +143,7 @@ def examples(
 ) -> list[dict]:
     """Return one conversation per countdown problem, for fine-tuning: ``{"messages": [...]}`` with the question and a reply.
 
-    The reply is a trace with ``dead_ends`` dead ends between the think tags ``tags``, then the answer.
+    The reply is a trace with ``dead_ends`` dead ends, between the two think tags ``tags``, and then the answer.
     """
     rows = []
     for p in problems:

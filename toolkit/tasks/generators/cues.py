@@ -1,4 +1,4 @@
-"""Words around the prompts of ``tiny-reasoner``: cue words make the model think less, neutral words have no effect."""
+"""Words before or after the prompts of ``tiny-reasoner``: cue words make the model think less, neutral words have no effect."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""Running sums as conversations, for language models: a dictionary, and K keys per turn (arXiv 2509.09677).
+"""Running sums as conversations (*episodes*) for language models, after arXiv 2509.09677.
 
 The user gives a dictionary from five-letter words (*keys*) to integers from -99 to 99. Each turn names K keys, drawn with replacement; the
 model adds their values to its running total and answers ``<answer>total</answer>``. Wrong answers in the history of a conversation
 (``inject_history_errors``) test whether a model's mistakes cause further mistakes (*self-conditioning*).
 
-Deviations: the wording and the words are ours. To make an answer wrong, the released code adds a random number, which is 0 in 1 of 21
-cases; here it is never 0. If the last answer in the history is wrong, the gold answer is still that answer plus the values of the turn.
+Gold answers follow the history: the gold answer of a turn is the last answer in the history, right or wrong, plus the values of the turn.
 ``meta["truth"]`` holds the true total.
+
+Deviations: the prompts and the list of words are ours. To make an answer wrong, the released code adds a random number, which is 0 in 1 of
+21 cases; here it is never 0.
 
 Units: a horizon is a number of turns; ``meta["keys"]`` is K, the number of keys per turn.
 """
@@ -48,10 +50,10 @@ class Episode:
     """The user's part of a conversation: a dictionary, and the keys to add in each turn.
 
     Attributes:
-        id: Name, from a hash of the dictionary and the keys.
+        id: Identifier, from a hash of the dictionary and the keys.
         split: Split that the episode belongs to.
         values: The dictionary, as pairs ``(key, integer)`` in the order of the prompt.
-        turns: The keys that each turn names.
+        turns: The keys of each turn.
     """
 
     id: str
@@ -74,10 +76,11 @@ class Episode:
 def running_sum_episodes(
     n: int, horizon: int, keys_per_turn: int = 1, seed: int = 0, *, split: str = "test", size: int = SIZE
 ) -> list[Episode]:
-    """Return ``n`` episodes of ``horizon`` turns. Equal seeds give equal episodes. A hash of dictionary and keys decides the split.
+    """Return ``n`` random episodes of ``horizon`` turns that belong to ``split``. Equal seeds give equal episodes.
 
     Args:
         keys_per_turn: K, the number of keys that each turn names.
+        split: ``"train"``, ``"dev"`` or ``"test"``. A hash of an episode's dictionary and keys decides its split.
         size: Number of keys in the dictionary.
 
     Raises:
@@ -107,8 +110,8 @@ def problem(episode: Episode, answers: Sequence[str] | None = None) -> Problem:
             problem is the last turn.
 
     Returns:
-        A problem that is graded by the last number of the answer. Its gold answer is the last readable total in ``answers`` plus the
-        number that the turn adds; ``meta["truth"]`` is the true total.
+        A problem that is graded by the last number of the answer. Its gold answer is the last readable total in ``answers`` (0 if there is
+        none) plus the number that the turn adds. ``meta["truth"]`` is the true total.
 
     Raises:
         ValueError: every turn has an answer already.
@@ -146,12 +149,12 @@ def _rules(episode: Episode) -> str:
 
 
 def answer(total: int) -> str:
-    """Return a total in answer tags."""
+    """Return the text ``<answer>total</answer>``."""
     return f"<answer>{total}</answer>"
 
 
 def read_answer(text: str) -> int | None:
-    """Return the last total in answer tags, or ``None`` if there is none.
+    """Return the last total that stands in answer tags, or ``None`` if the text has no such total.
 
     >>> read_answer("<answer>-12</answer>")
     -12
@@ -161,11 +164,13 @@ def read_answer(text: str) -> int | None:
 
 
 def play(episodes: Sequence[Episode], ask: Callable[[list[Problem]], list[str]]) -> list[Execution]:
-    """Run each episode as a conversation with a model, whose own answers form the history. Return each episode's totals, checked per turn.
+    """Run each episode as a conversation with a model, whose own answers form the history.
 
-    An answer without a readable total counts as a repetition of the total before it (``carry_forward``).
+    Return one ``Execution`` per episode: the total that the model gave in each turn, and whether it is right. An answer without a readable
+    total counts as a repetition of the total before it (``carry_forward``).
 
     Args:
+        episodes: Episodes to run. The current turns of all episodes are passed to ``ask`` together.
         ask: Function that returns one answer text (without thinking) per problem, in order, for example by sampling a batch of rollouts.
 
     Raises:
@@ -192,6 +197,7 @@ def inject_history_errors(
     """Return a copy of a conversation in which each answer of the assistant is made wrong with probability ``rate``.
 
     Args:
+        seed: Seed of the random errors.
         noise: Largest error: a wrong total is 1 to ``noise`` too high or too low.
 
     Raises:

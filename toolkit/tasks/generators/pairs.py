@@ -1,4 +1,4 @@
-"""Draw haystacks, which are lists of random keys and values, together with a question and its answer. No model or tokenizer is needed.
+"""Draw haystacks: lists of random pairs of key and value, each with a question and its answer. No model or tokenizer is needed.
 
 ``tasks.threading`` turns these haystacks into prompts (Needle Threading, arXiv 2411.05000).
 """
@@ -25,7 +25,7 @@ _MANY_STEPS = ("thread", "multithread", "branched")
 
 
 class ThreadError(ValueError):
-    """A question about keys and values is inconsistent, or does not fit its haystack."""
+    """The settings of a question about keys and values contradict each other, or the question does not fit its haystack."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Ask:
     A *thread* is a chain of pairs in which the value of each pair is the key of the next.
 
     Attributes:
-        kind: ``"single"``: the value of one key. ``"multi"``: the values of several keys. ``"conditional"``: the values of all keys with
-            a marker. ``"thread"``: the end of one thread, followed from its first key. ``"multithread"``: the ends of several threads.
-            ``"branched"``: the end of the longest branch of a thread.
+        kind: ``"single"``: the value of one key. ``"multi"``: the values of several keys. ``"conditional"``: the values of all keys that
+            contain the marker ``*``. ``"thread"``: the last value of one thread, given its first key. ``"multithread"``: the last values of
+            several threads. ``"branched"``: the last value of the longest branch of a thread.
         steps: Pairs per thread, 1 to 25; 1 for the kinds without threads.
-        threads: Number of threads, or for ``multi`` and ``conditional`` number of needles (pairs asked about), 1 to 25.
+        threads: Number of threads, 1 to 25. For ``multi`` and ``conditional``, number of pairs asked about (*needles*).
         direction: Order of a thread's pairs in the text. ``"forward"``: the order in which the thread is followed; ``"backward"``: the
             reverse; ``"random"``: any order.
-        depth: For ``single``, share of the pairs before the needle, 0 to 1; ``None``: a random place.
-        clustered: For ``multi`` and ``conditional``, whether the needles are next to each other.
-        branches: For ``branched``, number of pairs per key of the thread: the pair that continues the thread, and those that begin false
-            branches. The last key has only one pair. 1 for the other kinds.
+        depth: Only for ``single``: share of the pairs before the needle, 0 to 1; ``None``: a random place.
+        clustered: Only for ``multi`` and ``conditional``: if True, the needles are next to each other.
+        branches: Only for ``branched``: number of pairs that have the same key, for each key of the thread except the last. One of them
+            continues the thread; each of the others begins a false branch. 1 for the other kinds.
         ids: Format of keys and values: ``"short"`` (four characters) or ``"uuid"`` (32 hexadecimal digits in groups of 8-4-4-4-12).
 
     Raises:
@@ -86,9 +86,9 @@ class Pairs:
     Attributes:
         ask: Kind of question, with its settings.
         pairs: All pairs ``(key, value)``, in the order of the text.
-        needed: Indices in ``pairs`` of the pairs that the answer depends on: thread by thread, in the order in which they are followed.
-        starts: Keys named in the question (none for ``conditional``).
-        answer: The values that answer the question.
+        needed: Indices in ``pairs`` of the pairs that the answer depends on: thread by thread, each in the order in which it is followed.
+        starts: Keys named in the question: the first key of each thread. None for ``conditional``.
+        answer: The values that answer the question, one per thread or needle.
     """
 
     ask: Ask
@@ -106,10 +106,11 @@ class Core:
     """The pairs that a question is about; ``kv_haystack`` puts them among random pairs.
 
     Attributes:
-        chains: The question's threads, each as a chain of identifiers: a key, its value, the value of that value, and so on.
+        chains: The question's threads, each as a chain of identifiers: a key, its value, the value of that value, and so on. A needle is a
+            chain of two.
         twigs: The pairs of false branches.
         new: Function that returns another unused identifier (a key or value).
-        key: Text that seeds the random choices made later: the other pairs, and the order of all pairs.
+        key: Text from which ``kv_haystack`` seeds the random places of these pairs in the haystack.
     """
 
     chains: list[list[str]]
@@ -122,13 +123,13 @@ class Core:
 
 
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
-    """Return the core of one haystack: the pairs that ``ask`` asks about, drawn at random.
+    """Return the core of one haystack: the pairs that the question is about, drawn at random.
 
     Args:
         ask: Kind of question, with its settings.
         split: Split that the haystack belongs to; ``None`` if it may belong to any.
         seed: Seed of the draw.
-        sample: Index, from 0, of the haystack among those with equal ``ask``, split and seed.
+        sample: Number of the haystack, from 0. With the other arguments equal, each number gives a different haystack.
 
     Raises:
         ValueError: unknown split.
@@ -150,12 +151,13 @@ def split_of(identifiers: Iterable[str]) -> str:
 
 
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:
-    """Draw a haystack of ``n_pairs`` pairs. The pairs that the answer depends on are the same for every ``n_pairs`` and ``ask.depth``.
+    """Return a random haystack of ``n_pairs`` pairs. The pairs that the answer depends on do not change with ``n_pairs`` and ``ask.depth``.
 
     Args:
         ask: Kind of question, with its settings.
         split: Split that the haystack belongs to, by a hash of the keys and values in its needed pairs. Default: any split.
-        sample: Index, from 0, of the haystack among those with equal ``ask``, split and seed.
+        seed: Seed of the draw.
+        sample: Number of the haystack, from 0. With the other arguments equal, each number gives a different haystack.
 
     Raises:
         ThreadError: the question needs more than ``n_pairs`` pairs.
@@ -168,6 +170,7 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
     slots = _slots(ask, n_pairs, rng)
     if ask.kind == "conditional":
         slots.sort()  # the question names no needle, so the answer follows the order of the text
+    # Index in the haystack -> pair. The needed pairs are placed first, then the false branches; random pairs fill the rest.
     placed = {i: link for at, chain in zip(slots, core.chains, strict=True) for i, link in zip(at, pairwise(chain), strict=True)}
     free = [i for i in range(n_pairs) if i not in placed]
     placed.update(zip(rng.sample(free, len(core.twigs)), core.twigs, strict=True))
@@ -177,9 +180,10 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
 
 
 def new_identifiers(rng: random.Random, ids: str, used: Iterable[str] = ()) -> Callable[[], str]:
-    """Return a function that draws a new identifier per call. Each has a digit, so that ``grading.identifiers`` recognises it.
+    """Return a function that draws a new, unused identifier per call.
 
-    The returned function raises ThreadError if it finds no unused identifier.
+    An identifier always contains a digit, so that ``grading.identifiers`` recognises it in an answer. The returned function raises
+    ThreadError if it finds no unused identifier.
 
     Args:
         ids: ``"short"`` or ``"uuid"``.
@@ -204,13 +208,16 @@ def new_identifiers(rng: random.Random, ids: str, used: Iterable[str] = ()) -> C
 def _chain(new: Callable[[], str], ask: Ask, rng: random.Random) -> list[str]:
     chain = [new() for _ in range(ask.steps + 1)]
     if ask.kind == "conditional":
-        at = rng.randrange(1, len(chain[0]))
+        at = rng.randrange(1, len(chain[0]))  # the marker goes inside the key, not at its ends
         chain[0] = chain[0][:at] + MARKER + chain[0][at:]
     return chain
 
 
 def _twigs(chain: list[str], ask: Ask, rng: random.Random, new: Callable[[], str]) -> list[tuple[str, str]]:
-    """Draw the pairs of a thread's false branches. Each leaves the thread at some key and is shorter than the rest of the thread."""
+    """Draw the pairs of a thread's false branches.
+
+    Every key except the last gets ``ask.branches - 1`` false branches. Each is shorter than the rest of the thread from that key on.
+    """
     twigs = []
     for j in range(ask.steps - 1):
         for _ in range(ask.branches - 1):
@@ -220,7 +227,7 @@ def _twigs(chain: list[str], ask: Ask, rng: random.Random, new: Callable[[], str
 
 
 def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
-    """Draw the indices of each thread's pairs in the haystack, in the order in which the thread is followed."""
+    """Draw the places of the needed pairs: per thread, the indices of its pairs in the haystack, in the order in which it is followed."""
     count = ask.threads * ask.steps
     if ask.depth is not None:
         return [[round(ask.depth * (n_pairs - 1))]]
@@ -241,10 +248,11 @@ def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
 def solve(pairs: Sequence[tuple[str, str]], kind: Kind, starts: Sequence[str]) -> tuple[str, ...]:
     """Return the answer to a question, computed from ``pairs`` by following every branch from each key in ``starts``.
 
-    The tests check the drawn answers with this function. If several branches are longest, the first one counts. If an element of ``starts``
-    is not a key, it is its own answer.
+    The tests compare the answers of random haystacks with those of this function. If several branches are longest, the one whose pair comes
+    first counts. An element of ``starts`` that is not a key is returned as its own answer.
 
     Args:
+        pairs: All pairs ``(key, value)`` of the haystack.
         kind: Kind of question, as in ``Ask``.
         starts: Keys named in the question; not used by ``conditional``.
 

@@ -1,4 +1,4 @@
-"""Sentences from which the stories of ``tasks.wordproblems`` are put together. Each story belongs to one split.
+"""Sentences that make up the stories of ``tasks.wordproblems``. Each story belongs to one split.
 
 A sentence is a format string with these fields: ``{who}`` and ``{friend}`` are names; ``{he}``, ``{He}``, ``{his}``, ``{His}`` and
 ``{him}`` are pronouns for ``{who}``; ``{things}`` are the things that are counted; ``{n}`` is a number; ``{a}`` and ``{b}`` are numbers in
@@ -49,11 +49,13 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Story:
-    """Sentences of one story. The meaning of each field's sentences follows; from a field with several sentences, one is drawn.
+    """Sentences of one story.
+
+    The list below says what the sentences of each field mean. If a field has several sentences, one is chosen at random.
 
     Attributes:
-        split: Split that the story belongs to.
-        things: Names of things (no sentences); one is drawn to be counted.
+        split: Split that the story belongs to (not a sentence).
+        things: Names of the things that are counted (not sentences); one is chosen at random.
         begin: There are ``{n}`` things at first.
         gain: There are ``{n}`` more things.
         gains: There are ``{a}`` more groups of ``{b}`` things.

@@ -3,15 +3,15 @@
 A trace is the text between the think tags. Each of its lines is of one of three kinds::
 
     17+5=22            a step (or ``17+5-9=13``: two operands at once)
-    wait 17+5=22 ok    a re-check of the step before; ``fix`` instead of ``ok`` if the result of that step was wrong
+    wait 17+5=22 ok    a re-check of the previous step; ``fix`` instead of ``ok`` if the result of that step was wrong
     =36                the final result, without the remaining steps
 
 A *slip* is a step with a deliberately wrong result. *Haste* is the probability, at the start of each line, of skipping to the final result
-without the remaining steps.
+without the remaining steps. It is drawn once per trace.
 
-At the start of every line, a random *decision* is made: re-check the step before, skip to the final result, or write a step. After every
-operand, another one decides whether the step takes one more operand. Given the trace's haste, all decisions are independent. So the lines
-written so far say little about the haste, and the model must infer it from the prompt.
+At the start of every line, a random *decision* is made: re-check the previous step, skip to the final result, or write a step. A further
+decision after every operand is whether the same step takes one more operand. Given the haste, all decisions are independent draws. So the
+lines written so far reveal little about the haste, and a model that is trained on traces must infer it from the prompt.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ SKIP, WAIT = "=", "wait "
 class Habits:
     """Probabilities of a trace's random decisions.
 
+    The haste of a trace is ``default_haste`` plus up to three increments: ``ease_push``, ``cue_push`` and ``mood_push``.
+
     Attributes:
-        default_haste: Haste without any of the additions below: the probability, at each line start, of skipping to the final result.
-        ease_push: Added to the haste if the problem is easy.
-        cue_push: Added to the haste if the prompt has a cue word.
-        mood_push: Added to the haste of randomly chosen traces, so that some are short although nothing in the prompt says so.
-        mood_share: Share of these randomly chosen traces, 0 to 1.
-        continue_share: The probability of taking one more operand into a step is ``continue_share`` times the haste.
+        default_haste: Haste without increments: the probability, at each line start, of skipping to the final result.
+        ease_push: Increment if the problem is easy.
+        cue_push: Increment if the prompt has a cue word.
+        mood_push: Increment for randomly chosen traces, so that some are short although nothing in the prompt says so.
+        mood_share: Probability that a trace is one of these, 0 to 1.
+        continue_share: The probability that a step takes one more operand is this number times the haste.
         wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
         wait_hasty: Probability of a re-check after a step, in a trace with more haste.
         slip_easy: Probability that a step of an easy problem gets a wrong result.
@@ -77,8 +79,10 @@ def haste(habits: Habits, *, easy: bool, cue: bool, rng: random.Random) -> float
     """Draw a trace's haste: the probability, at the start of each line, of skipping to the final result without the remaining steps.
 
     Args:
-        easy: Whether the problem is easy.
-        cue: Whether the prompt has a cue word, such as "quick".
+        habits: The default haste, and the increments that are added to it.
+        easy: True if the problem is easy.
+        cue: True if the prompt has a cue word, such as "quick".
+        rng: Decides whether the random increment is added.
     """
     mood = rng.random() < habits.mood_share
     return habits.default_haste + habits.ease_push * easy + habits.cue_push * cue + habits.mood_push * mood
@@ -86,7 +90,7 @@ def haste(habits: Habits, *, easy: bool, cue: bool, rng: random.Random) -> float
 
 @dataclass(frozen=True)
 class Move:
-    """One step of a solution: a line ``expression=result``.
+    """One step to write: a line ``expression=result``, which covers one or several operands.
 
     Attributes:
         expression: Left side of the line.
@@ -102,14 +106,14 @@ class Move:
 def write(
     moves_from: Callable[[str | None, int, int], Move], n_moves: int, *, h: float, easy: bool, habits: Habits, rng: random.Random
 ) -> Trace:
-    """Write a random trace for a problem whose solution has ``n_moves`` elementary moves, such as adding one operand.
+    """Return a random trace for a problem whose solution takes ``n_moves`` operations, such as adding one operand.
 
     Args:
-        moves_from: Function ``moves_from(state, i, k) -> Move``. It combines ``k`` elementary moves, from the one with index ``i`` on, into
-            one step. ``state`` is the result so far: ``None`` at the start, wrong after a slip that was not corrected.
-        n_moves: Number of elementary moves from the start to the answer.
+        moves_from: Function ``moves_from(state, i, k) -> Move``. It returns one step that covers ``k`` operations, from the one with index
+            ``i`` on. ``state`` is the result written last: ``None`` at the start, a wrong one after a slip that was not corrected.
+        n_moves: Number of operations from the start to the answer.
         h: Haste of this trace: the probability, at the start of each line, of skipping to the final result.
-        easy: Whether the problem is easy; slips are then rarer.
+        easy: True if the problem is easy; slips are then rarer.
         habits: Probabilities of the other decisions.
         rng: Source of every random choice.
     """
@@ -118,10 +122,10 @@ def write(
     p_slip = habits.slip_easy if easy else habits.slip_hard
     lines: list[str] = []
     failed: list[int] = []
-    # state: result so far; i: moves done; checkable: the step before and whether it is a slip, or None if there is nothing to re-check.
+    # state: result so far; i: operations done; checkable: (previous step, True if it is a slip), or None if there is nothing to re-check.
     state, waits, i, checkable = None, 0, 0, None
     while True:
-        # Re-check the step before; a slip is corrected.
+        # Re-check the previous step; a slip is corrected.
         if checkable and waits < habits.max_waits and rng.random() < p_wait:
             move, slipped = checkable
             lines.append(f"{WAIT}{move.expression}={move.result} {'fix' if slipped else 'ok'}")
@@ -134,7 +138,7 @@ def write(
             state = moves_from(state, i, n_moves - i).result
             lines.append(f"{SKIP}{state}")
             break
-        # Write one step of k moves, which may be a slip.
+        # Write one step of k operations, which may be a slip.
         k = 1
         while i + k < n_moves and rng.random() < habits.continue_share * h:
             k += 1

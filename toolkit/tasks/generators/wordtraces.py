@@ -1,8 +1,8 @@
 """Synthetic chains of thought (*traces*) that ``smol-reasoner`` was trained on: English sentences with equations, one line per step.
 
 The random decisions are those of ``traces.py``: the remaining steps may be skipped at the start of every line, steps may be combined, and
-the step before may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines are
-right. Lines of different kinds may begin with the same words, so that the first word of a line does not tell its kind.
+the previous step may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines
+are right. Steps, re-checks and final results may begin with the same words, so that the first word of a line does not reveal its kind.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ANSWER = ("The answer is {c}.", "The answer is {c}{t}.", "{c}{t}.", "So it is {
 
 @dataclass(frozen=True)
 class _Pen:
-    """Writes lines with random wordings.
+    """Writer of lines with random wordings.
 
     Attributes:
         rng: Source of the random choices.
@@ -69,9 +69,10 @@ def expression(steps: Sequence[Step]) -> str:
     """Return consecutive steps as one expression, such as ``(12 + 5) * 2`` or ``20 - 3 * 4``."""
     text, last = f"{steps[0].left} {steps[0].op} {steps[0].right}", steps[0]
     for step in steps[1:]:
-        if last.apart:
+        if last.apart:  # its product replaces the right operand: "20 - 3 * 4"
             text = f"{step.left} {step.op} {last}" if last is steps[0] else f"{text} {step.op} {last}"
         elif not step.apart:
+            # A product or quotient of a sum needs brackets.
             tight = step.op in "*/" and any(op in text for op in "+-")
             text = f"({text}) {step.op} {step.right}" if tight else f"{text} {step.op} {step.right}"
         last = step
@@ -79,12 +80,14 @@ def expression(steps: Sequence[Step]) -> str:
 
 
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
-    """Return a random chain of thought for a word problem, to train on. Its final answer is always right.
+    """Return a random chain of thought for a word problem, as training data. Its final answer is always right.
 
-    At the start of each line, the chain skips to the final result with a certain probability (``haste``). This probability is higher if
-    the problem is easy and if its prompt has a phrase such as "Be brief.".
+    At the start of each line, the chain skips to the final result with a probability called *haste*. An easy problem raises it, and so does
+    a phrase in the prompt such as "Be brief."; the two add up.
 
     Args:
+        p: A problem of ``tasks.wordproblems``.
+        rng: Source of every random choice.
         habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong result.
     """
     easy, steps, pen = p.meta["easy"], p.meta["steps"], _Pen(rng, p.meta["things"])
@@ -95,6 +98,7 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
     failed: list[int] = []
     i, waits = 0, 0
     if calm and pen.things and rng.random() < BEGIN_SHARE:
+        # The story's first number. A side computation does not begin with it, so then it is on the left of the next step.
         lines.append(pen.line(_BEGIN, a=steps[1 if steps[0].apart else 0].left))
     while i < len(steps):
         if rng.random() < h:
@@ -120,7 +124,7 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
 
 
 def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
-    """Return a line that states one or several steps: ``before`` is their expression, ``after`` the result to write."""
+    """Return a line for the steps ``taken``, which it writes as ``before = after``. ``after`` is wrong if the line is a slip."""
     if len(taken) > 1:
         return pen.line(_SEVERAL, e=before, c=after)
     (step,) = taken
@@ -129,9 +133,10 @@ def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
 
 def _slip(rng: random.Random, result: int) -> int:
     """Return a plausible wrong result: off by 1, 2 or 10."""
+    # Not negative, hence abs. For 1 and 5, abs could give the right result again (|1 - 2| = 1, |5 - 10| = 5): only larger ones are drawn.
     return abs(result + rng.choice((-10, -2, -1, 1, 2, 10))) if result not in (1, 5) else result + rng.choice((1, 2, 10))
 
 
 def response(trace: Trace) -> str:
-    """Return a trace as the text of a response: the thinking between think tags, then the answer."""
+    """Return the text of a response with this trace: the thinking between think tags, then the answer."""
     return f"<think>\n{trace.text}\n</think>\n{trace.conclusion}"

@@ -1,4 +1,4 @@
-"""Grading: ``grade`` compares an answer with the gold answer, and ``execution`` checks running totals turn by turn."""
+"""Grading: ``grade`` compares an answer with the gold answer; the module ``execution`` checks running totals turn by turn."""
 
 from toolkit.tasks.grading.answers import RECALL, contains, facts_right, identifiers, last_number, numbered_parts, word_recall
 from toolkit.tasks.grading.graders import READ_OF_META, grade, problems_of

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
 _WORD = re.compile(r"[a-z0-9]+")
+# _NUMBERED: a number and one of . ) : at the start of a line, perhaps after marks such as "- " or "**".
+# _IDENTIFIER: a word that may contain the marker * of ``tasks.threading``, and hyphens as in a UUID.
 _NUMBERED = re.compile(r"^[^\w\n]*(\d+)[.):]\**(?=\s)", re.MULTILINE)
 _IDENTIFIER = re.compile(r"[*&a-z0-9]+(?:-[*&a-z0-9]+)*")
 RECALL = 0.5  # word recall above which the released code of arXiv 2404.15574 counts an answer as right
@@ -26,7 +28,7 @@ def last_number(text: str) -> str | None:
 def word_recall(gold: str, text: str) -> float:
     """Return the share of the gold answer's words that ``text`` contains (ROUGE-1 recall, 0 to 1). Repeated words count separately.
 
-    Case and punctuation are ignored. Unlike in the code of arXiv 2404.15574, words are not stemmed, since answers should be copied word
+    Case and punctuation are ignored. Words are not stemmed, unlike in the code of arXiv 2404.15574, since answers should be copied word
     for word.
 
     Raises:
@@ -39,7 +41,7 @@ def word_recall(gold: str, text: str) -> float:
 
 
 def contains(gold: str, text: str) -> bool:
-    """Return whether ``text`` contains the gold answer's words next to each other and in order; case and punctuation are ignored."""
+    """Return True if ``text`` contains the gold answer's words in order and without gaps. Case and punctuation are ignored."""
     gold_words, text_words = (" ".join(_WORD.findall(t.lower())) for t in (gold, text))
     return f" {gold_words} " in f" {text_words} "
 
@@ -47,8 +49,8 @@ def contains(gold: str, text: str) -> bool:
 def numbered_parts(text: str, n: int) -> list[str]:
     """Split an answer to ``n`` questions into one part per question; a missing part is ``""``.
 
-    A part begins at a line with a number such as ``1.``, ``2)`` or ``3:`` (at the first such line, if a number occurs twice). Without such
-    lines, the parts are the non-blank lines in order. For one question, the part is the whole text.
+    A part begins at a line that starts with its number, such as ``1.``, ``2)`` or ``3:``. If a number occurs twice, the first line counts.
+    Without numbered lines, the parts are the non-blank lines in order. For one question, the part is the whole text.
     """
     if n == 1:
         return [text]
@@ -57,16 +59,18 @@ def numbered_parts(text: str, n: int) -> list[str]:
         lines = [line for line in text.splitlines() if line.strip()]
         return (lines + [""] * n)[:n]
     ends = [m.start() for m in marks[1:]] + [len(text)]
+    # Reversed, so that the first line of a number overwrites later ones.
     by_number = {int(m[1]): text[m.end() : end] for m, end in reversed(list(zip(marks, ends, strict=True)))}
     return [by_number.get(i + 1, "") for i in range(n)]
 
 
 def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[bool, ...]:
-    """Return one flag per numbered part of an answer: True if the part contains its gold answer and none of the answers in ``wrong``.
+    """Return one flag per numbered part of an answer: True if the part contains its gold answer and no other answer from ``wrong``.
 
     Args:
         golds: Gold answer of each part.
-        wrong: Answers that a part must not contain unless they are its gold answer, so that listing all answers is wrong.
+        wrong: Answers that make a part wrong if it contains them; a part's own gold answer may be among them. So a response that lists all
+            possible answers is graded as wrong.
         text: The whole answer; ``numbered_parts`` splits it.
     """
     return tuple(

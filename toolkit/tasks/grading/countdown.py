@@ -21,17 +21,20 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 
 def verify(text: str, numbers: Sequence[int], target: int, *, every: bool = False) -> bool:
-    """Return whether the last expression of a text makes ``target`` from ``numbers``, each used at most once.
+    """Return True if the last expression in ``text`` makes ``target`` from ``numbers``, each used at most once.
 
-    In ``expression = value``, only the expression counts. An expression with anything but whole numbers, ``+ - * /`` and brackets is wrong.
+    In ``expression = value``, only the expression counts. An expression may contain only whole numbers, ``+ - * /`` and brackets.
 
     Args:
-        every: Whether the expression must use every number.
+        text: The answer. Only its last 400 characters are searched.
+        numbers: The given numbers.
+        every: If True, the expression must use every number.
 
     >>> verify("So it is (4 * 25) - 7 = 93.", [4, 7, 25, 50], 93)
     True
     """
     end = text[-LONGEST_ANSWER:].replace("×", "*").replace("÷", "/").replace("−", "-")
+    # Runs of digits, operators and brackets; of these, the ones that have an operator between two numbers.
     candidates = [e.strip() for e in re.findall(r"[\d(][\d +*/()-]*", end)]
     expressions = [e for e in candidates if re.search(r"\d\s*\)*\s*[+*/-]\s*\(*\s*\d", e)]
     if not expressions:
@@ -40,6 +43,7 @@ def verify(text: str, numbers: Sequence[int], target: int, *, every: bool = Fals
         value, used = _value(ast.parse(expressions[-1], mode="eval").body)
     except (SyntaxError, ZeroDivisionError, ValueError):
         return False
+    # <= on Counters: no number is used more often than it is given.
     return value == target and (Counter(used) == Counter(numbers) if every else Counter(used) <= Counter(numbers))
 
 

@@ -1,19 +1,21 @@
 """Accuracy of a long computation: step, turn and prefix accuracy of running totals, compared with p^H.
 
-The Illusion of Diminishing Returns (arXiv 2509.09677). Turn t adds ``d_t`` to a running total; the model states ``y_t``.
+After "The Illusion of Diminishing Returns" (arXiv 2509.09677). Turn t adds ``d_t`` to a running total. The model gives the total ``y_t``,
+and the true total is ``S_t``. There are three ways to be right, and a formula for the horizon:
 
-    step    y_t = y_s + d_{s+1} + ... + d_t     right given y_s, the last total that the model stated before (turn s < t)
-    turn    y_t = S_t                           equal to the true total S_t
-    prefix                                      the totals of all turns up to t are true
-    H_s(p)  = ln s / ln p                       number of steps H at which p^H falls below s
+    step    y_t = y_r + d_{r+1} + ... + d_t     the sum is right, given y_r, the last total that the model gave before (turn r < t)
+    turn    y_t = S_t                           the total is true
+    prefix                                      the totals of all turns up to and including t are true
+    H_s(p)  = ln s / ln p                       number of steps H at which p^H falls below the threshold s
 
 p^H is the accuracy expected after H steps (the *horizon*) if each step is right with probability p, independently, and no error is
 corrected.
 
-Deviations: in the paper's format every turn has a total. In a chain of ``tasks.running_sum``, the model may add two operands at once and so
-state no total for the first of them. Such a turn does not count in the step accuracy.
+Deviations: in the paper's format every turn has a total. In a chain of ``tasks.running_sum``, the model may add two operands at once, and
+so give no total for the first of them. Such a turn does not count in the step accuracy.
 
-Nothing here runs a model. Units: horizons are in turns (in a chain, one addition is one turn); accuracies are shares from 0 to 1.
+Nothing here runs a model. Units: horizons are in turns (in a chain, one addition or subtraction is one turn); accuracies are shares from 0
+to 1.
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ EDGE = 1e-9  # a horizon this close to a whole number of steps is rounded to it
 
 @dataclass(frozen=True)
 class Execution:
-    """Running totals that a model stated in one response, or in one conversation, and whether they are right.
+    """The running totals that a model gave in one response, and whether they are right. Every field has one entry per turn.
 
-    Every field has one entry per turn. Below and in this module, a conversation (``episodes.play``) counts as one response.
+    In this module, a whole conversation (``episodes.play``) is one response.
 
     Attributes:
-        outputs: The last total that the model stated for the turn; ``None`` if it stated none.
-        step: Whether the output is right given the last output before it (or the start); ``None`` if there is no output.
-        turn: Whether the output is the true total. If there is no output: ``None`` if the model stated a total for a later turn, ``False``
-            if it stopped before this turn.
+        outputs: The total that the model gave for the turn (the last one, if it gave several); ``None`` if it gave none.
+        step: True if the output equals the previous output plus what the turns since then add. Before the first output, the start value
+            takes its place. ``None`` if the turn has no output.
+        turn: True if the output is the true total. A turn without output is ``None`` if a later turn has one, and ``False`` if the model
+            stopped before it.
     """
 
     outputs: tuple[int | None, ...]
@@ -52,33 +55,33 @@ class Execution:
 
     @property
     def prefix(self) -> tuple[bool, ...]:
-        """For each turn, whether all totals stated up to this turn are true; ``False`` from the turn at which the model stopped."""
+        """One flag per turn: True if all totals up to and including this turn are true. ``False`` for all turns after the model stopped."""
         return tuple(accumulate((t is not False for t in self.turn), lambda a, b: a and b))
 
     @property
     def step_accuracy(self) -> float:
-        """Share of the outputs that are right given the output before them; NaN without outputs."""
+        """Share of the outputs that are right as steps, each judged from the output before it; NaN without outputs."""
         stated = [right for right in self.step if right is not None]
         return sum(stated) / len(stated) if stated else math.nan
 
     @property
     def stated(self) -> float:
-        """Share of the turns for which the model stated a total."""
+        """Share of the turns for which the model gave a total."""
         return sum(y is not None for y in self.outputs) / len(self.outputs)
 
     @property
     def final(self) -> bool:
-        """Whether the total of the last turn was stated and is true."""
+        """True if the model gave a total for the last turn and this total is true."""
         return self.turn[-1] is True
 
 
 def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 0) -> Execution:
-    """Check the totals that a model stated in one response, and return the results as an Execution.
+    """Check the totals that a model gave in one response, and return the results as an Execution.
 
-    A total passes as a step if it is right given the total stated before it, and as a turn if it is the true total.
+    A total may be right as a step although it is not the true total: in the example, 11 follows from the wrong total 9. See ``Execution``.
 
     Args:
-        outputs: The total stated for each turn; ``None`` if none was stated.
+        outputs: The total that the model gave for each turn; ``None`` if it gave none.
         deltas: The number that each turn adds.
         start: The total before the first turn.
 
@@ -100,13 +103,16 @@ def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 
     for t, (y, delta, true) in enumerate(zip(outputs, deltas, truth, strict=True)):
         expected += delta
         step.append(None if y is None else y == expected)
+        # No output: None if the model only skipped the turn, False if it had stopped.
         turn.append(y == true if y is not None else None if t < last else False)
         expected = expected if y is None else y
     return Execution(tuple(outputs), tuple(step), tuple(turn))
 
 
 def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]:
-    """Return the outputs, with each missing one replaced by the output before it or by ``start``: the paper's rule for unreadable answers.
+    """Return the outputs with each missing one replaced by the output before it, or by ``start`` if there is none.
+
+    This is the paper's rule for unreadable answers.
 
     >>> carry_forward([3, None, 4])
     [3, 3, 4]
@@ -121,17 +127,17 @@ def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.D
     |---|---|
     | ``turn`` | number of the turn, from 1 |
     | ``n`` | number of responses to problems that have this turn |
-    | ``stated`` | share of these responses that state a total for the turn |
-    | ``step`` | share of right steps, among the responses that state the total |
+    | ``stated`` | share of the ``n`` responses that give a total for the turn |
+    | ``step`` | share of right steps, among the responses that give a total for the turn |
     | ``turn_right`` | share of true totals, among the responses that do not skip the turn |
-    | ``prefix`` | share of all these responses whose totals up to this turn are all true |
+    | ``prefix`` | share of the ``n`` responses whose totals up to this turn are all true |
 
-    The last three have 95 % bootstrap intervals over responses, such as ``step_low, step_high`` (the paper's are from 1,000 resamples).
-    They are NaN if there is no such response.
-    For a response that stopped before the turn, ``turn_right`` and ``prefix`` count it as wrong.
+    The last three have 95 % bootstrap intervals over responses, with columns such as ``step_low, step_high``. They are NaN if no response
+    counts for them. A response that stopped before the turn counts as wrong in ``turn_right`` and ``prefix``.
 
     Args:
-        executions: One per response, with all its stated totals.
+        executions: One per response.
+        seed: Seed of the bootstrap. The intervals are from 2,000 resamples (in the paper: 1,000).
 
     Raises:
         ValueError: no executions.
@@ -162,15 +168,16 @@ def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]
 
 
 def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Estimate:
-    """Return the share of right steps among all steps of all responses, with a 95 % interval from resampling responses.
+    """Return the share of right steps among all steps of all responses, with a 95 % bootstrap interval over responses.
 
-    A step is right if its total follows from the total stated before it, even if the total before it is wrong.
+    A step is right if its total follows from the total before it, even if that one is wrong.
 
     Args:
-        executions: One per response, with all its stated totals.
+        executions: One per response. Responses without any total are ignored.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: no response states a total.
+        ValueError: no response gives a total.
     """
     right = np.array([sum(s is True for s in e.step) for e in executions])
     n = np.array([sum(s is not None for s in e.step) for e in executions])
@@ -190,17 +197,20 @@ def by_horizon(
     p^H is the share expected if each step is right with probability p and no error is corrected. H is called the horizon.
 
     Args:
-        executions: One per response, with all its stated totals.
-        correct: One flag per response: whether its answer is right (``rollout.correct``). Default: whether the response states a total for
+        executions: One per response.
+        correct: One flag per response: True if its answer is right (``rollout.correct``). Default: True if the response gives a total for
             the last turn and this total is true.
-        p: Step accuracy, 0 to 1; for example the step accuracy at the horizons of training. Default: in each row, the step accuracy at the
-            row's own horizon, since step accuracy may fall with the horizon.
+        p: Step accuracy, 0 to 1; for example the accuracy measured at the horizons that the model was trained on. Default: each row uses
+            the step accuracy at its own horizon, since step accuracy may fall with the horizon.
+        seed: Seed of the bootstrap.
 
     Returns:
-        One row per horizon. Columns: ``horizon`` (turns), ``n`` (responses), ``stated`` (share of turns with a stated total), ``step``
-        (step accuracy), ``final`` (share of right final answers), ``final_low, final_high`` (95 % interval of ``final``, over responses),
-        and ``expected`` (p^H). If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is
-        below, some responses stopped early, or their steps are less accurate than p.
+        One row per horizon, with these columns. ``horizon``: number of turns. ``n``: number of responses. ``stated``: share of turns with a
+        total. ``step``: step accuracy. ``final``: share of right final answers. ``final_low, final_high``: its 95 % bootstrap interval over
+        responses. ``expected``: p^H.
+
+        If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is below, some responses
+        stopped early, or their steps are less accurate than p.
 
     Raises:
         ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
@@ -233,7 +243,7 @@ def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") 
         p: Accuracy of a single step, 0 to 1.
         s: Threshold of the expected accuracy, above 0 and at most 1.
         convention: ``"first_below"``: the smallest H with p^H < s. This is the paper's ceiling of ln s / ln p, or one more if ln s / ln p
-            is a whole number. ``"last_above"``: the largest H with p^H >= s, which is one less.
+            is a whole number. ``"last_above"``: the largest H with p^H >= s, one less than with ``"first_below"``.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -245,5 +255,6 @@ def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") 
         raise ValueError(f"p={p}, s={s}, convention={convention!r}: need 0 <= p <= 1, 0 < s <= 1, and {' or '.join(CONVENTIONS)}.")
     if p == 1:
         return math.inf
+    # The largest H with p^H >= s. EDGE: rounding errors must not push a whole number such as ln 0.25 / ln 0.5 = 2 below itself.
     above = 0 if p == 0 else math.floor(math.log(s) / math.log(p) + EDGE)
     return float(above + (convention == "first_below"))

@@ -1,4 +1,4 @@
-"""Graders: a problem's ``meta["grader"]`` names the way in which ``grade`` compares its answers with the gold answer."""
+"""Graders: ways to compare an answer with the gold answer. A problem names its grader in ``meta["grader"]``; ``grade`` applies it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "length": {"low_words": float, "high_words": float | None},
     "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
 }
-"""Name of a grader -> the fields of a problem's ``meta`` that it reads, with their types."""
+"""Name of a grader -> the fields that it requires in a problem's ``meta``, with their types."""
 
 
 def problems_of(path: str | Path) -> list[Problem]:
-    """Return the problems of a JSONL file after checking that each can be graded.
+    """Return the problems of a JSONL file, after checking that each can be graded.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: a line is not a problem, names an unknown grader, or lacks a field of ``meta`` that its grader reads.
+        DamagedFileError: a line is not a problem, names an unknown grader, or lacks a field of ``meta`` that its grader requires; or it
+            names no grader, and its gold answer does not have exactly one number.
         ValueError: the file holds no problem.
     """
     problems = load_problems(path)
@@ -58,21 +59,23 @@ def _check(problem: Problem, source: str | Path) -> None:
 
 
 def grade(problem: Problem, answer: str) -> bool:
-    """Return whether ``answer`` (the text after the think span) is right, compared with the problem's gold answer.
+    """Return True if ``answer`` (the text after the think span) is right, compared with the problem's gold answer.
 
     ``meta["grader"]`` chooses the comparison. The answer is right if:
 
     - no grader: its last number equals the last number of the gold answer.
-    - ``"math"``: math-verify calls the two answers equal (needs the extra ``tasks``).
-    - ``"recall"``: it contains more than a share ``RECALL`` of the gold answer's words.
-    - ``"contains"``: it contains the gold answer's words next to each other and in order.
+    - ``"math"``: the package math-verify finds the two answers equal (install the toolkit with the extra ``tasks``).
+    - ``"recall"``: it contains more than half of the gold answer's words (``RECALL``).
+    - ``"contains"``: it contains the gold answer's words in order and without gaps.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
-    - ``"identifiers"``: its last identifiers (words with a digit) are those of the gold answer, in order.
-    - ``"identifier set"``: its identifiers are those of the gold answer and no others, in any order; it may also name the keys in
-      ``meta["asked"]``.
-    - ``"facts"``: each of its numbered parts gives the fact in ``meta["golds"]`` and no other fact of the prompt (``facts_right``).
+    - ``"identifiers"``: it ends with the identifiers (words with a digit) of the gold answer, in order. Other identifiers may come before
+      them.
+    - ``"identifier set"``: its identifiers are those of the gold answer, in any order, and no others.
+    - ``"facts"``: each of its numbered parts contains its answer in ``meta["golds"]`` and no other answer in ``meta["wrong"]``.
     - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
+
+    The two graders of identifiers ignore those in ``meta["asked"]``: an answer may repeat the keys that it was asked about.
 
     >>> grade(Problem("sum", ({"role": "user", "content": "17+5=?"},), "22"), "17 + 5 = 22")
     True
