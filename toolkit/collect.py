@@ -46,9 +46,9 @@ class States:
     Attributes:
         values: ``[rows, layers, width]``, fp32, on the CPU.
         rows: Table with one row per row of ``values``. Columns: ``problem_id``, ``sample``, ``label`` (class of the rollout) and
-            ``think_tokens`` (length of its think span). If each row is a single position there are two more columns. ``position``: number of
-            think tokens up to and including this position, so 0 at the position that predicts the first think token. ``remaining``:
-            number of think tokens after this position; NaN if thinking was never closed.
+            ``think_tokens`` (length of its think span). If each row is a single position, there are two more. ``position``: number of think
+            tokens up to and including this position, so 0 at the position that predicts the first think token. ``remaining``: number of
+            think tokens after this position; NaN if thinking was never closed.
         kind: Kind of site, such as ``"resid_post"``.
         positions: Name of the positions that were collected, such as ``"think"``.
         provenance: Model and settings that the activations are from.

@@ -52,8 +52,8 @@ def rollouts(
     """Sample ``sampling.n`` responses to every problem. Return them in the order of the problems; samples of one problem are adjacent.
 
     Args:
-        target: A model or a condition (see ``lm.Condition``). All parts of a condition apply: its interventions act in prefill and decoding,
-            its decoding rules replace tokens, and its change of the prompt is made.
+        target: A model or a condition (see ``lm.Condition``). All parts of a condition apply: its interventions (in prefill and decoding),
+            its decoding rules and its change of the prompt.
         out: Directory in which finished batches are stored as parquet files; ``None`` to store nothing. To resume after a stop, repeat the
             same call: stored rollouts are graded again, but not sampled again. If another process samples into the directory, this call
             waits.
@@ -96,8 +96,8 @@ def continuations(
     Args:
         target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
-        out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. Only in
-            these files, ``sample`` counts all responses of the call, not those of one prompt.
+        out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In
+            these files (only there), ``sample`` counts all responses of the call, not those of one prompt.
         progress: True to show a progress bar.
 
     Raises:
@@ -284,7 +284,7 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
 
 @dataclass(frozen=True)
 class _Raw:
-    """One sampled response before its spans and grade are set: its tokens, and ``finish``, ``logprobs`` and ``entropies`` as in ``Rollout``."""
+    """One sampled response before its spans and grade are set. ``finish``, ``logprobs`` and ``entropies`` are as in ``Rollout``."""
 
     row: _Row
     tokens: list[int]
@@ -296,8 +296,8 @@ class _Raw:
 class _Rules:
     """Applies the decoding rules of a condition to one batch. A rule may replace a drawn token by one or more other tokens.
 
-    There is one reader and one queue per row of the batch. A reader follows the row's response and its phase; a queue holds tokens that a
-    rule has returned and that are still to be placed.
+    If there are rules, every row of the batch has a reader and a queue. The reader follows the row's response and its phase. The queue
+    holds tokens that a rule has returned and that are still to be placed.
     """
 
     def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
