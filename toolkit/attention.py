@@ -234,7 +234,7 @@ class _Batch:
         """Return attention weights over the positions of each sequence, without padding. The weights of keys that are not cached are 0.
 
         Args:
-            weights: Attention weights over the keys in the cache. The cache is left padded; with a sliding window it holds only the last keys.
+            weights: Attention weights over the keys in the cache, which is left padded. With a sliding window it holds only the last keys.
             shift: Position p of a sequence is key p + shift of the cache.
             stop: Column at which the pass ends.
         """
@@ -248,6 +248,6 @@ class _Batch:
 
 
 def _gate(output: Float[Tensor, "batch queries heads head_dim"], z: Float[Tensor, "batch queries z"]) -> Tensor:
-    """Return the factor between the attention function's output and ``z``, the input of ``W_O``: ``z / output``, or 0 where that is 0 / 0."""
+    """Return the factor from the attention function's output to the input of ``W_O``: ``z / output``, or 0 where the output is 0."""
     after = z.reshape(output.shape).float()
     return torch.where(output == 0, 0.0, after / output.float())

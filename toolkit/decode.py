@@ -97,8 +97,8 @@ class Batch:
         self.positions = mask.sum(dim=1, keepdim=True)
         padded = bool((mask == 0).any())
         mask = F.pad(mask, (0, budget), value=1)
-        # SDPA needs the mask as bool with four axes, or None if there is no padding. Bring it into this form only once, here. Sliding windows
-        # and eager attention need other forms and get the plain mask; transformers then converts it at every step.
+        # SDPA needs the mask as bool with four axes, or None if there is no padding. Bring it into this form only once, here. Sliding
+        # windows and eager attention need other forms and get the plain mask; transformers then converts it at every step.
         implementation, full = (
             hooks.attention_name(lm.layout),
             all(type(layer) in (DynamicLayer, History) for layer in cache.layers),
@@ -113,7 +113,7 @@ class Batch:
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Return a context manager inside which ``step`` has to be called. In it, attention reads the two-block caches, if there are any."""
+        """Return a context manager in which ``step`` has to be called: it makes attention read the two-block caches, if there are any."""
         if not self.blocks:
             return nullcontext()
         layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
@@ -235,7 +235,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Shrink the batch to ``left`` rows: copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
+        """Copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

@@ -35,9 +35,8 @@ COMPACT_EVERY = 8  # on a GPU, steps between checks for rows that have ended (a 
 COMPACT_BELOW = (
     0.95  # ended rows are removed only if at most this share of the rows is left, since removing them copies the others' cache
 )
-PREFILL_TOKENS = (
-    16384  # largest number of padded prompt tokens per batch: beyond it, a step costs more than the additional rows save
-)
+# Largest number of padded prompt tokens per batch: in larger batches, extending the longer cache costs more than the additional rows save.
+PREFILL_TOKENS = 16384
 
 
 def rollouts(

@@ -95,7 +95,7 @@ class Streams:
 def draw(
     logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"], sampling: Sampling
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
-    """Draw one token per row: the token at which the cumulative distribution exceeds ``uniform``. At temperature 0, take the most likely one.
+    """Draw one token per row: the first at which the cumulative distribution exceeds ``uniform``. At temperature 0, take the most likely.
 
     Args:
         logits: Logits of the token to draw.
