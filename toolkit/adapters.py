@@ -1,6 +1,6 @@
 """Read PEFT adapters from a directory or the hub, and merge them into the weights of their base model.
 
-Adapters are always merged, for two reasons: edits change merged weights, and saving a model with a separate adapter would save only the
+Adapters are always merged, for two reasons: edits need the merged weights, and saving a model with a separate adapter would save only the
 adapter. Every adapter that changes weights can be merged exactly (LoRA, DoRA, IA3, fully saved modules, ...). ``merge`` checks this by
 comparing the logits before and after.
 """

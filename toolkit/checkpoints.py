@@ -89,11 +89,11 @@ class Placement:
 
     @property
     def plain(self) -> bool:
-        """True if all weights are on one device, and not quantised."""
+        """True if neither ``device_map`` nor ``quantization`` is set: the weights are loaded as they are, to one device."""
         return self.device_map is None and self.quantization is None
 
     def options(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the arguments for ``from_pretrained`` that place a model with this config.
+        """Return the arguments with which ``from_pretrained`` loads a model in this way.
 
         Args:
             config: Config of the model. Its checkpoint may be quantised already.
@@ -148,7 +148,7 @@ def read(
         placement: Where and how the weights are stored.
 
     Raises:
-        FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
+        FileNotFoundError: there is no directory or GGUF file at the path.
         ImportError: a package that the model or the placement needs is not installed; the message says which.
         ValueError: the quantisation is unknown.
         store.DamagedFileError: a file is truncated or damaged.
@@ -191,7 +191,7 @@ def _read(
 
 
 def _check_whole(where: str, placement: Placement) -> None:
-    """Raise UnsupportedModelError if the adapter ``where`` would have to be merged into quantised or distributed weights."""
+    """Raise UnsupportedModelError if the adapter ``where`` would be merged into weights that are quantised or on several devices."""
     if not placement.plain:
         raise UnsupportedModelError(
             f"{where} is an adapter, which can be merged only into plain weights on one device. Save the merged model first, "
@@ -231,10 +231,11 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
 
 
 def _foreign(where: str, read: Any) -> Any:
-    """Return the result of ``read()``, a call of another library. Turn most of its errors into an UnsupportedModelError, in one line.
+    """Return the result of ``read()``. Turn most of its errors into an UnsupportedModelError with a message of one line.
 
     Args:
-        where: Directory, file or hub id that is read, for the error message.
+        where: Directory, file or hub id that is read, for the message.
+        read: Function that reads it with another library.
     """
     try:
         return read()

@@ -374,8 +374,8 @@ def spread(
         direction: The direction to project on. Activations are read at the direction's kind of site.
         by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
         positions: Positions of a rollout to read. Each rollout has weight 1, divided equally among its positions.
-        pos: Class whose mean is the minuend of the difference in d'.
-        neg: Class whose mean is subtracted.
+        pos: One of the two classes. d' is positive if its mean is the larger one.
+        neg: The other class.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.

@@ -1,8 +1,8 @@
 """The model families for which the toolkit is tested, each with a tiny random model (``tests/test_families.py``).
 
-The tests compare batched sampling with a KV cache with one teacher-forced pass per response. Both must give the same log-probabilities,
-with and without steering. Other causal language models of transformers can be loaded too, if their modules match a row of ``sites.ROWS``
-and they pass the checks of ``qualify``.
+The tests sample batches with a KV cache, with and without steering. The log-probabilities must equal those of one teacher-forced pass over
+each response. Other causal language models of transformers can be loaded too, if their modules match a row of ``sites.ROWS`` and they pass
+the checks of ``qualify``.
 """
 
 from __future__ import annotations

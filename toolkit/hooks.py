@@ -49,7 +49,7 @@ def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tenso
     Yields a dict that is empty at first. After a pass it holds a detached copy of each module's output, under the same keys as ``modules``.
 
     Args:
-        modules: The modules, by any number, such as their layer.
+        modules: The modules, under any whole numbers as keys, such as their layers.
     """
     values: dict[int, Tensor] = {}
 
@@ -64,10 +64,10 @@ def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tenso
 
 @contextmanager
 def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Call a function (a *watcher*) with the value ``[batch, seq, width]`` of its site, in every forward pass inside the context.
+    """Call functions (*watchers*) with the values ``[batch, seq, width]`` at their sites, in every forward pass inside the context.
 
     Args:
-        watchers: Site -> watcher. A watcher must not modify the value or keep a reference to it.
+        watchers: Site -> watcher, a function of the site's value. It must not modify the value or keep a reference to it.
     """
 
     def look(watcher: Callable[[Tensor], None]) -> Rewrite:

@@ -342,7 +342,7 @@ def load(
         trust_remote_code: True to run code from the hub repository.
 
     Raises:
-        FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
+        FileNotFoundError: there is no directory or GGUF file at the path.
         ImportError: a package that the model, ``device_map`` or ``quantization`` needs is not installed; the message says which.
         ValueError: both ``device`` and ``device_map`` are given, or ``quantization`` is unknown.
         store.DamagedFileError: a file is truncated or damaged.

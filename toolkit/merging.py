@@ -3,7 +3,7 @@
 Equation (over the entries of all weights):
 
     D = theta_trained - theta_base
-    theta = theta_base + scale * D    where |D| is among the largest ``keep`` of the entries
+    theta = theta_base + scale * D    at the share ``keep`` of the entries with the largest |D|
     theta = theta_base                elsewhere
 
 where theta_base and theta_trained are the weights of the two models, and theta those of the result. The paper uses keep = 25 % and
@@ -132,6 +132,7 @@ def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
 
 
 def _bits(delta: Tensor) -> Tensor:
+    # Bit patterns of the absolute values, as whole numbers; they have the order of the values.
     return delta.float().abs().flatten().view(torch.int32)
 
 

@@ -5,7 +5,7 @@ A record is a dict. That of a direction or plan is part of its provenance notes;
 | field | content |
 |---|---|
 | ``task``, ``split``, ``seed`` | how the problems were loaded |
-| ``rollouts`` | text that says which rollouts were used, if not all of a run |
+| ``rollouts`` | text that says which rollouts of a run were used, if not all |
 | ``problem_ids`` | sorted hashes of the problems' ids (``digest``) |
 
 A field whose value is not known is absent.

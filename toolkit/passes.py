@@ -88,7 +88,9 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
 
 class Picker:
-    """Takes activations ``[batch, seq, width]`` at the chosen positions of a batch of examples, in fp32: their means or one row each.
+    """Reads activations ``[batch, seq, width]`` at the chosen positions of a batch of examples, in fp32.
+
+    They are returned as one mean per example (``means``) or one row per position (``rows``).
 
     Attributes:
         ids: Right-padded token ids ``[batch, seq]``.

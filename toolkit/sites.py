@@ -88,8 +88,8 @@ class Row:
         attention: Name of the attention module in a block.
         out: Name of the output projection ``W_O`` in the attention module.
         mlp: Name of the MLP in a block.
-        post_attention_norm: Name of the norm in a block that follows ``attn_out``, or ``None``.
-        post_mlp_norm: Name of the norm in a block that follows ``mlp_out``, or ``None``.
+        post_attention_norm: Name of the norm that follows ``attn_out`` in a block; ``None`` if no norm does.
+        post_mlp_norm: Name of the norm that follows ``mlp_out`` in a block; ``None`` if no norm does.
         factor: Name of the config entry that holds the factor on the outputs of attention and MLP when they are added to the residual
             stream. The factor is 1 if this is ``None`` or the config has no such entry.
         extra: Name of a module in a block whose output is added to the stream after the MLP's, or ``None``.
@@ -205,7 +205,7 @@ class Norm:
     eps: float
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """Return the divisor of the norm at each position, in fp32: ``sqrt(mean(centre(x)^2) + eps)``."""
+        """Return the number by which the norm divides at each position, in fp32: ``sqrt(mean(centre(x)^2) + eps)``."""
         return (self.centre(x.float()).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
     def back(self, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -449,11 +449,12 @@ def find(model: PreTrainedModel) -> Layout:
 
 
 def _block(module: nn.Module, row: Row) -> Block | None:
+    # Return None if the module is not a block of this family.
     attention: Any = getattr(module, row.attention, None)
     out = getattr(attention, row.out, None)
     if attention is None:
         attention = next((m for name in MIXERS if (m := getattr(module, name, None)) is not None), None)
-    elif not tensors.is_linear(out):
+    elif not tensors.is_linear(out):  # attention without the output projection that the row names: another family
         return None
     mlp = getattr(module, row.mlp, None)
     names = (row.post_attention_norm, row.post_mlp_norm)

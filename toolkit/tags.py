@@ -21,8 +21,8 @@ class ThinkTags:
 
     Attributes:
         open: Opening tag as text. ``None`` means that thinking starts with the response.
-        close: Closing tag as text. ``None`` means that the whole response counts as thinking; this is for models that do not mark their
-            thinking.
+        close: Closing tag as text. If both tags are ``None``, the whole response counts as thinking; this is for models that do not mark
+            their thinking.
     """
 
     open: str | None = DEFAULT_TAGS[0]

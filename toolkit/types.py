@@ -111,9 +111,9 @@ class Rollout:
         finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the response reached ``Sampling.max_new_tokens``.
         text: Decoded response, special tokens included.
         correct: True if the grader accepts the answer; False if it does not or if there is no answer span.
-        logprobs: Natural log-probability of each response token; ``None`` if not recorded. Recorded during sampling, it is under the
-            distribution that the token was drawn from (after temperature, top-k and top-p; greedy: the softmax at temperature 1). Computed
-            afterwards by ``entropies.with_entropies``, it is under the full softmax.
+        logprobs: Natural log-probability of each response token; ``None`` if not recorded. If recorded during sampling, it is under the
+            distribution that the token was drawn from (after temperature, top-k and top-p; if greedy, the softmax at temperature 1). If
+            computed afterwards by ``entropies.with_entropies``, it is under the full softmax.
         entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token; ``None`` if not recorded. The
             softmax has the sampling temperature (1 if greedy), or the temperature passed to ``with_entropies``.
     """
@@ -277,6 +277,7 @@ class Moments:
                 f"These moments cannot be added: {left} and {right} differ. Positions, weights and sites must be the same."
             )
         labels = tuple(sorted({*self.labels, *other.labels}))
+        # Both parts are added at the indices of their classes in ``labels``.
 
         def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
             totals = {kind: torch.zeros(len(labels), *a[kind].shape[1:], dtype=a[kind].dtype) for kind in a}
@@ -344,8 +345,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"nats per token"``. ``"residual stream norm"`` is the unit of lengths in the residual stream: the
-            score is the component along a unit vector of the vector that the head adds to the stream.
+        units: Unit of the score, e.g. ``"nats per token"``. With ``"residual stream norm"``, the score is a length in the residual stream:
+            the component, along a unit direction, of the vector that the head adds to the stream.
         provenance: Model and settings that the scores were computed with.
         absent: Entries ``(layer, head)`` of ``score`` for which there is no head, if some layers have fewer heads than others.
     """

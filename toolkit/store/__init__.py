@@ -1,4 +1,6 @@
-"""Save and load files. Other packages call this one; only ``checkpoints`` and ``adapters`` also let transformers and peft read models.
+"""Save and load files. All other packages of the toolkit do so through the functions here.
+
+Models are an exception: the modules ``checkpoints`` and ``adapters`` read and write them with transformers and peft.
 
 | content | format |
 |---|---|

@@ -244,7 +244,7 @@ class Basis:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record that is saved beside the result: ``made_by``, ``code``, ``modules``, and under ``depends`` only a hash of it."""
+        """The record that is saved beside the result: ``made_by``, ``code`` and ``modules``, and a hash of ``depends`` under that name."""
         return {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
 
     def write(self, folder: Path) -> None:

@@ -174,7 +174,7 @@ def _parts(directory: str | Path) -> list[Path]:
 
 
 def _index(part: Path) -> int:
-    number = part.stem.split("-")[1]
+    number = part.stem.split("-")[1]  # of part-00012-1a2b3c4d
     return int(number) if number.isdecimal() else 0
 
 
