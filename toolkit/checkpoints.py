@@ -89,7 +89,7 @@ class Placement:
 
     @property
     def plain(self) -> bool:
-        """True if neither ``device_map`` nor ``quantization`` is set: the weights are loaded as they are, to one device."""
+        """True if neither ``device_map`` nor ``quantization`` is set, so that all weights are loaded to one device without quantising."""
         return self.device_map is None and self.quantization is None
 
     def options(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:

@@ -29,10 +29,8 @@ CONVERSATIONS = (
     [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "15"}, {"role": "user", "content": "And one more?"}],
     [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "15"}],
 )
-OPENED = (
-    True,
-    False,
-)  # values of add_generation_prompt to try: both are used later, and the template may loop for only one of them
+# Values of add_generation_prompt to try: both are used later, and the template may loop endlessly for only one of them.
+OPENED = (True, False)
 SECONDS, BYTES, CHARACTERS = 3, 2**30, 200_000
 """Limits of a trial: seconds of CPU time, bytes of memory, characters in a rendered prompt."""
 WALL = 15.0  # limit of a trial in seconds of wall-clock time; on a busy machine a trial takes longer than its CPU time

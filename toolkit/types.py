@@ -453,8 +453,9 @@ class Report:
         rows: One row per rollout. Columns: ``condition, problem_id, sample, task, difficulty, correct, think_tokens, response_tokens,
             closed, looping, finish``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat.
         conditions: Condition name -> dict that describes the condition. Its keys are ``model``, ``fingerprint``, ``parent`` (fingerprint of
-            the model that it was edited or trained from, or ``None``), ``interventions``, ``note``, ``made_from`` (text that names the
-            problems used to edit, steer or train) and ``overlap`` (number of those problems that are also in this report).
+            the model that it was edited or trained from, or ``None``), ``interventions`` (texts, ``identity.describe_interventions``),
+            ``note``, ``made_from`` (text that names the problems used to edit, steer or train) and ``overlap`` (number of those problems
+            that are also in this report).
         base: Name of the condition that the others are compared with.
         provenance: Provenance of the base model. Its notes hold the sampling settings, and the number, task and split of the problems.
     """

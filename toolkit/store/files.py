@@ -299,7 +299,7 @@ def safe_name(text: str) -> str:
     >>> safe_name("budget_12"), safe_name("a/b")
     ('budget_12', 'a_b-c14cdd')
     """
-    # "." and ".." are names of directories, so a name needs another character too. A changed name does not start with a dot either.
+    # "." and ".." always exist, so a name needs another character. A changed name does not start with a dot, so it is not hidden.
     name = "".join(c if c.isalnum() or c in "+-._" else "_" for c in text)[:80]
     if name == text and name.strip("."):
         return name

@@ -61,6 +61,7 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
     """
     with atomic(path) as partial:
         writer = _gguf().GGUFWriter(partial, arch)
+        # gguf writes a file in three steps, in this order: header, metadata, tensors.
         for key, value in fields.items():
             (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
         for name, tensor in tensors.items():
