@@ -213,8 +213,8 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
     """
     config, before, name = layout.attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
-        # Transformers looks up the mask function under the same name. ``register`` writes to a mapping that all instances share; there is no
-        # method that undoes it, so the entry is popped on exit.
+        # Transformers looks up the mask function under the same name. ``register`` writes to a mapping that all instances share. No method
+        # undoes it, so the entry is popped on exit.
         for interface, value in (
             (ALL_ATTENTION_FUNCTIONS, fn),
             (ALL_MASK_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS[under]),
