@@ -1,8 +1,8 @@
 """Read PEFT adapters from a directory or the hub, and merge them into the weights of their base model.
 
-Adapters are always merged, for two reasons: edits change weights, and saving a model with a separate adapter would save only the adapter.
-Every adapter that changes weights can be merged exactly (LoRA, DoRA, IA3, fully saved modules, ...). ``merge`` compares the logits before
-and after.
+Adapters are always merged, for two reasons: edits need the merged weights, and saving a model with a separate adapter would save only the
+adapter. Every adapter that changes weights can be merged exactly (LoRA, DoRA, IA3, fully saved modules, ...). ``merge`` checks this by
+comparing the logits before and after.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
 def find_base(source: str, config: Mapping[str, Any]) -> str:
     """Return the directory, GGUF file or hub id from which to load an adapter's base model.
 
-    A relative path in the config is looked up in the adapter's directory, then in the working directory.
+    If the config holds a relative path, it is looked up in the adapter's directory first, then in the working directory.
 
     Args:
         source: Directory or hub id of the adapter.
@@ -82,14 +82,15 @@ def merge(
 ) -> PreTrainedModel:
     """Return the base model with a PEFT adapter merged into its weights. For LoRA, W becomes ``W + (alpha / r) B A``.
 
-    Warns if rounding to ``dtype`` makes an error of more than a tenth of the adapter's change: see ``rounding.Rounding.error``.
+    Warns (``warnings.warn``) if rounding the sum to ``dtype`` makes an error of more than a tenth of the adapter's change: see
+    ``rounding.Rounding.error``.
 
     Args:
         model: The base model. Its weights are changed in place.
         source: Directory or hub id of the adapter.
-        dtype: Number type of the merged weights. Buffers, such as rotary frequencies, keep their type.
+        dtype: Dtype of the merged weights. Buffers, such as rotary frequencies, keep theirs.
         revision: Hub revision (branch, tag or commit) of the adapter; ``None`` for the default branch.
-        precision: Number type in which the adapter's change is added to the base weights, before the sum is rounded to ``dtype``.
+        precision: Dtype in which the adapter's change is added to the base weights, before the sum is rounded to ``dtype``.
 
     Raises:
         store.DamagedFileError: the adapter is not complete, or does not fit the model.
@@ -154,7 +155,7 @@ def _merge(adapted: Any, source: str) -> PreTrainedModel:
 
 
 def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Convert weights to the types of a model that transformers loads in ``dtype`` (a few modules stay fp32), and return the model."""
+    """Convert weights to ``dtype``, and return the model. As when transformers loads a model, a few modules stay in fp32."""
     wide = _modules_in_fp32(model, dtype)
     for name, weight in model.named_parameters():
         weight.data = weight.data.to(torch.float32 if any(part in name for part in wide) else dtype)
@@ -164,14 +165,15 @@ def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _separate(adapted: nn.Module) -> bool:
-    """Untie weights that have two names, such as a tied LM head, if an adapter changes one of them. Return True if any were untied.
+    """Untie weights that have two names, such as a tied LM head, if an adapter changes one of the two. Return True if any were untied.
 
-    Merging adds to a tensor in place, so a tied tensor would change under both names.
+    Merging changes a tensor in place, so without this the change would apply under both names.
     """
     names: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in adapted.named_modules():
         for name, weight in module.named_parameters(recurse=False):
             names.setdefault(id(weight), []).append((path, module, name))
+    # Parts of the names that peft gives to what an adapter changes: the base weight, the original of a fully saved module, the adapter.
     wrapped = ("base_layer", "original_module", NAME)
     shared = [uses for uses in names.values() if len(uses) > 1 and any(part in path for path, _, _ in uses for part in wrapped)]
     for _, module, name in (use for uses in shared for use in uses[1:]):
@@ -180,7 +182,7 @@ def _separate(adapted: nn.Module) -> bool:
 
 
 def _tie(model: PreTrainedModel) -> None:
-    """Tie the embedding and the LM head again if they are equal after merging; else mark them as untied in the config."""
+    """Tie the embedding and the LM head if they are equal after merging; else mark them as untied in the config."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     equal = head is not None and torch.equal(head.weight, embedding.weight)  # type: ignore[arg-type]  # Parameters
     for config in (model.config, model.config.get_text_config()):

@@ -1,9 +1,12 @@
 """Exact attention rows of chosen queries, for every supported family, with memory linear in the context length.
 
-An attention row is the attention probabilities of one query over all keys. First the tokens before the chosen queries are run with the
-model's usual attention (mostly SDPA), and fill a KV cache. Then the queries are run, teacher-forced and a few at a time, with eager
-attention, which returns their rows. All of this is the model's code in transformers: sliding windows, query and key norms, soft-capping
-and rotary embeddings are not reimplemented here.
+An attention row is the attention probabilities of one query over all keys. Two steps compute it:
+
+1. The tokens before the chosen queries are run with the model's usual attention (mostly SDPA). They fill a KV cache.
+2. The queries are run from this cache, teacher-forced and a few at a time, with eager attention, which returns their rows.
+
+Both steps run the model's code in transformers. So sliding windows, query and key norms, soft-capping and rotary embeddings are not
+reimplemented here.
 """
 
 from __future__ import annotations
@@ -29,18 +32,18 @@ ROW_NUMBERS = 2**25  # largest number of attention weights of one layer in memor
 
 @dataclass(frozen=True)
 class Rows:
-    """Attention rows (the probabilities of a query over all keys) of some queries in one layer.
+    """Attention rows of some queries in one layer: for each query, the attention probabilities over all keys.
 
     The axis ``batch`` runs over sequences. Positions count from the first token of a sequence, without padding.
 
     Attributes:
         layer: Index of the layer.
-        examples: For each entry of the batch axis, the index of its sequence in the argument ``sequences`` of ``read``.
-        queries: Position of each query; -1 pads sequences that have fewer queries than others.
+        examples: Index of each sequence of the batch in ``sequences``, the argument of ``read``.
+        queries: Position of each query. -1 is padding, for sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
-        scale: Divisor of the norm that follows ``W_O``, at each query, fp32; 1 if there is no such norm.
-        gate: Elementwise factor by which each head's output is multiplied before ``W_O``, at each query, fp32. It comes from gated
-            attention, or from a norm at this place; 1 if there is neither.
+        scale: The number by which the norm after ``W_O`` divides, at each query, fp32; 1 if there is no such norm.
+        gate: Elementwise factor between each head's output and ``W_O``, at each query, fp32. It is the gate of gated attention, or a norm
+            at this place; 1 if the model has neither.
     """
 
     layer: int
@@ -55,8 +58,8 @@ class Rows:
     def value_at(self, keys: Int[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads queries head_dim"]:
         """Return the value vector of each head at one key per query, fp32.
 
-        Keys outside the layer's sliding window are no longer cached. For such a key the result is the value vector of some other key:
-        do not use it.
+        Do not use the result for keys outside the layer's sliding window. They are no longer in the cache, so it is the value vector of
+        another key.
 
         Args:
             keys: Position of the key, for each head and query.
@@ -70,18 +73,18 @@ class Rows:
 
 
 Take = Callable[[Rows], None]
-"""``take(rows)``: called with the attention rows of a few queries in one layer."""
+"""A function ``take(rows)`` that processes the attention rows of a few queries in one layer."""
 
 
 @torch.inference_mode()
 def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take: Take, *, tokens: int | None = None) -> None:
-    """Compute the attention rows of the queries in ``spans`` and pass them to ``take(rows)``, layer by layer, a few queries at a time.
+    """Compute the attention rows of the queries in ``spans``, and call ``take(rows)`` for each layer, a few queries at a time.
 
-    An attention row holds the probabilities of one query over all keys. Rows are not stored: ``take`` has to store what it needs.
+    Rows are not stored, so ``take`` must copy or reduce the numbers that are needed later.
 
     Args:
         sequences: Token ids of each sequence.
-        spans: Positions of the queries of each sequence. For the queries that predict the tokens of a span, pass ``span.predictors()``.
+        spans: Positions of the queries in each sequence. For the queries that predict the tokens of a span, pass ``span.predictors()``.
         take: Function that is called with the rows; see ``Rows``.
         tokens: Largest number of padded tokens per batch; ``None`` means ``passes.batch_tokens(lm)``.
 
@@ -134,10 +137,10 @@ def _check(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span]) ->
 
 
 class _Batch:
-    """Sequences that are processed together, as one padded table of token ids in which all queries start in the same column.
+    """Sequences that are processed together, as one padded table of token ids ``[batch, columns]``.
 
-    The tokens before the queries are padded on the left, the queries on the right. A *column* is an index into the table, a *position* an
-    index into a sequence without padding.
+    The queries of all sequences start in the same column: the tokens before them are padded on the left, the queries on the right. A
+    *column* is an index into the table, a *position* an index into a sequence without padding.
     """
 
     def __init__(self, lm: LM, examples: Sequence[int], sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
@@ -161,7 +164,9 @@ class _Batch:
 
     def run(self, take: Take) -> None:
         step = max(1, ROW_NUMBERS // (len(self.examples) * self.lm.layout.n_heads * self.ids.shape[1]))
-        # A model whose usual attention is eager (as soft-capping requires) forms rows in the prefill as well: a few queries at a time.
+        # step: queries per pass with eager attention, whose weights [batch, heads, queries, columns] have to fit into memory. A model whose
+        # usual attention is eager (as soft-capping requires) computes such weights for the tokens before the queries too, so it also runs
+        # those only a few at a time.
         plain = hooks.attention_name(self.lm.layout).startswith("eager")
         stride = step if plain else max(1, self.width)
         for start in range(0, self.width, stride):
@@ -182,7 +187,10 @@ class _Batch:
 
     @contextmanager
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
-        """Pass the rows of every layer to ``take`` during a pass, after the layer's ``attn_out``: ``Rows.scale`` is computed from it."""
+        """Context manager for a pass over the columns ``start`` to ``stop``, in which ``take`` gets the rows of every layer.
+
+        ``take`` is called at the layer's ``attn_out``, because ``Rows.scale`` is computed from this value.
+        """
         layout, pending = self.lm.layout, dict[int, Rows]()
 
         def hand_on(layer: int) -> hooks.Rewrite:
@@ -202,7 +210,10 @@ class _Batch:
             yield
 
     def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
-        """Return a wrapper of the attention function that puts each layer's rows into ``pending``; ``scale`` and ``gate`` are set later."""
+        """Return a wrapper of the attention function that puts each layer's rows into ``pending``, until the layer's ``attn_out`` is known.
+
+        In these rows ``scale`` is 1, and ``gate`` holds the output of the attention function, from which ``_gate`` computes the gate.
+        """
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             output, weights = attend(query, key, value)
@@ -220,9 +231,12 @@ class _Batch:
         return fn
 
     def _aligned(self, weights: Tensor, shift: Int[Tensor, " batch"], stop: int) -> Float[Tensor, "batch heads queries keys"]:
-        """Return attention weights over the positions of each sequence, from weights over the keys in the cache.
+        """Return attention weights over the positions of each sequence, without padding. The weights of keys that are not cached are 0.
 
-        The cache is left padded, and with a sliding window it holds only the last keys. Weights of keys that are not cached are 0.
+        Args:
+            weights: Attention weights over the keys in the cache, which is left padded. With a sliding window it holds only the last keys.
+            shift: Position p of a sequence is key p + shift of the cache.
+            stop: Column at which the pass ends.
         """
         # The table may have more columns than its longest sequence has tokens: one may have a long prompt, another many queries.
         # longest: number of positions in the result; at: column of the cache that holds each position, [batch, positions].
@@ -234,6 +248,6 @@ class _Batch:
 
 
 def _gate(output: Float[Tensor, "batch queries heads head_dim"], z: Float[Tensor, "batch queries z"]) -> Tensor:
-    """Return the factor on the attention function's output before ``W_O``: ``z / output``, or 0 where the output is 0."""
+    """Return the factor from the attention function's output to the input of ``W_O``: ``z / output``, or 0 where the output is 0."""
     after = z.reshape(output.shape).float()
     return torch.where(output == 0, 0.0, after / output.float())

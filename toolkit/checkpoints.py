@@ -1,7 +1,7 @@
 """Read a model and its tokenizer from a directory, hub id or GGUF file, and write them to a directory.
 
 Only this module and ``adapters`` call ``from_pretrained`` and ``save_pretrained``. If a checkpoint does not fit its config, transformers
-initialises, drops or converts weights with at most a warning. Here everything that would change a number is an error.
+initialises, drops or converts weights with at most a warning. In this module, each of these is an error.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ BITS: Mapping[str, Mapping[str, Any]] = {
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "8bit": {"load_in_8bit": True},
 }
-"""Names of quantisations -> arguments of ``BitsAndBytesConfig``."""
-FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+"""Name of a quantisation -> arguments of ``BitsAndBytesConfig``."""
+FLOATS = frozenset(("F64", "F32", "F16", "BF16"))  # dtypes of weights, as safetensors files name them
 MODULES = 10_000  # largest number of layers, heads or experts: building more would take minutes before any check could run
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
-"""Buffers in older checkpoints that no model reads."""
+"""Pattern of the names of buffers in older checkpoints that transformers no longer reads."""
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -47,20 +47,23 @@ DESCRIBES = re.compile(
     r"^(\..*|README.*|edit\.json|grpo\.json|made_from\.json|made_by\.json|adapter_config\.json|chat_template.*|special_tokens_map\.json|added_tokens\.json"
     r"|trainer_state\.json|toolkit\.json|log\.(jsonl|parquet))$"
 )
-"""Files that describe particular weights, or that the tokenizer writes itself: they are not copied when other weights are saved."""
+"""Pattern of the names of files that must not be copied when changed weights are saved: they describe the old weights, or the tokenizer
+writes them anew."""
 
 
 QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-"""Options of ``cached_file`` with which it returns ``None`` for a file that a hub repository does not have."""
+"""Options with which ``cached_file`` returns ``None``, instead of raising an error, for a file that a hub repository does not have."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on the CPU and its tokenizer, as read from files.
+    """A model and its tokenizer, as read from files or to be written to files.
 
     Attributes:
-        folder: Directory that the model (or an adapter's base) was read from, from which ``write`` copies further files, such as those of
-            a multimodal processor. ``None`` for GGUF files and shipped models.
+        model: The model.
+        tokenizer: The tokenizer.
+        folder: Directory that the model was read from (for an adapter, its base model). ``write`` copies other files from it, such as those
+            of a multimodal processor. ``None`` for GGUF files and models that come with the toolkit.
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model.
     """
 
@@ -75,8 +78,8 @@ class Placement:
     """Where and how weights are stored when a model is loaded; see ``lm.load``.
 
     Attributes:
-        device: Device of the model, used without ``device_map``.
-        device_map: ``"auto"``, or a map from modules to devices, or ``None``.
+        device: Device of the model; ignored if there is a ``device_map``.
+        device_map: ``"auto"``, a map from modules to devices, or ``None``.
         quantization: ``"4bit"``, ``"8bit"``, a quantisation config of transformers, or ``None``.
     """
 
@@ -86,11 +89,15 @@ class Placement:
 
     @property
     def plain(self) -> bool:
-        """True if all weights are on one device, as plain numbers."""
+        """True if neither ``device_map`` nor ``quantization`` is set, so that all weights are loaded to one device without quantising."""
         return self.device_map is None and self.quantization is None
 
     def options(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the arguments of ``from_pretrained`` for a model with this config, whose checkpoint may itself be quantised.
+        """Return the arguments with which ``from_pretrained`` loads a model in this way.
+
+        Args:
+            config: Config of the model. Its checkpoint may be quantised already.
+            dtype: Dtype in which bitsandbytes computes with 4-bit weights.
 
         Raises:
             ImportError: accelerate or bitsandbytes is not installed.
@@ -113,7 +120,12 @@ class Placement:
 
 
 def require(package: str, purpose: str) -> None:
-    """Raise ImportError, with the command that installs it, if a package is missing that loads big models."""
+    """Raise ImportError, with the command to install it, if a package that is needed to load big models is not installed.
+
+    Args:
+        package: Name of the package, such as ``"accelerate"``.
+        purpose: What needs the package, for the error message.
+    """
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"{purpose} needs {package}: pip install 'reasoning-length-toolkit[big]'.")
 
@@ -126,21 +138,21 @@ def read(
     trust_remote_code: bool = False,
     placement: Placement = Placement(),
 ) -> Checkpoint:
-    """Read a model and its tokenizer. An adapter is merged into its base.
+    """Read a model and its tokenizer. An adapter is merged into its base model.
 
     Args:
-        source: Directory, hub id, GGUF file, or name of a shipped model (``"tiny-reasoner"``, ``"smol-reasoner"``).
-        revision: Hub revision.
-        dtype: Number type of the weights.
+        source: Directory, hub id, GGUF file, or name of a model that comes with the toolkit (``"tiny-reasoner"``, ``"smol-reasoner"``).
+        revision: Hub revision (branch, tag or commit).
+        dtype: Dtype of the weights.
         trust_remote_code: True to run code from the hub repository.
         placement: Where and how the weights are stored.
 
     Raises:
-        FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
+        FileNotFoundError: there is no directory or GGUF file at the path.
         ImportError: a package that the model or the placement needs is not installed; the message says which.
         ValueError: the quantisation is unknown.
         store.DamagedFileError: a file is truncated or damaged.
-        UnsupportedModelError: the files do not describe one complete causal language model, or the placement does not work for them.
+        UnsupportedModelError: the files are not those of one complete causal language model, or the placement does not work for them.
     """
     checkpoint = _read(source, dtype, {"revision": revision, "trust_remote_code": trust_remote_code}, placement)
     if not tensors.storage(checkpoint.model):
@@ -151,7 +163,12 @@ def read(
 def _read(
     source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], placement: Placement, above: tuple[Path, ...] = ()
 ) -> Checkpoint:
-    """Do the work of ``read``. ``above`` lists the adapters whose base this model is, to detect a cycle."""
+    """Read a model as ``read`` does, without moving it to its device at the end.
+
+    Args:
+        common: Arguments for every ``from_pretrained``: ``revision`` and ``trust_remote_code``.
+        above: Adapters that led here, if the model is an adapter's base: an adapter's base may be an adapter too, and a cycle is an error.
+    """
     revision = common["revision"]
     if source == SMOL_REASONER:
         _check_whole(SMOL_REASONER, placement)
@@ -174,7 +191,7 @@ def _read(
 
 
 def _check_whole(where: str, placement: Placement) -> None:
-    """Raise UnsupportedModelError if an adapter is to be merged into weights that are stored otherwise than as plain numbers."""
+    """Raise UnsupportedModelError if the adapter ``where`` would be merged into weights that are quantised or on several devices."""
     if not placement.plain:
         raise UnsupportedModelError(
             f"{where} is an adapter, which can be merged only into plain weights on one device. Save the merged model first, "
@@ -183,7 +200,7 @@ def _check_whole(where: str, placement: Placement) -> None:
 
 
 def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
-    """Return the records of problems that are saved beside the weights of a directory or hub id."""
+    """Return the records (see ``origins``) that are saved beside the weights in a directory or hub repository."""
     path = Path(where) / MADE_FROM if Path(where).is_dir() else cached_file(where, MADE_FROM, revision=revision, **QUIET)
     if path is None or not Path(path).is_file():
         return ()
@@ -193,11 +210,11 @@ def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
 def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:
     """Write a checkpoint as an ordinary Hugging Face directory, atomically, and return its path.
 
-    The other files of ``checkpoint.folder`` are copied too, except weights and files that describe the old weights (``DESCRIBES``).
+    The other files in ``checkpoint.folder`` are copied too, except weights and files that describe the old weights (``DESCRIBES``).
 
     Args:
-        checkpoint: Model and tokenizer to write.
-        directory: The directory to write.
+        checkpoint: Model and tokenizer to write. Its ``made_from`` is not written; put it into ``notes``.
+        directory: The new directory.
         notes: JSON files to add: file name -> content.
 
     Raises:
@@ -214,7 +231,12 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
 
 
 def _foreign(where: str, read: Any) -> Any:
-    """Return the result of ``read()``, a call into another library. Turn its errors into an UnsupportedModelError of one line."""
+    """Return the result of ``read()``. Turn most of its errors into an UnsupportedModelError with a message of one line.
+
+    Args:
+        where: Directory, file or hub id that is read, for the message.
+        read: Function that reads it with another library.
+    """
     try:
         return read()
     except (
@@ -257,7 +279,10 @@ def _plain(
 
 
 def _on_disk(where: str, revision: str | None) -> Path | None:
-    """Return ``where`` if it is a directory, else the cached snapshot of the hub id, or ``None``. Nothing is downloaded."""
+    """Return the directory of a model's files: ``where`` itself, or the cached snapshot of a hub id. ``None`` if nothing is cached.
+
+    Nothing is downloaded.
+    """
     if Path(where).is_dir():
         return Path(where)
     config = _foreign(where, lambda: cached_file(where, "config.json", revision=revision, local_files_only=True, **QUIET))
@@ -295,9 +320,15 @@ def _gguf(
 def _adapted(
     where: str, config: Mapping[str, Any], dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...]
 ) -> Checkpoint:
-    """Read an adapter merged into its base, which may itself be an adapter.
+    """Read an adapter and its base model, and return the merged model. The base may itself be an adapter.
 
-    The tokenizer is the adapter's if it has one, else the base's. Other files are those of the base.
+    The tokenizer is the adapter's if it has one, else the base's. ``folder`` is that of the base.
+
+    Args:
+        where: Directory or hub id of the adapter.
+        config: Content of its ``adapter_config.json``.
+        common: Arguments for every ``from_pretrained``.
+        above: Adapters that led here, see ``_read``.
     """
     if (Path(where) / "config.json").is_file():  # transformers would load the model and wrap it in the adapter
         raise UnsupportedModelError(
@@ -327,7 +358,10 @@ def _adapted(
 
 
 def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | None:
-    """Return the directory of a model's files. For a hub id it is the cached snapshot; a processor's files are downloaded into it."""
+    """Return the directory of a model's files. For a hub id it is the cached snapshot.
+
+    If the model is multimodal, the files of its processor are downloaded into the snapshot first, so that ``write`` can copy them.
+    """
     if Path(where).is_dir():
         return Path(where).resolve()
     names = ["config.json", *(PROCESSORS if model.config.get_text_config() is not model.config else ())]
@@ -339,10 +373,10 @@ def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | 
 
 
 def _check_files(path: Path, *, partial: bool = False) -> None:
-    """Raise an error unless the files of a directory have the formats of their names and describe one model.
+    """Raise an error unless the JSON and safetensors files in a directory are valid and belong to one model.
 
     Args:
-        partial: True to accept missing shards, because loading will download them.
+        partial: True if missing shards are no error, because loading will download them.
     """
     objects = {name: store.read_json(path / name, Mapping[str, Any]) for name in OBJECTS if (path / name).is_file()}
     config, tensors = objects.get("config.json", {}), _headers(path, partial)
@@ -353,6 +387,7 @@ def _check_files(path: Path, *, partial: bool = False) -> None:
                 f"{path}: weight {odd[0]} is not stored as floating-point numbers: save the checkpoint again."
             )
     for name, value in _counts(config):
+        # Each layer has at least one tensor, so there cannot be more layers than tensors.
         most = min(MODULES, len(tensors) or MODULES) if name == "num_hidden_layers" else MODULES
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most):
             raise UnsupportedModelError(
@@ -361,9 +396,9 @@ def _check_files(path: Path, *, partial: bool = False) -> None:
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a config, and of configs inside it, that set how many layers, heads or experts are built.
+    """Yield ``(name, value)`` for the entries of a config, and of configs inside it, that give a number of layers, heads or experts.
 
-    Of an entry with one number per layer, each number is yielded.
+    If an entry is a list with one number per layer, every number is yielded.
     """
     for name, value in config.items():
         if isinstance(value, dict):
@@ -375,7 +410,10 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return type and shape of every tensor in the safetensors files that will be loaded; empty if shards are still to be downloaded."""
+    """Return ``{name: (dtype, shape)}`` for all tensors in the safetensors files that will be loaded.
+
+    The result is empty if shards are still to be downloaded, or the weights are not in safetensors files.
+    """
     if (path / WEIGHTS).is_file():
         return store.read_headers(path / WEIGHTS)
     for index in (INDEX, "pytorch_model.bin.index.json"):
@@ -386,7 +424,7 @@ def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]
 
 
 def _shards(path: Path, index: str, partial: bool) -> list[Path]:
-    """Return the files that an index names, all in its directory; empty if some are still to be downloaded."""
+    """Return the paths of the shards that an index lists; empty if some are still to be downloaded. Refuse paths outside its directory."""
     weight_map = store.read_json(path / index, Mapping[str, Any]).get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     if not names:
@@ -413,7 +451,12 @@ def _merged_headers(shards: list[Path]) -> dict[str, tuple[str, tuple[int, ...]]
 
 
 def _check_report(where: str, report: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModelError if transformers initialised, dropped or could not convert a weight."""
+    """Raise UnsupportedModelError if transformers initialised, dropped or could not convert a weight when it loaded a model.
+
+    Args:
+        where: Directory, file or hub id of the model, for the message.
+        report: Loading info from ``from_pretrained``.
+    """
     missing = sorted(report["missing_keys"])
     if missing:
         raise UnsupportedModelError(

@@ -1,8 +1,10 @@
 """Collect activations in one teacher-forced pass over rollouts: sums per class (``moments``) or single examples (``states``).
 
-An example is one rollout; its class is a label such as "long" or "short". Directions and head contributions need only the mean activation
-a of each class, since ``W mean(a) = mean(W a)``. So ``moments`` stores only sums per class: memory does not grow with the number of
-examples. Probes, principal components and resampling need single examples: ``states`` stores one row per example or per position.
+An example is one rollout; its class is a label such as "long" or "short".
+
+- ``moments`` stores only sums per class, so its memory does not grow with the number of examples. This is enough for directions, and for
+  the mean contribution of a head: the contribution is linear in the activation a, and ``mean(W a) = W mean(a)``.
+- ``states`` stores one row per example or per position. Probes, principal components and resampling need this.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ __all__ = [
 
 ATTN, MLP = "resid_mid", "resid_post"  # ThinkEdit calls these two site kinds "attn" and "mlp"
 ON_DEVICE = 2**32  # sums of outer products that take more bytes than this are held on the CPU, not on the model's device
-LOGITS = 2**23  # largest number of logits in memory at a time: 32 MB in fp32
+LOGITS = 2**23  # largest number of logits (tokens x vocabulary) in memory at a time: 32 MB in fp32
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class States:
 
     Attributes:
         values: ``[rows, layers, width]``, fp32, on the CPU.
-        rows: Table that describes each row of ``values``. Columns: ``problem_id, sample, label`` (class of the rollout) and
-            ``think_tokens`` (of the whole rollout). If each row is a single position, also ``position`` (think tokens up to and
-            including this position; 0 at the position that predicts the first think token) and ``remaining`` (think tokens after this
-            position; NaN if thinking was never closed).
+        rows: Table with one row per row of ``values``. Columns: ``problem_id``, ``sample``, ``label`` (class of the rollout) and
+            ``think_tokens`` (length of its think span). If each row is a single position, there are two more. ``position``: number of think
+            tokens up to and including this position, so 0 at the position that predicts the first think token. ``remaining``: number of
+            think tokens after this position; NaN if thinking was never closed.
         kind: Kind of site, such as ``"resid_post"``.
         positions: Name of the positions that were collected, such as ``"think"``.
+        provenance: Model and settings that the activations are from.
     """
 
     values: Float[Tensor, "rows layers width"]
@@ -61,7 +64,7 @@ class States:
         """Return a new ``States`` with only some of the rows.
 
         Args:
-            index: A boolean mask over the rows, or row numbers in the desired order.
+            index: A boolean mask over the rows, or row indices in the desired order.
         """
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(int)
@@ -87,11 +90,12 @@ def moments(
     """Return sums of activations per class. Each rollout has weight 1: its activations are first averaged over its positions.
 
     Args:
-        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
+        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
         kinds: Site kinds to collect, at every layer. If ``z`` is among them, ``types.Z_OVER_NORM`` is collected too in post-norm families,
             since head scores need it there.
-        positions: Positions of a rollout to average over. A rollout without such a position is left out.
-        second: Those of ``kinds`` whose outer products are summed too, for covariances: ``layers * width^2`` fp64 numbers per class.
+        positions: Positions of a rollout to average over (see the module ``positions``). A rollout without such a position is left out.
+        second: Site kinds, among ``kinds``, for which outer products are summed too. Covariances need them. They take ``layers * width^2``
+            fp64 numbers per class.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
@@ -108,13 +112,13 @@ def moments_and_entropies(
     positions: Positions = THINK,
     temperature: float = 1.0,
 ) -> tuple[Moments, list[Rollout]]:
-    """Return the result of ``moments`` and, from the same pass, all rollouts with log-probabilities and entropies (nats) filled in.
+    """Return ``moments`` and, from the same pass, all rollouts with their log-probabilities and entropies (in nats) filled in.
 
-    Log-probabilities and entropies are of the full softmax and equal those of ``entropies.with_entropies``. Rollouts that have no class or
-    no chosen position are returned unchanged. To save memory, logits are computed for response tokens only, at most ``LOGITS`` at a time.
+    Both are of the full softmax, and equal those of ``entropies.with_entropies``. Rollouts that have no class or no chosen position are
+    returned unchanged. To save memory, logits are computed for response tokens only, and in parts.
 
     Args:
-        by: Function from a rollout to its class, or to ``None`` to leave the rollout out of the moments.
+        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out of the moments.
         kinds: Site kinds to collect, at every layer, as in ``moments``.
         positions: Positions of a rollout to average activations over.
         temperature: Temperature of the softmax.
@@ -122,11 +126,13 @@ def moments_and_entropies(
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
         ValueError: the temperature is not positive.
-        UnsupportedModelError: the model computes more than its LM head (and soft-capping) between the last hidden state and the logits.
+        UnsupportedModelError: between its last hidden states and its logits, the model computes something else than the LM head and
+            soft-capping.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0.")
     examples, measured, head = examples_of(lm, rollouts, by, positions), list(rollouts), _head(lm)
+    # Index of each rollout, by identity: two rollouts may be equal.
     places = {id(r): i for i, r in enumerate(rollouts)}
 
     def read(batch: Sequence[Example], hidden: Float[Tensor, "batch seq d_model"]) -> None:
@@ -151,7 +157,12 @@ def moments_and_entropies(
 def logprobs_and_entropies(
     logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float
 ) -> Float[Tensor, "2 ..."]:
-    """Return two stacked tensors: the natural log-probability of each token, and the entropy (nats) of the softmax that predicts it.
+    """Return the natural log-probability of each token, stacked on the entropy (nats) of the softmax that predicts it.
+
+    Args:
+        logits: The logits that predict each token.
+        tokens: Token ids.
+        temperature: Temperature of the softmax.
 
     >>> logits, tokens = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
     >>> logprobs_and_entropies(logits, tokens, 1.0).tolist()  # two equally likely tokens: -ln 2 and ln 2
@@ -164,10 +175,10 @@ def logprobs_and_entropies(
 
 @torch.inference_mode()
 def _head(lm: LM) -> Callable[[Tensor], Tensor]:
-    """Return the function from last hidden states to logits: the LM head, then soft-capping if the config asks for it.
+    """Return a function that computes logits from last hidden states: the LM head, then soft-capping if the config has it.
 
     Raises:
-        UnsupportedModelError: on a test input, the logits of this function differ from the model's: the model computes something else too.
+        UnsupportedModelError: on a test input, its logits differ from the model's, so the model computes something else as well.
     """
     output, cap = lm.model.get_output_embeddings(), getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
 
@@ -185,7 +196,7 @@ def _head(lm: LM) -> Callable[[Tensor], Tensor]:
 
 
 Read = Callable[[Sequence[Example], Tensor], None]
-"""``read(batch, hidden)``: called after each pass with the last hidden states ``[batch, seq, d_model]``."""
+"""``read(batch, hidden)``: called after the pass over each batch, with the last hidden states ``[batch, seq, d_model]``."""
 
 
 def _moments(
@@ -203,7 +214,7 @@ def _moments(
     # fp64 sums: the difference of two class means is small compared with the means.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
     # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they take
-    # too much memory there, or the device has no fp64, they are added up on the CPU.
+    # too much memory there, or the device has no fp64 (mps), they are added up on the CPU. size: their bytes, 8 per fp64 number.
     size = 8 * len(labels) * layers * sum(width(k) ** 2 for k in second)
     place = "cpu" if lm.device.type == "mps" or size > ON_DEVICE else lm.device
     outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64, device=place) for k in second}
@@ -216,7 +227,8 @@ def _moments(
             {kind: torch.zeros(total.shape, device=lm.device) for kind, total in totals.items()} for totals in (sums, outer)
         )
 
-        # Called once per site while the pass runs, layer by layer; only sums are stored. ``z`` of one layer may be narrower than of others.
+        # Called once per site while the pass runs, layer by layer. Only sums are stored. A layer with fewer or smaller heads has a narrower
+        # ``z``, so only its first ``size`` columns are written.
         def take(kind: str, layer: int, value: Tensor) -> None:
             size = value.shape[-1]
             if kind in sums:
@@ -235,7 +247,7 @@ def _moments(
             for kind, values in batch_sums.items()
         ]
         for total_of_kind, values in ready:
-            total_of_kind.add_(values)  # in place, also into another number type: no copy
+            total_of_kind.add_(values)  # fp32 into fp64, in place: no fp64 copy of ``values`` is made
 
     each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
@@ -260,16 +272,16 @@ def states(
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
-        by: Function from a rollout to its class, or to ``None`` to leave the rollout out. By default all rollouts have the class "all".
-        positions: Positions of a rollout to read. A rollout without such a position is left out. ``sample_positions`` limits the number
-            of positions per rollout.
-        each: True for one row per position; False for one row per rollout, the mean over its positions.
+        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out. By default all rollouts are of class "all".
+        positions: Positions of a rollout to read. A rollout without such a position is left out. To limit the number of positions per
+            rollout, use ``sample_positions``.
+        each: True for one row per position. False for one row per rollout: the mean over its positions.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
     """
     examples = examples_of(lm, rollouts, by, positions)
-    ends = [0, *accumulate(len(e.where) if each else 1 for e in examples)]
+    ends = [0, *accumulate(len(e.where) if each else 1 for e in examples)]  # rows of example i: ends[i] to ends[i + 1]
     values = torch.empty(ends[-1], lm.layout.n_layers, lm.layout.width(kind))
 
     def run(batch: Sequence[Example]) -> None:
@@ -294,7 +306,7 @@ def _rows(e: Example, each: bool) -> list[dict]:
     facts = {"problem_id": r.problem_id, "sample": r.sample, "label": e.label, "think_tokens": r.think_tokens}
     if not each:
         return [facts]
-    start = r.think.start if r.think else r.prompt_len
+    start = r.think.start if r.think else r.prompt_len  # without a think span, positions are counted from the start of the response
     read = [t + 1 - start for t in e.where]
     return [facts | {"position": n, "remaining": float(r.think_tokens - n) if r.closed else float("nan")} for n in read]
 
@@ -302,9 +314,9 @@ def _rows(e: Example, each: bool) -> list[dict]:
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions, fp64.
 
-    Each rollout has weight 1, divided equally among its positions. Relative doses of steering use this norm: a dose is the norm of the
-    added vector divided by the typical norm. ``directions.typical_norm`` computes the same numbers, without a pass, from moments that were
-    collected with ``second=(kind,)``.
+    Each rollout has weight 1, divided equally among its positions. Steering uses this norm: the relative dose of an added vector is its
+    norm divided by the typical norm. ``directions.typical_norm`` computes the same numbers without a pass, from moments that were collected
+    with ``second=(kind,)``.
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
@@ -331,12 +343,12 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
 @dataclass(frozen=True)
 class Spread:
-    """Typical norm and class separation of the activations h at one kind of site, per layer, fp64.
+    """Size of the activations h at one kind of site, and how well a direction separates two classes of rollouts; per layer, fp64.
 
     Attributes:
         typical: Root mean square of ``|h|`` over positions, as in ``typical_norm``.
-        separation: d' along a direction: the difference of the class means (pos minus neg), in within-class standard deviations of single
-            positions, as in ``directions.separation``.
+        separation: d' (d-prime) along the direction, as in ``directions.separation``: the difference of the class means, divided by the
+            within-class standard deviation over single positions. Positive if the mean of class ``pos`` is larger.
     """
 
     typical: Float[Tensor, " layers"]
@@ -353,17 +365,17 @@ def spread(
     pos: str = LONG,
     neg: str = SHORT,
 ) -> Spread:
-    """Return the separation d' of two classes along a direction, and the typical norm of the activations, per layer: see ``Spread``.
+    """Return the typical norm of the activations and the separation d' of two classes along a direction, per layer: see ``Spread``.
 
-    This runs one pass over the rollouts and needs little memory, since only projections are kept. ``directions.separation`` computes the
-    same separation without a pass, but needs moments with outer products: ``layers * d_model^2`` numbers per class.
+    This runs one pass over the rollouts and needs little memory, since it stores only projections. ``directions.separation`` computes the
+    same d' without a pass, but needs moments with outer products: ``layers * d_model^2`` numbers per class.
 
     Args:
         direction: The direction to project on. Activations are read at the direction's kind of site.
-        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
+        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
         positions: Positions of a rollout to read. Each rollout has weight 1, divided equally among its positions.
-        pos: Class whose mean counts positively in the separation.
-        neg: Class whose mean is subtracted.
+        pos: One of the two classes. d' is positive if its mean is the larger one.
+        neg: The other class.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
@@ -391,9 +403,11 @@ def spread(
 
     each_batch(lm, examples, "spread", run)
     n = torch.tensor([sum(e.label == name for e in examples) for name in labels], dtype=torch.float64)
-    means = total[0] / n[:, None]  # [labels, layers]; the variance below is within classes, pooled over them
+    means = total[0] / n[:, None]  # mean projection of each class, [labels, layers]
+    # Within-class variance, pooled over all classes: (sum of squares - n * mean^2) / n.
     variance = (total[1].sum(dim=0) - (n[:, None] * means.square()).sum(dim=0)) / n.sum()
     gap = means[labels.index(pos)] - means[labels.index(neg)]
+    # The clamp avoids a division by 0 in layers where the direction is 0.
     return Spread((total[2].sum(dim=0) / n.sum()).sqrt(), gap / variance.clamp(min=1e-12).sqrt())
 
 
@@ -401,12 +415,13 @@ def spread(
 def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -> Float[Tensor, "response vocab"]:
     """Return the logits (fp32) that predict each response token, teacher-forced.
 
-    Prompt and response are run in two passes. So an intervention that acts only while the model thinks, or only in the answer, can tell
-    where the prompt ends.
+    Row i predicts response token i. Prompt and response are run in two passes, because some interventions act only during thinking or only
+    during the answer: for them, the first pass is the prompt.
 
     Args:
         intervention: Intervention that acts in both passes; ``None`` for the model alone.
     """
+    # The last token predicts nothing in the response, so it is not run.
     response = torch.tensor([rollout.token_ids[rollout.prompt_len : -1]], device=lm.device, dtype=torch.long)
     with intervention(lm) if intervention else nullcontext():
         cache, first, _ = prefill(lm, [list(rollout.token_ids[: rollout.prompt_len])])

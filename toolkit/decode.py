@@ -2,10 +2,12 @@
 
 A row is one response. ``prefill`` runs the prompts and returns their KV cache; ``Batch`` decodes the rows step by step from this cache.
 
-On a CPU in fp32, if the model uses SDPA attention without sliding windows, each layer's cache has two blocks. The long block stays in
-place; the short block holds the newest tokens and is appended to the long one every few steps. A row that has ended is removed by moving
-one of the last rows into its place. Logits equal those of the model's cache up to rounding. In all other cases (another device or number
-type, sliding windows, a wrapped attention function) the cache and attention of the model are used.
+A cache that grows by one token per step is copied at every step. On a CPU in fp32 this is avoided: each layer's cache has two blocks.
+New tokens are written into the short block, which is appended to the long one every few steps. A row that has ended is removed by moving
+one of the last rows into its place. The logits are the same as with the model's own cache, up to rounding.
+
+The two blocks need SDPA attention without sliding windows. In all other cases (another device or dtype, sliding windows, a wrapped
+attention function), the model's own cache and attention are used.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
     Args:
         items: The items, shortest first.
         length: Function from an item to its length in tokens.
-        tokens: Largest number of padded tokens per batch: the number of items times the longest length.
+        tokens: Largest number of padded tokens per batch. A batch has (number of items) x (length of its longest item) padded tokens.
         most: Largest number of items per batch; ``None`` for no limit.
 
     >>> batches([2, 2, 3, 9], lambda item: item, tokens=6)
@@ -53,14 +55,14 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
-    """Run the model over the prompts, left padded, and return the KV cache. Equal prompts are run once; the result is copied.
+    """Run the model over left-padded prompts, and return what decoding starts from. Equal prompts are run once; their result is copied.
 
     Returns:
-        The KV cache, the logits that predict the first token after each prompt, and the attention mask (1 for a token, 0 for padding). All
-        three have one row per prompt, in order.
+        Three parts, each with one row per prompt, in order: the KV cache, the logits that predict the first token after the prompt, and the
+        attention mask (1 for a token, 0 for padding).
     """
     first: dict[tuple[int, ...], int] = {}
-    which = [first.setdefault(tuple(p), len(first)) for p in prompts]
+    which = [first.setdefault(tuple(p), len(first)) for p in prompts]  # for each prompt, its row among the different prompts
     width = max(map(len, prompts))
     ids = torch.full((len(first), width), lm.tokenizer.pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -82,7 +84,7 @@ def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[T
 
 
 class Batch:
-    """Rows (responses) that are decoded together: their KV cache, next positions and attention mask.
+    """Rows (responses) that are decoded together, with their KV cache, attention mask and the position of each row's next token.
 
     Args:
         cache: KV cache of the left-padded prompts, from ``prefill``.
@@ -95,8 +97,8 @@ class Batch:
         self.positions = mask.sum(dim=1, keepdim=True)
         padded = bool((mask == 0).any())
         mask = F.pad(mask, (0, budget), value=1)
-        # Bring the mask into the form that SDPA needs only once, here. Sliding windows and eager attention need other forms and get the
-        # plain mask.
+        # SDPA needs the mask as bool with four axes, or None if there is no padding. Bring it into this form only once, here. Sliding
+        # windows and eager attention need other forms and get the plain mask; transformers then converts it at every step.
         implementation, full = (
             hooks.attention_name(lm.layout),
             all(type(layer) in (DynamicLayer, History) for layer in cache.layers),
@@ -107,11 +109,11 @@ class Batch:
         layers: list[Any] = cache.layers[: lm.layout.n_layers]
         if ready and implementation == "sdpa" and all(_on_cpu_in_fp32(layer) for layer in layers) and lm.caches_keys:
             cache.layers[: lm.layout.n_layers] = self.blocks = [Blocks(layer) for layer in layers]
-            if self.mask is not None:  # to be added to scores
+            if self.mask is not None:  # ``Blocks.attend`` adds the mask to the attention scores
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Return a context manager; call ``step`` only inside it. It makes attention read the two-block caches, if there are any."""
+        """Return a context manager in which ``step`` has to be called: it makes attention read the two-block caches, if there are any."""
         if not self.blocks:
             return nullcontext()
         layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
@@ -122,7 +124,7 @@ class Batch:
         return hooks.replace_attention(self.lm.layout, attend)
 
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """Run the model on one more token per row and return the logits that predict the next token."""
+        """Append one token to each row, and return the logits that predict the token after it."""
         self.width += 1
         out = self.lm.model(
             input_ids=tokens[:, None],
@@ -135,12 +137,17 @@ class Batch:
         return out.logits[:, -1]
 
     def keep(self, left: Sequence[int]) -> list[int]:
-        """Remove all rows except those with the indices ``left``. Return the old index of each remaining row, in the new order."""
+        """Remove all rows except some, and return the old index of each remaining row, in the new order. The order may change.
+
+        Args:
+            left: Indices of the rows to keep.
+        """
         order, moves = list(left), None
         if self.blocks:  # the last rows move into the places of removed rows, so that few rows are copied
             # staying: rows to keep; late: those of them that lie beyond the new number of rows, and so have to move.
             staying, late = {*left}, [row for row in left if row >= len(left)]
             order = [place if place in staying else late.pop() for place in range(len(left))]
+            # Pairs (place, row) for the rows that move, as two tensors.
             moves = torch.tensor([(place, row) for place, row in enumerate(order) if place != row], dtype=torch.long).view(-1, 2).T
         index = torch.tensor(order, device=self.positions.device)
         layers: list[Any] = self.cache.layers
@@ -155,8 +162,8 @@ class Batch:
 
 
 def select_rows(layer: Any, index: Int[Tensor, " rows"]) -> None:
-    """Select rows of a cache layer in place: afterwards, row i is the old row ``index[i]``. An index may occur several times."""
-    # Layers with a recurrent state have only ``reorder_cache``, which does the same. A layer that reads another layer's keys holds no keys.
+    """Select rows of one layer of a KV cache, in place: afterwards, row i is the old row ``index[i]``. An index may occur several times."""
+    # Layers with a recurrent state have only ``reorder_cache``, which does the same.
     if hasattr(layer, "batch_select_indices"):
         layer.batch_select_indices(index)
     else:
@@ -169,9 +176,10 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 
 
 class Blocks(DynamicLayer):
-    """One layer of a KV cache, in two blocks: ``newest`` for the last ``count`` tokens, ``keys`` and ``values`` for all tokens before them.
+    """One layer of a KV cache, in two blocks: ``newest`` holds the last ``count`` tokens, ``keys`` and ``values`` all tokens before them.
 
-    Attention must use ``attend``, which reads both blocks. ``update`` returns only the keys and values of the newest token.
+    The attention function must be ``attend``, which reads both blocks. Another one would see only the newest token: ``update`` returns
+    only the keys and values of that token.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -198,6 +206,7 @@ class Blocks(DynamicLayer):
         return key_states, value_states
 
     def _join(self) -> None:
+        # Append the short block to the long one.
         assert self.keys is not None and self.values is not None
         self.keys, self.values = (torch.cat(pair, dim=2) for pair in zip((self.keys, self.values), self.newest, strict=True))
         self.count = 0
@@ -205,15 +214,16 @@ class Blocks(DynamicLayer):
     def attend(
         self, query: Float[Tensor, "rows heads 1 size"], bias: Float[Tensor, "rows 1 1 width"] | None, scaling: float | None
     ) -> Float[Tensor, "rows 1 heads value_size"]:
-        """Return the attention output of each row and head for the newest token, over the keys and values of both blocks.
+        """Return the attention output for the newest token of each row, over the keys and values of both blocks.
 
         Args:
             query: Query of the newest token.
-            bias: Added to the scores: -inf for padding, else 0. ``None`` if there is no padding.
+            bias: Number to add to the score of each key: -inf for padding, else 0. ``None`` if there is no padding.
             scaling: Factor on the scores; ``None`` means 1 / sqrt(head size).
         """
         assert self.keys is not None and self.values is not None
         (rows, heads, _, size), split = query.shape, self.keys.shape[2]
+        # Several query heads may share one KV head: group them, [rows, KV heads, query heads per KV head, size].
         query = query.reshape(rows, self.keys.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)
         old = query @ self.keys.mT
         if bias is not None:  # padding is all in the long block
@@ -225,7 +235,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Shrink the batch to ``left`` rows: copy the rows with the indices ``rows`` to the indices ``places``, then cut off the end."""
+        """Copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

@@ -1,7 +1,8 @@
-"""Model families that are tested, each with a tiny random model (``tests/test_families.py``).
+"""The model families for which the toolkit is tested, each with a tiny random model (``tests/test_families.py``).
 
-The tests require that batched sampling with a KV cache gives the log-probabilities of single passes, with and without steering. Any other
-causal language model of transformers can be loaded if its modules match a row of ``sites.ROWS`` and it passes the checks of ``qualify``.
+The tests sample batches with a KV cache, with and without steering. The log-probabilities must equal those of one teacher-forced pass over
+each response. Other causal language models of transformers can be loaded too, if their modules match a row of ``sites.ROWS`` and they pass
+the checks of ``qualify``.
 """
 
 from __future__ import annotations

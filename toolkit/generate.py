@@ -1,7 +1,7 @@
-"""Sample responses to problems (``rollouts``) or to token ids (``continuations``), and set the spans and grade of each response.
+"""Sample responses to problems (``rollouts``), or continuations of token ids (``continuations``), and set their spans and grades.
 
-Samples of one problem share one prefill. Responses that have ended leave the batch. ``sampling.py`` explains how a token is drawn, and why
-the draw does not depend on the other rows (responses) of the batch.
+Samples of one problem share one prefill. Responses that have ended leave the batch. A response does not depend on the other responses in
+its batch: ``sampling.py`` explains how tokens are drawn.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ __all__ = ["Sampling", "continuations", "rollout_from_tokens", "rollouts", "task
 
 log = logging.getLogger(__name__)
 COMPACT_EVERY = 8  # on a GPU, steps between checks for rows that have ended (a check synchronises); on a CPU every step is checked
-COMPACT_BELOW = 0.95  # ended rows are removed if at most this share of the batch is left: removing them copies the others' cache
-PREFILL_TOKENS = 16384  # padded prompt tokens per batch: extending a longer cache costs more than the additional rows save
+COMPACT_BELOW = (
+    0.95  # ended rows are removed only if at most this share of the rows is left, since removing them copies the others' cache
+)
+# Largest number of padded prompt tokens per batch: in larger batches, extending the longer cache costs more than the additional rows save.
+PREFILL_TOKENS = 16384
 
 
 def rollouts(
@@ -48,11 +51,12 @@ def rollouts(
     """Sample ``sampling.n`` responses to every problem. Return them in the order of the problems; samples of one problem are adjacent.
 
     Args:
-        target: A model or a condition. A condition's interventions act in prefill and decoding; its decoding rules and its change of the
-            prompt apply too.
-        out: Directory for finished batches (parquet files); ``None`` to store nothing. Repeat the same call to resume after a stop:
-            rollouts in the directory are graded again, not sampled again. If another process samples into the directory, this call waits.
-        about: ``task``, ``split`` and ``seed`` of the problems, recorded in the directory ``out``. Default: task and split from the
+        target: A model or a condition (see ``lm.Condition``). All parts of a condition apply: its interventions (in prefill and decoding),
+            its decoding rules and its change of the prompt.
+        out: Directory in which finished batches are stored as parquet files; ``None`` to store nothing. To resume after a stop, repeat the
+            same call: stored rollouts are graded again, but not sampled again. If another process samples into the directory, this call
+            waits.
+        about: ``task``, ``split`` and ``seed`` of the problems, to be recorded in the directory ``out``. Default: task and split from the
             problems' ``meta``.
         progress: True to show a progress bar.
 
@@ -60,7 +64,7 @@ def rollouts(
         ValueError: no problems, two problems with the same id, no chat template, or a prompt that together with
             ``sampling.max_new_tokens`` exceeds the model's context.
         store.WrongModelError: ``out`` holds rollouts of another model, other sampling settings or other problems.
-        store.DamagedFileError: ``out`` holds a file that cannot be rollouts of this model.
+        store.DamagedFileError: ``out`` holds a damaged file, or rollouts with token ids that this model does not have.
     """
     condition = target if isinstance(target, Condition) else Condition(target)
     rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
@@ -81,18 +85,18 @@ def continuations(
 ) -> list[Rollout]:
     """Sample ``sampling.n`` continuations of each list of token ids and grade them. Return them in the order of the prompts.
 
-    Random numbers depend on the seed, the problem and the sample index, as in ``rollouts``. Two prompts of the same problem get the same
-    random numbers, so their continuations differ only because the prompts do.
+    Random numbers depend on the seed, the problem and the sample index, as in ``rollouts``. So two prompts of the same problem get the same
+    random numbers, and their continuations differ only because the prompts do.
 
-    The last think tag in a prompt's assistant turn decides how a continuation is split into spans. After a closing tag, all of the
+    How a continuation is split into spans depends on the last think tag in the prompt's assistant turn. After a closing tag, the whole
     continuation is the answer and the think span is empty. After an opening tag, the continuation begins with thinking. Without a tag,
     spans are set as in ``rollouts``.
 
     Args:
         target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
-        out: Directory for finished batches; ``None`` to store nothing. Repeat the same call to resume after a stop. In the files of this
-            directory, ``sample`` is the index of the response among all responses of the call.
+        out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In
+            these files (only there), ``sample`` counts all responses of the call, not those of one prompt.
         progress: True to show a progress bar.
 
     Raises:
@@ -115,9 +119,9 @@ def continuations(
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
-    """Return the ``Rollout`` of a response that another engine sampled. Spans and grade are set as in ``rollouts``.
+    """Return the ``Rollout`` of a response that another program, such as vLLM, sampled. Spans and grade are set as in ``rollouts``.
 
-    ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. There are no log-probabilities or entropies.
+    ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. ``logprobs`` and ``entropies`` are ``None``.
 
     Args:
         problem: The problem that the response answers; used to grade it.
@@ -137,9 +141,9 @@ class _Row:
         place: Index among all responses of the call.
         problem: The problem that the response answers.
         prompt: Token ids that the response continues.
-        sample: Index among the samples of the problem (of the prompt, in ``continuations``).
-        name: Index under which the response is stored. It is ``sample`` in ``rollouts``, and ``place`` in ``continuations``, where two
-            prompts of one problem have samples with the same index.
+        sample: Index among the samples of the problem (in ``continuations``: of the prompt). The random numbers depend on it.
+        name: Index that is stored as ``Rollout.sample`` in files. It is ``sample`` in ``rollouts``. In ``continuations`` it is ``place``,
+            because two prompts of one problem have samples with the same index.
     """
 
     place: int
@@ -150,7 +154,7 @@ class _Row:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Problem id and ``name``; together they identify the response in a directory of rollouts."""
+        """``(problem id, name)``, which identifies the response in a directory of rollouts."""
         return self.problem.id, self.name
 
 
@@ -171,14 +175,15 @@ def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampli
 def _resumed(
     condition: Condition, rows: Sequence[_Row], sampling: Sampling, keep: tuple[Path, Mapping[str, Any]], progress: bool
 ) -> list[Rollout]:
-    """Return the rollouts of all rows in order; sample only those that the directory does not hold.
+    """Return the rollouts of all rows, in order. Only those that are not stored in a directory yet are sampled.
 
     Args:
-        keep: The directory, and the header that its rollouts must have.
+        keep: Pair of the directory and the header that its rollouts must have.
     """
     out, header = keep
     with store.sampling_lock(out):
         stored = store.open_rollouts(out, {**header, "rollouts": len(rows)}, vocab=condition.lm.vocab_size)
+        # A stored rollout's ``sample`` is the ``name`` of its row.
         done = _graded_again(condition.lm, rows, {(r.problem_id, r.sample): r for r in stored}, out)
         todo = [row for row in rows if row.key not in done]
         if len(todo) < len(rows):
@@ -194,10 +199,14 @@ def _resumed(
 def _graded_again(
     lm: LM, rows: Sequence[_Row], stored: Mapping[tuple[str, int], Rollout], out: Path
 ) -> dict[tuple[str, int], Rollout]:
-    """Return the stored rollouts of the rows, with spans and grades computed again. If some have changed, rewrite their files.
+    """Return the stored rollouts of the rows, by ``_Row.key``, with spans and grades computed again. Write those that changed to the files.
+
+    Args:
+        stored: The stored rollouts, by the key of their row.
+        out: Directory of the stored rollouts.
 
     Raises:
-        store.WrongModelError: a stored rollout answers another prompt.
+        store.WrongModelError: a stored rollout has another prompt than its row.
     """
     graded = {}
     for row in rows:
@@ -218,7 +227,7 @@ def _graded_again(
 
 
 def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: Path | None, progress: bool) -> dict[int, Rollout]:
-    """Sample all rows and return a dict from ``place`` to rollout, in order. Append finished batches to ``out``."""
+    """Sample all rows, and return a dict ``_Row.place -> rollout`` sorted by place. Finished batches are stored in ``out``, if given."""
     done: dict[int, Rollout] = {}
     # Prompts of similar length share a batch; the samples of one problem stay together.
     order = sorted(rows, key=lambda row: (len(row.prompt), row.problem.id, row.place))
@@ -250,9 +259,9 @@ def _prompts(condition: Condition, problems: Sequence[Problem]) -> list[list[int
 
 
 def task_and_split(problems: Iterable[Problem]) -> dict[str, Any]:
-    """Return ``{"task": ..., "split": ...}`` from the ``meta`` of the problems. Several values are joined by "+": ``"countdown+lookup"``.
+    """Return ``{"task": ..., "split": ...}``, the tasks and splits in the ``meta`` of some problems.
 
-    A key is left out if the ``meta`` of any problem lacks it.
+    Several values are joined by "+", as in ``"countdown+lookup"``. A key is left out if any problem has no value for it.
     """
     values = {name: sorted({str(p.meta.get(name, "")) for p in problems}) for name in ("task", "split")}
     return {name: "+".join(each) for name, each in values.items() if all(each)}
@@ -274,7 +283,7 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
 
 @dataclass(frozen=True)
 class _Raw:
-    """The tokens of one response, before its spans and grade are set."""
+    """One sampled response before its spans and grade are set. ``finish``, ``logprobs`` and ``entropies`` are as in ``Rollout``."""
 
     row: _Row
     tokens: list[int]
@@ -284,7 +293,11 @@ class _Raw:
 
 
 class _Rules:
-    """Applies the decoding rules of a condition during one batch. A rule may replace a drawn token by one or more other tokens."""
+    """Applies the decoding rules of a condition to one batch. A rule may replace a drawn token by one or more other tokens.
+
+    If there are rules, every row of the batch has a reader and a queue. The reader follows the row's response and its phase. The queue
+    holds tokens that a rule has returned and that are still to be placed.
+    """
 
     def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
         self.lm, self.rules = condition.lm, condition.rules
@@ -292,10 +305,11 @@ class _Rules:
         self.queues: list[list[int]] = [[] for _ in self.readers]
 
     def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int]) -> Int[Tensor, " rows"]:
-        """Return the tokens to place instead of the drawn ``tokens``; the same tensor if there are no rules.
+        """Return one token per row to append to its response: the drawn token, or one that a rule has put in its place.
 
         Args:
-            alive: Index of each row in the original batch.
+            tokens: The drawn tokens, one per row that is still decoded. Returned unchanged if there are no rules.
+            alive: Index of each of these rows in the original batch.
         """
         if not self.rules:
             return tokens
@@ -313,10 +327,11 @@ class _Rules:
 
 
 def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> Iterator[_Raw]:
-    """Decode one left-padded batch with a KV cache; yield each response when its row leaves the batch.
+    """Decode one left-padded batch with a KV cache. Yield each response when its row leaves the batch.
 
-    A row has two indices. Its original index in ``rows`` is used by ``drawn``, ``details`` and the random numbers, and stored in ``alive``
-    and ``at``. Its place in the shrinking batch is used by ``logits``, ``tokens``, ``ended`` and the cache.
+    A row has two indices, since ended rows leave the batch. Its original index in ``rows`` is used by ``drawn``, ``details`` and the random
+    numbers. Its current place in the batch is used by ``logits``, ``tokens``, ``ended`` and the cache. ``alive`` (and ``at``, its copy on
+    the device) maps the current place to the original index.
     """
     lm, budget = condition.lm, sampling.max_new_tokens
     rules = _Rules(condition, [row.prompt for row in rows])
@@ -340,7 +355,7 @@ def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> I
         # 2. Record the token, and its log-probability and entropy.
         drawn[at, step] = tokens
         if details is not None and scores is not None:
-            scores[0] = scores[0].where(tokens == choice, 0.0)  # a token that a rule placed has probability 1
+            scores[0] = scores[0].where(tokens == choice, 0.0)  # a token that a rule placed has probability 1, so log-probability 0
             details[:, at, step] = scores
 
         # 3. Every few steps, check which rows have ended. If enough have, yield them and shrink the batch. Until then they are decoded
@@ -365,7 +380,15 @@ def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> I
 
 
 def _raw(rows: Sequence[_Row], row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_ids: frozenset[int]) -> _Raw:
-    """Return one row's tokens, with log-probabilities and entropies, up to and including its first end-of-sequence token."""
+    """Return the response of one row: its tokens up to and including the first end-of-sequence token, with their details.
+
+    Args:
+        row: Original index of the row.
+        drawn: Tokens of all rows, ``[rows, steps]``.
+        details: Log-probabilities and entropies, ``[2, rows, steps]``, or ``None``.
+        steps: Number of decoding steps so far.
+        eos_ids: Token ids that end a response.
+    """
     tokens = drawn[row, :steps].tolist()
     ends = [i for i, token in enumerate(tokens) if token in eos_ids]
     stop = ends[0] + 1 if ends else steps

@@ -22,16 +22,16 @@ from toolkit.sites import KINDS, Block, Layout, Site
 Rewrite = Callable[[Tensor, Tensor], Tensor]
 """A function ``(value, inputs) -> new value`` that changes the value at a site; all are ``[batch, seq, width]``.
 
-``inputs`` is the input of the module whose output is the value: ``z`` at ``attn_out``, the MLP's input at ``mlp_out``. At all other sites
-it is the value itself."""
+If the value is the output of ``W_O`` or the MLP, ``inputs`` is the input of that module: ``z`` at ``attn_out``, the MLP's input at
+``mlp_out``. At all other sites ``inputs`` is the value itself."""
 
 
 @contextmanager
 def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
     """Record the activations at some sites in every forward pass that runs inside the context.
 
-    Yields a dict that is empty at first. After a pass it maps each site to a detached copy of its value ``[batch, seq, width]``. A second
-    pass overwrites the values of the first. To process activations during the pass instead of storing them, use ``observe``.
+    Yields a dict that is empty at first. After a pass it maps each site to a detached copy of its value ``[batch, seq, width]``. Every
+    pass overwrites the values of the one before. To process activations during the pass without storing them, use ``observe``.
     """
     values: dict[Site, Tensor] = {}
 
@@ -44,9 +44,12 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
 
 @contextmanager
 def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """Record the output of each module in every forward pass that runs inside the context.
+    """Record the output of some modules in every forward pass that runs inside the context.
 
     Yields a dict that is empty at first. After a pass it holds a detached copy of each module's output, under the same keys as ``modules``.
+
+    Args:
+        modules: The modules, under any whole numbers as keys, such as their layers.
     """
     values: dict[int, Tensor] = {}
 
@@ -61,12 +64,10 @@ def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tenso
 
 @contextmanager
 def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Call the watcher of each site with the site's value ``[batch, seq, width]`` on every forward pass inside the context.
-
-    A watcher must not modify the value or keep a reference to it.
+    """Call functions (*watchers*) with the values ``[batch, seq, width]`` at their sites, in every forward pass inside the context.
 
     Args:
-        watchers: Site -> function of the value.
+        watchers: Site -> watcher, a function of the site's value. It must not modify the value or keep a reference to it.
     """
 
     def look(watcher: Callable[[Tensor], None]) -> Rewrite:
@@ -82,11 +83,12 @@ def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -
 
 @contextmanager
 def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
-    """Replace the value at each site by the result of the site's function, on every forward pass inside the context.
+    """Replace the value at each site by the result of the site's function, in every forward pass inside the context.
 
-    If the function returns the same tensor object that it got, nothing is written and the pass stays bitwise the same. Contexts can be
-    nested: at one site, the function of the outer context is called before that of the inner one. One limit: an outer rewrite of
-    ``resid_mid`` does not see the change that an inner rewrite of ``resid_pre`` makes.
+    If the function returns the same tensor object that it got, nothing is written, and the pass stays bitwise the same.
+
+    Contexts can be nested. If two of them rewrite the same site, the outer one's function is called first. One limit: an outer rewrite of
+    ``resid_mid`` gets the value without the change that an inner rewrite of ``resid_pre`` makes.
 
     Args:
         rewrites: Site -> function ``(value, inputs) -> new value``, see ``Rewrite``.
@@ -97,7 +99,8 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
     for site in rewrites:
         layout.check(site)
     with ExitStack() as handles:
-        # Register in the order of the computation: a resid_mid hook has to see the rewritten resid_pre.
+        # PyTorch calls hooks in the order in which they were registered. So register them in the order of the computation: the hook of
+        # resid_mid that stores the block's input must run after the hook that rewrites resid_pre.
         for site, fn in sorted(rewrites.items(), key=lambda item: (item[0].layer, KINDS.index(item[0].kind))):
             for handle in _attach(layout, site, fn):
                 handles.callback(handle.remove)
@@ -108,7 +111,7 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 def around_passes(
     model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]
 ) -> Iterator[None]:
-    """Call ``before(input_ids, cache)`` before and ``after(input_ids, cache)`` after every forward pass of a model.
+    """Call ``before(input_ids, cache)`` before and ``after(input_ids, cache)`` after every forward pass of a model inside the context.
 
     Args:
         model: The model without its LM head (``lm.body``).
@@ -138,17 +141,17 @@ keys]``, or ``None`` if the implementation does not return them (SDPA does not).
 AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """``wrapper(layer, attend, query, key, value) -> (output, weights)``: called in place of ``attend``, which it may call itself."""
 
-_numbers = itertools.count()
+_numbers = itertools.count()  # make the names of replaced attention implementations unique
 
 
 @dataclass(frozen=True)
 class _WrappedAttention:
-    """An attention function for transformers: the model's implementation ``under``, wrapped by each of ``wrappers`` in turn.
+    """An attention function to register in transformers: an implementation of transformers with wrappers around it.
 
     Attributes:
-        wrappers: From the innermost to the outermost.
-        under: Name of the implementation.
-        layers: ``id`` of a layer's attention module -> layer. Other attention modules are not wrapped.
+        wrappers: The wrappers, from the innermost to the outermost.
+        under: Name of the implementation that they wrap, such as ``"sdpa"``.
+        layers: ``id()`` of a layer's attention module -> index of the layer. Other modules call the implementation without wrappers.
     """
 
     wrappers: tuple[AttentionWrapper, ...]
@@ -158,6 +161,7 @@ class _WrappedAttention:
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
     ):
+        # Transformers registers no eager implementation: each model file has its own. For other names ``plain`` is not used.
         plain: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         below = ALL_ATTENTION_FUNCTIONS.get_interface(self.under, plain)
 
@@ -174,13 +178,13 @@ class _WrappedAttention:
 def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False) -> Iterator[None]:
     """Call ``fn(layer, attend, query, key, value)`` instead of the attention function of every layer.
 
-    ``fn`` has to return ``(output, weights)``; if it returns ``attend(query, key, value)``, nothing changes. Contexts can be nested: in the
-    inner context, ``attend`` calls the function of the outer one. On exit the model's implementation is restored, also after an error.
+    ``fn`` has to return ``(output, weights)``. If it returns ``attend(query, key, value)``, nothing changes. Contexts can be nested: the
+    ``attend`` that the inner function gets calls the outer function.
 
     Args:
-        fn: See ``AttentionWrapper``; shapes are in ``Attend``.
-        eager: True to let ``attend`` be transformers' eager implementation for the model, which returns attention weights. False for the
-            implementation that the model is set to use; most return ``None`` instead of weights.
+        fn: The function, see ``AttentionWrapper``. ``Attend`` describes the shapes.
+        eager: Which attention ``attend`` computes. True: the model's eager implementation in transformers, which returns attention weights.
+            False: the implementation that the model is set to use; most of them return ``None`` instead of weights.
     """
     layers = {id(layout.blocks[layer].attention): layer for layer in layout.attention_layers}
     current = attention_name(layout)
@@ -204,12 +208,13 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
     """Make ``fn`` the model's attention implementation inside the context.
 
     Args:
-        fn: Attention function, called with the arguments that transformers passes to any implementation.
-        under: Name of an implementation in transformers; masks are built for ``fn`` as for this implementation.
+        fn: Attention function. Transformers calls it with the same arguments as its own implementations.
+        under: Name of an implementation in transformers. ``fn`` gets attention masks in the form that this implementation needs.
     """
     config, before, name = layout.attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
-        # Transformers looks up the mask function under the same name, in a mapping that all instances share.
+        # Transformers looks up the mask function under the same name. ``register`` writes to a mapping that all instances share. No method
+        # undoes it, so the entry is popped on exit.
         for interface, value in (
             (ALL_ATTENTION_FUNCTIONS, fn),
             (ALL_MASK_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS[under]),
@@ -223,9 +228,9 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
 
 @contextmanager
 def rewrite_logits(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the logits of every forward pass of a causal language model by ``fn(logits)`` inside the context.
+    """Replace the logits of a causal language model by ``fn(logits)``, in every forward pass inside the context.
 
-    Logits are ``[batch, positions, vocab]``. The positions are those that the pass computes logits for (``logits_to_keep``).
+    Logits are ``[batch, positions, vocab]``, with the positions for which the pass computes logits (transformers' ``logits_to_keep``).
     """
 
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
@@ -274,10 +279,13 @@ def _on_output(fn: Rewrite, *, with_inputs: bool):
 
 
 def _attach_mid(block: Block, factor: float, fn: Rewrite) -> Iterator[Any]:
-    """Hook ``resid_mid``, a sum that no module returns.
+    """Register two hooks that call ``fn`` on ``resid_mid``, which is a sum that no module returns. Yield their handles.
 
-    The first hook stores the block's input. The second hook adds attention's contribution to this input and calls ``fn`` on the sum. The
-    change that ``fn`` makes is written into attention's contribution, which the block then adds to the stream.
+    The first hook stores the block's input. The second one adds attention's contribution to this input and calls ``fn`` on the sum. The
+    change that ``fn`` makes is added to attention's contribution, which the block then adds to the residual stream.
+
+    Args:
+        factor: Number by which the block multiplies attention's output before it adds it (``Layout.factor``).
     """
     resid_pre: list[Tensor] = []
 

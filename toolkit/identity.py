@@ -1,17 +1,17 @@
-"""Identities: JSON descriptions of functions, objects, models and conditions, used to build the cache keys of saved results.
+"""Identities: JSON descriptions of functions, objects, models and conditions. They are part of the cache keys of saved results.
 
-The identity of a value changes if the value's behaviour can change, and is the same in every process. So a result is computed again if
-the code or data behind it has changed. ``of(value)`` returns the identity. It describes
+The identity of a value is the same in every process. It changes whenever the value's behaviour may have changed, so that a saved result is
+computed again if the code or data behind it has changed. ``of(value)`` returns the identity, which contains
 
-- a function that the user wrote by its bytecode (docstring, comments and line numbers do not count), closure, defaults, and the globals
-  that it reads: a changed helper or constant changes the identity;
-- a class that the user wrote by its bases, methods and attributes;
-- a function or class of the toolkit by its name; ``Identity.modules`` lists its module, whose code is hashed separately;
-- a function or class of an installed package by its name and the version of the package;
-- an object by its class and fields, a tensor by its bytes, a model by its fingerprint. Memory addresses never count.
+- for a function that the user wrote: its bytecode (without docstring, comments and line numbers), closure, defaults, and the globals that
+  it reads. So a changed helper or constant changes the identity;
+- for a class that the user wrote: its bases, methods and attributes;
+- for a function or class of the toolkit: its name. ``Identity.modules`` lists its module, whose code is hashed separately;
+- for a function or class of an installed package: its name and the version of the package;
+- for an object its class and fields, for a tensor its bytes, for a model its fingerprint. Memory addresses are never included.
 
-Not covered are files that a function reads, attributes that it looks up by a computed name, and the versions of torch and transformers.
-Bytecode differs between versions of Python: after a change of version, results that depend on user code are computed again.
+An identity does not cover files that a function reads, attributes that it looks up by a computed name, and the versions of torch and
+transformers. Bytecode depends on the version of Python: under another version, results that depend on user code are computed again.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ from toolkit.lm import LM, Condition
 from toolkit.types import Problem, Provenance
 
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-"""Flags of a code object that are part of a function's identity. Other flags, such as those of future imports, are ignored."""
+"""Mask of the flags of a code object that are part of a function's identity. Others, such as those of future imports, are ignored."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
-"""Modules of the toolkit that are not hashed as a whole: only the functions that a value uses are part of its cache key."""
+"""Modules of the toolkit from which only the functions in use are hashed. Other modules of the toolkit are hashed as a whole."""
 HOUSEKEEPING = frozenset((
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
     "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
     "__firstlineno__", "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__hash__", "__protocol_attrs__",
     "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__",
 ))  # fmt: skip
-"""Attributes that Python itself adds to a class; they are no part of its identity."""
+"""Attributes that Python adds to a class by itself; they are not part of its identity."""
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 PACKAGES = frozenset({"site-packages", "dist-packages"})
 CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
@@ -63,13 +63,13 @@ WRAPPERS: Mapping[type, tuple[str, ...]] = {
     MethodType: ("__func__", "__self__"), functools.partial: ("func", "args", "keywords"), property: ("fget", "fset"),
     functools.cached_property: ("func",), classmethod: ("__func__",), staticmethod: ("__func__",),
 }  # fmt: skip
-"""Type of a wrapper of functions -> attributes by which such a wrapper is described."""
+"""Type of an object that wraps a function -> its attributes that are part of its identity."""
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 REMEDY = "Pass identity={...} to the condition, with everything its numbers depend on (after a constructor function: dataclasses.replace(condition, identity={...}))."
 
 
 class UnknownIdentityError(ValueError):
-    """A value has no identity, since its behaviour does not follow from its class and fields. An open file is an example."""
+    """A value has no identity, because its class and fields do not determine its behaviour. An open file is an example."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ class Identity:
     """The identity of a value: a description that changes if the value's behaviour can change.
 
     Attributes:
-        body: JSON-serialisable description.
-        modules: Names of the toolkit's modules that the value uses. ``store.modules_of`` hashes their code, which is part of the cache key
-            too.
+        body: The description, JSON-serialisable.
+        modules: Names of the toolkit's modules that the value uses. Their code, hashed by ``store.modules_of``, is part of cache keys too.
     """
 
     body: Any
@@ -122,9 +121,12 @@ def of_lm(lm: LM) -> dict[str, Any]:
 
 
 def describe(act: Any) -> str:
-    """Return a text that describes a decoding rule, an intervention or a prompt change of a condition: ``str(act)``.
+    """Return a text that describes an intervention, a decoding rule or a prompt change of a condition.
 
-    If ``str(act)`` contains a memory address, return the name of the function or class and a hash of its identity instead.
+    It is ``str(act)``. If that contains a memory address, it is the name of the function or class and a hash of its identity.
+
+    Args:
+        act: The intervention, decoding rule or prompt change.
     """
     words = str(act)
     if not ADDRESS.search(words):
@@ -133,21 +135,21 @@ def describe(act: Any) -> str:
 
 
 def describe_interventions(condition: Condition) -> list[str]:
-    """Return one text for each intervention, decoding rule and prompt change of a condition, in this order.
+    """Return one text for each intervention, each decoding rule and the prompt change of a condition, in this order.
 
-    Reports show these texts. They are also stored with rollouts, which are reused for a condition of the same model with the same texts.
-    So the ``str()`` of an intervention has to contain all its settings.
+    Reports show these texts. They are also stored with rollouts: stored rollouts are reused if the model and these texts are the same. So
+    the ``str()`` of an intervention has to contain all its settings.
     """
     return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
 
 def of_problems(problems: Sequence[Problem]) -> str:
-    """Return a hash over all fields of a list of problems, in order, for the cache keys of results."""
+    """Return a hash over all fields of some problems, for cache keys. It depends on their order."""
     return store.key(of(list(problems)).body)
 
 
 def is_user_code(module: str | None) -> bool:
-    """Return True if a module is a user's code: not in the standard library, not in an installed package, and not in the toolkit.
+    """Return True if a module is the user's code: not in the standard library, an installed package or the toolkit.
 
     Args:
         module: Dotted name of the module, or ``None`` (which counts as user code).
@@ -156,7 +158,8 @@ def is_user_code(module: str | None) -> bool:
     if (top in sys.stdlib_module_names and top != "__main__") or top in ("toolkit", "builtins"):
         return False
     file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
-    # An environment may also see packages of the system or the user, in other directories of these names.
+    # Packages are in a directory of a name in PACKAGES: in this environment, or one of the system or the user. The paths of sysconfig cover
+    # environments in which that directory has another name.
     return not (PACKAGES & {*file.parts}) and not any(
         file.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib")
     )
@@ -164,7 +167,10 @@ def is_user_code(module: str | None) -> bool:
 
 @functools.cache
 def _version(module: str) -> str:
-    """Return name and version of a module's package. Return "" for the standard library and for the toolkit (whose code is hashed)."""
+    """Return name and version of the package that a module belongs to, such as "numpy 2.1.0".
+
+    The result is "" for modules of the standard library, and of the toolkit, whose code is hashed instead.
+    """
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("toolkit", "builtins"):
         return ""
@@ -175,19 +181,22 @@ _distributions = functools.cache(metadata.packages_distributions)
 
 
 class _Inspector:
-    """Builds the identity of one value and collects the toolkit's modules that the value uses. All references are followed."""
+    """Builds the identity of one value, and collects in ``modules`` the toolkit's modules that the value uses.
+
+    It describes everything that the value refers to as well, directly or indirectly.
+    """
 
     def __init__(self, strict: bool) -> None:
         self.strict, self.modules = strict, set[str]()
         self.open: dict[int, int] = {}  # id of each value that is being described now -> its depth: a value may refer to itself
-        self.seen: dict[int, int] = {}  # id of each function and class described so far -> its number
-        self.where: list[str] = []  # names on the way from the value to the current part, for errors
+        self.seen: dict[int, int] = {}  # id of each function and class described so far -> its number, in the order of description
+        self.where: list[str] = []  # names that lead from the value to the part that is being described, for errors
 
     def of(self, value: Any) -> Any:
         """Return the description of a value."""
         if value is None or type(value) in (bool, int, float, str):
             return value
-        if id(value) in self.seen:  # helpers that share helpers would otherwise be described once per path to them
+        if id(value) in self.seen:  # describe a shared helper only once, however many functions refer to it
             return {"seen": self.seen[id(value)]}
         if isinstance(value, FunctionType | type):
             self.seen[id(value)] = len(self.seen)
@@ -200,7 +209,7 @@ class _Inspector:
             del self.open[id(value)]
 
     def named(self, name: str, value: Any) -> Any:
-        """Return the description of a value. Errors show ``name`` on the path to the part that has no identity."""
+        """Return the description of a value. If a part of it has no identity, the error message mentions ``name``."""
         self.where.append(name)
         try:
             return self.of(value)
@@ -249,7 +258,7 @@ class _Inspector:
         if not isinstance(value, set | frozenset):
             return {kind: [self.of(v) for v in value]}
         parts, before = [], self.seen
-        for v in value:  # describe each as if it was the first: the order of a set differs between processes
+        for v in value:  # describe each as if it were the first, since the order of a set differs between processes
             self.seen = dict(before)
             parts.append(self.of(v))
         self.seen = before
@@ -283,7 +292,13 @@ class _Inspector:
         return description
 
     def _code(self, code: CodeType, scope: Mapping[str, Any]) -> Any:
-        """Return a hash of a function's bytecode, and the descriptions of the globals that it reads, by name."""
+        """Return a hash of a function's bytecode, and the descriptions of the globals that it reads, by name.
+
+        Args:
+            code: Code object of the function.
+            scope: Global variables of the function's module.
+        """
+        # Constants are described by value, other arguments by name. Functions inside the function are code objects among the constants.
         steps = list(dis.get_instructions(code))
         inner = [self._code(step.argval, scope) if isinstance(step.argval, CodeType) else self._argument(step) for step in steps]
         plain = [[step.opname, argument] for step, argument in zip(steps, inner, strict=True)]
@@ -295,7 +310,12 @@ class _Inspector:
         return self.of(step.argval) if step.opcode in dis.hasconst else str(step.argval)
 
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield name and value of each global that is read or imported. For ``module.name`` this is the attribute, not the module."""
+        """Yield the name and value of each global that is read or imported. For ``module.name`` in the code, the value is the attribute.
+
+        Args:
+            steps: Instructions of the function.
+            scope: Global variables of the function's module.
+        """
         for at, step in enumerate(steps):
             if step.opname in LOADS and isinstance(scope, Mapping):
                 name, value = step.argval, scope.get(step.argval, getattr(builtins, step.argval, "no such name"))
@@ -308,6 +328,7 @@ class _Inspector:
                 yield from self._imports(steps, at, scope)
 
     def _imports(self, steps: Sequence[dis.Instruction], at: int, scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        # Two instructions before IMPORT_NAME load its arguments: the level (number of leading dots), then the list of names.
         name, level = steps[at].argval, steps[at - 2].argval
         try:
             module = importlib.import_module("." * level + name, scope.get("__package__"))
@@ -344,7 +365,7 @@ class _Inspector:
             k: self.named(f"{cls.__qualname__}.{k}", v)
             for k, v in sorted(vars(cls).items())
             if k not in HOUSEKEEPING
-            and not isinstance(v, GetSet)
+            and not isinstance(v, GetSet)  # Python's access to the attributes of an instance, and to its slots (next line)
             and type(v).__name__ != "member_descriptor"
             and not (is_data and isinstance(v, FunctionType) and v.__code__.co_filename == "<string>")  # generated by dataclass
         }
@@ -354,7 +375,10 @@ class _Inspector:
     # --- objects -------------------------------------------------------------------------------------------------
 
     def _object(self, value: Any) -> Any:
-        """Describe an object by its class and its state: the fields of a dataclass, else the state that pickle would save."""
+        """Return the description of an object: its class and its state.
+
+        The state of a dataclass is its fields. That of any other object is the state that pickle would save.
+        """
         cls = type(value)
         if dataclasses.is_dataclass(cls) and cls.__getstate__ is object.__getstate__:
             fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(cls)}
@@ -368,6 +392,7 @@ class _Inspector:
             return None
         if isinstance(reduced, str):
             return {"object": self.of(cls), "name": reduced}
+        # As pickle does: the object is make(*arguments), to which the state and then list or dict items are added.
         make, arguments, *more = reduced
         pickled, *items = more or [None]
         pickled = _without_cached(cls, pickled) if isinstance(pickled, dict) else pickled
@@ -382,12 +407,12 @@ class _Inspector:
 
 
 def _without_cached(cls: type, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object's state without the values of cached properties."""
+    """Return an object's state without the values of cached properties, which exist only once they have been read."""
     return {k: v for k, v in state.items() if not isinstance(getattr(cls, str(k), None), functools.cached_property)}
 
 
 def _numbers(value: Any) -> Any:
-    """Describe a tensor, an array or bytes by type, shape and a hash."""
+    """Return the description of a tensor, an array or bytes: type, dtype, shape and a hash of the content."""
     if isinstance(value, torch.Tensor):
         data = value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
         about: list[Any] = ["tensor", str(value.dtype), list(value.shape)]
@@ -400,7 +425,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _by_name(f: FunctionType) -> Any:
-    """Return the value under a function's qualified name in its module."""
+    """Return the object that a function's qualified name stands for in its module, or ``None``. It may be another object than ``f``."""
     value: Any = sys.modules.get(f.__module__)
     for part in f.__qualname__.split("."):
         value = getattr(value, part, None)
@@ -415,15 +440,15 @@ def _content(cell: CellType) -> Any:
 
 
 def hash_of(values: torch.Tensor) -> str:
-    """Return a hash of a tensor's numbers (as fp64), 12 hexadecimal digits, for texts that describe interventions."""
+    """Return a hash of a tensor's values (as fp64) as 12 hexadecimal digits, for texts that describe interventions."""
     return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def format_exact(value: float, sign: str = "") -> str:
-    """Return a number as text with all its digits, for cache keys. Whole numbers have no decimal point.
+    """Return a number as text with all its digits, for cache keys. Whole numbers are written without decimal point.
 
     Args:
-        sign: ``"+"`` to write the sign of positive numbers too; ``""`` to write only minus signs.
+        sign: ``"+"`` to write a sign before positive numbers too; ``""`` to write only minus signs.
 
     >>> format_exact(0.1), format_exact(2.0, "+")
     ('0.1', '+2')

@@ -45,19 +45,23 @@ UNCOMPUTED = frozenset((
 
 @dataclass(frozen=True)
 class LM:
-    """A model, its tokenizer, and the facts about them that the toolkit needs. It is never modified: edits return a new LM.
+    """A model with its tokenizer and what the toolkit knows about them. An LM is never modified: edits return a new one.
 
     Attributes:
+        model: The model, from transformers.
+        tokenizer: Its tokenizer.
         layout: The model's modules and head geometry, see ``sites``.
-        tags: The model's think tags, or ``None`` if it has none (methods that need thinking then raise ``NoThinkTagsError``).
+        tags: The model's think tags, or ``None`` if it has none. Methods that need thinking then raise ``NoThinkTagsError``.
         name: Hub id, directory or description.
         revision: Hub revision (branch, tag or commit), or ``None``.
-        parent: Fingerprint of the LM that this one was made from, or ``None``. Directions of the parent may be used with this LM.
-        made_from: Records (see ``origins``) of the problems that were used to edit or train the model; saved beside the weights.
+        parent: Fingerprint of the LM that this one was made from by editing or training, or ``None``. Directions of the parent can be used
+            with this LM.
+        made_from: Records (see ``origins``) of the problems that were used to edit or train the model. ``save`` writes them beside the
+            weights.
         template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
-        folder: Directory that the model was read from, or ``None``; ``save`` copies its other files, such as those of a multimodal
+        folder: Directory that the model was read from, or ``None``. ``save`` copies its other files, such as those of a multimodal
             processor.
-        known_digests: Hashes of weights that are shared with the parent, see ``digests``.
+        known_digests: Hashes of the weights that this LM shares with its parent, so that ``digests`` need not compute them again.
     """
 
     model: PreTrainedModel
@@ -75,7 +79,7 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Device on which the model computes, also if its weights are offloaded."""
+        """Device on which the model computes, even if its weights are offloaded."""
         return tensors.device(self.model)
 
     @property
@@ -87,12 +91,12 @@ class LM:
 
     @cached_property
     def caches_keys(self) -> bool:
-        """True if the KV cache holds the keys and values that attention reads; False for latent attention, which caches compressed ones."""
+        """True if the KV cache holds the keys and values that attention reads. False for latent attention, which caches compressed ones."""
         return behaviour.caches_keys(self.body, self.layout)
 
     @cached_property
     def gated_layers(self) -> frozenset[int]:
-        """Layers in which a gate or a norm changes the heads' outputs before the output projection ``W_O``."""
+        """Indices of the layers in which a gate or a norm changes the heads' outputs before the output projection ``W_O``."""
         return behaviour.gated_layers(self.body, self.layout)
 
     @cached_property
@@ -104,27 +108,27 @@ class LM:
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
-        """SHA-256 of every weight and saved buffer, over shape, number type and bytes: name -> hash.
+        """SHA-256 of every weight and persistent buffer: name -> hash of shape, dtype and bytes.
 
-        Computed once, in about a second per GB and thread. An edited LM shares most weights with its parent and hashes only the others.
+        Computed once; one thread hashes about 1 GB per second. An edited LM shares most weights with its parent and hashes only the others.
         """
         return tensors.digests(self.model, self.known_digests)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the names and ``digests`` of all weights, and over the config except ``UNCOMPUTED``."""
+        """SHA-256 over all weights and persistent buffers with their names, and over the config without the entries in ``UNCOMPUTED``."""
         config = {k: v for k, v in self.model.config.get_text_config().to_dict().items() if k not in UNCOMPUTED}
         text = json.dumps([config, sorted(self.digests.items())], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
-        """Return the provenance to store with a value that is made from this model.
+        """Return the provenance of a value that is computed from this model, to be stored with the value.
 
-        The hash of the chat template includes the switches that are set (``LM.template``); they are also added to the notes.
+        If switches of the chat template are set (``LM.template``), they are part of the template's hash, and are added to the notes.
 
         Args:
             seed: Random seed, or ``None`` if nothing was random.
-            notes: Other facts, JSON-serialisable.
+            notes: Other facts about the value, JSON-serialisable.
         """
         template, switches = self.tokenizer.chat_template or "", {"template": dict(self.template)} if self.template else {}
         text = json.dumps([template, switches] if switches else template, sort_keys=True)
@@ -133,7 +137,7 @@ class LM:
 
     @property
     def vocab_size(self) -> int:
-        """Number of rows of the embedding. The tokenizer may have fewer tokens."""
+        """Number of rows of the embedding matrix. The tokenizer may have fewer tokens."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # a Parameter, typed as Tensor or Module
 
     @cached_property
@@ -142,21 +146,22 @@ class LM:
         return self.tokenizer.get_vocab()
 
     def token_id(self, text: str) -> int | None:
-        """Return the id of the token with this text in the vocabulary, or ``None``."""
+        """Return the id of the token whose text in the vocabulary is ``text``, or ``None`` if there is none."""
         return self._vocabulary.get(text)
 
     def text(self, ids: Sequence[int], *, special: bool = True) -> str:
-        """Return token ids decoded to text, without special tokens if ``special`` is False."""
+        """Return token ids decoded to text. ``special=False`` leaves out special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))
 
     def prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return a chat prompt as text.
+        """Return chat messages as the text of a prompt.
 
-        It ends with the opening of the assistant's turn or, if the last message is the assistant's, with that message, which the model
-        then continues.
+        The prompt ends where the model's response begins: after the header of the assistant's turn. If the last message is the assistant's,
+        the prompt ends with that message, and the model continues it.
 
         Raises:
-            ValueError: the tokenizer has no chat template, or the template changes the assistant's message.
+            ValueError: the tokenizer has no chat template; the template changes the assistant's message that is to be continued; or it may
+                have added think tags to that message.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
@@ -179,7 +184,7 @@ class LM:
         return text
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of ``prompt_text(messages)``. Raise ValueError if the tokenizer has no usable chat template."""
+        """Return the token ids of ``prompt_text(messages)``. Raise ValueError as ``prompt_text`` does."""
         return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], **how: bool) -> str:
@@ -187,7 +192,12 @@ class LM:
         return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
 
     def _check_begun(self, text: str, content: str) -> None:
-        """Raise ValueError unless every think tag after the start of the assistant's turn belongs to the continued message."""
+        """Raise ValueError unless all think tags in the assistant's turn are known to come from the message that is to be continued.
+
+        Args:
+            text: Text of the prompt.
+            content: The assistant's message, with which the prompt ends.
+        """
         tags = [tag for tag in (self.tags.open, self.tags.close) if tag] if self.tags else []
         turn = self.text(self.turn)
         after = text.rpartition(turn)[2] if turn else ""
@@ -200,7 +210,7 @@ class LM:
 
     @cached_property
     def thinking(self) -> str:
-        """Text for logs: how the model marks its thinking, whether prompt or model opens it, and the switches of the chat template."""
+        """Text for logs: the model's think tags, whether the prompt or the model opens thinking, and the switches of the chat template."""
         if self.tags is None:
             return "no think tags found, so responses count as answers (set tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE)"
         if self.tags.close is None:
@@ -221,9 +231,11 @@ class LM:
 
     @cached_property
     def turn(self) -> tuple[int, ...]:
-        """Token ids that open the assistant's turn in a prompt; empty if the chat template has no such tokens."""
+        """Token ids of the header with which the assistant's turn begins in a prompt; empty if the chat template has no such header."""
         if not self.tokenizer.chat_template:
             return ()
+        # The header is the text that two prompts share after the question: one that ends before the response, and one that continues a
+        # response. A dagger is a response that no template contains.
         question, response = {"role": "user", "content": "1"}, {"role": "assistant", "content": "\u2020"}
         try:
             before = self._rendered([question], add_generation_prompt=False)
@@ -238,8 +250,8 @@ class LM:
     def save(self, directory: str | Path) -> Path:
         """Save the model as an ordinary Hugging Face directory and return its path.
 
-        It holds the weights, tokenizer and chat template, and copies of the other files in ``folder``. It is written under a temporary
-        name and renamed when complete, so a directory that exists is complete.
+        The directory holds the weights, tokenizer and chat template, and copies of the other files in ``folder``. It is written under a
+        temporary name and renamed when complete. So if it exists, it is complete.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
@@ -249,32 +261,33 @@ class LM:
 
 
 def _common(one: str, other: str) -> str:
-    """Return the longest common beginning of two texts."""
+    """Return the longest common prefix of two texts."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return one[: next(differ, min(len(one), len(other)))]
 
 
 Intervention = Callable[[LM], AbstractContextManager[None]]
-"""A change of a model while it runs: ``with intervention(lm): ...``."""
+"""A function that returns a context manager. Inside ``with intervention(lm):``, the model behaves differently, such as steered."""
 
 Rule = Callable[[LM, Any, int], Sequence[int] | None]
-"""A change of decoding: ``rule(lm, reader, drawn)`` returns tokens to place instead of the drawn token, or ``None`` to keep it.
+"""A change of decoding: ``rule(lm, reader, drawn)`` is called after a token is drawn, and may replace it.
 
-``reader`` is the ``spans.Reader`` of the response so far. See ``baselines``."""
+It returns the token ids to place instead of the token id ``drawn``, or ``None`` to keep that token. ``reader``, a ``spans.Reader``, holds
+the phase (prompt, think or answer) of the response so far and its number of think tokens. The module ``baselines`` has examples."""
 
 Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
-"""A change of the prompt: a function from chat messages to chat messages."""
+"""A change of the prompt: a function from the chat messages of a problem to those that the model gets."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """An LM with interventions, rules and a change of the prompt. Responses are sampled from conditions, and conditions are compared.
+    """An LM with interventions, decoding rules and a change of the prompt. Responses are sampled from conditions to compare them.
 
     Attributes:
         lm: The model.
-        during: Interventions during prefill and decode, entered in this order.
+        during: Interventions that act in prefill and decoding. Their contexts are entered in this order.
         note: One line that describes the condition in reports.
-        rules: Rules that replace drawn tokens; for each token, the first rule that returns tokens applies.
+        rules: Rules that replace drawn tokens. For each drawn token they are called in this order, until one returns tokens.
         ask: Change of the prompt, or ``None``.
     """
 
@@ -286,7 +299,7 @@ class Condition:
 
     @contextmanager
     def active(self):
-        """Return a context manager in which the interventions act; it yields the LM."""
+        """Context manager in which the interventions act; it yields the LM."""
         _ = self.lm.caches_keys, self.lm.gated_layers  # measured once, by short passes that no intervention may change
         with ExitStack() as stack:
             for intervention in self.during:
@@ -295,7 +308,7 @@ class Condition:
 
 
 def tiny_reasoner_path() -> Path:
-    """Return the directory of the tiny reasoner."""
+    """Return the directory of the tiny reasoner, a small model that comes with the toolkit."""
     return shipped.path_of(TINY_REASONER)
 
 
@@ -311,24 +324,25 @@ def load(
     template: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> LM:
-    """Load a causal language model for use with the toolkit.
+    """Load a causal language model with its tokenizer, check that it behaves as the toolkit assumes, and return it as an ``LM``.
 
     Args:
-        source: ``"tiny-reasoner"``, ``"smol-reasoner"``, a local directory, a ``.gguf`` file, or a hub id. A PEFT adapter is merged into
-            the base that it names.
-        revision: Hub revision.
-        dtype: Number type of the weights. Edits are computed in fp32 in any case.
+        source: A local directory, a ``.gguf`` file, a hub id, or a model that comes with the toolkit: ``"tiny-reasoner"`` or
+            ``"smol-reasoner"``. If it is a PEFT adapter, the base model that its config names is loaded, and the adapter merged into it.
+        revision: Hub revision (branch, tag or commit).
+        dtype: Dtype of the weights. Edits are computed in fp32 in any case.
         device: Device of the model. Default: CUDA if available, else CPU.
-        device_map: Instead of ``device``: ``"auto"`` puts as much of the model on the GPU as fits and offloads the rest to the CPU, or a map
-            from modules to devices (also ``"cpu"`` and ``"disk"``), see accelerate. Offloaded weights cannot be edited or trained.
+        device_map: To use instead of ``device`` for big models. ``"auto"`` puts as much of the model on the GPU as fits, and offloads the
+            rest to the CPU. A map from modules to devices (also ``"cpu"`` and ``"disk"``) is as in accelerate. Offloaded weights cannot be
+            edited or trained.
         quantization: ``"4bit"`` or ``"8bit"`` to quantise the weights with bitsandbytes when they are loaded, or a quantisation config of
             transformers. Quantised weights cannot be edited or trained; interventions at run time work.
-        tags: Think tags. Default: those of the format that the chat template or the vocabulary has (``tags.FORMATS``), else none.
+        tags: Think tags. Default: those that ``tags.find_tags`` finds in the chat template or the vocabulary, if any.
         template: Switches (variables) to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         trust_remote_code: True to run code from the hub repository.
 
     Raises:
-        FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
+        FileNotFoundError: there is no directory or GGUF file at the path.
         ImportError: a package that the model, ``device_map`` or ``quantization`` needs is not installed; the message says which.
         ValueError: both ``device`` and ``device_map`` are given, or ``quantization`` is unknown.
         store.DamagedFileError: a file is truncated or damaged.
@@ -376,12 +390,14 @@ def wrap(
     tags: ThinkTags | None = None,
     revision: str | None = None,
 ) -> LM:
-    """Return an ``LM`` from a model and tokenizer in memory, without running the checks of ``qualify``.
+    """Return an ``LM`` made of a model and a tokenizer in memory. The checks of ``qualify`` are not run.
 
     Args:
+        model: The model; it is set to eval mode.
+        tokenizer: Its tokenizer. If it has no padding token, one is set.
         name: Name for reports.
-        tags: Think tags. Default: those of the format that the chat template or the vocabulary has (``tags.FORMATS``), else none.
-        revision: Hub revision, if the model came from the hub.
+        tags: Think tags. Default: those that ``tags.find_tags`` finds in the chat template or the vocabulary, if any.
+        revision: Hub revision (branch, tag or commit), if the model is from the hub.
 
     Raises:
         UnsupportedModelError: the architecture is unknown, a weight is not finite, or model and tokenizer do not fit together.
@@ -413,14 +429,14 @@ def wrap(
 
 
 def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
-    """Check on random tokens that a model behaves as its layout says (see ``toolkit.qualify``), and return the results of the checks.
+    """Check on random tokens that a model behaves as the toolkit assumes, and return the results. ``toolkit.qualify`` lists the checks.
 
     Args:
         seed: Seed of the random tokens.
         tokens: Number of random tokens.
 
     Raises:
-        UnsupportedModelError: a check failed, or the model cannot run; the message names the check and the deviation.
+        UnsupportedModelError: the model cannot run, or a check failed; the message names the check and the measured value.
     """
     try:
         results = behaviour.checks(lm.model, lm.layout, seed=seed, tokens=tokens)
@@ -442,7 +458,7 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     """Return a copy of ``lm`` with another model, such as an edited one; ``lm`` becomes its parent.
 
     Args:
-        model: The other model. Weights that it shares with that of ``lm`` must not be changed later.
+        model: The other model. If it shares weights with the model of ``lm`` (the same memory), they must not be changed later.
         name: Name of the new LM.
         made_from: Records (see ``origins``) of the problems that the change was made from; they are added to the records of ``lm``.
     """
@@ -458,8 +474,8 @@ def check_plain(lm: LM, doing: str, instead: str) -> None:
     """Raise an error unless the weights of a model can be changed: quantised and offloaded ones cannot.
 
     Args:
-        doing: The change, as a noun for the message, such as ``"editing the weights"``.
-        instead: A sentence that names other ways.
+        doing: The change that is to be made, for the error message, such as ``"editing the weights"``.
+        instead: A sentence at the end of the message that says what the user can do instead.
 
     Raises:
         UnsupportedModelError: the weights are quantised or offloaded.
@@ -469,9 +485,9 @@ def check_plain(lm: LM, doing: str, instead: str) -> None:
 
 
 def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Change the number type of a model's weights in place, and return the model.
+    """Convert a model's weights to a dtype, in place, and return the model.
 
-    Buffers, such as rotary frequencies, keep their number type, as when a model is loaded.
+    Buffers, such as rotary frequencies, keep their dtype, as they do when a model is loaded.
     """
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
@@ -480,9 +496,10 @@ def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def halve_on_oom(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
-    """Call ``run(rows)``. If memory runs out, call it on the two halves instead, down to single rows.
+    """Call ``run(rows)``. If memory runs out, call it on each half instead, and so on down to single rows.
 
-    ``run`` must have no side effects before the last point at which it can run out of memory, since it is called again.
+    After a call that ran out of memory, ``run`` is called again with the same rows. So it must store its results only at its end, when it
+    can no longer run out of memory.
     """
     try:
         run(rows)

@@ -3,17 +3,17 @@
 Equation (over the entries of all weights):
 
     D = theta_trained - theta_base
-    theta = theta_base + scale * D    where |D| is among the largest ``keep`` of the entries
+    theta = theta_base + scale * D    at the share ``keep`` of the entries with the largest |D|
     theta = theta_base                elsewhere
 
 where theta_base and theta_trained are the weights of the two models, and theta those of the result. The paper uses keep = 25 % and
-scale = 0.7. There, the merged 8B model regained the accuracy that DLER training had lost, and its responses were almost as short as those
-of the trained model.
+scale = 0.7. In the paper, the merged 8B model regained the accuracy that DLER training had lost, and its responses were almost as short as
+those of the trained model.
 
-Our choices: the paper does not say whether the largest 25 % are taken per weight tensor or over all tensors. The argument ``scope`` sets
-this; the default ``assumed_scope`` is per tensor. All entries that tie at the threshold are kept.
+Our choices: the paper does not say whether the largest 25 % are taken within each weight tensor or over all tensors. The argument ``scope``
+sets this; the default is within each tensor. All entries that tie at the threshold are kept.
 
-Memory: one copy of the weights. The threshold is exact; it is found with histograms, so the entries are neither sorted nor all in memory.
+Memory: one more copy of the weights. The threshold is exact, but needs neither sorting nor all entries in memory: see ``threshold``.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def selective_merge(
     ``dtype``.
 
     Args:
-        keep: Share of the entries whose change is added, above 0 and at most 1: the entries with the largest absolute change.
+        keep: Share of the entries to change, above 0 and at most 1. These are the entries with the largest absolute change.
         scale: Factor on the added changes.
-        scope: ``"tensor"`` selects the share ``keep`` within each weight tensor, ``"global"`` over all weights together.
-        dtype: Number type of the new model. A type narrower than fp32 loses part of the change by rounding; the name of the new model
-            says how much.
+        scope: ``"tensor"`` takes the share ``keep`` within each weight tensor, ``"global"`` over all weights together.
+        dtype: Dtype of the new model. If it is narrower than fp32, rounding loses part of the change. The name of the new model then says
+            how much.
 
     Raises:
         DifferentModelsError: the models differ in the names or shapes of their weights.
@@ -81,7 +81,7 @@ def selective_merge(
     def smallest_kept(names: Sequence[str]) -> float:
         return threshold(lambda: map(change, names), keep)
 
-    shared = smallest_kept(list(before)) if scope == "global" else 0.0  # smallest kept |change| over all weights; unused per tensor
+    shared = smallest_kept(list(before)) if scope == "global" else 0.0  # threshold for all weights; not used with scope "tensor"
     merged = lms.as_type(copy.deepcopy(base.model), torch.float32)
     for name, weight in merged.named_parameters():
         delta = change(name)
@@ -105,23 +105,25 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 
 
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
-    """Return the k-th largest ``|entry|`` over several tensors, in fp32. k is ``round(keep * number of entries)``, and at least 1.
+    """Return the number t, in fp32, such that the share ``keep`` of all entries of some tensors has ``|entry| >= t``.
 
-    Non-negative floats are ordered like their bit patterns. So two histograms, of the upper and the lower 16 bits, give the exact value.
+    It is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms give it exactly,
+    because non-negative floats have the order of their bit patterns. The first is over the upper 16 bits of all entries. It gives the upper
+    bits of t; the second is over the lower 16 bits of the entries with these upper bits.
 
     Args:
-        changes: Function that returns an iterator over the tensors; it is called twice, once per histogram.
-        keep: Share (0 to 1) of the entries whose absolute value is at least the result.
+        changes: Function that returns an iterator over the tensors. It is called twice, once per histogram.
+        keep: Share of the entries, 0 to 1.
 
     >>> threshold(lambda: [torch.tensor([0.1, -0.4]), torch.tensor([0.3, 0.2])], 0.5)  # the second largest of four
     0.30000001192092896
     """
-    upper = torch.zeros(2**15, dtype=torch.int64)
+    upper = torch.zeros(2**15, dtype=torch.int64)  # 15 bits: the sign bit of an absolute value is 0
     for delta in changes():
         upper += torch.bincount(_bits(delta) >> 16, minlength=2**15).cpu()
     k = max(1, round(keep * int(upper.sum())))
     top = _bin_of(upper, k)
-    k -= int(upper[top + 1 :].sum())
+    k -= int(upper[top + 1 :].sum())  # rank within the bin
     lower = torch.zeros(2**16, dtype=torch.int64)
     for delta in changes():
         bits = _bits(delta)
@@ -130,24 +132,25 @@ def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
 
 
 def _bits(delta: Tensor) -> Tensor:
+    # Bit patterns of the absolute values, as whole numbers; they have the order of the values.
     return delta.float().abs().flatten().view(torch.int32)
 
 
 def _bin_of(counts: Tensor, k: int) -> int:
-    """Return the histogram bin of the k-th largest entry."""
+    """Return the index of the histogram bin that holds the k-th largest entry. ``counts`` are the entries per bin, in ascending order."""
     from_top = counts.flip(0).cumsum(0)
     return len(counts) - 1 - int((from_top < k).sum())
 
 
 def in_type_of(base: LM, policy: LM) -> LM:
-    """Return a trained policy converted to the number type of ``base``, so that a comparison measures training and not number types.
+    """Return a trained model converted to the dtype of its base model, so that comparing the two does not also compare dtypes.
 
-    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the change that training made; the name of the
-    returned model says how much. The weights of ``policy`` are converted in place.
+    A trained model is usually saved in fp32. If ``base`` has a narrower dtype, rounding loses part of the change that training made. The
+    name of the returned model says how much.
 
     Args:
         base: The model before training.
-        policy: The trained model. It is returned unchanged if it already has the number type of ``base``.
+        policy: The trained model. Its weights are converted in place. It is returned unchanged if it has the dtype of ``base`` already.
     """
     dtype = base.model.dtype
     if policy.model.dtype == dtype:

@@ -1,17 +1,17 @@
-"""Records of the problems that a direction, plan or model was made from. Evaluating it on the same problems is then an error.
+"""Records of the problems that a direction, plan or model was made from, so that it is not evaluated on the same problems.
 
-A record is a dict in the notes of a direction's or plan's provenance. Its fields are:
+A record is a dict. That of a direction or plan is part of its provenance notes; those of a model are saved beside its weights. Its fields:
 
 | field | content |
 |---|---|
 | ``task``, ``split``, ``seed`` | how the problems were loaded |
-| ``rollouts`` | text that says which rollouts were used, if not all of a run |
+| ``rollouts`` | text that says which rollouts of a run were used, if not all |
 | ``problem_ids`` | sorted hashes of the problems' ids (``digest``) |
 
 A field whose value is not known is absent.
 
-Problems are compared by id, so an id must mean the same question in every file. A problem without an id gets a hash of its messages as
-its id. Equal ids of this kind mean equal questions.
+Problems are compared by id, so the same id must mean the same question in every file. Problems whose files give no id are safe: a hash of
+their messages is their id.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 KEYS = ("task", "split", "seed", "rollouts", "problem_ids")  # fields of a record
 Record = Mapping[str, Any]
 HINT: Any = {"problem_ids": list[str]}
-"""Type hint of a record, for reading it with ``store.read_json``: the only field that it must have."""
+"""Type hint of a record for ``store.read_json``. It names the only field that a record must have."""
 
 
 def digest(text: str) -> str:
-    """Return a hash of a text as 16 hexadecimal digits: the first 8 bytes of its SHA-256."""
+    """Return a hash of a text, such as a problem's id, as 16 hexadecimal digits: the first 8 bytes of its SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -39,7 +39,7 @@ def check(notes: Mapping[str, Any]) -> None:
 
 
 def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
-    """Return the record of the problems that a direction, plan or model was made from.
+    """Return the record of some problems.
 
     Args:
         problem_ids: Ids of the problems. The record holds their hashes.
@@ -50,7 +50,7 @@ def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
 
 
 def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of problems in the notes of a provenance; an empty dict if the notes have no problem ids."""
+    """Return the record in the notes of a provenance; an empty dict if the notes hold no problem ids."""
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
@@ -77,13 +77,13 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return those of ``problem_ids`` (ids, not their hashes) that are in any of the records."""
+    """Return those of ``problem_ids`` that are in any of the records. They are given and returned as ids, not as hashes."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 
 
 def describe(one: Record) -> str:
-    """Return a record of problems in words: number of problems, task, split, seed and rollouts.
+    """Return a text that describes a record: number of problems, task, split, seed and rollouts.
 
     >>> describe(record(["a", "b"], task="arithmetic", split="train", seed=0))
     '2 problems of arithmetic (train, seed 0)'
@@ -95,5 +95,5 @@ def describe(one: Record) -> str:
 
 
 def describe_all(records: Sequence[Record]) -> str:
-    """Return several records of problems in words, without duplicates, joined by "and"."""
+    """Return the texts (``describe``) of several records, without duplicates, joined by "and"."""
     return " and ".join(dict.fromkeys(describe(one) for one in records))

@@ -19,7 +19,7 @@ from toolkit.positions import By, Positions
 from toolkit.sites import Z_OVER_NORM, Norm, Site
 from toolkit.types import Rollout
 
-BATCH_TOKENS, CPU_TOKENS = 8192, 1024  # padded tokens per batch, on a GPU and on a CPU
+BATCH_TOKENS, CPU_TOKENS = 8192, 1024  # largest number of padded tokens per batch, on a GPU and on a CPU
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Example:
     Attributes:
         rollout: The rollout.
         label: Class of the rollout, such as "long".
-        where: Chosen positions, as indices into the full sequence (prompt and response).
-        at: Index of this example in the list that ``examples_of`` returns.
+        where: The chosen positions, as indices into the full sequence (prompt and response).
+        at: Index of this example in the list that ``examples_of`` returned.
     """
 
     rollout: Rollout
@@ -40,11 +40,11 @@ class Example:
 
 
 def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Positions) -> list[Example]:
-    """Return the rollouts that have a class and at least one position, as examples.
+    """Return one ``Example`` for each rollout that has a class and at least one chosen position.
 
     Args:
-        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
-        positions: Positions to choose in each rollout.
+        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
+        positions: Which positions to choose in each rollout (see the module ``positions``).
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
@@ -63,7 +63,7 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
 def batch_tokens(lm: LM) -> int:
     """Return the largest number of padded tokens per teacher-forced batch on the device of ``lm``.
 
-    It is small on a CPU, where larger batches are no faster, since they do not fit into the CPU's cache.
+    It is smaller on a CPU. Larger batches are no faster there, because their activations do not fit into the CPU's cache.
     """
     return min(BATCH_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
 
@@ -73,7 +73,8 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
     Args:
         what: Label of the progress bar.
-        run: Function of a batch. It must store results only at its end: if it runs out of memory, it is called again with each half.
+        run: Function that processes a batch. It must store its results only at its end: if it runs out of memory, it is called again with
+            each half of the batch.
     """
     with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
 
@@ -87,11 +88,13 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
 
 class Picker:
-    """Reads activations ``[batch, seq, width]`` at the chosen positions of a batch of examples: means or single rows, in fp32.
+    """Reads activations ``[batch, seq, width]`` at the chosen positions of a batch of examples, in fp32.
+
+    They are returned as one mean per example (``means``) or one row per position (``rows``).
 
     Attributes:
         ids: Right-padded token ids ``[batch, seq]``.
-        weights: ``[batch, 1, seq]``; 1 / n at each of the n chosen positions of an example, else 0.
+        weights: ``[batch, 1, seq]``. For an example with n chosen positions: 1 / n at each of them, 0 elsewhere.
     """
 
     def __init__(self, batch: Sequence[Example], lm: LM) -> None:
@@ -104,12 +107,12 @@ class Picker:
 
     @cached_property
     def flat(self) -> Int[Tensor, " positions"]:
-        """Indices of all chosen positions of the batch, after its axes ``[batch, seq]`` are flattened into one."""
+        """Indices of all chosen positions of the batch, into its flattened axes ``[batch * seq]``."""
         places = [b * self.ids.shape[1] + t for b, e in enumerate(self.batch) for t in e.where]
         return torch.tensor(places, device=self.ids.device)
 
     def means(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch width"]:
-        """Return each example's mean activation over its chosen positions. It is a product with ``weights``, which needs no gather."""
+        """Return each example's mean activation over its chosen positions."""
         return torch.bmm(self.weights, value.float()).squeeze(1)
 
     def rows(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "positions width"]:
@@ -117,12 +120,12 @@ class Picker:
         return value.flatten(0, 1)[self.flat].float()
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weight of each chosen position in the sum over each class.
+        """Return the weight with which each chosen position enters the sum of each class, so that every example has weight 1 in its class.
 
-        It is 1 / n if the position's example is of the class and has n chosen positions, and 0 if the example is of another class.
+        For a position of an example with n chosen positions, the weight is 1 / n in the class of the example and 0 in all other classes.
 
         Args:
-            classes: 1 where an example is of a class, else 0.
+            classes: 1 if the example is of the class, else 0.
         """
         owner = torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
         return classes[:, owner] * self.weights.flatten()[self.flat]
@@ -132,12 +135,12 @@ class Picker:
 def forward(
     lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, int, Tensor], None]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Run one pass without the LM head, call ``take`` with activations, and return the last hidden states (after the final norm).
+    """Run one pass without the LM head, hand activations to ``take``, and return the last hidden states (after the final norm).
 
     Args:
         ids: Right-padded token ids.
         kinds: Site kinds to read; ``Z_OVER_NORM`` is allowed too.
-        take: ``take(kind, layer, value)`` is called with the activations ``[batch, seq, width]`` of each kind, layer by layer.
+        take: Called as ``take(kind, layer, value)`` during the pass, with the activations ``[batch, seq, width]`` at each site.
     """
     layout = lm.layout
 
@@ -145,6 +148,7 @@ def forward(
         return lambda value: take(site.kind, site.layer, value)
 
     def over_norm(layer: int, norm: Norm | None) -> hooks.Rewrite:
+        # At attn_out both parts of Z_OVER_NORM are at hand: the site's input is z, and its value gives the divisor of the norm.
         def look(attn_out: Tensor, z: Tensor) -> Tensor:
             take(Z_OVER_NORM, layer, z if norm is None else z.float() / norm.scale(attn_out))
             return attn_out

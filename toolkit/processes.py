@@ -1,6 +1,6 @@
 """Start helper processes that end when the process that started them (the *parent*) ends, for whatever reason.
 
-This module imports nothing heavy, so that a helper watches its parent from the start.
+A helper imports this module first. The module imports nothing slow, so that the helper watches its parent from the start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a Python process that runs ``code``, and return it. It ends at the latest when this process ends.
+    """Start a Python process that runs ``code``, and return it. If it is still running when this process ends, it ends too.
 
     Args:
         code: Python source text.
@@ -30,10 +30,10 @@ def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]
 
 
 def end_with(parent: int) -> None:
-    """Make this process end as soon as its parent process has ended.
+    """Make this process end when its parent process ends.
 
-    On Linux the kernel kills it; elsewhere a thread checks every half second whether the parent still runs. No file is damaged, since
-    results are written atomically.
+    On Linux the kernel kills it. In addition, on all systems, a thread checks every half second whether the parent still runs. No file is
+    damaged, since results are written atomically.
 
     Args:
         parent: Process id of the process that started this one.

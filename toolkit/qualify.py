@@ -1,7 +1,7 @@
-"""Checks of a model on random tokens: activations, heads, attention and KV cache behave as the toolkit assumes.
+"""Checks, on random tokens, that a model's activations, heads, attention and KV cache behave as the toolkit assumes.
 
-Sampling, editing, masking heads and reading activations rely on these properties. The checks run whenever a model is loaded; a model that
-fails one of them is refused.
+Sampling, editing, masking heads and reading activations rely on this. The checks run whenever a model is loaded. A model that fails one of
+them is refused.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from toolkit import hooks, sites, tensors
 from toolkit.sites import Layout, Site, UnsupportedModelError
 
 SHORTER = 3  # the second row of the padded batch is this many tokens shorter than the first
-FULL = (torch.float32, torch.float64)  # number types in which every token is compared
-EXACT, ROUNDED = 1e-4, 0.1  # allowed relative deviations: in fp32; in half precision, of logits from another order of operations
+FULL = (torch.float32, torch.float64)  # dtypes in which every token is compared
+EXACT, ROUNDED = (
+    1e-4,
+    0.1,
+)  # allowed relative deviations: in fp32; in half precision, of logits computed in another order of operations
 CHUNK, STEPS = 2, 2  # after the prefill, this many tokens are run in one pass, and then this many tokens one by one
 
 
@@ -31,12 +34,12 @@ class Check:
 
     Attributes:
         name: Name of the check, such as ``"resid_mid 3: is causal"``.
-        value: Measured number on which ``passed`` depends. In most checks it is the deviation from the expected values, relative to the
-            largest of them, and has to be small. Exceptions:
+        value: The measured number that decides whether the check passes. In most checks it is the largest deviation from the expected
+            values, divided by the largest expected value, and has to be small. The others, by their name:
 
-            - "is causal": largest change of a logit; must not be 0.
-            - "written back is a no-op": largest change of a logit; must be 0.
-            - "each layer attends once": how far the number of calls per layer is from 1; must be 0.
+            - "is causal": largest change of a logit when a site is perturbed; must not be 0.
+            - "written back is a no-op": largest change of a logit when recorded activations are written back; must be 0.
+            - "each layer attends once": largest difference from 1 of the number of attention calls per layer; must be 0.
             - "heads depend on nothing else": largest entry of ``z`` when attention outputs are set to 0; must be 0.
         passed: True if the check passed.
     """
@@ -50,12 +53,14 @@ class Check:
 def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int = 12) -> list[Check]:
     """Check every site and the attention of a model on one random sequence, and return all results, passed or failed.
 
-    - Writing recorded activations back leaves the logits bitwise the same.
-    - Perturbing the activations at a site changes the logits (the site is causal). Only the first and the last layer are perturbed.
-    - Head contributions plus bias sum to ``attn_out``; the parts of a block sum to its output.
-    - Decoding a padded batch step by step with a KV cache gives the logits of one pass per sequence.
-    - Every layer calls the attention function once, through transformers' interface. The output of this function is the attention rows
-      that it returns times the values.
+    A model passes if all of this is true:
+
+    - Writing recorded activations back to their site leaves the logits bitwise the same.
+    - Adding noise at a site changes the logits, so the site is causal. This is tried in the first and last layer that have the site.
+    - The outputs of the heads, times ``W_O``, sum with the bias to ``attn_out``. The parts of a block sum to its output.
+    - Decoding a padded batch step by step with a KV cache gives the same logits as one pass over each sequence.
+    - Every layer calls the attention function of transformers' interface once. This function's output equals the attention weights that it
+      returns times the values.
 
     Args:
         seed: Seed of the random sequence.
@@ -73,12 +78,12 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
 
 def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:
-    """Return an error message about NaN or infinity. The cause that it names is overflow in float16, and else a damaged checkpoint.
+    """Return an error message about NaN or infinity in a model. It blames overflow if the dtype is float16, else a damaged checkpoint.
 
     Args:
         what: Name of the tensor that holds NaN or infinity, such as ``"the output"``.
         numbers: Name of the numbers that may have overflowed, such as ``"activations"``.
-        dtype: Number type of the model.
+        dtype: The model's dtype.
     """
     if dtype == torch.float16:
         return (
@@ -89,7 +94,7 @@ def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:
 
 
 def _deviation(actual: Tensor, expected: Tensor) -> float:
-    """Return the largest deviation, relative to the largest expected value; infinity if the shapes differ."""
+    """Return the largest absolute deviation, divided by the largest absolute expected value; infinity if the shapes differ."""
     if actual.shape != expected.shape:
         return float("inf")
     return ((actual.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30)).item()
@@ -101,10 +106,10 @@ def _logit_deviation(
     expected: Float[Tensor, "tokens vocab"],
     parts: Sequence[int] | None = None,
 ) -> float:
-    """Return the deviation of logits, relative to the largest logit.
+    """Return the deviation of logits, divided by the largest expected logit.
 
-    In fp32 and fp64 it is the largest deviation over all tokens. In half precision, rounding may route a single token to another expert.
-    So the median over the tokens of each part is taken, and the largest of these medians is returned.
+    In fp32 and fp64 it is the largest deviation over all tokens. In half precision it is the median over the tokens of a part, and then the
+    largest of these medians. The median is used because rounding may send single tokens to another expert in a mixture of experts.
 
     Args:
         parts: Number of tokens in each part, in order; ``None`` means that all tokens are one part.
@@ -116,7 +121,7 @@ def _logit_deviation(
 
 
 def _precision(model: PreTrainedModel) -> torch.dtype:
-    """Return the number type whose rounding a model's outputs have: half precision if it is quantised, else that of its weights."""
+    """Return the dtype that determines how precise a model's outputs are: half precision if it is quantised, else that of its weights."""
     return torch.float16 if tensors.storage(model) == "quantised" else model.dtype
 
 
@@ -149,7 +154,14 @@ def _sites(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor, se
 
 
 def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tensor | None, model: PreTrainedModel) -> list[Check]:
-    """Check the sums of a block: heads and bias give ``attn_out``, adding attention gives ``resid_mid``, adding the MLP ``resid_post``."""
+    """Check the sums of a block, and return one result per sum.
+
+    Heads plus bias must give ``attn_out``, ``resid_pre`` plus attention ``resid_mid``, and ``resid_mid`` plus the MLP ``resid_post``.
+
+    Args:
+        values: Site kind -> recorded activations of the layer.
+        extra: Recorded output of the module ``Block.extra``, or ``None``.
+    """
     block = layout.blocks[layer]
 
     def added(kind: str, norm: nn.Module | None) -> Tensor:
@@ -185,6 +197,7 @@ def _constant(recorded: Tensor) -> hooks.Rewrite:
 
 def _perturbed(seed: int) -> hooks.Rewrite:
     def fn(value: Tensor, inputs: Tensor) -> Tensor:
+        # Noise of half the standard deviation of the values.
         noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
         return value + 0.5 * value.float().std().to(value) * noise.to(value)
 
@@ -197,8 +210,12 @@ def _perturbed(seed: int) -> hooks.Rewrite:
 def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor) -> list[Check]:
     """Check the attention function that ``hooks.wrap_attention`` wraps. Head masks, attention rows and retrieval scores rely on it.
 
-    Each layer has to call the function once. Its output has to be attention rows times values. If its output is set to 0, ``z`` has to be
-    0 too: then the heads depend on nothing else.
+    Each layer has to call the function once. The function's output has to be the attention weights times the values. If this output is
+    replaced by 0, ``z`` has to be 0 too: otherwise the heads' outputs depend on something else as well.
+
+    Args:
+        ids: Token ids of one sequence.
+        base: The model's logits for this sequence.
     """
     calls, errors = dict.fromkeys(layout.attention_layers, 0), dict.fromkeys(layout.attention_layers, 0.0)
 
@@ -230,7 +247,7 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
         Check("attention rows are those the model used: heads depend on nothing else", left, left == 0),
         Check("attention rows are those the model used: same logits", error, error < allowed_logits),
     ]
-    # Decoding computes its own softmax for such models (see ``decode``): it has to equal the model's attention.
+    # For models with SDPA and a plain cache, ``decode`` computes attention itself. Its formula has to give the model's attention.
     layers = DynamicCache(config=model.config).layers
     if hooks.attention_name(layout) == "sdpa" and all(type(layer) is DynamicLayer for layer in layers):
         with hooks.replace_attention(layout, _softmax):
@@ -240,7 +257,7 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
 
 
 def _softmax(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs) -> tuple[Tensor, None]:
-    """Compute attention as ``decode`` does on a CPU: a causal softmax over scaled products."""
+    """Return the attention output by the formula of ``decode.Blocks``: a causal softmax over scaled products of queries and keys."""
     size, group, scaling = query.shape[-1], query.shape[1] // key.shape[1], kwargs.get("scaling")
     key, value = (part.repeat_interleave(group, dim=1).float() for part in (key, value))
     scores = query.float() @ key.mT * (size**-0.5 if scaling is None else scaling)
@@ -250,7 +267,14 @@ def _softmax(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask:
 
 
 def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Tensor, "1 tokens vocab"]) -> Check:
-    """Check cached decoding, on which sampling relies: two left-padded rows of different length must give the logits of single passes."""
+    """Check decoding with a KV cache, on which sampling relies.
+
+    Two rows of different length, left padded and decoded step by step, must give the same logits as one pass over each of them.
+
+    Args:
+        ids: Token ids of one sequence. The second row is this sequence without its first tokens.
+        base: The model's logits for this sequence.
+    """
     width = ids.shape[1]
     alone = model(input_ids=ids[:, SHORTER:]).logits
     batch = torch.cat([ids, torch.cat([torch.zeros_like(ids[:, :SHORTER]), ids[:, SHORTER:]], dim=1)])
@@ -275,7 +299,7 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
 
 @torch.inference_mode()
 def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
-    """Return the layers in which ``z`` differs from the output of the attention function: a gate or a norm stands between the two.
+    """Return the layers in which a gate or a norm changes the attention function's output before ``z``, so that the two differ.
 
     Args:
         body: The model without its LM head.
@@ -296,9 +320,9 @@ def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
 
 @torch.inference_mode()
 def caches_keys(body: PreTrainedModel, layout: Layout) -> bool:
-    """Return True if, in every layer, the keys and values that attention reads in a decoding step are exactly those in the KV cache.
+    """Return True if the keys and values that attention reads in a decoding step are exactly those in the KV cache, in every layer.
 
-    False means, for example, that the cache holds compressed keys (latent attention).
+    It is False, for example, for latent attention, which caches compressed keys.
 
     Args:
         body: The model without its LM head.

@@ -1,7 +1,7 @@
 """Draw tokens: the sampling settings, one stream of random numbers per response, and the draw of one token per row of a batch.
 
-Each response has a stream of random numbers that depends only on (seed, problem id, sample). So a response does not depend on the batch
-size, the order of the problems or the other rows of the batch.
+A row is one response. Its stream of random numbers depends only on the seed, the problem id and the sample index. So a response does not
+depend on the batch size, the order of the problems or the other rows of its batch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Sampling:
     Attributes:
         n: Samples per problem.
         temperature: Sampling temperature; 0 is greedy.
-        top_p: Probability mass of the nucleus; 1 keeps every token.
+        top_p: Probability mass of the nucleus (the most likely tokens that are kept); 1 keeps every token.
         top_k: Number of most likely tokens that are kept; 0 keeps every token.
-        max_new_tokens: Longest response in tokens, think tags and end-of-sequence token included.
+        max_new_tokens: Largest number of tokens in a response, think tags and end-of-sequence token included.
         seed: Seed of the random numbers of all responses.
         details: True to record the log-probability of each token and the entropy of the full softmax (``Rollout.logprobs``,
             ``Rollout.entropies``).
@@ -54,19 +54,19 @@ class Sampling:
 
     @property
     def identity(self) -> dict:
-        """All settings except the batch size, as a dict. It is stored with rollouts; a run resumes only with the same settings."""
+        """All settings except the batch size, as a dict. It is stored with rollouts: sampling is resumed only with the same settings."""
         return {k: v for k, v in asdict(self).items() if k != "batch_size"}
 
 
 class Streams:
-    """Uniform random numbers in [0, 1), one stream per row of a batch. Each stream has a counter-based generator (Philox).
+    """Uniform random numbers in [0, 1), one stream per row of a batch. Each stream has its own Philox generator.
 
     Args:
-        keys: ``(problem id, sample)`` of each row.
-        seed: Seed of all streams; a stream depends on the seed and on the key of the row.
+        keys: ``(problem id, sample index)`` of each row. The stream of a row depends only on its key and ``seed``.
+        seed: Seed of all streams.
     """
 
-    BLOCK = 256
+    BLOCK = 256  # steps for which numbers are drawn at once, and copied to the device
 
     def __init__(self, keys: Sequence[tuple[str, int]], seed: int) -> None:
         digests = [hashlib.sha256(f"{seed}|{problem}|{sample}".encode()).digest() for problem, sample in keys]
@@ -74,13 +74,13 @@ class Streams:
         self.block: Tensor | None = None
 
     def at(self, step: int, rows: Sequence[int], index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """Return one random number per row for a decoding step.
+        """Return the random number of each row for a decoding step.
 
-        Call this method for the steps 0, 1, 2, ... in order. Rows that have ended are left out, and cannot be added again.
+        This method must be called for the steps 0, 1, 2, ... in order. A row that was once left out cannot be added again.
 
         Args:
-            step: Number of the decoding step, from 0.
-            rows: Indices into ``keys`` of the rows that are still decoded.
+            step: Index of the decoding step, from 0.
+            rows: Indices (into ``keys``) of the rows that are still decoded.
             index: The same indices as a tensor on the model's device.
         """
         if step % self.BLOCK == 0:
@@ -95,15 +95,19 @@ class Streams:
 def draw(
     logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"], sampling: Sampling
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
-    """Draw one token per row: invert the cumulative distribution at ``uniform``, or take the most likely token at temperature 0.
+    """Draw one token per row: the first at which the cumulative distribution exceeds ``uniform``. At temperature 0, take the most likely.
 
     Args:
+        logits: Logits of the token to draw.
         uniform: One random number in [0, 1) per row.
 
     Returns:
-        The tokens, and a tensor ``[2, rows]`` (``None`` unless ``sampling.details``). Its first row has the natural log-probability of each
-        token, at the sampling temperature and after top-k and top-p. Its second row has the entropy (nats) of the full softmax at this
-        temperature. If sampling is greedy, both are of the full softmax at temperature 1.
+        A pair: the tokens, and their details ``[2, rows]`` (``None`` if ``sampling.details`` is False).
+
+        - ``details[0]``: natural log-probability of each token, at the sampling temperature and after top-k and top-p.
+        - ``details[1]``: entropy (nats) of the full softmax at the sampling temperature, without top-k and top-p.
+
+        At temperature 0, both are of the full softmax at temperature 1.
     """
     scaled = logits.float() / (sampling.temperature or 1.0)
     logp = torch.log_softmax(scaled, dim=-1)
@@ -118,7 +122,7 @@ def draw(
         # can be drawn.
         target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(cdf, target, right=True).squeeze(1)
-        if allowed is not probs:
+        if allowed is not probs:  # renormalise after top-k and top-p
             logp = torch.where(allowed > 0, logp, -torch.inf) - total.log()
     if not sampling.details:
         return tokens, None
@@ -127,14 +131,15 @@ def draw(
 
 
 def _truncated(probs: Float[Tensor, "rows vocab"], sampling: Sampling) -> Float[Tensor, "rows vocab"]:
-    """Set the probabilities outside top-k and the nucleus to 0, without renormalising."""
+    """Return ``probs`` with 0 for tokens outside top-k or outside the nucleus (top-p). The others are not renormalised."""
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return probs
     ordered, order = probs.sort(dim=-1, descending=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if sampling.top_k:
         keep[:, sampling.top_k :] = False
-    # A token stays if the mass before it is still below top_p, so the first always stays.
+    # Top-p after top-k: a token stays if the tokens that are more likely have less than top_p of the mass that top-k left. So the most
+    # likely token always stays.
     ordered = ordered * keep
     keep &= (ordered.cumsum(dim=-1) - ordered) / ordered.sum(dim=-1, keepdim=True) < sampling.top_p
     return torch.zeros_like(probs).scatter(-1, order, ordered * keep)

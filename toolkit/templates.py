@@ -1,8 +1,8 @@
 """Check chat templates before they are used, and list their switches (variables such as ``enable_thinking``).
 
 A chat template is a program that comes with a checkpoint. Jinja's sandbox keeps it from reading files and running Python, but not from
-endless loops or gigabytes of text. So ``check`` first renders the template in a separate process with limits on time and memory, called a
-*trial*. This file is the script of the trial, so it may import only jinja2 and the standard library.
+endless loops or gigabytes of text. So ``check`` first renders the template in a *trial*: a separate process with limits on time and memory.
+This file is also the script that the trial runs, so it may import only jinja2 and the standard library.
 """
 
 from __future__ import annotations
@@ -29,25 +29,23 @@ CONVERSATIONS = (
     [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "15"}, {"role": "user", "content": "And one more?"}],
     [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "15"}],
 )
-OPENED = (
-    True,
-    False,
-)  # values of add_generation_prompt to try: both are used later, and the template may loop for only one of them
+# Values of add_generation_prompt to try: both are used later, and the template may loop endlessly for only one of them.
+OPENED = (True, False)
 SECONDS, BYTES, CHARACTERS = 3, 2**30, 200_000
-"""Limits of a trial: seconds of CPU time, bytes of memory, characters of a rendered prompt."""
+"""Limits of a trial: seconds of CPU time, bytes of memory, characters in a rendered prompt."""
 WALL = 15.0  # limit of a trial in seconds of wall-clock time; on a busy machine a trial takes longer than its CPU time
 RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now")
 )
-"""Variables that transformers sets when it renders a template, so they are not switches."""
+"""Names that transformers defines when it renders a template; they are not switches."""
 
 
 class TemplateProblem(ValueError):
-    """A chat template cannot be used, or a switch is set that it does not read."""
+    """A chat template cannot be used, or it does not read a switch that the user has set."""
 
 
 class _Generation(Extension):
-    """The template tag ``{% generation %}`` of transformers, which marks text without adding any."""
+    """Jinja extension for the tag ``{% generation %}`` of transformers, which marks the assistant's text and does not change the output."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
@@ -70,16 +68,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any]) -> None:
-    """Raise TemplateProblem unless a template renders a user's question within limits of time and memory, and reads all ``switches``.
+    """Raise TemplateProblem unless a chat template can render a question within limits of time and memory, and reads all ``switches``.
 
     Args:
         template: Text of the template.
-        tokens: Name of a special token, such as ``eos_token`` -> its text.
-        switches: Name of a variable to set in the template -> its value, such as ``{"enable_thinking": False}``.
+        tokens: Special tokens: name, such as ``eos_token`` -> text.
+        switches: Variables to set in the template: name -> value, such as ``{"enable_thinking": False}``.
 
     Raises:
-        TemplateProblem: the template is not valid, fails, leaves out the question, needs too much time or memory, or does not read one of
-            ``switches``.
+        TemplateProblem: the template is not valid Jinja, raises an error, leaves out the question, needs too much time or memory, or does
+            not read one of ``switches``.
     """
     _try(template, json.dumps([dict(tokens), dict(switches)], sort_keys=True, default=str))
     known = variables(template, tokens)
@@ -106,8 +104,13 @@ def variables(template: str, tokens: Iterable[str] = ()) -> frozenset[str]:
 
 @cache
 def _try(template: str, arguments: str) -> None:
-    """Run a trial in a new process; raise TemplateProblem if it fails. ``arguments`` is JSON text, so that the result can be cached."""
-    # -P: the folder of this file has modules whose names are also in the standard library.
+    """Run a trial in a new process; raise TemplateProblem if it fails.
+
+    Args:
+        template: Text of the template.
+        arguments: ``[tokens, switches]`` of ``check`` as JSON text: unlike dicts, text can be a key of the cache.
+    """
+    # -P keeps the folder of this file out of the import path: some of its modules have the name of one in the standard library (types).
     command = [sys.executable, "-P", __file__]
     try:
         done = subprocess.run(
@@ -115,7 +118,7 @@ def _try(template: str, arguments: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise TemplateProblem(f"the chat template does not finish within {WALL:g} seconds on one question") from error
-    if done.returncode < 0:
+    if done.returncode < 0:  # killed by a signal, which is how the system enforces the limit on CPU time
         raise TemplateProblem(f"the chat template does not finish within {SECONDS} seconds of CPU time on one question")
     if done.returncode:
         reason = re.sub(r"\s+", " ", done.stderr.strip().rpartition("\n")[2])[:200]
@@ -133,7 +136,7 @@ def _limit() -> None:
 
 
 def _trial() -> None:
-    """Render the template from standard input with limits set. Exit with code 0, or print the reason of failure on standard error."""
+    """Render the template on standard input, under the limits. If it fails, print the reason on standard error and exit with code 1."""
     template, tokens, switches = json.loads(sys.stdin.read())
     _limit()
     try:

@@ -1,7 +1,7 @@
-"""Weights wherever and however they are stored: on a device, offloaded to CPU or disk (accelerate), or packed (quantised).
+"""Read weights however they are stored: on a device, offloaded to CPU or disk (by accelerate), or packed (quantised).
 
-``named`` reads every tensor of a model, ``digests`` hashes them, and ``matrix`` returns the weights of a linear layer as plain numbers. Beside
-the model, they hold the tensors of one module at a time.
+``named`` reads every tensor of a model, ``digests`` hashes them, and ``matrix`` returns the weights of a linear layer as floats. Their
+additional memory is small: offloaded tensors are loaded for one module at a time.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 THREADS = min(8, os.cpu_count() or 1)
-"""Threads that hash tensors. Each copies one tensor at a time to the CPU."""
+"""Number of threads that hash tensors. Each thread copies one tensor at a time to the CPU."""
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Return True if accelerate reads the module's own tensors only while the module runs. Before and after, they are empty (meta)."""
+    """Return True if accelerate loads the module's own tensors only while the module runs. At other times they are on the meta device."""
     return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Return True if a linear layer holds its weights in another form than one matrix of floating-point numbers (it is quantised)."""
+    """Return True if a linear layer is quantised: its weights are not one matrix of floating-point numbers."""
     weight: Any = getattr(module, "weight", None)
     plain = type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor
     return not plain or not weight.is_floating_point() or weight.ndim != 2
 
 
 def storage(model: nn.Module) -> str:
-    """Return ``"quantised"`` or ``"offloaded"`` if the weights of a model are stored so that they cannot be changed in place, else ``""``."""
+    """Return ``"quantised"`` or ``"offloaded"`` if a model's weights are, so that they cannot be changed in place; else ``""``."""
     if getattr(model, "is_quantized", False):
         return "quantised"
     return "offloaded" if any(map(is_offloaded, model.modules())) else ""
 
 
 def device(module: nn.Module) -> torch.device:
-    """Return the device on which a module computes. Offloaded tensors are elsewhere, or nowhere, while they are not in use."""
+    """Return the device on which a module computes. If its tensors are offloaded, they are on this device only while the module runs."""
     execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return next(module.parameters()).device if execution is None else torch.device(execution)
 
 
 def present(module: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which the module's own tensors (without those of its children) are there, on the device that computes with them."""
+    """Return a context manager that loads a module's offloaded tensors to the device that computes with them. Children are not loaded."""
     if not is_offloaded(module):
         return nullcontext()
     from accelerate.utils import align_module_device
@@ -56,9 +56,9 @@ def present(module: nn.Module) -> AbstractContextManager[None]:
 
 
 def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and value of every parameter and saved buffer of a model. A tied weight is yielded under each of its names.
+    """Yield the name and value of every parameter and persistent buffer of a model. A tied weight is yielded under each of its names.
 
-    The tensors of an offloaded module are valid only until the next one is yielded.
+    Use each tensor before the next is yielded: those of an offloaded module are not valid longer.
     """
     for path, module in model.named_modules():
         with present(module):
@@ -66,21 +66,20 @@ def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and value of the tensors that a module itself saves, without those of its children."""
+    """Yield the name and value of each of a module's own parameters and persistent buffers, without those of its children."""
     saved: dict[str, Any] = {}
-    # This is state_dict without children. Quantised layers extend it by their scales, which are neither parameters nor buffers.
+    # This is state_dict without children. Quantised layers add their scales to it, which are neither parameters nor buffers.
     module._save_to_state_dict(saved, f"{path}." if path else "", keep_vars=True)
     yield from ((name, value.detach()) for name, value in saved.items() if isinstance(value, Tensor))
 
 
 def digests(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
-    """Return a SHA-256 of every parameter and saved buffer: name -> hash of shape, number type and bytes.
-
-    A tied weight is hashed once.
+    """Return a SHA-256 of every parameter and persistent buffer of a model: name -> hash of shape, dtype and bytes.
 
     Args:
-        known: Hashes of tensors, by name, that need not be computed.
+        known: Hashes that are known already, by name. They are returned unchanged.
     """
+    # Offloaded tensors are hashed at once, while they are loaded. All others (``lasting``) are hashed in threads afterwards.
     hashes, lasting = dict(known), dict[str, Tensor]()
     for path, module in model.named_modules():
         with present(module):
@@ -89,6 +88,7 @@ def digests(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
                 hashes |= {name: _digest(value) for name, value in own.items()}
             else:
                 lasting |= own
+    # A tied weight has several names but one place in memory, and is hashed once.
     places = {name: _place(value) for name, value in lasting.items()}
     distinct = {place: lasting[name] for name, place in places.items()}
     with ThreadPoolExecutor(THREADS) as threads:  # hashing does not hold Python's lock
@@ -105,7 +105,7 @@ def not_finite(model: nn.Module) -> str | None:
 
 
 def shared(one: nn.Module, other: nn.Module) -> set[str]:
-    """Return the names of the tensors that two models share: the same memory, read the same way."""
+    """Return the names of the tensors that two models share: same name, memory, dtype, shape and strides. Offloaded ones are left out."""
     places = [
         {name: _place(v) for path, m in model.named_modules() if not is_offloaded(m) for name, v in _tensors(path, m)}
         for model in (one, other)
@@ -114,7 +114,7 @@ def shared(one: nn.Module, other: nn.Module) -> set[str]:
 
 
 def _place(value: Tensor) -> Any:
-    """Return a key that two tensors share only if they are the same numbers in the same memory."""
+    """Return a key that is equal for two tensors only if they have the same memory, dtype, shape and strides."""
     parts = _parts(value)
     if len(parts) == 1 and parts[0] is value:
         return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
@@ -131,7 +131,7 @@ def _digest(value: Tensor) -> str:
 
 
 def _parts(value: Tensor) -> list[Tensor]:
-    """Return the plain tensors of which a tensor consists: itself, or the packed numbers and scales of a quantised one."""
+    """Return the plain tensors that a tensor consists of: the tensor itself, or the packed numbers and scales of a quantised one."""
     if not hasattr(value, "__tensor_flatten__"):
         return [value.data if type(value) is nn.Parameter else value]
     names, _ = value.__tensor_flatten__()
@@ -142,12 +142,12 @@ def _parts(value: Tensor) -> list[Tensor]:
 def matrix(linear: Any, like: Tensor) -> Float[Tensor, "d_out d_in"]:
     """Return the weights of a linear layer as a matrix of floating-point numbers.
 
-    Weights that are packed or offloaded are found by running the layer on the unit vectors, so every way to store them will do. The result
-    is then a copy; otherwise it is a view, and writing to it edits the model.
+    The result is a view, and writing to it edits the model. For quantised or offloaded weights it is a copy: they are measured by running
+    the layer on the unit vectors, which works for every form of storage.
 
     Args:
         linear: The layer.
-        like: A tensor with the number type of the layer's inputs.
+        like: Any tensor that has the dtype of the layer's inputs.
     """
     if not is_packed(linear) and not is_offloaded(linear):
         return linear.weight.T if is_conv1d(linear) else linear.weight
@@ -159,7 +159,7 @@ def matrix(linear: Any, like: Tensor) -> Float[Tensor, "d_out d_in"]:
 
 @torch.no_grad()
 def bias(linear: Any) -> Float[Tensor, " d_out"] | None:
-    """Return the bias of a linear layer, or ``None``. It is a copy if the layer is offloaded."""
+    """Return the bias of a linear layer, or ``None`` if it has none. The result is a copy if the layer is offloaded."""
     value = getattr(linear, "bias", None)
     if value is None or not is_offloaded(linear):
         return value
@@ -176,10 +176,10 @@ def sizes(linear: Any) -> tuple[int, int]:
 
 
 def is_linear(module: Any) -> bool:
-    """Return True if a module is a linear layer, of any library."""
+    """Return True if a module looks like a linear layer of any library: it has ``in_features``, or a weight with two axes."""
     return hasattr(module, "in_features") or getattr(getattr(module, "weight", None), "ndim", 0) == 2
 
 
 def is_conv1d(module: Any) -> bool:
-    """Return True for GPT-2's Conv1D, which stores ``[in, out]``."""
+    """Return True if a module is GPT-2's Conv1D, a linear layer that stores its weights as ``[in, out]``."""
     return hasattr(module, "nf")

@@ -1,7 +1,7 @@
 """Immutable dataclasses that the other modules exchange: problems, rollouts, activation sums, directions, head edits, reports.
 
-They run no model and read or write no file. Lengths are in tokens, entropies in nats. Every direction has the same sign, **+ is longer**:
-adding the direction to activations lengthens thinking. Directions are ``[layers, d_model]``; layer 0 is the first block.
+Nothing here runs a model, or reads or writes a file. Lengths are in tokens, entropies in nats. Every direction has the same sign,
+**+ is longer**: adding it to activations lengthens thinking. Directions are ``[layers, d_model]``; layer 0 is the first block.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from toolkit import origins
 
 Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
-"""Kinds of sites (places in a block where activations are read or changed), in the order in which a block computes them: see ``sites``."""
-Z_OVER_NORM = "z_over_norm"
-"""Name of a quantity beside the site kinds: ``z`` (the heads' outputs before ``W_O``) divided by the divisor of the norm after ``W_O``.
+"""Kinds of sites, in the order in which a block computes them. A site is a place in a block where activations are read or changed.
 
-The divisor is that of each position, such as the root mean square in an RMS norm. Without such a norm, the quantity is ``z`` itself.
+The table in ``sites`` describes each kind.
+"""
+Z_OVER_NORM = "z_over_norm"
+"""Name of a quantity that is computed from two sites: ``z`` (the heads' outputs before ``W_O``), divided as by the norm after ``W_O``.
+
+At each position, ``z`` is divided by the number by which that norm divides its input there (in an RMS norm the root mean square). In models
+without a norm after ``W_O``, the quantity is ``z`` itself.
 """
 Op = Literal["project_out", "scale"]
 
@@ -33,7 +37,7 @@ LONG, SHORT = "long", "short"  # classes of rollouts by length
 
 
 def _checked(name: str, value: Tensor, axes: int) -> Tensor:
-    """Return the tensor. Raise ValueError unless it holds floats and has ``axes`` axes, none of size 0."""
+    """Return ``value`` unchanged. Raise ValueError unless it is a float tensor with ``axes`` axes, none of size 0."""
     if value.ndim != axes or not value.is_floating_point() or 0 in value.shape:
         raise ValueError(f"{name} is {value.dtype} of shape {tuple(value.shape)}: expected floats with {axes} axes, none empty.")
     return value
@@ -44,7 +48,7 @@ class Problem:
     """One question with a checkable answer.
 
     Attributes:
-        id: Unique id that never changes. Statistics group samples by problem id, and compare conditions problem by problem.
+        id: Unique id that never changes. Statistics group the rollouts by problem id, and compare conditions problem by problem.
         messages: Chat messages, ``({"role": ..., "content": ...}, ...)``.
         answer: The gold answer as text.
         meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...), and fields that the task's grader reads: see
@@ -79,9 +83,9 @@ class Span:
         return self.stop - self.start
 
     def predictors(self) -> Span:
-        """Return the span of the positions that *predict* this span's tokens: ``[start-1, stop-1)``. Raise ValueError if start is 0.
+        """Return the positions that *predict* this span's tokens: the span ``[start-1, stop-1)``. Raise ValueError if start is 0.
 
-        The activations at position t predict token t+1. Averages of activations "over the think span" are taken over these positions.
+        The activations at position t predict token t+1. In this toolkit, averages "over the think span" are over these positions.
         """
         if self.start == 0:
             raise ValueError("Span starts at position 0: no position predicts its first token.")
@@ -90,9 +94,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response with its think span, answer span and grade. Spans and grade are set in ``generate``.
+    """One sampled response with its think span, answer span and grade. The module ``generate`` sets spans and grade.
 
-    Spans are positions in ``token_ids`` and never include the end-of-sequence token. ``spans.spans`` lists the special cases, such as
+    Spans index ``token_ids`` and never include the end-of-sequence token. The docstring of ``spans.spans`` lists special cases, such as
     models without think tags.
 
     Attributes:
@@ -108,10 +112,10 @@ class Rollout:
         text: Decoded response, special tokens included.
         correct: True if the grader accepts the answer; False if it does not or if there is no answer span.
         logprobs: Natural log-probability of each response token; ``None`` if not recorded. If recorded during sampling, it is under the
-            distribution that the token was drawn from (after temperature, top-k and top-p). If computed afterwards
-            (``entropies.with_entropies``), it is under the full softmax.
+            distribution that the token was drawn from (after temperature, top-k and top-p; if greedy, the softmax at temperature 1). If
+            computed afterwards by ``entropies.with_entropies``, it is under the full softmax.
         entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token; ``None`` if not recorded. The
-            temperature is that of sampling (1 if greedy), or the one passed to ``with_entropies``.
+            softmax has the sampling temperature (1 if greedy), or the temperature passed to ``with_entropies``.
     """
 
     problem_id: str
@@ -128,12 +132,12 @@ class Rollout:
 
     @property
     def think_tokens(self) -> int:
-        """Length of the think span in tokens, tags excluded; 0 if there is no think span."""
+        """Number of tokens in the think span, tags excluded; 0 if there is no think span."""
         return len(self.think) if self.think else 0
 
     @property
     def closed(self) -> bool:
-        """True if the response has an answer span, because thinking was closed or was never opened."""
+        """True if the response has an answer span, usually because thinking was closed or was never opened."""
         return self.answer is not None
 
     @property
@@ -144,18 +148,19 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The model and settings that a value (a direction, moments, a plan, ...) was computed with; stored in every file of the value.
+    """The model and settings that a value (a direction, moments, a plan, ...) was computed with; saved in the value's file.
 
     Attributes:
-        model: Id or directory that the model was loaded from.
+        model: Hub id or directory that the model was loaded from.
         revision: Hub revision (branch, tag or commit), or ``None``.
         fingerprint: SHA-256 over all weights and the config of the model. The value can be used only with a model that has the same
-            fingerprint. A direction can also be used with a model edited or trained from that one (``LM.parent``).
+            fingerprint. Directions are an exception: they can also be used with a model that was edited or trained from this one (see
+            ``LM.parent``).
         template_hash: Hash of the chat template.
         toolkit_version: Version of the toolkit that computed the value.
         seed: Random seed, or ``None`` if nothing was random.
-        notes: Other facts (sampling settings, thresholds), JSON-serialisable. They include hashed ids of the problems that the value was
-            computed from: see ``origins``.
+        notes: Other facts (sampling settings, thresholds), JSON-serialisable. If the value was computed from problems, they include the
+            hashed ids of these problems (see ``origins``).
     """
 
     model: str
@@ -172,18 +177,19 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums of activations over examples, per class, at some kinds of sites. The moments of two sets of examples can be added.
+    """Sums of activations per class of examples and per layer. The moments of two sets of examples can be added with ``+``.
 
-    An example is one rollout; its class is a label such as "long". ``sums[kind][c, l]`` takes each example of class c, averages its
-    activations h at layer l over the chosen positions, and sums these means over the examples. ``outer[kind][c, l]`` (optional) does the
-    same with the outer products ``h h^T``, for ``covariance``.
+    An example is one rollout; its class is a label such as "long". For each example, the activations h at a site are first averaged over
+    the chosen positions (such as the think span). ``sums`` holds the sums of these averages over the examples of each class. ``outer``
+    holds the same sums for the outer products ``h h^T`` instead of h; ``covariance`` needs them.
 
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.
-        n: Number of examples per class.
+        n: Number of examples per class, in the order of ``labels``.
         positions: Name of the chosen positions, e.g. ``"think"``.
         sums: Site kind (or ``Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
         outer: Site kind -> ``[labels, layers, width, width]``; empty if no outer products were collected.
+        provenance: Model and settings that the activations are from.
     """
 
     labels: tuple[str, ...]
@@ -214,15 +220,23 @@ class Moments:
                 raise ValueError(f"Moments.outer.{kind} has shape {tuple(self.outer[kind].shape)}, expected {(*size, size[2])}.")
 
     def index(self, label: str) -> int:
-        """Return the index of a class on the first axis of ``sums`` and ``outer``. Raise KeyError if there is no such class."""
+        """Return the index of a class along the first axis of ``sums`` and ``outer``. Raise KeyError if there is no such class."""
         if label not in self.labels:
             raise KeyError(f"No class {label!r} in these moments: choose one of {', '.join(self.labels)}.")
         return self.labels.index(label)
 
     def mean(self, kind: str, label: str) -> Float[Tensor, "layers _"]:
-        """Return the mean activation of class ``label`` at sites of ``kind``: the mean over examples of each example's mean over positions.
+        """Return the mean activation of a class at one kind of site, per layer. Every example has the same weight.
 
-        Raise KeyError if there is no such class or kind, ValueError if the class has no examples.
+        Each example is first averaged over its positions, then the examples of the class are averaged.
+
+        Args:
+            kind: Site kind, such as ``"resid_mid"``.
+            label: Name of the class.
+
+        Raises:
+            KeyError: there is no such class, or this kind was not collected.
+            ValueError: the class has no examples.
         """
         row = self.index(label)
         if kind not in self.sums:
@@ -232,14 +246,17 @@ class Moments:
         return self.sums[kind][row] / self.n[row]
 
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
-        """Return the within-class covariance of activations at single positions, at sites of ``kind``, pooled over classes.
+        """Return the covariance matrix of the activations at one kind of site, per layer.
 
-        Every example has weight 1, divided equally among its positions.
+        It is the covariance over single positions around the mean of their class, pooled over all classes. Every example has weight 1,
+        divided equally among its positions.
 
-        Raise KeyError if outer products of ``kind`` were not collected.
+        Raises:
+            KeyError: outer products of this kind were not collected.
         """
         if kind not in self.outer:
             raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},).")
+        # Sum over classes of (sum of h h^T) - n * mean mean^T, divided by the number of examples.
         total = self.outer[kind].sum(dim=0)
         for i, n in enumerate(self.n):
             if n:
@@ -248,9 +265,10 @@ class Moments:
         return total / sum(self.n)
 
     def __add__(self, other: Moments) -> Moments:
-        """Return the moments of two sets of examples together. A class may be missing from one of them.
+        """Return the moments of two sets of examples together. A class may occur in only one of the two.
 
-        Raise ValueError if the two differ in positions, model weights or site kinds.
+        Raises:
+            ValueError: the two differ in positions, model fingerprint or site kinds.
         """
         left = (self.positions, self.provenance.fingerprint, sorted(self.sums), sorted(self.outer))
         right = (other.positions, other.provenance.fingerprint, sorted(other.sums), sorted(other.outer))
@@ -259,6 +277,7 @@ class Moments:
                 f"These moments cannot be added: {left} and {right} differ. Positions, weights and sites must be the same."
             )
         labels = tuple(sorted({*self.labels, *other.labels}))
+        # Both parts are added at the indices of their classes in ``labels``.
 
         def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
             totals = {kind: torch.zeros(len(labels), *a[kind].shape[1:], dtype=a[kind].dtype) for kind in a}
@@ -275,17 +294,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction of thinking length in the residual stream, one vector per layer; **+ is longer**: adding it lengthens thinking.
+    """A direction in the residual stream that is meant to change the length of thinking, one vector per layer.
+
+    The sign is **+ is longer**: adding the vectors to the activations lengthens thinking.
 
     Attributes:
         vector: ``[layers, d_model]``, not normalised.
-        kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` (ThinkEdit calls it "attn") or ``"resid_post"``
-            ("mlp"). ``"attn_out"`` is the output of ``W_O``; in post-norm families it lies before the norm, so not in the residual stream.
+        kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` or ``"resid_post"``. The ThinkEdit paper calls
+            these two "attn" and "mlp". ``"attn_out"`` is the output of ``W_O``; in post-norm families a norm follows it, so it is not in
+            the residual stream.
         positions: Name of the positions that activations were averaged over, such as ``"think"``.
         estimator: Name of the estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
-        n_pos: Number of examples (rollouts) of the long class. If the estimator compares a long and a short rollout of each problem, the
-            number of such pairs.
-        n_neg: Number of examples of the short class, or of pairs as in ``n_pos``.
+        n_pos: Number of rollouts in the long class. For an estimator that compares pairs, one long and one short rollout of the same
+            problem, it is the number of pairs.
+        n_neg: Number of rollouts in the short class, or of pairs as in ``n_pos``.
+        provenance: Model and settings that the direction was computed with.
     """
 
     vector: Float[Tensor, "layers d_model"]
@@ -322,9 +345,10 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"nats per token"`` or ``"residual stream norm"`` (component of a head's contribution to the
-            residual stream, after any norm that follows ``W_O``, along a unit direction).
-        absent: Entries ``(layer, head)`` of ``score`` for which there is no head. Such entries exist if some layers have fewer heads.
+        units: Unit of the score, e.g. ``"nats per token"``. With ``"residual stream norm"``, the score is a length in the residual stream:
+            the component, along a unit direction, of the vector that the head adds to the stream.
+        provenance: Model and settings that the scores were computed with.
+        absent: Entries ``(layer, head)`` of ``score`` for which there is no head, if some layers have fewer heads than others.
     """
 
     score: Float[Tensor, "layers heads"]
@@ -343,7 +367,7 @@ class HeadScores:
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
-        """True where the model has a head."""
+        """True at the entries of ``score`` for which the model has a head."""
         present = torch.ones(self.score.shape, dtype=torch.bool)
         for layer, head in self.absent:
             present[layer, head] = False
@@ -355,7 +379,7 @@ class HeadScores:
             raise ValueError(f"The scores of {self.method!r} hold NaN or infinity, so heads cannot be ranked by them.")
 
     def ranked(self) -> list[tuple[int, int]]:
-        """Return ``(layer, head)`` of all heads, from the highest score to the lowest; heads with equal scores by layer, then head."""
+        """Return all heads as ``(layer, head)``, from the highest score to the lowest. Ties are ordered by layer, then head."""
         heads, absent = self.score.shape[1], {*self.absent}
         order = self.score.flatten().argsort(descending=True, stable=True).tolist()
         return [at for i in order if (at := (i // heads, i % heads)) not in absent]
@@ -363,11 +387,13 @@ class HeadScores:
 
 @dataclass(frozen=True)
 class HeadEdit:
-    """One change of one attention head. ``W_h`` are the columns of the output projection ``W_O`` that belong to the head.
+    """A change to the weights of one attention head: to ``W_h``, the head's columns of the output projection ``W_O``.
 
-    - ``project_out``: ``W_h <- (I - strength v v^T) W_h``, where v is the plan's direction at the layer, scaled to norm 1. In post-norm
-      families the direction is first mapped from the residual stream to ``attn_out``, see ``edits.unit_at``.
-    - ``scale``: ``W_h <- (1 - strength) W_h``; strength 1 silences the head, 0 changes nothing.
+    The field ``op`` says which change:
+
+    - ``project_out``: ``W_h <- (I - strength v v^T) W_h``. Here v is the direction of the ``Plan`` at this layer, scaled to norm 1. In
+      post-norm families it is first mapped from the residual stream to ``attn_out`` (``edits.unit_at``).
+    - ``scale``: ``W_h <- (1 - strength) W_h``. Strength 1 silences the head, 0 changes nothing.
     """
 
     layer: int
@@ -391,8 +417,9 @@ class Plan:
 
     Attributes:
         edits: The head edits.
-        direction: Direction that every ``project_out`` edit removes; ``None`` if there is no such edit.
-        name: Description, e.g. ``"top 2 of 32 heads, mean_difference"``.
+        direction: Direction that the ``project_out`` edits remove; may be ``None`` if there is no such edit.
+        name: Description for reports, e.g. ``"top 2 of 32 heads, mean_difference"``.
+        provenance: Model and settings that the plan was made with.
     """
 
     edits: tuple[HeadEdit, ...]
@@ -424,12 +451,13 @@ class Report:
 
     Attributes:
         rows: One row per rollout. Columns: ``condition, problem_id, sample, task, difficulty, correct, think_tokens, response_tokens,
-            closed, looping, finish``. ``looping`` is True if the response ends in a repeated run of tokens.
-        conditions: Condition name -> description with the keys ``model``, ``fingerprint``, ``parent`` (fingerprint of the model that
-            it was edited or trained from, or ``None``), ``interventions``, ``note``, ``made_from`` (text that names the problems used to
-            edit, steer or train) and ``overlap`` (number of those problems that are also in this report).
+            closed, looping, finish``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat.
+        conditions: Condition name -> dict that describes the condition. Its keys are ``model``, ``fingerprint``, ``parent`` (fingerprint of
+            the model that it was edited or trained from, or ``None``), ``interventions`` (texts, ``identity.describe_interventions``),
+            ``note``, ``made_from`` (text that names the problems used to edit, steer or train) and ``overlap`` (number of those problems
+            that are also in this report).
         base: Name of the condition that the others are compared with.
-        provenance: Provenance of the base model. Its notes hold the sampling settings, and number, task and split of the problems.
+        provenance: Provenance of the base model. Its notes hold the sampling settings, and the number, task and split of the problems.
     """
 
     rows: pd.DataFrame
@@ -438,9 +466,14 @@ class Report:
     provenance: Provenance
 
     def only(self, **columns: Any) -> Report:
-        """Return a report with only the rows that have the given values: ``only(task="arithmetic")`` or ``only(difficulty=[4, 5, 6])``.
+        """Return a report with only the rows that have the given values, such as ``only(task="arithmetic", difficulty=[4, 5, 6])``.
 
-        Raise KeyError if there is no such column, ValueError if no row is left.
+        Args:
+            columns: Column of ``rows`` -> the value to keep, or a list of values. A row must match in all of these columns.
+
+        Raises:
+            KeyError: there is no such column.
+            ValueError: no row is left.
         """
         rows = self.rows
         for name, wanted in columns.items():

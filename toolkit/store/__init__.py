@@ -1,4 +1,6 @@
-"""Save and load files. No other package of the toolkit reads or writes them.
+"""Save and load files. All other packages of the toolkit do so through the functions here.
+
+Models are an exception: the modules ``checkpoints`` and ``adapters`` read and write them with transformers and peft.
 
 | content | format |
 |---|---|
@@ -6,8 +8,8 @@
 | rollouts | a directory of parquet files, with a JSON header |
 | tables | parquet |
 
-A header says how the content was made: model, settings, problems. Every file is written under a temporary name and renamed when it is
-complete. So a file under its final name is complete.
+A header says how the content was made: model, settings, problems. Every file is written under a temporary name and renamed once it is
+complete. So a file under its final name is always complete. (Exception: ``append_line`` appends to a file in place.)
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers

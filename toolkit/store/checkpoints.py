@@ -1,4 +1,4 @@
-"""Files of a model directory: read the names, types and shapes of its tensors without loading them, and copy other files."""
+"""Files of a model directory: read the names, dtypes and shapes of tensors without loading the tensors, and copy other files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from toolkit.store.errors import DamagedFileError
 
 
 def read_headers(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return ``{name: (dtype, shape)}`` for all tensors in a safetensors file, without reading them; a dtype is text such as ``"BF16"``.
+    """Return ``{name: (dtype, shape)}`` for all tensors in a safetensors file, without loading the tensors.
+
+    Dtypes are written as in the file, such as ``"BF16"``.
 
     Raises:
         DamagedFileError: the file is not a complete safetensors file.
@@ -26,10 +28,14 @@ def read_headers(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def copy_files(source: str | Path, target: str | Path, wanted: Callable[[str], bool]) -> None:
-    """Copy files from the directory ``source``, without its subdirectories, to ``target``. Existing files are not overwritten.
+    """Copy the files in one directory that pass a test on their name into another directory.
+
+    Subdirectories are not copied, and files that exist in ``target`` are not overwritten.
 
     Args:
-        wanted: Function from a file's name to whether the file is copied.
+        source: Directory to copy from.
+        target: Directory to copy to; it must exist.
+        wanted: Function that gets a file's name, and returns True if the file is to be copied.
     """
     for path in sorted(Path(source).iterdir()):
         if path.is_file() and wanted(path.name) and not (Path(target) / path.name).exists():

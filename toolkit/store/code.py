@@ -1,7 +1,7 @@
-"""Hashes of the toolkit's own source code, saved beside each result, so that a result is recomputed if its code has changed.
+"""Hashes of the toolkit's own source code. They are part of a result's cache key, so a result is recomputed if its code has changed.
 
-``modules_of("toolkit.generate")`` returns the hashes of ``toolkit.generate`` and of all modules that it imports. Source files are only
-read, not imported. Docstrings and comments are not hashed, so rewording them does not make results outdated.
+``modules_of("toolkit.generate")`` returns the hashes of ``toolkit.generate`` and of all modules of the toolkit that it imports. Source
+files are only read, not imported. Docstrings and comments are not hashed, so rewording them does not make results outdated.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from toolkit.store.files import key, read_json, write_json
 
 MADE_BY = "made_by.json"
 RECORD: Mapping[str, Any] = {"made_by": str, "code": str, "depends": str, "modules": Mapping[str, str]}
-"""Fields of the record that is saved beside a result (``Basis.record``), with their types."""
+"""Field -> type, for the record that is saved beside a result (see ``Basis.record``)."""
 BEFORE_HASHES = "toolkit 0.1.0, before code hashes"  # named in messages as the maker of results that have no record
 LISTS = frozenset({"toolkit", "toolkit.rewards", "toolkit.tasks", "toolkit.methods", "toolkit.board.spec"})
-"""Modules that import all members of a package. A result depends only on the members in use, so these imports are not followed."""
+"""Modules that import every member of a package, such as every task, only to list them.
+
+A result depends only on the members that it uses. So ``modules_of`` does not follow the imports of these modules.
+"""
 CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
-"""Modules that define classes and a list of instances, such as recipes. Only the classes are hashed: the instance that a result uses is in
-the result's cache key already."""
+"""Modules that define classes and a list of their instances, such as GRPO recipes. Only the classes are hashed.
+
+The fields of the one instance that a result uses are in the result's cache key already; the other instances do not matter.
+"""
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
     "toolkit.store.code",
 )  # fmt: skip
-"""Modules and packages that compute no numbers: they display or label results, or start processes. Results do not depend on them."""
+"""Modules and packages that cannot change a number in a result: they display results, compute cache keys or start processes."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,17 @@ class Module:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the module's code without docstrings and comments, 12 hexadecimal digits."""
+        """Hash of the module's code without docstrings and comments, as 12 hexadecimal digits."""
+        # counted: the statements to hash.
         counted = [n for n in self.tree.body if isinstance(n, ast.ClassDef)] if self.name in CLASSES_ONLY else self.tree.body
         return _digest(list(counted))
 
     @cached_property
     def names(self) -> dict[str, tuple[str, str]]:
-        """Local name of everything that the module imports from the toolkit -> ``(module, attribute)`` that it was imported from.
+        """The module's imports from the toolkit: local name -> ``(module, attribute)`` that the name stands for.
 
-        ``attribute`` is ``""`` if a whole module was imported. Imports inside functions count too.
+        ``from toolkit.store import key as k`` gives ``{"k": ("toolkit.store", "key")}``. The attribute is ``""`` for ``import module``.
+        Imports inside functions are included.
         """
         names: dict[str, tuple[str, str]] = {}
         for node in ast.walk(self.tree):
@@ -70,7 +77,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """Name -> attributes that the module's code accesses on it: ``store.key`` gives ``{"store": {"key"}}``."""
+        """Attributes that the module's code reads from each name: ``store.key`` in the code gives ``{"store": {"key"}}``."""
         attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -79,7 +86,10 @@ class Module:
 
 
 def shape(node: Any) -> Any:
-    """Return a syntax tree as nested tuples without positions, empty fields and docstrings. The tuples are equal in all Python versions."""
+    """Return a syntax tree as nested tuples, without line numbers, empty fields and docstrings.
+
+    Empty fields are left out because new versions of Python add some. So the tuples are the same in all versions.
+    """
     if isinstance(node, ast.AST):
         return (type(node).__name__, *((name, shape(v)) for name, v in ast.iter_fields(node) if v not in (None, [])))
     if isinstance(node, list):
@@ -93,9 +103,9 @@ def _is_text(node: Any) -> bool:
 
 @cache
 def sources() -> Mapping[str, Module]:
-    """Return ``{dotted name: Module}`` for every module of the toolkit. The files are read once, at the first call in this process.
+    """Return ``{dotted name: Module}`` for every module of the toolkit.
 
-    A file that is changed later is not read again, since the running code is still the code from before the change.
+    Files are read once per process, at the first call. A file that changes later is not read again: the process still runs the old code.
     """
     root = Path(toolkit.__file__).parent
     modules = {}
@@ -113,9 +123,9 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     left out, and the imports of modules in ``LISTS`` are not followed.
 
     Args:
-        roots: Dotted names such as ``"toolkit.generate"``. ``"module:function"`` stands for one function, with the definitions in its
-            module that it uses; its imports are not followed.
-        without: Further modules and packages to leave out, unless they are roots.
+        roots: Dotted names such as ``"toolkit.generate"``. ``"module:function"`` stands for one function and the definitions in the same
+            module that it uses; nothing that it imports is included.
+        without: Other modules and packages to leave out. Roots are never left out.
 
     Raises:
         ValueError: a root is not a module of the toolkit.
@@ -123,7 +133,7 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     if unknown := [name for name in roots if name.partition(":")[0] not in sources()]:
         raise ValueError(f"{unknown[0]!r} is not a module of the toolkit: give a dotted name such as 'toolkit.generate'.")
     parts = [name for name in roots if ":" in name]
-    # Modules are followed through their imports; single functions (``parts``) are hashed on their own.
+    # Imports are followed from whole modules. Single functions (``parts``, written "module:function") are hashed on their own.
     reached, todo = set[str](), [name for name in roots if name not in parts and not _below(name, NO_NUMBERS)]
     while todo:
         name = todo.pop()
@@ -134,11 +144,12 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def code_of(*roots: str, without: tuple[str, ...] = ()) -> str:
-    """Return one hash over the code of ``roots`` and all modules that they import. The arguments are those of ``modules_of``."""
+    """Return one hash over the code of ``roots`` and all modules that they import. For the arguments see ``modules_of``."""
     return key(modules_of(*roots, without=without))
 
 
 def _below(name: str, packages: tuple[str, ...]) -> bool:
+    # True if ``name`` is one of the packages or inside one. The dots keep "toolkit.report" from matching "toolkit.reports".
     return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
@@ -157,7 +168,7 @@ def _part(root: str) -> str:
 
 
 def _names(node: ast.stmt) -> list[str]:
-    """Return the names that a statement of a module defines."""
+    """Return the names that a top-level statement defines: that of a function or class, or those that it assigns."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
@@ -170,7 +181,10 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """Return the modules that ``name`` imports from, except those in ``LISTS``. If ``name`` is in ``LISTS`` or ``CLASSES_ONLY``: none."""
+    """Return the modules that the module ``name`` imports from, except those in ``LISTS``.
+
+    The result is empty if ``name`` itself is in ``LISTS`` or ``CLASSES_ONLY``.
+    """
     module, targets = sources()[name], set[str]()
     for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
         target = _defining(source, attribute)
@@ -186,7 +200,11 @@ def _is_package(name: str) -> bool:
 
 
 def _defining(source: str, attribute: str) -> str:
-    """Return the module that ``from source import attribute`` imports, or, if the attribute is not a module, the one that defines it."""
+    """Return the module on which ``from source import attribute`` depends.
+
+    It is the attribute itself if that is a module. Otherwise it is the module that defines the attribute, also if ``source`` only
+    re-exports it.
+    """
     modules = sources()
     if attribute and f"{source}.{attribute}" in modules:
         return f"{source}.{attribute}"
@@ -197,11 +215,13 @@ def _defining(source: str, attribute: str) -> str:
 
 @dataclass(frozen=True)
 class Basis:
-    """The dependencies of a saved result. From them, its cache key and the record that is saved beside it are computed.
+    """Everything that a saved result depends on, in two parts: the inputs and the toolkit's code.
+
+    It gives the result's cache key, and the record that is saved beside the result.
 
     Attributes:
-        depends: All dependencies except the code, such as settings; JSON-serialisable.
-        modules: Module -> hash of its code, for all modules that the result depends on (``modules_of``).
+        depends: The inputs, such as settings, model and problems; JSON-serialisable.
+        modules: Module -> hash of its code, for all modules that the result depends on (see ``modules_of``).
     """
 
     depends: Any
@@ -214,35 +234,37 @@ class Basis:
 
     @property
     def key(self) -> str:
-        """Cache key of the result: a hash over ``depends`` and the code."""
+        """Cache key of the result: a hash over ``depends`` and ``code``."""
         return key([self.depends, self.code])
 
     @property
     def made_by(self) -> str:
-        """Version of the toolkit and hash of the code, as text for people to read."""
+        """Version of the toolkit and hash of the code, as readable text."""
         return made_by(self.code)
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record that is saved beside the result: ``made_by``, ``code``, ``modules`` and a hash of ``depends``."""
+        """The record that is saved beside the result: ``made_by``, ``code`` and ``modules``, and a hash of ``depends`` under that name."""
         return {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
 
     def write(self, folder: Path) -> None:
-        """Write the record into the folder of a result, as ``made_by.json``."""
+        """Write the record to ``made_by.json`` in the folder of the result."""
         write_json(self.record, folder / MADE_BY)
 
     def changed(self, earlier: Iterable[Mapping[str, Any]]) -> set[str]:
-        """Return the names of the modules whose code has changed since earlier results with the same dependencies.
+        """Return the names of the modules whose code has changed since earlier results with the same ``depends``.
+
+        Modules that were added or dropped count as changed.
 
         Args:
-            earlier: Records of the earlier results, from ``records``. Records with other dependencies are ignored.
+            earlier: Records of the earlier results, from ``records``. Records with another ``depends`` are ignored.
         """
         same = [old["modules"] for old in earlier if old["depends"] == key(self.depends) and old["code"] != self.code]
         return {name for old in same for name in {*old, *self.modules} if old.get(name) != self.modules.get(name)}
 
 
 def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
-    """Return the records (``Basis.record``) that were saved beside the results in a directory.
+    """Return the records (see ``Basis.record``) of all results in a directory.
 
     Args:
         parent: Directory with one folder per result.
@@ -256,7 +278,7 @@ def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
 
 
 def made_by(code: str) -> str:
-    """Return the text for the field ``made_by`` of output files: the version of the toolkit and a hash of the code.
+    """Return a text that names the toolkit's version and a hash of its code. Output files hold it in their field ``made_by``.
 
     Args:
         code: Hash of the code that the file depends on, such as ``Basis.code``.

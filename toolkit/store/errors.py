@@ -2,7 +2,7 @@
 
 
 class StoreError(ValueError):
-    """A file cannot be used: another program wrote it, it is damaged, or it was made from another model."""
+    """A file cannot be used. The subclasses give the reason: another program wrote it, it is damaged, or it is from another model."""
 
 
 class ForeignFileError(StoreError):
@@ -14,7 +14,7 @@ class DamagedFileError(StoreError):
 
 
 class WrongModelError(StoreError):
-    """The saved value or the saved rollouts were made with another model, other problems or other settings."""
+    """The content of the file (a direction, plan, rollouts, ...) was made with another model, other problems or other settings."""
 
 
 class DiskFullError(OSError):

@@ -25,20 +25,24 @@ from toolkit.store.texts import numbered, parsed, read_text
 
 
 def _namespace() -> str:
-    """Return an id of the container that this process runs in, since two containers may have equal host names and equal process ids."""
+    """Return the id of this process's PID namespace, or "" if the system has none.
+
+    It distinguishes containers, which may have equal host names and equal process ids.
+    """
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
         return ""
 
 
-# A restarted container counts as another host. Temporary files from before the restart are not removed, and not taken for this host's.
+# Temporary files carry this id and a process id, so that ``tidy`` removes only files of dead processes of this host. A restarted container
+# counts as another host: files from before the restart stay.
 HOST = hashlib.sha256(f"{socket.gethostname()}{_namespace()}".encode()).hexdigest()[:8]
 PARTIAL = re.compile(r"\..*\.h(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.partial", re.DOTALL)
 
 
 def tidy(directory: str | Path) -> None:
-    """Remove the temporary files and directories in ``directory`` that processes of this machine left there when they were killed."""
+    """Remove the temporary files and directories that killed processes of this machine have left in a directory."""
     for path in Path(directory).glob(".*.partial"):
         match = PARTIAL.fullmatch(path.name)
         if match and match["host"] == HOST and not _alive(int(match["pid"])):
@@ -46,7 +50,10 @@ def tidy(directory: str | Path) -> None:
 
 
 def _partial(target: Path) -> Path:
-    """Return the temporary path at which this process writes ``target``. First remove the temporary files of killed processes beside it."""
+    """Return the temporary path at which this process writes ``target`` before renaming it.
+
+    The parent directory is created if needed, and temporary files that killed processes have left in it are removed.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target.parent)
     return target.with_name(f".{target.name}.h{HOST}.{os.getpid()}.partial")
@@ -54,7 +61,7 @@ def _partial(target: Path) -> Path:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 only tests whether the process exists
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # a process of another user
@@ -72,7 +79,7 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
         needed: Number of bytes that will be written, for the message of DiskFullError; ``None`` if unknown.
 
     Raises:
-        DiskFullError: there is not enough disk space; the message says how much was needed (or written so far) and how much is free.
+        DiskFullError: there is not enough disk space. The message says how much is free, and ``needed`` (if unknown: how much was written).
         OSError: the directory cannot be created or written.
     """
     target = Path(path)
@@ -86,7 +93,9 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
 
 
 def writable(directory: str | Path) -> Path:
-    """Create a directory if it is missing, and check that files can be written to it. Return its path. Call it before long work begins.
+    """Create a directory if it is missing, check that files can be written to it, and return its path.
+
+    Call this before a long computation, so that an unusable output directory is noticed at once.
 
     Raises:
         OSError: the directory cannot be created or written.
@@ -102,7 +111,9 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Check that a directory is empty, or that it is missing and could be created. Return its path. Only its parent is created.
+    """Check that a path can become a new directory, and return it. The path must be free or an empty directory.
+
+    The directory itself is not created; its parent is, if it is missing.
 
     Raises:
         FileExistsError: the directory is not empty, or the path is a file.
@@ -144,12 +155,16 @@ def atomic_directory(directory: str | Path) -> Iterator[Path]:
 
 
 def is_whole(directory: str | Path) -> bool:
-    """Return True if a directory holds a complete checkpoint or adapter: the config, and the weights or all shards listed in an index.
+    """Return True if a directory holds a complete checkpoint or a complete adapter.
+
+    Complete means that the config and the safetensors weights are there and not empty. If the weights are split into shards, all shards
+    that the index lists must be there.
 
     Raises:
         DamagedFileError: the index of the shards is damaged.
     """
     folder = Path(directory)
+    # Config and weights of a checkpoint, and of an adapter.
     kinds = (("config.json", "model.safetensors"), ("adapter_config.json", "adapter_model.safetensors"))
     for config, weights in kinds:
         index = folder / f"{weights}.index.json"
@@ -181,11 +196,11 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
 
     Args:
         expected: Type hint that the value must fit, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` lists all forms).
-        remedy: Advice to the user, with which the error message about a damaged file ends.
+        remedy: Advice to the user, put at the end of the message of DamagedFileError.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file is not JSON, or its value does not fit ``expected``; the message names the place.
+        DamagedFileError: the file is not JSON, or its value does not fit ``expected``; the message names the place in the file.
     """
     text = read_text(path)
     try:
@@ -202,9 +217,9 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def append_line(value: Any, path: str | Path) -> Path:
-    """Append an object, such as a dict or a dataclass, to a file as one line of JSON. The file is created if it is missing.
+    """Append an object, such as a dict or a dataclass, to a file as one line of JSON. Create the file if it is missing.
 
-    If the process is killed meanwhile, the last line may be incomplete; ``read_rows`` skips such a line.
+    If the process is killed while it writes, the last line may be incomplete; ``read_rows`` skips such a line.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,6 +299,7 @@ def safe_name(text: str) -> str:
     >>> safe_name("budget_12"), safe_name("a/b")
     ('budget_12', 'a_b-c14cdd')
     """
+    # "." and ".." always exist, so a name needs another character. A changed name does not start with a dot, so it is not hidden.
     name = "".join(c if c.isalnum() or c in "+-._" else "_" for c in text)[:80]
     if name == text and name.strip("."):
         return name
@@ -291,19 +307,21 @@ def safe_name(text: str) -> str:
 
 
 def key(value: Any) -> str:
-    """Return the cache key of a result that depends on ``value``: a hash of the value as JSON with sorted keys, 12 hexadecimal digits."""
+    """Return a hash of a value as 12 hexadecimal digits, for cache keys. The value is hashed as JSON text with sorted keys."""
     text = json.dumps(value, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
-    """Lock ``path`` against other processes. Yield True if this process holds the lock, False if another process does.
+    """Hold a lock while the body runs. Yield True if this process holds the lock, False if another process does.
 
-    The lock is on a file ``PATH.lock``. The system releases it when the body ends, or when the process ends for any reason.
+    The lock only keeps out processes that call this function too. It is held on a file ``PATH.lock``, and released when the body ends or
+    the process ends for any reason.
 
     Args:
-        wait: Whether to wait until the lock is free. If not, False is yielded at once.
+        path: Name of the lock, usually the file or directory to protect. It need not exist.
+        wait: True to wait until the lock is free. False to yield False at once if it is not.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
@@ -319,7 +337,9 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert a value for ``json.dumps(default=jsonable)``: a dataclass becomes an object, a tensor a list, a path text.
+    """Convert a value that ``json`` cannot write: a dataclass to a dict, a tensor to a list, a Path to a string.
+
+    Use it as ``json.dumps(value, default=jsonable)``.
 
     Raises:
         TypeError: the value is of another type.

@@ -19,7 +19,7 @@ def read_pt(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ForeignFileError: the file holds other objects, or is not a ``torch.save`` archive.
+        ForeignFileError: the file holds objects other than tensors and plain containers, or is not a ``torch.save`` archive.
         DamagedFileError: the file is truncated.
     """
     refused = (
@@ -49,18 +49,19 @@ def read_pt(path: str | Path) -> Any:
 
 
 def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Write a GGUF file atomically, and return its path. Whole numbers in ``fields`` are written as uint32; tensors keep their dtype.
+    """Write a GGUF file atomically, and return its path.
 
     Args:
         arch: Model architecture, such as ``"llama"`` (the GGUF field ``general.architecture``).
-        fields: Other metadata fields of the file, by name.
-        tensors: Tensors by name.
+        fields: Other metadata fields: name -> value. Whole numbers are written as uint32.
+        tensors: Tensors by name; they keep their dtype.
 
     Raises:
         ImportError: the package gguf is not installed.
     """
     with atomic(path) as partial:
         writer = _gguf().GGUFWriter(partial, arch)
+        # gguf writes a file in three steps, in this order: header, metadata, tensors.
         for key, value in fields.items():
             (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
         for name, tensor in tensors.items():
@@ -73,7 +74,9 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return two dicts from a GGUF file: metadata field -> value, and tensor name -> array. A quantised tensor is returned as raw bytes.
+    """Return the metadata and the tensors of a GGUF file as two dicts: field -> value, and tensor name -> array.
+
+    A quantised tensor is returned as its raw bytes.
 
     Raises:
         FileNotFoundError: no such file.

@@ -20,12 +20,12 @@ _TORCH = re.compile("iostream error|inline_container|file write failed")  # torc
 
 @contextmanager
 def explain_full_disk(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
-    """Raise DiskFullError if the body fails because the disk is full; other errors are raised unchanged.
+    """Context manager that raises DiskFullError if its body fails because the disk is full. Other errors are raised unchanged.
 
     Args:
         target: File or directory that the error message names.
-        partial: Temporary file or directory that the body writes.
-        needed: Number of bytes that the body writes, if known.
+        partial: Temporary file or directory that the body writes; its size goes into the message if ``needed`` is ``None``.
+        needed: Number of bytes that the body will write; ``None`` if unknown.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def explain_full_disk(target: Path, partial: Path, needed: int | None = None) ->
 
 
 def _reason(error: Exception) -> str | None:
-    """Return, in words, how the disk was full, or ``None`` if the error has another cause."""
+    """Return a text that says which limit was hit, such as "the quota is used up"; ``None`` if the error is not about disk space."""
     number = getattr(error, "errno", None)
     if number is None and (match := _NUMBER.search(str(error))):
         number = int(match[1])

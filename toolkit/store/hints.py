@@ -21,7 +21,7 @@ class Misfit(ValueError):
 
 @contextmanager
 def read_from(path: str | Path, remedy: str) -> Iterator[None]:
-    """Turn a Misfit raised in the body into a DamagedFileError. Its message begins with ``path`` and ends with ``remedy``."""
+    """Context manager that turns a Misfit in its body into a DamagedFileError: ``path``, then the Misfit's message, then ``remedy``."""
     try:
         yield
     except Misfit as error:
@@ -33,8 +33,8 @@ def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
 
     Args:
         hint: Type hint, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` lists all forms).
-        where: Path of the file, or another description of where the value is. The error message begins with it.
-        remedy: Advice to the user. The error message ends with it.
+        where: Path of the file, or a text that says where the value comes from; put at the start of the error message.
+        remedy: Advice to the user, put at the end of the error message.
     """
     with read_from(where, remedy):
         return typed(value, hint)
@@ -61,13 +61,13 @@ def described(hint: Any) -> str:
 
 
 def typed(value: Any, hint: Any, at: str = "the file") -> Any:
-    """Return a JSON value if it fits a type hint; otherwise raise Misfit. Lists become tuples if the hint is a tuple.
+    """Return a JSON value if it fits a type hint; otherwise raise Misfit. A list becomes a tuple if the hint is a tuple type.
 
     Args:
-        hint: ``str``, ``int``, ``float`` (finite; whole numbers too), ``bool``, ``None``, ``Any``, a ``Literal``, a union, ``list[X]``,
-            ``tuple[X, ...]``, ``Mapping[str, X]``, or a dict such as ``{"name": str}``. The dict stands for a JSON object that has at least
-            these fields, with values of these types.
-        at: Place of the value in the file, such as ``meta.task``, for the error message.
+        hint: One of ``str``, ``int``, ``bool``, ``None``, ``Any``, ``float`` (accepts whole numbers, but not NaN or infinity), a
+            ``Literal``, a union ``X | Y``, ``list[X]``, ``tuple[X, ...]`` or ``Mapping[str, X]``. A dict such as ``{"name": str}`` stands
+            for a JSON object that has at least these fields, with values of these types.
+        at: Place of the value in the file, such as ``meta.task``, for the error message. The default stands for the outermost value.
 
     Raises:
         Misfit: the value does not fit.
@@ -118,7 +118,10 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
 
 
 def _inside(at: str, name: str) -> str:
-    """Return the place of the field ``name`` of the object at ``at``, such as ``meta.task``. The outermost object is left out."""
+    """Return the place of a field, such as ``meta.task`` for the field ``task`` of the object at ``meta``.
+
+    For fields of the outermost object, whose place is a phrase such as "the file", this is only the field's name.
+    """
     return name if at.startswith(("the ", "its ")) else f"{at}.{name}"
 
 
@@ -129,7 +132,8 @@ def _any_of(value: Any, hints: Sequence[Any], at: str) -> Any:
             return typed(value, hint, at)
         except Misfit as error:
             misfits.append(error)
-    # If one hint fits the value's outside (an object or a list), the error about its inside is the most helpful.
+    # A message that begins with "{at} is" says that the whole value has the wrong type. If another message is about a part of the value,
+    # raise that one: the value has the right outer type (object or list) for that hint, so the error is more precise.
     deepest = max(misfits, key=lambda error: not str(error).startswith(f"{at} is"))
     if str(deepest).startswith(f"{at} is"):
         raise Misfit(f"{at} is {brief(value)}, expected {' or '.join(map(described, hints))}")

@@ -1,4 +1,4 @@
-"""Save and load rollouts: a directory of parquet files (*parts*), with one JSON header that says how the rollouts were sampled."""
+"""Save and load rollouts: a directory of parquet files (*parts*) and one JSON header, which says how the rollouts were sampled."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ from toolkit.types import Rollout, Span
 SAMPLING: Mapping[str, Any] = {
     "n": int, "temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int, "details": bool,
 }  # fmt: skip
-"""Sampling settings in the field ``sampling`` of a header, with their types."""
+"""Setting -> type, for the field ``sampling`` of a header. The settings are those of ``Sampling``."""
 IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
 }  # fmt: skip
-"""Fields of a header that determine the rollouts, with their types: model, interventions, chat template, problems, sampling settings."""
+"""Field -> type, for the header fields that determine the rollouts. Sampling is resumed only if all of them are the same.
+
+``fingerprint``: hash of the model's weights and config. ``template``, ``problems``: hashes of the chat template and of the problems.
+``interventions``: texts from ``identity.describe_interventions``. ``tags``: the think tags.
+"""
 OPTIONAL: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
-"""Fields of a header that only describe the rollouts, with their types. They may be missing, and may differ when sampling is resumed."""
+"""Field -> type, for the header fields that only describe the rollouts. They may be missing, and may differ when sampling is resumed.
+
+``seed`` is the seed of the problems, not of sampling. ``rollouts`` is the number of rollouts when sampling is complete.
+"""
 HEADER = "header.json"
 ROUNDING = 1e-3  # tolerance for the sign of log-probabilities (at most 0) and entropies (at least 0)
 ELSEWHERE = "Sample into another directory."
@@ -41,8 +48,8 @@ log = logging.getLogger(__name__)
 def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
     """Return rollouts as a table with one row per rollout.
 
-    The columns are the fields of ``Rollout``, except that each span has two columns of token indices: ``think_start, think_stop`` and
-    ``answer_start, answer_stop``, which are -1 if there is no such span.
+    The columns are the fields of ``Rollout``. In place of a span there are two columns of token indices: ``think_start`` and
+    ``think_stop`` (exclusive), ``answer_start`` and ``answer_stop``. Both are -1 if there is no such span.
     """
     rows = []
     for r in rollouts:
@@ -73,7 +80,7 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
 
 @contextmanager
 def sampling_lock(directory: str | Path) -> Iterator[None]:
-    """Lock a directory while the body samples rollouts into it. If another process holds the lock, log a warning and wait."""
+    """Context manager that locks a directory of rollouts during its body. If another process holds the lock, log a warning and wait."""
     lock = Path(directory) / ".sampling"
     with locked(lock) as held:
         if held:
@@ -85,17 +92,17 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 
 
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
-    """Start or resume a directory of rollouts. Return the rollouts that are already there.
+    """Create a directory of rollouts, or open it to resume sampling. Return the rollouts that it already holds.
 
-    If the directory already has a header, its fields listed in ``IDENTITY`` must equal those of ``header``. Its other fields stay as they
-    are. Fields that only ``header`` has are added.
+    If the directory has a header, each field in ``IDENTITY`` must be equal in that header and in ``header``. The stored values of all
+    other fields are kept, and fields that only ``header`` has are added to the file.
 
     Args:
         header: How the rollouts are sampled: the fields of ``IDENTITY`` and ``OPTIONAL``.
         vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:
-        WrongModelError: the directory was started with another model, other problems or other sampling settings.
+        WrongModelError: the rollouts in the directory are from another model, other problems or other sampling settings.
         DamagedFileError: the header or a part is not valid, or there are parts but no header.
     """
     path = writable(directory) / HEADER
@@ -106,6 +113,7 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
             )
         write_json(header, path)
         return []
+    # Through JSON and back, so that tuples and dataclasses in ``header`` compare equal to their stored form.
     old, new = load_header(directory), json.loads(json.dumps(header, default=jsonable))
     differing = sorted(k for k in IDENTITY if old.get(k) != new.get(k))
     if differing:
@@ -119,19 +127,25 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
 
 
 def _difference(value: Any, other: Any) -> Any:
-    """Return ``value`` for an error message; if both values are objects, only its fields that differ from those of ``other``."""
+    """Return the part of ``value`` to show in an error message: of two dicts only the fields that differ, else the whole value."""
     both = isinstance(value, dict) and isinstance(other, dict)
     return {k: v for k, v in value.items() if other.get(k) != v} if both else value
 
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
     """Write rollouts as one new part file of a directory, and return the file's path. Several processes may do so at the same time."""
+    # Two processes may choose the same index; the random part of the name keeps their files apart.
     index = max(map(_index, _parts(directory)), default=-1) + 1
     return save_table(rollout_table(rollouts), Path(directory) / f"part-{index:05d}-{secrets.token_hex(4)}.parquet")
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Replace the rollouts in a directory that have the problem id and sample number of one in ``changed``. Parts change atomically."""
+    """Overwrite stored rollouts with changed ones. Every part file is replaced atomically.
+
+    Args:
+        changed: The new rollouts. Each replaces the stored one with the same problem id and sample index; if there is none, it is ignored.
+        directory: Directory of the stored rollouts.
+    """
     new = {(r.problem_id, r.sample): r for r in changed}
     for part in _parts(directory):
         before = load_rollouts(part)
@@ -141,9 +155,9 @@ def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
 
 
 def count_rollouts(directory: str | Path) -> int:
-    """Return the number of rollouts in a directory, from the metadata of its parquet files; the rows are not read.
+    """Return the number of rollouts in a directory. Only the metadata of its parquet files are read, not the rows.
 
-    A truncated file, which has no metadata, counts as empty.
+    A truncated file has no metadata (they are at its end) and counts as 0 rollouts.
     """
     return sum(map(_count, _parts(directory)))
 
@@ -160,16 +174,17 @@ def _parts(directory: str | Path) -> list[Path]:
 
 
 def _index(part: Path) -> int:
-    number = part.stem.split("-")[1]
+    number = part.stem.split("-")[1]  # of part-00012-1a2b3c4d
     return int(number) if number.isdecimal() else 0
 
 
 def load_header(directory: str | Path) -> dict[str, Any]:
-    """Return the header of a directory of rollouts: the model, the problems and the sampling settings.
+    """Return the header of a directory of rollouts as a dict; ``IDENTITY`` and ``OPTIONAL`` list its fields.
 
     Raises:
         FileNotFoundError: there is no header.
-        DamagedFileError: the header is not a JSON object, or a field is missing or of the wrong type; the message names the field.
+        DamagedFileError: the header is not a JSON object, or one of its fields is missing or has the wrong type. The message names the
+            field.
     """
     path = existing_file(Path(directory) / HEADER)
     header = read_json(path, IDENTITY, remedy=ELSEWHERE)
@@ -178,7 +193,7 @@ def load_header(directory: str | Path) -> dict[str, Any]:
 
 
 def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout]:
-    """Return the rollouts of a directory of parts, or of one parquet file, in the order in which they were written.
+    """Return the rollouts in a directory, or in one parquet file, in the order in which they were written.
 
     Args:
         vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
@@ -186,7 +201,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
     Raises:
         FileNotFoundError: there are no rollouts at this path.
         DamagedFileError: a part is not a parquet file of rollouts, a row is not a valid rollout, or two rows have the same problem and
-            sample. The message names the file, the row, the value and what was expected.
+            sample index. The message names the file, the row, the value and what was expected.
     """
     source = Path(path)
     parts = _parts(source) if source.is_dir() else [source]
@@ -219,7 +234,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
 
 
 def _check(row: Mapping[str, Any], vocab: int | None) -> None:
-    """Raise ValueError, with the value and what was expected, unless a row is a valid rollout."""
+    """Raise ValueError unless a row is a valid rollout. The message gives the wrong value and what was expected."""
     for name, kind in (("problem_id", str), ("sample", int), ("prompt_len", int), ("text", str), ("correct", bool)):
         if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
             raise ValueError(f"{name} is {str(row[name])[:60]!r}, expected {kind.__name__}.")
@@ -236,7 +251,7 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
     if row["finish"] not in ("stop", "length"):
         raise ValueError(f"finish is {str(row['finish'])[:60]!r}, expected 'stop' or 'length'.")
     _check_spans(row)
-    for name, sign in (("logprobs", -1), ("entropies", 1)):
+    for name, sign in (("logprobs", -1), ("entropies", 1)):  # sign that the numbers must have; 0 is allowed
         values, length = row[name], len(ids) - row["prompt_len"]
         if values is not None and not isinstance(values, list):
             raise ValueError(f"{name} is {str(values)[:60]}, expected a list of numbers.")
@@ -249,7 +264,7 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
 
 
 def _check_spans(row: Mapping[str, Any]) -> None:
-    end = 0
+    end = 0  # end of the previous span: the answer must not start before the think span ends
     for name in ("think", "answer"):
         start, stop = row[f"{name}_start"], row[f"{name}_stop"]
         if (start, stop) == (-1, -1):

@@ -23,11 +23,11 @@ from toolkit.types import Problem
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PROBLEM = "Expected id, messages or question, answer."
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
-"""Errors that reading a damaged parquet file can raise."""
+"""Exceptions that pandas and pyarrow raise for a damaged parquet file."""
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as parquet, atomically, with checksums by which damage is detected when the file is read."""
+    """Write a table as a parquet file, atomically, and return its path. The file holds checksums, so that reading it detects damage."""
     with atomic(path) as partial:
         table.to_parquet(partial, write_page_checksum=True)
     return Path(path)
@@ -38,15 +38,15 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
 
     Args:
         columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these. Required columns
-            must not have missing values. In a CSV file, columns with the hint ``str`` keep "007" and "NA" as text. ``None``: no column is
-            required.
-        remedy: Advice to the user, with which the error message about a damaged file ends.
+            must not have missing values. In a CSV file, a column with the hint ``str`` is read as text ("007" stays "007"), and "NA" is
+            text in every column. ``None``: no column is required.
+        remedy: Advice to the user, put at the end of the message of DamagedFileError.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file does not have the format of its suffix; or a required column is missing, duplicate, of another type, or
-            has a missing or infinite value.
-        ValueError: the suffix is none of the three.
+        DamagedFileError: the file is not valid JSON lines, CSV or parquet, as its suffix says; or a required column does not exist, is
+            not unique, or holds a value that is missing, infinite or of another type.
+        ValueError: the suffix is not one of the three.
     """
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     file = existing_file(path)
@@ -62,8 +62,8 @@ def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str |
 
     Args:
         columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these.
-        source: File or data set that the table comes from, for the error message.
-        remedy: Advice to the user, with which the error message ends.
+        source: File or data set that the table comes from, put at the start of the error message.
+        remedy: Advice to the user, put at the end of the error message.
     """
     with read_from(source, remedy):
         for name, hint in columns.items():
@@ -75,7 +75,9 @@ def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str |
 
 
 def _check_column(values: pd.Series, hint: Any) -> None:
-    """Raise Misfit, with the row's number, at the first value that does not fit the hint."""
+    """Raise Misfit if a value of a column does not fit a type hint. The message names the first such row, counted from 1."""
+    # Type hint -> kinds of numpy dtypes that fit it: i and u are signed and unsigned whole numbers, b is bool, f is float. In a column
+    # with such a dtype only NaN and infinity can be wrong, so at most one row is looked at. Otherwise every value is checked.
     numbers = {int: "iu", bool: "b", float: "iuf"}
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in numbers.get(hint, ""):
         rows = np.flatnonzero(~np.isfinite(values.to_numpy()))[:1]
@@ -120,6 +122,7 @@ def _csv(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
         raise Misfit(f"line {lines.line_num} is not CSV: {error}") from error
     if len(set(head)) < len(head) or not all(head):
         raise Misfit(f"its header is {brief(head)}: expected a name for every column, each once")
+    # Columns to read as text: those whose hint is ``str`` or a union with it.
     plain = {name: str for name, hint in columns.items() if name in head and str in (hint, *get_args(hint))}
     try:
         return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""], dtype=plain, index_col=False)
@@ -135,18 +138,18 @@ def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def load_problems(path: str | Path) -> list[Problem]:
-    """Return the problems in a JSONL file, one JSON object per line.
+    """Return the problems in a JSONL file, which holds one JSON object per line.
 
-    Each object has ``answer``, and either ``messages`` (objects with ``role`` and ``content``) or ``question``; ``id`` and ``meta`` are
-    optional. Any other field is an error: facts about a problem belong in ``meta``. If a problem has no ``id``, a hash of its messages
-    becomes its id. This id does not change when lines are added or reordered.
+    Each object has ``answer``, and either ``messages`` (a list of objects with ``role`` and ``content``) or ``question`` (text). ``id`` and
+    ``meta`` are optional. Any other field is an error: facts about a problem belong in ``meta``. If a problem has no ``id``, a hash of its
+    messages becomes its id, which does not change when lines are added or reordered.
 
-    Answers and ids may be text or numbers. A number becomes text as it is written in the file, but without an exponent: ``0.50`` gives
-    ``"0.50"``, and ``1e-5`` gives ``"0.00001"``.
+    Answers and ids may be text or numbers. Numbers are converted to text with the digits that the file has, but without an exponent:
+    ``0.50`` gives ``"0.50"``, and ``1e-5`` gives ``"0.00001"``.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file is not UTF-8, or a line is not such an object or repeats an id; the message names the line.
+        DamagedFileError: the file is not UTF-8, a line is not such an object, or two lines have the same id. The message names the line.
         ValueError: the file holds no problem.
     """
     if not Path(path).is_file():
@@ -170,7 +173,10 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 
 def _row(line: str) -> Any:
-    """Parse a line. A float as answer or id becomes text: 0.00001 must not turn into 1e-05, of which a grader would read only the 5."""
+    """Return the JSON value of a line, with a float in the field ``answer`` or ``id`` replaced by text without an exponent.
+
+    Python would write 0.00001 as 1e-05, and a grader could read only the 5.
+    """
     row = parsed(line)
     numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]
     written = json.loads(line, parse_float=_plain) if numbers else {}
@@ -178,13 +184,14 @@ def _row(line: str) -> Any:
 
 
 def _plain(number: str) -> str:
-    """Return a JSON number as text without an exponent; unchanged if it is out of the range of floats."""
+    """Return a number, given as JSON text, as text without an exponent. A number far outside the range of floats is returned unchanged."""
     value = Decimal(number)
+    # ``adjusted`` is the decimal exponent. The limit keeps 1e999999999 from becoming a billion digits.
     return f"{value:f}" if abs(value.adjusted()) < 400 else number
 
 
 def _problem(row: Any) -> Problem:
-    """Return the problem of a parsed line. Raise Misfit, with the field's name, if a field is not valid."""
+    """Return the ``Problem`` that a parsed line describes. Raise Misfit, which names the field, if a field is not valid."""
     prompt = {"messages": list[Any]} if "messages" in typed(row, Mapping[str, Any], "the line") else {"question": str}
     row = typed(row, {"answer": str | int | float, **prompt}, "the line")
     if unknown := sorted(row.keys() - {"id", "answer", "meta", *prompt}):
@@ -215,7 +222,11 @@ def _message(message: Any, at: str) -> Mapping[str, str]:
 
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
-    """Write problems as JSONL, to be read by ``load_problems``. Raise ValueError if a problem could not be read back."""
+    """Write problems as a JSONL file for ``load_problems``, and return its path.
+
+    Raises:
+        ValueError: ``load_problems`` could not read one of the problems, for example because its answer is empty. No file is written.
+    """
     lines = []
     for problem in problems:
         line = json.dumps(jsonable(problem), default=jsonable, sort_keys=True)

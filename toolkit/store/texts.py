@@ -21,7 +21,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a UTF-8 file, with ``\\n`` as line ends and without a byte order mark.
+    """Return the text of a UTF-8 file. All line ends become ``\\n``, and a byte order mark is removed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,17 +48,18 @@ def _line(content: bytes, at: int) -> int:
 
 
 def numbered(text: str) -> Iterator[tuple[int, str]]:
-    """Yield ``(number, line)`` for each line of a text that is not blank. Numbers start at 1 and count blank lines too."""
+    """Yield ``(number, line)`` for each non-blank line of a text. Numbers start at 1 and count blank lines too."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line
 
 
 def parsed(text: str) -> Any:
-    """Return the value of a JSON text.
+    """Parse JSON text, more strictly than ``json.loads``, and return the value.
 
     Raises:
-        ValueError: the text is not JSON, has a field twice, holds NaN, infinity or half a surrogate pair, or is nested too deep.
+        ValueError: the text is not JSON, has the same field twice in an object, holds NaN or infinity, is nested too deep, or holds a lone
+            surrogate (such as ``\\ud800``, which is no character and cannot be written as UTF-8).
     """
     try:
         value = json.loads(text, parse_constant=_refused, object_pairs_hook=_once)

@@ -1,4 +1,7 @@
-"""Save and load directions, head scores, moments and plans: one safetensors file each, with the provenance in a JSON header."""
+"""Save and load the classes ``Direction``, ``HeadScores``, ``Moments`` and ``Plan`` of ``toolkit.types``: one safetensors file per value.
+
+The tensors are stored as tensors of the file. All other fields, with the provenance (model and settings), are JSON in its metadata.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ T = TypeVar("T", Direction, HeadScores, Moments, Plan)
 
 
 def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Path:
-    """Save a direction, head scores, moments or a plan as one safetensors file, with its provenance in the header.
+    """Save a direction, head scores, moments or a plan as one safetensors file, and return its path.
 
     Raises:
         ValueError: a tensor holds NaN or infinity, or the provenance notes are not JSON-serialisable.
@@ -40,6 +43,7 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{type(value).__name__}.{name} holds NaN or infinity: not saved to {path}.")
+    # Try to decode the header before it is written, so that no file is written that ``load`` cannot read.
     try:
         _decode(json.loads(json.dumps(body, allow_nan=False)), type(value), dict(tensors), "")
     except (Misfit, TypeError) as error:
@@ -51,16 +55,16 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
 
 
 def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> T:
-    """Return the value in a file written by ``save``, after checking the file's header and tensors against the fields of ``kind``.
+    """Return the value in a file that ``save`` wrote. The header and the tensors are checked against the fields of ``kind``.
 
     Args:
-        kind: Type of the value: ``Direction``, ``HeadScores``, ``Moments`` or ``Plan``.
+        kind: Class of the value: ``Direction``, ``HeadScores``, ``Moments`` or ``Plan``.
         fingerprint: Fingerprint (hash of weights and config) of the model that the value must have been made from. ``None``: any model.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file is truncated or not safetensors; a field is missing, unknown or of another type; shapes contradict
-            each other; or a tensor holds NaN or infinity.
+        DamagedFileError: the file is truncated or not safetensors; a field is missing, has the wrong type, or is not a field of the
+            class; the shapes of two tensors do not fit together; or a tensor holds NaN or infinity.
         ForeignFileError: the file was not written by this toolkit, or holds another kind of value.
         WrongModelError: the value was made from a model with another fingerprint.
     """
@@ -83,7 +87,12 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
 
 
 def _read(text: str | None, tensors: Mapping[str, torch.Tensor], kind: type[T], path: str | Path) -> T:
-    """Return the value in a header. Every tensor of the file must belong to exactly one field of the value."""
+    """Return the value of class ``kind`` in the file ``path``. Every tensor must belong to exactly one field of the value.
+
+    Args:
+        text: JSON text in the file's header.
+        tensors: Tensors of the file, by name.
+    """
     try:
         body = parsed(text or "")
     except ValueError as error:
@@ -101,11 +110,17 @@ def _read(text: str | None, tensors: Mapping[str, torch.Tensor], kind: type[T], 
 
 
 def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return a value as JSON in which every tensor is replaced by its name; the tensors are added to ``tensors`` under these names."""
+    """Return a value in JSON form, in which every tensor is replaced by ``{"tensor": name}``.
+
+    Args:
+        path: Place of the value in the outermost value, such as ``"direction.vector"``; a tensor's name is its place. "" at the top.
+        tensors: Dict to which every tensor is added, under its name.
+    """
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach()
         return {"tensor": path}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # An empty tuple that is the default is left out: files without the field can also be read by earlier versions.
         written = [f.name for f in dataclasses.fields(value) if f.default != () or getattr(value, f.name) != ()]
         fields = {name: _encode(getattr(value, name), _join(path, name), tensors) for name in written}
         return {"type": type(value).__name__, "fields": fields}
@@ -117,7 +132,12 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _decode(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
-    """Return the value that ``_encode`` turned into ``body``, which must fit the type hint. Tensors in use are removed from ``tensors``.
+    """Return the value that ``_encode`` turned into ``body``.
+
+    Args:
+        hint: Type hint that the value must fit.
+        tensors: Tensors of the file, by name. Those that the value uses are removed from it.
+        at: Place of the value in the outermost value, as ``path`` in ``_encode``.
 
     Raises:
         Misfit: the body does not fit the hint.
@@ -165,7 +185,7 @@ def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 
 def _plain(body: Any) -> Any:
-    """Return provenance notes, which hold plain JSON values only, from their encoded form."""
+    """Return provenance notes (plain JSON values, no tensors) from the form that ``_encode`` gave them."""
     if isinstance(body, list):
         return [_plain(item) for item in body]
     if isinstance(body, Mapping):
@@ -178,14 +198,14 @@ def _join(path: str, name: str) -> str:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: str | Path) -> Path:
-    """Write tensors (unchanged, bit for bit) and text metadata to a safetensors file, atomically. Return its path."""
+    """Write tensors and text metadata to a safetensors file, atomically, and return its path. Tensors are written bit for bit."""
     with atomic(path, needed=sum(v.nbytes for v in tensors.values())) as partial:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, metadata=dict(metadata))
     return Path(path)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return two dicts from a safetensors file: tensor name -> tensor, and the text metadata.
+    """Return the tensors of a safetensors file, by name, and its text metadata.
 
     Raises:
         FileNotFoundError: no such file.
