@@ -85,7 +85,7 @@ def made_up(closed: list[float], looping: list[float], lengths: list[float]) -> 
         name = f"v {a:+g}" if a else "base"
         for sample in range(2):
             judged.append({"condition": name, "problem_id": "p", "sample": sample, "task": "", "difficulty": 0, "correct": True,
-                           "think_tokens": lengths[i], "response_tokens": lengths[i] + 5, "closed": True, "looping": False,
+                           "think_tokens": lengths[i], "response_tokens": lengths[i] + 5, "closed": True, "looping": False, "leaking": False,
                            "finish": "stop"})  # fmt: skip
     table = pd.DataFrame(rows, columns=["direction", "strength", "metric", "mean", "low", "high"])
     frame = pd.DataFrame(judged)

@@ -76,7 +76,9 @@ def made_up(outcomes, provenance, shuffle: int = 0) -> Report:
         for i, s in np.ndindex(correct[name].shape):
             row = {"condition": name, "problem_id": f"p{i:02d}", "sample": s, "task": "t", "difficulty": i % 3}
             row |= {"correct": bool(correct[name][i, s]), "think_tokens": int(lengths[name][i, s]), "closed": True}
-            rows.append(row | {"response_tokens": int(lengths[name][i, s]) + 5, "looping": False, "finish": "stop"})
+            rows.append(
+                row | {"response_tokens": int(lengths[name][i, s]) + 5, "looping": False, "leaking": False, "finish": "stop"}
+            )
     frame = pd.DataFrame(rows).sample(frac=1, random_state=shuffle, ignore_index=True)
     return Report(frame, {name: {"note": ""} for name in correct}, "base", provenance)
 
@@ -150,7 +152,7 @@ def test_a_base_that_is_not_among_the_conditions_is_refused(llama, problems_of):
 def test_looping_counts_only_for_responses_that_ran_out_of_budget(llama, problems_of):
     rollout = rollouts(llama, problems_of(1), Sampling(max_new_tokens=5), progress=False)[0]
     loop = replace(rollout, token_ids=(*rollout.token_ids[: rollout.prompt_len], *[9] * 40))
-    table = evaluate.rollout_table([replace(loop, finish="length"), replace(loop, finish="stop")], problems_of(1))
+    table = evaluate.rollout_table([replace(loop, finish="length"), replace(loop, finish="stop")], problems_of(1), llama.tags)
     assert table.looping.tolist() == [True, False]
 
 

@@ -11,15 +11,17 @@ import pandas as pd
 
 from toolkit import identity, origins, stats, store
 from toolkit.generate import Sampling, rollouts, task_and_split
+from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
 from toolkit.metrics import Judge, Outcomes
+from toolkit.tags import ThinkTags
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
 
 ANOTHER_SPLIT = (
     "Judge it on another split (train is for making, test for judging), or allow it: allow_overlap=True, --allow-overlap."
 )
 REPORTED = (
-    "accuracy", "think_tokens", "response_tokens", "closed", "looping",
+    "accuracy", "think_tokens", "response_tokens", "closed", "looping", "leaking",
     "shortest_5", "shortest_10", "shortest_20", "shortest_5_same", "shortest_10_same", "shortest_20_same",
 )  # fmt: skip
 """Metrics of ``summary``.
@@ -116,7 +118,7 @@ def compare(
         except BaseException as stop:  # including Ctrl-C: the message then names the condition that was interrupted
             stop.add_note(f"condition {number} of {len(judged)}")
             raise
-        tables.append(rollout_table(sampled, problems).assign(condition=name))
+        tables.append(rollout_table(sampled, problems, condition.lm.tags).assign(condition=name))
         about[name] = {
             "model": condition.lm.name,
             "fingerprint": condition.lm.fingerprint,
@@ -136,12 +138,13 @@ def rollout_folder(out: str | Path, name: str) -> Path:
     return Path(out) / store.safe_name(name)
 
 
-def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
+def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem], tags: ThinkTags | None) -> pd.DataFrame:
     """Return a table with one row per rollout, and the columns of ``Report.rows`` except ``condition``.
 
     Args:
         rollouts: Rollouts of one condition.
         problems: The problems that the rollouts answer, in any order.
+        tags: Think tags of the model that sampled the rollouts; ``None`` if it has none.
     """
     by_id = {p.id: p for p in problems}
     return pd.DataFrame(
@@ -156,6 +159,7 @@ def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> p
             "closed": r.closed,
             # Only a response that was cut off at the token limit can be stuck in a loop.
             "looping": r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]),
+            "leaking": leaks(r, tags),
             "finish": r.finish,
         }
         for r in rollouts

@@ -451,7 +451,8 @@ class Report:
 
     Attributes:
         rows: One row per rollout. Columns: ``condition, problem_id, sample, task, difficulty, correct, think_tokens, response_tokens,
-            closed, looping, finish``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat.
+            closed, looping, leaking, finish``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat;
+            ``leaking`` is True if the answer goes on thinking (see ``leaks``).
         conditions: Condition name -> dict that describes the condition. Its keys are ``model``, ``fingerprint``, ``parent`` (fingerprint of
             the model that it was edited or trained from, or ``None``), ``interventions`` (texts, ``identity.describe_interventions``),
             ``note``, ``made_from`` (text that names the problems used to edit, steer or train) and ``overlap`` (number of those problems

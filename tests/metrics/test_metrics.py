@@ -40,7 +40,7 @@ def test_intervals_end_where_their_metric_does():
 
 def of(correct, think, response=None, answers=None) -> Outcomes:
     zeros = np.zeros_like(correct)
-    given = {"closed": zeros, "looping": zeros, "answers": zeros if answers is None else answers}
+    given = {"closed": zeros, "looping": zeros, "leaking": zeros, "answers": zeros if answers is None else answers}
     return Outcomes(correct=correct, think_tokens=think, response_tokens=zeros if response is None else response, **given)
 
 
@@ -86,7 +86,12 @@ def test_row_order_does_not_change_any_metric(seed):
     rng = np.random.default_rng(seed)
     rows = pd.DataFrame(itertools.product("abcdefghijk", range(4)), columns=["problem_id", "sample"])
     drawn = {name: rng.integers(0, high, len(rows)) for name, high in (("correct", 2), ("think_tokens", 4), ("answer", 3))}
-    more = {"response_tokens": drawn["think_tokens"] + 4, "closed": drawn["correct"], "looping": 1 - drawn["correct"]}
+    more = {
+        "response_tokens": drawn["think_tokens"] + 4,
+        "closed": drawn["correct"],
+        "looping": 1 - drawn["correct"],
+        "leaking": 1 - drawn["correct"],
+    }
     rows = rows.assign(**drawn, **more).astype({"answer": str})
 
     def values(table: pd.DataFrame, problems: str) -> dict[str, float]:
@@ -104,10 +109,10 @@ def test_row_order_does_not_change_any_metric(seed):
 def test_outcomes_align_problems_and_number_answers():
     rows = pd.DataFrame(
         [
-            (p, s, s == 0, 3, 5, True, False, a)
+            (p, s, s == 0, 3, 5, True, False, False, a)
             for (p, s), a in zip(itertools.product("ba", range(2)), ["1", "2", None, "7"], strict=True)
         ],
-        columns=["problem_id", "sample", "correct", "think_tokens", "response_tokens", "closed", "looping", "answer"],
+        columns=["problem_id", "sample", "correct", "think_tokens", "response_tokens", "closed", "looping", "leaking", "answer"],
     )
     o = Outcomes.from_rows(rows, ["a", "b"])
     assert o.answers.tolist() == [[-1, 0], [0, 1]] and o.correct.tolist() == [[1, 0], [1, 0]]

@@ -180,7 +180,7 @@ def test_a_heatmap_of_recall_can_be_drawn_from_the_columns_of_evaluate(lm):
         Rollout(p.id, 0, (1, 2, 3), 1, None, Span(1, 3), "stop", "", p.meta["depth"] == 0.0 or p.meta["length"] == 300)
         for p in problems
     ]
-    rows = evaluate.rollout_table(rollouts, problems).merge(haystack.grid_cells(found), on="problem_id")
+    rows = evaluate.rollout_table(rollouts, problems, None).merge(haystack.grid_cells(found), on="problem_id")
     heat = rows.pivot_table("correct", "depth", "length")
     assert heat.loc[0.0].tolist() == [1, 1] and heat.loc[1.0].tolist() == [1, 0]
     assert haystack.grid_cells(problems, "split")["split"].tolist() == ["test"] * 8

@@ -47,7 +47,7 @@ SAMPLED = "rollouts-"  # start of the name of a folder of rollouts, which exists
 # Columns, or keys, and their types that a saved file must have. They are checked when the file is read.
 IN_ROWS = {
     "problem_id": str, "sample": int, "task": str, "correct": bool, "think_tokens": int, "response_tokens": int, "closed": bool,
-    "looping": bool, "finish": str, "no_think": bool,
+    "looping": bool, "leaking": bool, "finish": str, "no_think": bool,
 }  # fmt: skip
 IN_POINTS = {"metric": str, "problem_id": str, "value": float}
 IN_SHIFT = dict.fromkeys(("cosine", "low", "high", "random", "size"), float)
@@ -186,7 +186,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
 
 def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
     """Return the table ``Result.rows`` of the responses."""
-    table = evaluate.rollout_table(responses, problems)
+    table = evaluate.rollout_table(responses, problems, lm.tags)
     entropies = phase_entropy.table(responses)
     chains = failed_steps.chains(lm, responses, problems, failed_steps.fitting)
     answers = [lm.text(r.token_ids[r.answer.start : r.answer.stop], special=False).strip() if r.answer else None for r in responses]
@@ -202,7 +202,8 @@ def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> 
 
 
 MEANS = {
-    "accuracy": "correct", "think_tokens": "think_tokens", "response_tokens": "response_tokens", "looping": "looping", "no_think": "no_think",
+    "accuracy": "correct", "think_tokens": "think_tokens", "response_tokens": "response_tokens", "looping": "looping",
+    "leaking": "leaking", "no_think": "no_think",
     "think_entropy": "think_entropy", "answer_entropy": "answer_entropy", "failed_steps": "failed", "review": "review",
 }  # fmt: skip
 """Metric -> column of ``Result.rows``. The value of the metric for a problem is the mean of that column over the problem's samples."""
@@ -241,7 +242,7 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
     """
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
-    table = evaluate.rollout_table(responses, ground.unseen).set_index("problem_id")
+    table = evaluate.rollout_table(responses, ground.unseen, condition.lm.tags).set_index("problem_id")
     parts = [points(f"accuracy_{task}", part["correct"]) for task, part in table.groupby("task", sort=False)]
     chains = {
         p.id: running_sum.read_rollout(condition.lm, r, p)

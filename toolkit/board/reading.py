@@ -369,7 +369,7 @@ def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Pa
 
 
 DAMAGE = (
-    "accuracy", "accuracy_arithmetic", "accuracy_lookup", "shortest_20", "never_closed", "looping", "no_think", "failed_steps",
+    "accuracy", "accuracy_arithmetic", "accuracy_lookup", "shortest_20", "never_closed", "looping", "leaking", "no_think", "failed_steps",
     "accuracy_running_sum", "running_sum_step", "retrieved", "pass_at_4x", "vote_at_4x",
 )  # fmt: skip
 """Metrics in the figure "Gains and damage", one column each; all are shares. ``metrics.METRICS`` describes them."""

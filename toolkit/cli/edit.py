@@ -260,8 +260,8 @@ def rollouts(
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
     responses = sample(lm, chosen, sampling, out=out_dir, about=jobs.origin(task, split, seed))
-    by_difficulty = evaluate.rollout_table(responses, chosen).groupby(["task", "difficulty"])
-    columns = ["correct", "think_tokens", "response_tokens", "closed"]
+    by_difficulty = evaluate.rollout_table(responses, chosen, lm.tags).groupby(["task", "difficulty"])
+    columns = ["correct", "think_tokens", "response_tokens", "closed", "leaking"]
     table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
     if as_json:
         print_json({"out": str(out_dir), "rollouts": len(responses), "by_difficulty": table.to_dict("records")})

@@ -37,6 +37,7 @@ class Outcomes:
         response_tokens: Length of the response in tokens, tags and answer included.
         closed: 1 if the think span was closed, else 0.
         looping: 1 if the response reached the token limit and ends in a loop (``stats.looping``), else 0.
+        leaking: 1 if the answer goes on thinking (``leaks.leaks``), else 0.
         answers: Code of the answer's text: two responses to a problem have the same code if their answers are equal. -1 means no answer.
     """
 
@@ -45,6 +46,7 @@ class Outcomes:
     response_tokens: Float[ndarray, "problems samples"]
     closed: Float[ndarray, "problems samples"]
     looping: Float[ndarray, "problems samples"]
+    leaking: Float[ndarray, "problems samples"]
     answers: Float[ndarray, "problems samples"]
 
     @staticmethod
@@ -53,7 +55,7 @@ class Outcomes:
 
         Args:
             rows: One row per rollout, in any order. Columns: ``problem_id, sample, correct, think_tokens, response_tokens, closed,
-                looping``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must have
+                looping, leaking``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must have
                 the same number of samples.
             problems: Ids of the problems to take, in the order wanted for the arrays' first axis.
         """
@@ -62,7 +64,7 @@ class Outcomes:
         codes = pd.Series(-1.0, rows.index)
         if "answer" in rows:
             codes = rows.groupby("problem_id", sort=False)["answer"].transform(lambda answers: pd.factorize(answers)[0])
-        columns = {name: rows[name] for name in ("correct", "think_tokens", "response_tokens", "closed", "looping")}
+        columns = {name: rows[name] for name in ("correct", "think_tokens", "response_tokens", "closed", "looping", "leaking")}
         return Outcomes(**{k: v.to_numpy(float).reshape(-1, samples) for k, v in {**columns, "answers": codes}.items()})
 
     @property

@@ -86,6 +86,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "never_closed": Metric("never closed", "share", "low", "damage", "Thinking that the budget cut off."),
         "closed": Metric("closed share", "share", "high", "damage", "Responses whose thinking was closed within the budget.", mean_of("closed")),
         "looping": Metric("loops", "share", "low", "damage", "Responses that end in a repeated run of tokens.", mean_of("looping")),
+        "leaking": Metric(
+            "thinking in answers", "share", "low", "damage", "Answers that open thinking again, or have a sentence that begins with 'Wait' or the like.", mean_of("leaking")
+        ),
         "no_think": Metric("no thinking", "share", "low", "damage", "Answers without a single think token."),
         "failed_steps": Metric("failed steps", "share", "low", "damage", "Failed-step fraction: steps of thinking that are wrong (recomputed)."),
         "review": Metric("re-checks", "share", "none", "damage", "Characters of thinking that re-check an earlier step."),

@@ -1,0 +1,35 @@
+"""Thinking that goes on in the answer: text after the closing think tag that opens thinking again, or that takes back what was said.
+
+Models that were trained or steered to think less may move their thinking to the answer. The think span is then shorter, although the model
+reasons as much as before. ``leaks`` finds such answers, and the metric ``leaking`` of comparisons is their share.
+"""
+
+from __future__ import annotations
+
+import re
+
+from toolkit.tags import ThinkTags
+from toolkit.types import Rollout
+
+assumed_words = ("wait", "hmm", "hold on")
+"""Words that show thinking at the start of a sentence. NoWait (arXiv:2506.08343) lists such words; the choice is ours."""
+_STARTS = re.compile(rf"(?:^|[.!?…\n])\W*(?:(?:but|oh|no|ah)\b\W*)*(?:{'|'.join(assumed_words)})\b", re.IGNORECASE)
+
+
+def leaks(rollout: Rollout, tags: ThinkTags | None) -> bool:
+    """Return True if a response goes on thinking in its answer.
+
+    It does if its answer contains a think tag, or a sentence that begins with one of ``assumed_words`` (such as "Wait, ..." or "But wait").
+    A response without an answer span (thinking was never closed), and one of a model that does not mark its thinking, do not leak.
+
+    Args:
+        rollout: The response.
+        tags: Think tags of the model that sampled it; ``None`` if it has none.
+    """
+    if rollout.answer is None or tags is None or tags.close is None:
+        return False
+    answer = rollout.text
+    closed_by_prompt = rollout.think is not None and rollout.think.stop == rollout.prompt_len
+    if rollout.think is not None and not closed_by_prompt:
+        answer = answer.partition(tags.close)[2]
+    return any(tag in answer for tag in (tags.open, tags.close) if tag) or bool(_STARTS.search(answer))
