@@ -17,12 +17,14 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from toolkit import adapters, origins, shipped, store, tensors
@@ -267,8 +269,9 @@ def _plain(
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        options = {**common, **placement.options(AutoConfig.from_pretrained(where, **common), dtype)}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **options)
+        config = AutoConfig.from_pretrained(where, **common)
+        options = {**common, **placement.options(config, dtype)}
+        loaded: Any = _auto_class(config).from_pretrained(where, dtype=dtype, output_loading_info=True, **options)
         return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(where, load)
@@ -276,6 +279,14 @@ def _plain(
         _check_files(path)  # files that were there before the download may have been incomplete, or another version
     _check_report(where, report)
     return model, tokenizer
+
+
+def _auto_class(config: Any) -> Any:
+    """Return the class of transformers that loads a model with all its parts: of multimodal checkpoints, not the text part alone."""
+    multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
+    if multimodal in (config.architectures or ()) or (multimodal and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _on_disk(where: str, revision: str | None) -> Path | None:

@@ -87,7 +87,7 @@ class LM:
         """The model without its LM head. Its output holds the last hidden states."""
         base: Any = self.model.base_model
         # Llama 4 names its base by another name than it has: then transformers returns the model itself.
-        return getattr(self.model, "model", base) if base is self.model else base
+        return sites.text_model(self.model) if base is self.model else base
 
     @cached_property
     def caches_keys(self) -> bool:

@@ -427,6 +427,17 @@ class Layout:
             return float(getattr(block, self.row.output_scale))
 
 
+def text_model(model: Any) -> Any:
+    """Return the stack of blocks in a model that reads and writes text, with its embedding and final norm.
+
+    It has no LM head. In a multimodal model, it is the part without the encoders of images or sound.
+    """
+    inner = model.get_decoder()
+    if inner is model and model.get_output_embeddings() is not None:
+        inner = model.model  # Llama 4's text model with an LM head calls itself its decoder
+    return model if inner is model else text_model(inner)
+
+
 def find(model: PreTrainedModel) -> Layout:
     """Return a model's layout. Its family is the first row of ``ROWS`` whose module names match all blocks of the model.
 
@@ -435,7 +446,7 @@ def find(model: PreTrainedModel) -> Layout:
     """
     config = model.config.get_text_config()
     n_layers = config.num_hidden_layers
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    lists = [m for m in text_model(model).modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     for row in ROWS:
         for modules in lists:
             blocks = [_block(module, row) for module in modules]
