@@ -155,7 +155,7 @@ def models() -> str:
     """Return the table of model families whose identities are tested; those with layers without heads are marked."""
     rows = {
         maker: ", ".join(f"{name} (`{kind}`){'†' if kind in families.HYBRID else ''}" for kind, name in types.items())
-        for maker, types in families.FAMILIES.items()
+        for maker, types in {**families.FAMILIES, "with images": families.MULTIMODAL}.items()
     }
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["models (model type in transformers)"]))
 

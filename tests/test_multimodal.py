@@ -15,7 +15,7 @@ from families import tokenizer
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from toolkit import edits, sites
+from toolkit import edits, families, sites
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
@@ -34,11 +34,8 @@ TOKENS = {
     "vision_start_token_id": 92, "vision_end_token_id": 93, "boi_token_index": 94, "eoi_token_index": 95, "audio_token_id": 96,
 }  # fmt: skip
 ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
-# Model type -> model type and entries of its text part, where they are not the default.
-WRAPPERS: dict[str, dict[str, Any]] = {
-    "gemma3": {}, "gemma4": {}, "qwen2_5_vl": ROTARY, "qwen3_vl": {}, "qwen3_vl_moe": {}, "qwen3_5": {}, "qwen3_5_moe": {},
-    "mistral3": {"model_type": "ministral3"}, "llama4": {}, "internvl": {}, "lfm2_vl": {}, "smolvlm": {}, "exaone4_5": {},
-}  # fmt: skip
+# Model type -> entries of its text part (and its model type, if it is not the default).
+TEXT: dict[str, dict[str, Any]] = {"qwen2_5_vl": ROTARY, "mistral3": {"model_type": "ministral3"}}
 
 
 def had(cls: type, entries: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +55,7 @@ def wrapper(model_type: str) -> LM:
     for name in cls.sub_configs:
         part = getattr(default, name, None)
         if "text" in name:
-            entries = dict(WRAPPERS[model_type])
+            entries = dict(TEXT.get(model_type, {}))
             parts[name] = zoo.config(entries.pop("model_type", part.model_type), **entries)
         elif part is not None:
             parts[name] = type(part)(**had(type(part), ENCODER))
@@ -82,7 +79,7 @@ def logprobs(condition: Condition | LM) -> torch.Tensor:
     return torch.tensor([x for r in rollouts(condition, PROBLEMS, SAMPLING, progress=False) for x in r.logprobs])
 
 
-@pytest.mark.parametrize("model_type", WRAPPERS)
+@pytest.mark.parametrize("model_type", families.MULTIMODAL)
 def test_the_text_part_of_a_multimodal_model_qualifies_and_is_the_one_found(model_type):
     lm = wrapper(model_type)
     lms.qualify(lm)
@@ -91,7 +88,7 @@ def test_the_text_part_of_a_multimodal_model_qualifies_and_is_the_one_found(mode
     assert lm.body(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state.shape == (1, 3, lm.layout.d_model)
 
 
-@pytest.mark.parametrize("model_type", WRAPPERS)
+@pytest.mark.parametrize("model_type", families.MULTIMODAL)
 def test_sampled_log_probabilities_are_those_of_one_pass(model_type):
     lm = wrapper(model_type)
     for r in rollouts(lm, PROBLEMS, SAMPLING, progress=False):
@@ -101,7 +98,7 @@ def test_sampled_log_probabilities_are_those_of_one_pass(model_type):
         assert torch.allclose(torch.tensor(r.logprobs), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", WRAPPERS)
+@pytest.mark.parametrize("model_type", families.MULTIMODAL)
 def test_an_edited_multimodal_model_is_saved_with_its_encoder_and_its_processor(model_type, tmp_path):
     source = wrapper(model_type).save(tmp_path / "source")
     (source / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "SiglipImageProcessor"}))

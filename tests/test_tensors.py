@@ -11,7 +11,7 @@ import zoo
 from families import FAMILIES
 from families import family as tiny
 
-from toolkit import collect, edits, merging, tensors, vectors
+from toolkit import collect, edits, jobs, merging, tensors, vectors
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, UnsupportedModelError
@@ -209,6 +209,22 @@ def test_the_adapter_of_an_edit_computes_what_the_run_time_edit_does(quantised, 
 def test_a_quantised_model_is_saved_and_read_again(quantised, tmp_path):
     again = lms.load(quantised.save(tmp_path / "saved"))
     assert tensors.storage(again.model) == "quantised" and again.fingerprint == quantised.fingerprint
+
+
+def test_thinkedit_on_a_quantised_model_judges_run_time_edits_and_saves_an_adapter(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    study = jobs.Study(problems=30, samples=2, max_new_tokens=120)
+    lm = lms.load("tiny-reasoner", quantization="4bit")
+    samples = rollouts(lm, study.load("train", lm), study.sampling, progress=False)
+    settings = jobs.EditSettings(fraction=0.06, draws=1)
+    found = jobs.find_heads(lm, samples, settings, jobs.form_named("published"), origin={})
+    conditions = jobs.edit_conditions(lm, {"edited": found}, settings)
+    assert all(c.lm is lm for c in conditions.values()) and len(conditions["edited"].during) == 1
+    summary, measured = jobs.edit_and_measure(lm, found, replace(study, problems=6), settings)
+    assert not jobs.is_saved(lm, found, tmp_path / "edited")
+    saved = jobs.save_edited(lm, found, measured, summary, tmp_path / "edited")
+    assert (saved / "adapter_model.safetensors").is_file() and not (saved / "model.safetensors").exists()
+    assert jobs.is_saved(lm, found, saved)
 
 
 # --- refusals: one sentence with a remedy --------------------------------------------------------------------

@@ -42,7 +42,30 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 """Company or group -> ``model_type`` in transformers -> names of the models."""
 
-HYBRID = frozenset(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "bamba", "lfm2", "lfm2_moe"))
+MULTIMODAL: Mapping[str, str] = {
+    "gemma3": "Gemma 3", "gemma4": "Gemma 4 (without experts)", "llama4": "Llama 4", "mistral3": "Mistral Small 3, Magistral, Ministral 3",
+    "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "qwen3_vl_moe": "Qwen3-VL MoE", "qwen3_5": "Qwen 3.5", "qwen3_5_moe": "Qwen 3.5 MoE",
+    "internvl": "InternVL", "lfm2_vl": "LFM2-VL", "smolvlm": "SmolVLM", "exaone4_5": "EXAONE 4.5",
+}  # fmt: skip
+"""``model_type`` -> name, of models that also read images (``tests/test_multimodal.py``).
+
+Prompts are texts. Edits change the text part, and saving keeps the rest of the checkpoint and the files of its processor.
+"""
+
+HYBRID = frozenset(
+    (
+        "qwen3_next",
+        "qwen3_5_text",
+        "qwen3_5_moe_text",
+        "granitemoehybrid",
+        "bamba",
+        "lfm2",
+        "lfm2_moe",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "lfm2_vl",
+    )
+)
 """Model types in which only some layers have attention heads."""
 
 SUPPORTED = tuple(model_type for types in FAMILIES.values() for model_type in types)

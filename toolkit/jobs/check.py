@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from toolkit import generate, store, tasks
+from toolkit import generate, store, tasks, tensors
 from toolkit import lm as lms
 from toolkit.generate import Sampling
 from toolkit.lm import LM
@@ -68,10 +68,11 @@ def check(lm: LM, *, problems: str | None = None, rollouts: str | Path | None = 
 
 def _model(lm: LM) -> Iterator[tuple[str, str]]:
     layout, config = lm.layout, lm.model.config.get_text_config()
-    weights = sum(p.numel() for p in lm.model.parameters())
+    how = tensors.storage(lm.model)
     yield "name", lm.name
     yield "family", f"{layout.row.family} ({config.model_type})"
-    yield "weights", f"{weights / 1e6:,.1f} million, {str(lm.model.dtype).removeprefix('torch.')}, on {lm.device}"
+    numbers = str(lm.model.dtype).removeprefix("torch.") + (f" ({how})" if how else "")
+    yield "weights", f"{lm.model.num_parameters() / 1e6:,.1f} million, {numbers}, {_gb(_bytes(lm))}, computed on {lm.device}"
     yield "layers", f"{layout.n_layers}, d_model {layout.d_model}, vocabulary {lm.vocab_size:,}"
     heads = [f"{n} of {size}" if n else "none" for n, size in zip(layout.heads, layout.head_dims, strict=True)]
     yield "attention heads", "; ".join(f"{value} in {_ranges(heads, value)}" for value in dict.fromkeys(heads))
@@ -115,20 +116,27 @@ def _memory(lm: LM) -> Iterator[tuple[str, str]]:
     """Yield pairs ``(use, memory)``, such as ``("GRPO, LoRA", "0.60 GB")``, computed from the numbers of weights, heads and layers."""
     config, layout = lm.model.config.get_text_config(), lm.layout
     size = lm.model.dtype.itemsize
-    weights = sum(p.numel() for p in lm.model.parameters())
+    weights, held = lm.model.num_parameters(), _bytes(lm)
     kv_heads = getattr(config, "num_key_value_heads", None) or layout.n_heads
     rows, tokens = SAMPLED
     cache = 2 * rows * tokens * kv_heads * sum(layout.head_dims) * size  # 2: keys and values
-    yield "loading, steering, directions", _gb(1.1 * weights * size)  # 10 % above the size of the weights
-    yield f"sampling {rows} rows of {tokens:,} tokens", _gb(1.1 * weights * size + cache)
+    yield "loading, steering, directions", _gb(1.1 * held)  # 10 % above the size of the weights
+    yield f"sampling {rows} rows of {tokens:,} tokens", _gb(1.1 * held + cache)
+    if tensors.storage(lm.model):
+        return
     # Bytes per weight as in the docstring of ``grpo.run``, without activations. 20: weight, gradient and Adam's moments in fp32 (16), and
     # the initial model (4). LoRA: the frozen weights and the initial model; the adapter itself is small.
     yield "GRPO, all weights", _gb(20 * weights)
     yield "GRPO, LoRA", _gb(2 * size * weights)
 
 
+def _bytes(lm: LM) -> int:
+    """Return the size of the weights in bytes, as they are stored: packed if they are quantised."""
+    return sum(p.numel() * p.element_size() for p in lm.model.parameters())
+
+
 def _gb(size: float | int) -> str:
-    return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
 
 
 def _speed(lm: LM) -> float:
@@ -152,6 +160,10 @@ def _limits(lm: LM) -> list[str]:
     if not lm.caches_keys:
         limits.append(
             "Its cache does not hold keys and values (latent attention): decoding uses the model's own, slower attention."
+        )
+    if how := tensors.storage(lm.model):
+        limits.append(
+            f"The weights are {how}: editing them and training are refused. Edit at run time, or as an adapter of rank 1."
         )
     if lm.model.dtype != torch.float32:
         limits.append("Half precision: logits of cached steps agree to about 1 %, and sampled responses may depend on the batch.")
