@@ -20,14 +20,13 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from toolkit import adapters, origins, shipped, store, tensors
+from toolkit import adapters, origins, shipped, store, tensors, versions
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER
 from toolkit.sites import UnsupportedModelError
 
@@ -305,11 +304,15 @@ def _gguf(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if placement.device_map is not None:
         raise UnsupportedModelError(f"{path} is a GGUF file, which is loaded on one device: leave device_map out.")
+    if isinstance(placement.quantization, str):
+        raise UnsupportedModelError(
+            f"{path} is a GGUF file, which bitsandbytes cannot quantise. Leave quantization out to unpack its weights, or pass GgufConfig() of "
+            "transformers to keep them packed."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"No GGUF file at {path}.")
     where, options = str(path.parent), {**common, "gguf_file": path.name}
-    # Without this, transformers keeps the file's blocks packed if a GPU has kernels for them, and edits and training would not be possible.
-    packing = {"quantization_config": placement.quantization or GgufConfig(dequantize=True)}
+    packing = versions.unpacked_gguf() if placement.quantization is None else {"quantization_config": placement.quantization}
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -318,9 +321,7 @@ def _gguf(
 
     tokenizer, model, report = _foreign(str(path), load)
     _check_report(str(path), {**report, "unexpected_keys": ()})
-    if getattr(
-        packing["quantization_config"], "dequantize", False
-    ):  # transformers sets it, too, if it has no kernel for packed blocks
+    if getattr(packing.get("quantization_config"), "dequantize", True):  # transformers sets it, too, where it has no kernel
         # The weights are plain now, but transformers still marks them as quantised and would not save or train them.
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
