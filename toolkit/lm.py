@@ -149,6 +149,16 @@ class LM:
         """Return the id of the token whose text in the vocabulary is ``text``, or ``None`` if there is none."""
         return self._vocabulary.get(text)
 
+    @cached_property
+    def _token_texts(self) -> dict[int, str]:
+        return {}
+
+    def token_text(self, token: int) -> str:
+        """Return the text of one token, decoded alone and remembered."""
+        if token not in self._token_texts:
+            self._token_texts[token] = self.text([token])
+        return self._token_texts[token]
+
     def text(self, ids: Sequence[int], *, special: bool = True) -> str:
         """Return token ids decoded to text. ``special=False`` leaves out special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))

@@ -177,6 +177,10 @@ class Reader:
         single = self.lm.token_id(tag)
         if single is not None:
             return token == single
+        # Decoding the whole tail is slow, and nearly every token is ruled out by its own text: it lacks the tag's last character. This holds
+        # for printed ASCII characters only: decoded alone, a token may lose a blank, or part of a character of several bytes.
+        if "!" <= tag[-1] <= "~" and tag[-1] not in self.lm.token_text(token):
+            return False
         row = [*self.tail, token]
         return any(span.stop == len(row) for span in find_tag(self.lm, row, tag))
 

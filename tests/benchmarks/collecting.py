@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from clock import QUICK, Row, apart, median, profile, ratio, start, turns, write
-from models import MIDDLE, by_parity, middle, tiny, traces
+from models import LARGE, MIDDLE, by_parity, large, middle, tiny, traces
 
 from toolkit import collect, generate, hooks
 from toolkit.collect import ATTN, MLP
@@ -117,11 +117,34 @@ def entropies(name: str, lm: LM, n: int) -> Row:
     )  # fmt: skip
 
 
+def shape_of_today(n: int = 2) -> list[Row]:
+    """Time and memory of collect over a bare forward pass in a model of 1.5 G parameters, where the pass itself is most of both."""
+    lm = large()
+    found = traces(lm, n)
+    passed = gate(lm, found)
+    seconds = turns({"ours": lambda: ours(lm, found), "bare": lambda: bare(lm, found)}, 3)
+    limit = ratio(seconds["ours"], seconds["bare"])
+    del lm
+    peaks = {what: apart("memory.py", f"large {what}", str(n))["peak"] for what in ("collect", "bare")}
+    return [
+        Row(
+            f"collect, {LARGE}: over a bare forward of the same batches", *limit, "<= 1.05", passed,
+            f"the forward pass itself ({1 / limit[0]:.0%} of the time)", f"{median(seconds['ours']):.1f} s, {n} traces",
+        ),
+        Row(
+            f"collect, {LARGE}: peak memory over that of a bare forward", peaks["collect"] / peaks["bare"], None, "<= 1.1", passed,
+            "weights and one batch of activations", f"{peaks['collect']:.0f} and {peaks['bare']:.0f} MB",
+        ),
+    ]  # fmt: skip
+
+
 def main() -> None:
     start()
     small, large = tiny(), middle()
     rows = rows_of("tiny reasoner", small, 16 if QUICK else 64, 20)
     rows += rows_of(MIDDLE, large, 16 if QUICK else 64, 2.5)
+    if not QUICK:
+        rows += shape_of_today()
     rows.append(entropies("tiny reasoner", small, 16 if QUICK else 64))
     sizes = (64, 128) if QUICK else (64, 256, 1024)
     peaks = [apart("memory.py", "collect", str(n))["peak"] for n in sizes]

@@ -6,14 +6,18 @@ import json
 import sys
 
 from clock import peak, start
-from models import by_parity, tiny, traces
+from models import by_parity, large, tiny, traces
 
 
 def main() -> None:
     start()
     what, n = sys.argv[1], int(sys.argv[2])
-    lm = tiny()
-    if what == "collect":
+    lm = large() if what.startswith("large") else tiny()
+    if what == "large bare":
+        from collecting import bare
+
+        bare(lm, traces(lm, n))
+    elif what in ("collect", "large collect"):
         from toolkit import collect
 
         collect.moments(lm, traces(lm, n), by_parity)

@@ -56,6 +56,24 @@ def middle() -> LM:
     return lms.load(middle_path(), device=DEVICE)
 
 
+LARGE = "1.3 G"
+
+
+def large() -> LM:
+    """1.3 G parameters, the shape of a model with 1.5 G but for its vocabulary: 28 layers, width 1536, 12 heads of 128 (2 for keys).
+    Random, in fp32, and only in memory (5.2 GB)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=103, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        max_position_embeddings=8192, pad_token_id=0, bos_token_id=None, eos_token_id=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device(DEVICE):
+        model = AutoModelForCausalLM.from_config(config)
+    return lms.wrap(model, AutoTokenizer.from_pretrained(lms.tiny_reasoner_path()), name="random Qwen2, 1.3 G")
+
+
 def smol() -> LM:
     """SmolLM2-135M-Instruct, in fp32."""
     return lms.load(lms.smollm2_path(), device=DEVICE, tags=lms.ThinkTags(None, None))
