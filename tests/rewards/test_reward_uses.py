@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -22,9 +23,14 @@ from toolkit.rewards.cosine import Cosine
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.l1 import L1Max
+from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.overlong import Overlong
 from toolkit.rewards.repetition import RepetitionPenalty
+from toolkit.rewards.ruler import Ruler
 from toolkit.rewards.slpo import SLPO
+from toolkit.rewards.surrogate import Surrogate
+from toolkit.tags import ThinkTags
+from toolkit.types import Problem
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +218,55 @@ def test_columns_come_from_functions_the_dataset_and_the_tokens():
     assert called(chat, [[1]], [[{"role": "assistant", "content": "so so"}]], correct=[True]) == [0.5]
     with pytest.raises(MissingColumnError, match=r"'l1_max' needs the column 'correct'.*your grader"):
         called(as_trl(L1Max(), generations=1), [[1]], budget=[5])
+
+
+THOUGHTS = {
+    "closed": "<think>3+4=7</think>so 7<|end|>",
+    "closed, never opened": "3+4=7</think>so 7<|end|>",
+    "closed twice": "<think>3</think>4</think>so 7<|end|>",
+    "never closed": "<think>3+4=7",
+    "never closed, yet ended": "<think>3+4=7<|end|>",
+    "never opened": "so 7<|end|>",
+    "never opened, cut off": "so 7",
+}
+ENDS = {"unchanged": "", "thinking opened": "<think>\n", "thinking switched off": "<think>\n\n</think>\n\n"}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("tags", [ThinkTags(), ThinkTags(None, "</think>")])
+def test_trl_pays_the_same_for_an_answer_as_a_batch_of_rollouts(reasoner, end, chat, tags):
+    """Closed, unclosed and never opened thinking; the tags of tiny-reasoner are special tokens, which TRL's completions lack."""
+    model = replace(reasoner, tokenizer=copy.deepcopy(reasoner.tokenizer), tags=tags)
+    model.tokenizer.chat_template += ENDS[end]
+    messages = [{"role": "user", "content": "3+4=?"}]
+    prompt, ids = model.prompt_ids(messages), [model.tokenizer.encode(t, add_special_tokens=False) for t in THOUGHTS.values()]
+    problem = Problem("p", tuple(messages), "7", {})
+    sampled = [generate.rollout_from_tokens(model, problem, prompt, i, sample=k) for k, i in enumerate(ids)]
+    batch = RewardBatch.from_rollouts(sampled)
+    trainer = SimpleNamespace(processing_class=model.tokenizer, chat_template_kwargs={})
+    n = len(ids)
+    given = {
+        "prompts": [messages if chat else model.prompt_text(messages)] * n,
+        "completions": model.tokenizer.batch_decode(ids, skip_special_tokens=True),
+        "completion_ids": ids,
+        "problem_id": ["p"] * n,
+        "log_metric": bound_log(trainer),
+    }
+    assert not any("think>" in text for text in given["completions"])
+    for reward in (Surrogate(longest=40), LongWriter(low=1, high=1, unit="words"), Ruler({1: (0, 1)}, target=1)):
+        assert as_trl(reward, open=tags.open)(**given) == reward(batch).values.tolist(), (reward, batch["answer_text"])
+    by_name = dict(zip(THOUGHTS, batch["answer_text"], strict=True))
+    assert by_name["closed"] == by_name["closed twice"] == "so 7"
+    unclosed = (tags.open is None and end != "thinking switched off") or end == "thinking opened"
+    assert by_name["never opened, cut off"] == ("" if unclosed else "so 7")
+    assert (by_name["never closed"] == "") == (end != "thinking switched off")
+
+
+def test_without_a_trainer_trl_pays_for_an_answer_by_its_completions():
+    entry = as_trl(Surrogate(longest=4), generations=1)
+    texts = ["<think>1</think>7", "<think>1", "7", "<think>1</think>none"]
+    assert called(entry, [[1, 2]] * 4, texts) == [2.0, 0.0, 2.0, 0.0]
 
 
 def test_a_response_ends_by_itself_if_its_last_id_is_a_stop_id():
