@@ -30,7 +30,7 @@ from toolkit.rewards.ruler import Ruler
 from toolkit.rewards.slpo import SLPO
 from toolkit.rewards.surrogate import Surrogate
 from toolkit.tags import ThinkTags
-from toolkit.types import Problem
+from toolkit.types import Problem, Rollout, Span
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,22 @@ def test_phase_entropies_are_those_of_the_method(found):
     means = [phase_entropy.phase_means(r) for r in found]
     assert_allclose(batch["think_entropy"], [np.nan if m.think is None else m.think for m in means])
     assert_allclose(batch["answer_entropy"], [np.nan if m.answer is None else m.answer for m in means])
+
+
+@pytest.mark.parametrize(
+    ("think", "answer", "means"),
+    [
+        (Span(2, 4), Span(5, 10), (np.nan, 2.5)),  # the prompt closes thinking and begins the answer
+        (Span(2, 6), Span(6, 10), (np.nan, 2.5)),  # the prompt closes thinking
+        (Span(2, 7), Span(8, 10), (1.0, 3.5)),  # the prompt begins thinking
+    ],
+)
+def test_entropies_of_a_prefilled_response_are_those_of_its_own_tokens(think, answer, means):
+    """Of 10 tokens, 6 are the prompt: a span that begins there must not count from the response's end."""
+    r = Rollout("p", 0, tuple(range(10)), 6, think, answer, "stop", "x", True, entropies=(1.0, 2.0, 3.0, 4.0))
+    batch, method = RewardBatch.from_rollouts([r]), phase_entropy.phase_means(r)
+    assert_allclose((batch["think_entropy"][0], batch["answer_entropy"][0]), means)
+    assert_allclose([np.nan if m is None else m for m in (method.think, method.answer)], means)
 
 
 def test_columns_that_some_rollouts_lack_are_left_out(found, problems):

@@ -94,6 +94,8 @@ class PhaseMeans:
 def phase_means(rollout: Rollout) -> PhaseMeans:
     """Return the mean entropies (nats per token) of one rollout before and after its closing think tag.
 
+    A span that begins in the prompt counts from the response's first token.
+
     Raises:
         NoEntropiesError: The rollout has no recorded entropies.
     """
@@ -102,7 +104,9 @@ def phase_means(rollout: Rollout) -> PhaseMeans:
         return PhaseMeans(None, _mean(h))
     if answer is None or answer.start < think.stop:  # never closed, or no tag separates the phases
         return PhaseMeans(_mean(h), None)
-    return PhaseMeans(_mean(h[: think.stop - rollout.prompt_len]), _mean(h[answer.start - rollout.prompt_len :]))
+    # 0 at least: a negative index would count from the end of the response.
+    closed, answered = (max(0, at - rollout.prompt_len) for at in (think.stop, answer.start))
+    return PhaseMeans(_mean(h[:closed]), _mean(h[answered:]))
 
 
 def _mean(values: ndarray) -> float | None:

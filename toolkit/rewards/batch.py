@@ -337,14 +337,15 @@ def _phase_entropies(r: Rollout) -> tuple[float, float]:
     """Return ``(mean entropy of thinking, mean entropy of the answer)`` in nats per token; NaN for one without tokens.
 
     Thinking is everything before the closing tag, including an opening tag. The closing tag counts in neither mean. If the response has no
-    think span, all of it is the answer.
+    think span, all of it is the answer. A span that begins in the prompt counts from the response's first token.
     """
     h = r.entropies or ()  # one entropy per response token: index 0 is position prompt_len of the sequence
     if r.think is None:
         return np.nan, _mean(h)
     if r.answer is None or r.answer.start < r.think.stop:  # never closed, or no tag separates thinking from the answer
         return _mean(h), np.nan
-    return _mean(h[: r.think.stop - r.prompt_len]), _mean(h[r.answer.start - r.prompt_len :])
+    # 0 at least: a negative index would count from the end of the response.
+    return _mean(h[: max(0, r.think.stop - r.prompt_len)]), _mean(h[max(0, r.answer.start - r.prompt_len) :])
 
 
 def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
