@@ -23,6 +23,8 @@ from toolkit.rewards.cosine import Cosine
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.l1 import L1Max
+from toolkit.rewards.laser import LaserD, Outcome
+from toolkit.rewards.laser_targets import TargetSettings
 from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.overlong import Overlong
 from toolkit.rewards.repetition import RepetitionPenalty
@@ -222,6 +224,22 @@ def test_groups_follow_the_id_column_else_contiguous_chunks():
         called(as_trl(SLPO(0.5), generations=3), ids, correct=correct)
     with pytest.raises(ValueError, match="remembers problems"):
         called(as_trl(HAPO(), generations=2), ids, correct=correct)
+
+
+@pytest.mark.parametrize("combined", [lambda r: r, lambda r: rewards.WeightedSum(((2.0, r),)), lambda r: rewards.ReNorm(r)])
+def test_only_a_reward_that_remembers_problems_needs_their_ids(combined):
+    """LASER-D remembers lengths per difficulty: chunks of rows are groups enough, and give the same lengths as ids."""
+    ids, given = [[1] * k for k in (10, 20, 10, 40)], {"correct": [1, 1, 0, 0], "formatted": [1] * 4}
+    settings = TargetSettings(base=10, step=10, longest=50, every=1)
+    outcome = Outcome(0.25, 0.0, 0.0)  # in [0, 1] with the bonus, as ReNorm requires
+    chunks, by_id = (as_trl(combined(LaserD(0.25, settings, outcome)), generations=2) for _ in range(2))
+    for _ in range(3):
+        assert called(chunks, ids, **given) == called(by_id, ids, problem_id=["a", "a", "b", "b"], **given)
+    assert chunks.reward.state_dict() == by_id.reward.state_dict()
+    with pytest.raises(ValueError, match="remembers problems"):
+        called(as_trl(combined(HAPO()), generations=2), ids, **given)
+    with pytest.raises(ValueError, match="remembers problems"):
+        called(as_trl(rewards.WeightedSum(((1.0, LaserD()), (1.0, HAPO()))), generations=2), ids, **given)
 
 
 def test_columns_come_from_functions_the_dataset_and_the_tokens():

@@ -8,7 +8,8 @@ A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``nam
 reads. Its parameters are dataclass fields.
 
 Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. ``state_dict`` returns its
-state as a dict that can be written as JSON, and ``load_state_dict`` restores it. In a run of several processes, give every process the
+state as a dict that can be written as JSON, and ``load_state_dict`` restores it. Set the class attribute ``state_by_problem = False`` if the
+state does not depend on problem ids, so that ids may differ from step to step. In a run of several processes, give every process the
 rollouts of all processes in the same order. All copies of a stateful reward then compute the same state, and no state has to be exchanged.
 
 Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose sampled responses are not
@@ -270,6 +271,15 @@ class RewardBatch:
 def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
     """Return the states of the stateful rewards: reward name -> state. The dict can be written as JSON."""
     return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
+
+
+def has_state_by_problem(rewards: Iterable[Reward]) -> bool:
+    """Return True if the state of a reward depends on problem ids, as HAPO's does, so that ids must stay the same from step to step.
+
+    A stateful reward without the attribute ``state_by_problem`` counts as one that does.
+    """
+    stateful = [r for r in rewards if hasattr(r, "state_dict") and r.state_dict()]
+    return any(getattr(r, "state_by_problem", True) for r in stateful)
 
 
 def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:

@@ -111,6 +111,7 @@ class LaserD:
 
     name: ClassVar[str] = "laser_d"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "formatted"})
+    state_by_problem: ClassVar[bool] = False  # the state has lengths per difficulty, and no problem ids
 
     def __post_init__(self) -> None:
         self.state = TargetState(self.targets)

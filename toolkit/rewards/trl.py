@@ -31,7 +31,7 @@ import numpy as np
 from numpy import ndarray
 
 from toolkit.rewards.answers import CLOSE, OPEN, closed_answer_text
-from toolkit.rewards.batch import Reward, RewardBatch, object_array
+from toolkit.rewards.batch import Reward, RewardBatch, has_state_by_problem, object_array
 
 Column = Callable[..., Sequence[Any]]
 """A function that computes a column: it takes TRL's keyword arguments and returns one value per completion."""
@@ -160,8 +160,7 @@ class TRLReward:
                 f"No column {self.group!r} in the dataset, and {n} completions do not split into groups of generations={size or None}: "
                 "add a column of problem ids, or pass generations=num_generations."
             )
-        # A reward with a state needs ids that stay the same from step to step. dict() is {}, for rewards without state_dict.
-        if getattr(self.reward, "state_dict", dict)():
+        if has_state_by_problem([self.reward]):  # its ids must stay the same from step to step
             raise ValueError(
                 f"The reward {self.reward.name!r} remembers problems between steps: add a column {self.group!r} of problem ids to the dataset."
             )
