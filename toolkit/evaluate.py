@@ -13,7 +13,7 @@ from toolkit import identity, origins, stats, store
 from toolkit.generate import Sampling, rollouts, task_and_split
 from toolkit.lm import LM, Condition
 from toolkit.metrics import Judge, Outcomes
-from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
+from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
 
 ANOTHER_SPLIT = (
     "Judge it on another split (train is for making, test for judging), or allow it: allow_overlap=True, --allow-overlap."
@@ -142,8 +142,11 @@ def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> p
     Args:
         rollouts: Rollouts of one condition.
         problems: The problems that the rollouts answer, in any order.
+
+    Raises:
+        KeyError: a rollout's problem is not among the problems.
     """
-    by_id = {p.id: p for p in problems}
+    by_id = problems_by_id(problems, rollouts)
     return pd.DataFrame(
         {
             "problem_id": r.problem_id,

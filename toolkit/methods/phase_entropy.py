@@ -53,7 +53,7 @@ from toolkit.entropies import entropies_of
 from toolkit.generate import Sampling, continuations
 from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.steps import Step
-from toolkit.types import Problem, Rollout
+from toolkit.types import Problem, Rollout, problems_by_id
 
 PUBLISHED_ALPHA = 1.0  # weight of the answer's entropy: paper, main runs
 PUBLISHED_KEEPS = (1.0, 0.8, 0.6, 0.4, 0.2)  # shares of tokens kept: paper, Qwen3-4B (100 to 20 %)
@@ -386,7 +386,7 @@ def filtering_experiment(
     Args:
         target: Model, or model with interventions, that answers.
         rollouts: Responses with entropies; responses without a closed think span are left out.
-        problems: Problems, which must include that of every rollout.
+        problems: Problems, which must include those of all other rollouts.
         keeps: Shares of think tokens to keep, 0 to 1 each.
         sampling: How the answers are sampled; the default is greedy.
         seed: Seed of the random control.
@@ -394,13 +394,15 @@ def filtering_experiment(
 
     Raises:
         NoThinkTagsError: No rollout has a think span that is closed by a tag.
+        KeyError: The problem of a rollout with such a span is not among the problems.
     """
-    by_id, usable = {p.id: p for p in problems}, filterable(rollouts)
+    usable = filterable(rollouts)
     if not usable:
         raise NoThinkTagsError(
             f"None of the {len(rollouts)} rollouts has a think span closed by a tag, so nothing can be filtered: raise max_new_tokens, "
             "or load the model with tags=ThinkTags(...)."
         )
+    by_id = problems_by_id(problems, usable)
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     prompts = [(by_id[r.problem_id], filtered_prompt(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
