@@ -132,8 +132,10 @@ def moments_and_entropies(
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0.")
     examples, measured, head = examples_of(lm, rollouts, by, positions), list(rollouts), _head(lm)
-    # Index of each rollout, by identity: two rollouts may be equal.
-    places = {id(r): i for i, r in enumerate(rollouts)}
+    # Indices of each rollout object, by identity: two rollouts may be equal, and one may be in the list twice.
+    places: dict[int, list[int]] = {}
+    for i, r in enumerate(rollouts):
+        places.setdefault(id(r), []).append(i)
 
     def read(batch: Sequence[Example], hidden: Float[Tensor, "batch seq d_model"]) -> None:
         chosen = [e.rollout for e in batch]
@@ -149,7 +151,9 @@ def moments_and_entropies(
         # Split the results by rollout again.
         ends = [0, *accumulate(r.response_tokens for r in chosen)]
         for r, start, stop in zip(chosen, ends, ends[1:], strict=False):
-            measured[places[id(r)]] = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
+            with_scores = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
+            for i in places[id(r)]:
+                measured[i] = with_scores
 
     return _moments(lm, rollouts, examples, kinds, (), positions, read), measured
 
