@@ -98,6 +98,7 @@ def moments(
             fp64 numbers per class.
 
     Raises:
+        ValueError: a kind in ``second`` is not in ``kinds``.
         NoThinkTagsError: no rollout has both a class and a position.
     """
     return _moments(lm, rollouts, examples_of(lm, rollouts, by, positions), kinds, second, positions)
@@ -215,6 +216,10 @@ def _moments(
     labels = tuple(sorted({e.label for e in examples}))
     width, layers = lm.layout.width, lm.layout.n_layers
     kinds = (*kinds, lm.layout.contribution_kind) if "z" in kinds else kinds
+    if missing := [kind for kind in second if kind not in kinds]:  # before the pass, which takes long
+        raise ValueError(
+            f"second={tuple(second)}: outer products of {missing[0]!r} need its sums too, but kinds is {tuple(kinds)}. Add it to kinds."
+        )
     # fp64 sums: the difference of two class means is small compared with the means.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
     # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they take
