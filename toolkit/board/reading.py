@@ -149,7 +149,8 @@ def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
 def levels(rows: pd.DataFrame) -> pd.Series:
     """Return the difficulty level of every problem: ``"easy"``, ``"medium"`` or ``"hard"``, indexed by problem id.
 
-    Per task, the range from the lowest to the highest difficulty is cut into three parts of equal width.
+    Per task, the range from the lowest to the highest difficulty is cut into three parts of equal width. If all difficulties of a task are
+    equal, its problems are ``"easy"``. A problem whose difficulty is NaN has no level: its entry is NaN.
 
     Args:
         rows: Table with the columns ``problem_id, task, difficulty`` (a number).
@@ -158,8 +159,9 @@ def levels(rows: pd.DataFrame) -> pd.Series:
 
     def third(difficulty: pd.Series) -> pd.Series:
         low, high = difficulty.min(), difficulty.max()
-        position = (difficulty - low) / max(high - low, 1)  # 1: no division by 0 if all are equal
-        return pd.Series(np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2]), difficulty.index)
+        position = (difficulty - low) / ((high - low) or 1)  # 1: no division by 0 if all are equal
+        level = np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2])
+        return pd.Series(level, difficulty.index, dtype=object).where(position.notna())
 
     return each.groupby("task", group_keys=False)["difficulty"].apply(third)
 
