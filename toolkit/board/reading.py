@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from toolkit import figures, stats, store
 from toolkit.board import statistics
-from toolkit.board.ground import Ground
+from toolkit.board.ground import Ground, Sizes
 from toolkit.board.measure import Result, read_result
 from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
@@ -232,13 +232,16 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
         for name, effects in paired.items()
     }
     present = {m for effects in metrics.values() for m in effects}
+    trained_on = training_tasks(ground)
     first = results[BASE].results[0].rows
     return {
         "title": title,
         "base": BASE,
         "conditions": conditions,
         "paired": differences,
-        "metrics": {m: described(m).about for m in [*METRICS, *sorted(present - {*METRICS})] if m in present},
+        "metrics": {
+            m: metric_texts(m, ground.sizes, trained_on) for m in [*METRICS, *sorted(present - {*METRICS})] if m in present
+        },
         "tasks": ["all", *dict.fromkeys(first["task"])],
         "difficulties": ["all", *LEVELS],
         "examples": examples(ground, results),
@@ -248,8 +251,37 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
             "made_by": made_by(results),
             "sizes": asdict(ground.sizes),
             "problems": len(table.main),
+            "trained_on": trained_on,
         },
     }
+
+
+def training_tasks(ground: Ground) -> list[str]:
+    """Return the names of the tasks on whose problems the board trains its policies, sorted.
+
+    The task ``tiny``, for example, has problems of two tasks, ``arithmetic`` and ``lookup``. If the problems of a file name no task, the
+    result is the name of the file.
+    """
+    named = {str(p.meta.get("task", "")) for p in ground.study.load("train", ground.lm)} - {""}
+    return sorted(named) or [ground.sizes.training.task]
+
+
+def metric_texts(name: str, sizes: Sizes, trained_on: Sequence[str]) -> dict[str, str]:
+    """Return the texts that describe a metric on a board, as in ``Metric.about``: they depend on the board's tasks and sizes.
+
+    Args:
+        name: Name of the metric.
+        sizes: Tasks and sizes of the board.
+        trained_on: From ``training_tasks``. The accuracy on any other task is in the group ``damage``.
+    """
+    about, task = described(name).about, name.removeprefix("accuracy_")
+    if task != name and task in trained_on:
+        about |= {"group": "main"}
+    elif task != name:
+        label = f"{about['label']} (never trained on)" if task in dict(sizes.main) else about["label"]
+        about |= {"group": "damage", "label": label, "help": f"{about['help']} This board trains no policy on this task."}
+    low, high = sizes.horizons
+    return about | {"help": about["help"].replace("chains of additions", f"chains of {low} to {high} additions")}
 
 
 def made_by(by_name: Mapping[str, ConditionResults]) -> str:
@@ -379,8 +411,10 @@ DAMAGE = (
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the figures for the web page of a board, as dicts with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
+    trained = any(about["family"] in ("trained", "combined") for about in board["conditions"].values())
+    where = f" This board trains policies on {' and '.join(board['provenance']['trained_on'])} only." if trained else ""
     drawn = (
-        ("Gains and damage", "Condition minus base. No policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
+        ("Gains and damage", f"Condition minus base.{where}", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "
          "minus base) of the mean hidden state at the end of the residual stream, where lines of thinking begin. Grey: 95 % range for differences between random groups of "
          "responses.", figures.state_shifts(board)),
