@@ -111,21 +111,45 @@ class AlignedResults:
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
         """Return the difference in one metric between two conditions, ``name`` minus ``other``, paired by problem.
 
+        All seeds of both conditions count. If both have several, seed k is compared with seed k; a single seed is compared with every seed
+        of the other condition.
+
         Args:
             metric: Name of the metric.
             name: Name of the condition that is compared.
-            other: Name of the condition that is subtracted. If both conditions have several seeds, they must have the same number. For a
-                metric that is not a mean over problems, such as a quantile, only the first seed of ``other`` is used.
+            other: Name of the condition that is subtracted.
+
+        Raises:
+            ValueError: both conditions have several seeds, but different numbers of them.
+            KeyError: the results have no values of this metric, or it needs more samples per problem than there are.
         """
+        seeds = {n: len(self.by_name[n].results) for n in (name, other)}
+        if len({*seeds.values(), 1}) > 2:
+            counts = " and ".join(f"{count} of {n!r}" for n, count in seeds.items())
+            raise ValueError(f"Seeds cannot be paired: {counts}. Measure equally many, or one of either condition.")
         seeded = any(self.by_name[n].spec.varies for n in (name, other))
         if metric in self.problems:
             return stats.mean_effect(self.value(name, metric), self.value(other, metric), seeded=seeded)
-        judge = Judge.against(self.outcomes(other)[0], [metric])
-        return judge.effects(self.outcomes(name), seeded=seeded)[metric].change
+        own, subtracted = self.outcomes(name), self.outcomes(other)
+        pairs = [(own[i % len(own)], subtracted[i % len(subtracted)]) for i in range(max(len(own), len(subtracted)))]
+        differences = [_difference(metric, a, b) for a, b in pairs]
+        return stats.effect(differences, len(self.main), seeded=seeded)
 
     def outcomes(self, name: str) -> list[Outcomes]:
         """Return the outcomes (correct, length, ...) of a condition's responses to the main problems, one entry per seed."""
         return [Outcomes.from_rows(r.rows, self.main) for r in self.by_name[name].results]
+
+
+def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
+    """Return the difference in a metric that is computed from outcomes, ``own`` minus ``other``, as a statistic.
+
+    ``other`` takes the place of base. A metric that is itself a comparison with base is not subtracted again.
+    """
+    about = METRICS[metric]
+    values = [about.how(outcomes, other) if about.how else None for outcomes in (own, other)]
+    if values[0] is None or values[1] is None:
+        raise KeyError(f"These results have no values of {metric!r}, or too few samples per problem for it.")
+    return values[0] if about.against_base else stats.difference(values[0], values[1])
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
