@@ -23,7 +23,7 @@ from toolkit.rewards.cosine import Cosine
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.l1 import L1Max
-from toolkit.rewards.laser import LaserD, Outcome
+from toolkit.rewards.laser import Laser, LaserD, Outcome
 from toolkit.rewards.laser_targets import TargetSettings
 from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.overlong import Overlong
@@ -31,6 +31,7 @@ from toolkit.rewards.repetition import RepetitionPenalty
 from toolkit.rewards.ruler import Ruler
 from toolkit.rewards.slpo import SLPO
 from toolkit.rewards.surrogate import Surrogate
+from toolkit.rewards.train_long_think_short import TrainLongThinkShort
 from toolkit.tags import ThinkTags
 from toolkit.types import Problem, Rollout, Span
 
@@ -97,12 +98,34 @@ def test_columns_that_some_rollouts_lack_are_left_out(found, problems):
         RewardBatch.from_rollouts([])
 
 
-def test_an_empty_answer_or_an_open_thought_is_not_well_formed(found):
+def test_a_response_is_well_formed_if_an_answer_follows_a_closed_think_span(found):
+    """As LASER and Train Long, Think Short have it: without think tags a response is malformed, unless the model has none."""
     closed = next(r for r in found if r.answer and len(r.answer))
     assert closed.answer is not None and closed.think is not None
-    empty = replace(closed, answer=replace(closed.answer, stop=closed.answer.start))
-    never = replace(closed, answer=None)
-    assert RewardBatch.from_rollouts([closed, empty, never])["formatted"].tolist() == [True, False, False]
+    start = closed.prompt_len
+    made = {
+        "closed": closed,
+        "empty answer": replace(closed, answer=replace(closed.answer, stop=closed.answer.start)),
+        "never closed": replace(closed, answer=None),
+        "never opened": replace(closed, think=None, answer=Span(start, len(closed.token_ids))),
+        "closed by the prompt": replace(closed, think=Span(start, start), answer=Span(start, len(closed.token_ids))),
+    }
+
+    def true(column: str, close: str | None) -> set[str]:
+        values = RewardBatch.from_rollouts(list(made.values()), close=close)[column]
+        return {name for name, value in zip(made, values, strict=True) if value}
+
+    assert true("formatted", "</think>") == {"closed", "closed by the prompt"}
+    assert true("think_closed", "</think>") == {"closed", "empty answer", "closed by the prompt"}
+    assert true("closed", "</think>") == {*made} - {"never closed"}
+    assert true("formatted", None) == {"closed", "never opened", "closed by the prompt"}
+    right = [replace(r, correct=True) for r in made.values()]
+    batch = RewardBatch.from_rollouts(right)
+    assert dict(zip(made, Laser(target=0)(batch).values.tolist(), strict=True)) == {
+        name: 1.0 if name in true("formatted", "</think>") else -1.0 for name in made
+    }
+    form = TrainLongThinkShort(format=1.0, budget=100)(batch).components["format"]
+    assert form.tolist() == [1.0, 0.5, 0.0, 0.0, 1.0]
 
 
 def test_a_table_says_what_a_reward_would_have_paid(found):

@@ -62,12 +62,13 @@ COLUMN_SOURCES: Mapping[str, str] = {
     "correct": f"{_ROLLOUTS}; in as_trl, pass columns={{'correct': your grader}} or add a dataset column",
     "tokens": f"{_ROLLOUTS} with the number of completion tokens, end-of-sequence included",
     "think_tokens": f"{_ROLLOUTS}; in as_trl, pass a column that counts them",
-    "closed": f"{_ROLLOUTS}; in as_trl, pass a column that looks for the closing tag",
+    "closed": f"{_ROLLOUTS} (false if thinking was opened and never closed); in as_trl, pass a column of your own",
+    "think_closed": f"{_ROLLOUTS} (true if a think span was closed); in as_trl, pass a column that looks for the closing tag",
     "finish": f"{_ROLLOUTS}; in as_trl, pass stop_ids",
     "text": _ROLLOUTS,
     "answer_text": f'{_ROLLOUTS} with the text after the closing think tag, "" if thinking was never closed',
     "token_ids": _ROLLOUTS,
-    "formatted": f"{_ROLLOUTS} (true if an answer follows a closed think span); or add a format check of your own",
+    "formatted": f"{_ROLLOUTS} (true if an answer that is not empty follows a closed think span); or add a format check of your own",
     "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
     "logprob_without": f"{_GRPO} when the reward needs it; offline, score the same responses after an empty question "
     "(entropies.with_entropies) and take the mean log-probability of each",
@@ -170,8 +171,10 @@ class RewardBatch:
         """Make a batch from rollouts, with one row per rollout.
 
         The batch always has the columns ``problem_id``, ``correct``, ``tokens`` (length of the response), ``think_tokens``, ``closed``
-        (True if the rollout has an answer span: thinking was closed, or never opened), ``formatted`` (True if that span is not empty),
-        ``finish``, ``text``, ``answer_text`` ("" if ``closed`` is False) and ``token_ids`` (of the response).
+        (True if the rollout has an answer span: thinking was closed, or never opened), ``think_closed`` (True if a think span was closed,
+        by the response or by its prompt), ``formatted`` (True if an answer that is not empty follows a closed think span), ``finish``,
+        ``text``, ``answer_text`` ("" if ``closed`` is False) and ``token_ids`` (of the response). If the model has no closing tag
+        (``close=None``), an answer span is enough for ``think_closed``.
 
         If every rollout has log-probabilities, there is also ``logprob``, their mean over the response's tokens. If every rollout has
         entropies, there are also ``think_entropy`` and ``answer_entropy``, the means over the tokens of thinking and of the answer. A
@@ -182,20 +185,23 @@ class RewardBatch:
             problems: The problems of the rollouts; needed only for the columns of ``META_COLUMNS``.
             step: Optimizer steps done so far.
             split: ``"train"`` or ``"eval"``.
-            close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none.
+            close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none,
+                so that no think span is expected.
 
         Raises:
             ValueError: There are no rollouts, or a rollout's problem is not among ``problems``.
         """
         if not rollouts:
             raise ValueError("No rollouts: a batch needs at least one.")
+        think_closed = np.array([r.closed and (close is None or r.think is not None) for r in rollouts], bool)
         columns = {
             "problem_id": object_array(r.problem_id for r in rollouts),
             "correct": np.array([r.correct for r in rollouts], bool),
             "tokens": np.array([r.response_tokens for r in rollouts], np.int64),
             "think_tokens": np.array([r.think_tokens for r in rollouts], np.int64),
             "closed": np.array([r.closed for r in rollouts], bool),
-            "formatted": np.array([bool(r.answer) for r in rollouts], bool),
+            "think_closed": think_closed,
+            "formatted": think_closed & np.array([bool(r.answer) for r in rollouts], bool),
             "finish": object_array(r.finish for r in rollouts),
             "text": object_array(r.text for r in rollouts),
             "answer_text": object_array(answer_text(r.text, close) if r.closed else "" for r in rollouts),
