@@ -155,7 +155,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
             "--template NAME=JSON or lm.load(..., template={...})."
         )
     # ``rows``: responses per generation, over all processes. ``micro``: rows per micro-batch, never more than one optimizer step has.
-    world = GRPOConfig(str(run.out), bf16=False, report_to="none").world_size
+    _, world = process_of(run)
     rows = recipe.problems * recipe.samples
     micro = max(1, min(run.micro_batch, rows // (world * recipe.updates)))
     if rows % (micro * world * recipe.updates):
@@ -188,6 +188,12 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         **run.overrides,
     }
     return GRPOConfig(**fields)
+
+
+def process_of(run: Run) -> tuple[int, int]:
+    """Return ``(index, number)``: the index of this process among those that train together, 0 for the main process, and their number."""
+    config = GRPOConfig(str(run.out), bf16=False, report_to="none")
+    return config.process_index, config.world_size
 
 
 def check_free(settings: Iterable[str]) -> None:
