@@ -199,7 +199,7 @@ def response_texts(arguments: Mapping[str, Any]) -> list[str]:
 def prompt_texts(arguments: Mapping[str, Any]) -> list[str]:
     """Return each prompt as the model reads it, by the trainer's chat template; "" for messages if the template is unknown."""
     trainer = trainer_of(arguments)
-    tokenizer = getattr(trainer, "processing_class", None)
+    tokenizer: Any = getattr(trainer, "processing_class", None)
 
     def rendered(messages: Any) -> str:
         switches = {
