@@ -23,6 +23,7 @@ def batch_of(correct: Sequence[int], tokens: Sequence[int], problem_id: Sequence
         "correct": np.array(correct, bool),
         "tokens": np.array(tokens, np.int64),
         "closed": np.ones(n, bool),
+        "think_closed": np.ones(n, bool),
         "formatted": np.ones(n, bool),
         "finish": object_array(["stop"] * n),
         "answer_text": object_array(["7"] * n),
@@ -54,6 +55,7 @@ def full_batch(
         "closed": random.random(n) < 0.9,
         "answer_text": object_array(random.choice(["7", "so 12 and 7", "unsure"], n).tolist()),
         "finish": object_array(random.choice(["stop", "length"], n).tolist()),
+        "think_closed": random.random(n) < 0.9,
     }
     return batch_of(correct, tokens, problem_id, **{**columns, **more})
 

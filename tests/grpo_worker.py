@@ -1,4 +1,4 @@
-"""One process of a distributed run, started by ``test_grpo_processes.py``: trains one step and writes what it saw."""
+"""One process of a distributed run, started by ``test_grpo_processes.py``: trains and writes what it saw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from toolkit import lm as lms
 from toolkit import tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import draws, log, recipes, run
+from toolkit.grpo import draws, log, policies, recipes, run
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.run import Run
 from toolkit.grpo.trainer import Extras, Trainer
 from toolkit.rewards import WeightedSum
@@ -50,7 +51,17 @@ def main(out: Path) -> None:
     torch.save(saved, out / f"rank-{os.environ.get('RANK', '0')}.pt")
 
 
+def policy(out: Path) -> None:
+    """Ask for a kept policy twice: the first call trains it, the second reads it."""
+    tiny = lms.load("tiny-reasoner", device="cpu")
+    plan = TrainingPlan(steps=1, pool=16, held_out=4, evaluate_every=0, micro_batch=4, changes=(("problems", 2), ("samples", 4)))
+    said: list[str] = []
+    asked = [policies.train_policy(tiny, recipes.plain("correctness"), 0, plan, out / "runs", say=said.append) for _ in range(2)]
+    saved = [{"main": done.main, "rows": len(done.log), "fingerprint": done.lm.fingerprint} for done in asked]
+    torch.save({"asked": saved, "base": tiny.fingerprint}, out / f"rank-{os.environ.get('RANK', '0')}.pt")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    {"main": main, "policy": policy}[sys.argv[2]](Path(sys.argv[1]))

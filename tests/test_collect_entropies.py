@@ -53,3 +53,23 @@ def test_a_model_that_does_more_than_its_head_is_refused(llama, problems_of, mon
 def test_a_temperature_must_be_positive(llama):
     with pytest.raises(ValueError, match="above 0"):
         collect.moments_and_entropies(llama, [], by_length, temperature=0.0)
+
+
+def test_a_rollout_that_is_in_the_list_twice_is_measured_at_both_places(model_of, problems_of):
+    lm = model_of("tiny-reasoner")
+    found = sampled(lm, problems_of)
+    measured = collect.moments_and_entropies(lm, found, lambda r: "all")[1]
+    again = collect.moments_and_entropies(lm, [found[0], *found], lambda r: "all")[1]
+    assert len(again) == len(found) + 1 and again[0] == again[1]
+    for now, then in zip(again[1:], measured, strict=True):
+        assert now.entropies == pytest.approx(then.entropies, abs=1e-4)
+
+
+def test_second_moments_of_a_kind_that_is_not_collected_are_refused_before_the_pass(model_of, problems_of, monkeypatch):
+    lm = model_of("tiny-reasoner")
+    found = sampled(lm, problems_of)
+    monkeypatch.setattr(collect, "forward", None)  # any pass fails
+    with pytest.raises(
+        ValueError, match=r"second=\('resid_post',\): outer products of 'resid_post' need its sums too, but kinds is \('resid_mid'"
+    ):
+        collect.moments(lm, found, lambda r: "all", kinds=("resid_mid",), second=("resid_post",))

@@ -268,3 +268,10 @@ def test_think_tags_are_parsed():
     for bad in ("<a>", "<a>,", "a,b,c"):
         with pytest.raises(ValueError, match=r'give "response", or the two tags'):
             ThinkTags.parse(bad)
+
+
+@pytest.mark.parametrize("tags", [("<a>", None), ("", None), ("", "</a>"), ("<a>", "")])
+def test_an_opening_tag_needs_a_closing_one_and_no_tag_is_empty(tags):
+    """An opening tag alone would be two things: thinking without an end, and a response that counts as thinking as a whole."""
+    with pytest.raises(ValueError, match=r"expected an opening and a closing tag that are not empty, a closing tag alone"):
+        ThinkTags(*tags)

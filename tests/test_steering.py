@@ -347,6 +347,22 @@ def test_a_second_look_replaces_the_first_closing_only(tiny, problems_of):
             assert tiny.text(after.token_ids[start : start + 5]) == "wait "
 
 
+def test_a_second_look_counts_its_own_replacements_only(tiny, problems_of):
+    """A rule before it places each drawn token of the first three itself; another second look has a count of its own."""
+
+    def echo(lm, reader, drawn):
+        return [drawn] if reader.forced < 3 else None
+
+    def said(*rules) -> list[tuple[int, ...]]:
+        sampled = rollouts(Condition(tiny, rules=rules), problems_of(4), Sampling(max_new_tokens=200), progress=False)
+        return [r.token_ids for r in sampled]
+
+    assert said(echo, SecondLook("wait ", 2)) == said(SecondLook("wait ", 2)) != said(SecondLook("wait ", 1))
+    both = said(SecondLook("wait ", 1), SecondLook("hmm ", 1))
+    assert all(tiny.text(ids).count("hmm ") == 1 for ids in both if tiny.text(ids).count("wait ")), "each acts once"
+    assert any("hmm " in tiny.text(ids) for ids in both)
+
+
 def test_suppressed_words_are_not_begun_while_thinking(tiny, problems_of):
     sampling = Sampling(n=8, max_new_tokens=200)
     base = rollouts(tiny, problems_of(5), sampling, progress=False)

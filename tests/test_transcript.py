@@ -96,6 +96,19 @@ def test_deeper_colour_is_higher_entropy(llama, told):
     assert max(depths(transcript.fragment(llama, certain))) == 0.0
 
 
+def test_the_key_shows_the_scale_that_colours_the_tokens(llama, told):
+    """Also if every entropy is 0, as for a response that decoding rules placed."""
+    certain = replace(told, entropies=(0.0,) * told.response_tokens)
+    for r, top, scale in ((told, None, max(told.entropies)), (told, 2.0, 2.0), (certain, None, 1.0), (certain, 2.0, 2.0)):
+        page = transcript.fragment(llama, r, top=top)
+        (shown,) = re.findall(r"class='bar'></span>([0-9.]+) nats", page)
+        assert shown == f"{scale:.2f}"
+        drawn = [transcript.DEEPEST * min(entropy / scale, 1.0) for entropy in r.entropies]
+        assert [float(d) for d in re.findall(r"style='background:rgba\([0-9,]+,([0-9.]+)\)'", page)] == pytest.approx(
+            [depth for depth in drawn if depth >= 0.005], abs=0.006
+        )
+
+
 def test_failed_steps_and_rechecks_are_marked_in_words_and_not_by_colour_alone(llama, told):
     edges = [told.think.start, told.think.start + 10, told.think.start + 20, told.think.stop]
     spans = tuple(Span(a, b) for a, b in pairwise(edges))

@@ -92,8 +92,8 @@ class SecondLook:
 
     Attributes:
         text: Text that is placed instead of the closing tag.
-        times: Number of closing tags to replace per response. The next closing tag ends thinking as usual. Replacements by other rules of
-            the condition count too.
+        times: Number of closing tags that this rule replaces per response. The next closing tag ends thinking as usual. Replacements by
+            other rules of the condition do not count, unless the other rule is equal to this one.
     """
 
     text: str = "Wait"
@@ -107,14 +107,18 @@ class SecondLook:
 
         Args:
             lm: The model.
-            reader: State of the response before the drawn token: its phase and its number of replacements so far.
+            reader: State of the response before the drawn token: its phase and how often this rule has replaced a token. If this call
+                replaces the drawn token, it adds 1 to that number.
             drawn: Id of the token that the model sampled.
 
         Raises:
             NoThinkTagsError: The model has no closing think tag, and the response is in the think phase.
         """
         closing = reader.phase == THINK and reader.ends(drawn, _closing_tag(lm))
-        return _ids(lm, self.text) if closing and reader.forced < self.times else None
+        if not closing or reader.placed[self] >= self.times:
+            return None
+        reader.placed[self] += 1
+        return _ids(lm, self.text)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def moments(
             fp64 numbers per class.
 
     Raises:
+        ValueError: a kind in ``second`` is not in ``kinds``.
         NoThinkTagsError: no rollout has both a class and a position.
     """
     return _moments(lm, rollouts, examples_of(lm, rollouts, by, positions), kinds, second, positions)
@@ -132,8 +133,10 @@ def moments_and_entropies(
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0.")
     examples, measured, head = examples_of(lm, rollouts, by, positions), list(rollouts), _head(lm)
-    # Index of each rollout, by identity: two rollouts may be equal.
-    places = {id(r): i for i, r in enumerate(rollouts)}
+    # Indices of each rollout object, by identity: two rollouts may be equal, and one may be in the list twice.
+    places: dict[int, list[int]] = {}
+    for i, r in enumerate(rollouts):
+        places.setdefault(id(r), []).append(i)
 
     def read(batch: Sequence[Example], hidden: Float[Tensor, "batch seq d_model"]) -> None:
         chosen = [e.rollout for e in batch]
@@ -149,7 +152,9 @@ def moments_and_entropies(
         # Split the results by rollout again.
         ends = [0, *accumulate(r.response_tokens for r in chosen)]
         for r, start, stop in zip(chosen, ends, ends[1:], strict=False):
-            measured[places[id(r)]] = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
+            with_scores = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
+            for i in places[id(r)]:
+                measured[i] = with_scores
 
     return _moments(lm, rollouts, examples, kinds, (), positions, read), measured
 
@@ -211,6 +216,10 @@ def _moments(
     labels = tuple(sorted({e.label for e in examples}))
     width, layers = lm.layout.width, lm.layout.n_layers
     kinds = (*kinds, lm.layout.contribution_kind) if "z" in kinds else kinds
+    if missing := [kind for kind in second if kind not in kinds]:  # before the pass, which takes long
+        raise ValueError(
+            f"second={tuple(second)}: outer products of {missing[0]!r} need its sums too, but kinds is {tuple(kinds)}. Add it to kinds."
+        )
     # fp64 sums: the difference of two class means is small compared with the means.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
     # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they take

@@ -15,7 +15,7 @@ from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
 from toolkit.metrics import Judge, Outcomes
 from toolkit.tags import ThinkTags
-from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
+from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
 
 ANOTHER_SPLIT = (
     "Judge it on another split (train is for making, test for judging), or allow it: allow_overlap=True, --allow-overlap."
@@ -141,12 +141,13 @@ def rollout_folder(out: str | Path, name: str) -> Path:
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem], tags: ThinkTags | None) -> pd.DataFrame:
     """Return a table with one row per rollout, and the columns of ``Report.rows`` except ``condition``.
 
-    Args:
-        rollouts: Rollouts of one condition.
-        problems: The problems that the rollouts answer, in any order.
-        tags: Think tags of the model that sampled the rollouts; ``None`` if it has none.
+        Args:
+            rollouts: Rollouts of one condition.
+            problems: The problems that the rollouts answer, in any order.
+    from toolkit.tags import ThinkTags
+    from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
     """
-    by_id = {p.id: p for p in problems}
+    by_id = problems_by_id(problems, rollouts)
     return pd.DataFrame(
         {
             "problem_id": r.problem_id,

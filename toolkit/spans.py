@@ -5,7 +5,8 @@ A tag that is a single token of the vocabulary is searched by token id, any othe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -164,11 +165,13 @@ class Reader:
         written: Number of think tokens so far. A closing tag is recognised only when it is complete. So if it has several tokens, all but
             the last are counted as think tokens.
         forced: Number of sampled tokens that a decoding rule has replaced; ``generate`` updates it.
+        placed: Number of sampled tokens that a single rule has replaced, by rule. Only rules that need it count themselves here.
     """
 
     def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
         self.lm, self.tail = lm, list(prompt[-TAIL:])
         self.phase, self.written, self.forced = phase_at_end(lm, prompt), 0, 0
+        self.placed: Counter[Hashable] = Counter()
 
     def ends(self, token: int, tag: str | None) -> bool:
         """Return True if ``token``, as the next token, would complete an occurrence of ``tag``; False if ``tag`` is ``None``."""

@@ -22,11 +22,18 @@ class ThinkTags:
     Attributes:
         open: Opening tag as text. ``None`` means that thinking starts with the response.
         close: Closing tag as text. If both tags are ``None``, the whole response counts as thinking; this is for models that do not mark
-            their thinking.
+            their thinking. An opening tag alone is refused with a ValueError, since nothing would end its thinking.
     """
 
     open: str | None = DEFAULT_TAGS[0]
     close: str | None = DEFAULT_TAGS[1]
+
+    def __post_init__(self) -> None:
+        if "" in (self.open, self.close) or (self.open is not None and self.close is None):
+            raise ValueError(
+                f"ThinkTags({self.open!r}, {self.close!r}): expected an opening and a closing tag that are not empty, a closing tag alone "
+                "(None, CLOSE), or no tags (None, None)."
+            )
 
     @staticmethod
     def parse(text: str) -> ThinkTags:

@@ -59,7 +59,7 @@ def fragment(
             earlier step. If ``None``, each line is a step and no step is marked.
         problem: Problem whose right answer is shown; ``None`` shows none.
         top: Entropy (nats) that gets the deepest colour. To compare responses, pass the same number for all. ``None`` means the highest
-            entropy in the response.
+            entropy in the response, or 1 if all are 0.
 
     Raises:
         entropies.NoEntropiesError: the rollout has no recorded entropies.
@@ -68,7 +68,8 @@ def fragment(
     h = entropies_of(rollout)
     if top is not None and not top > 0:
         raise ValueError(f"top={top}: the entropy of the deepest colour must be above 0 nats.")
-    tokens = _tokens(lm, rollout, top or float(h.max()) or 1.0)  # 1 if every entropy is 0, since entropies are divided by it
+    scale = top or float(h.max()) or 1.0  # 1 if every entropy is 0, since entropies are divided by it
+    tokens = _tokens(lm, rollout, scale)
     start, end = rollout.prompt_len, len(rollout.token_ids)
     think, answer = rollout.think, rollout.answer
     if think is not None and answer is not None and answer.start < think.stop:  # no tag separates them: show both as thinking
@@ -87,7 +88,7 @@ def fragment(
     if answer is not None:
         inside, rest = "".join(tokens[start_answer - start : answer.stop - start]), tokens[answer.stop - start :]
         parts.append(_part("answer", f"answer · {_tokens_in(answer)}", f"{inside}{_tag(rest)}"))
-    return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, top or float(h.max()))}</div>"
+    return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, scale)}</div>"
 
 
 def html_page(title: str, fragments: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ Nothing here runs a model, or reads or writes a file. Lengths are in tokens, ent
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -144,6 +144,17 @@ class Rollout:
     def response_tokens(self) -> int:
         """Number of tokens after the prompt, tags and end-of-sequence included."""
         return len(self.token_ids) - self.prompt_len
+
+
+def problems_by_id(problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> dict[str, Problem]:
+    """Return the problems as a dict from id to problem. Raise KeyError if the problem of a rollout is not among them."""
+    by_id = {p.id: p for p in problems}
+    if missing := sorted({r.problem_id for r in rollouts} - by_id.keys()):
+        raise KeyError(
+            f"{len(missing)} problems of the rollouts are not among the {len(by_id)} given, such as {missing[0]!r}: pass the problems that "
+            "were sampled from (same task, split, number and seed)."
+        )
+    return by_id
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from copy import deepcopy
 from dataclasses import replace
@@ -394,6 +395,31 @@ def test_a_board_is_measured_and_reads_as_json_table_and_page(found, ground):
     row = table[(table["condition"] == "budget of 12") & (table["metric"] == "think_tokens")].iloc[0]
     assert row["difference"] == found["paired"]["budget of 12"]["think_tokens"]["mean"]
     assert "budget of 12" in (ground.out / "report.html").read_text()
+    assert found["figures"][0]["text"] == "Condition minus base. This board trains policies on arithmetic only."
+    assert found["metrics"]["accuracy_lookup"]["label"] == "lookup (never trained on)"
+
+
+@pytest.mark.parametrize(
+    ("task", "trained_on"), [("arithmetic", ["arithmetic"]), ("lookup", ["lookup"]), ("tiny", ["arithmetic", "lookup"])]
+)
+def test_what_a_board_says_of_a_task_follows_its_own_tasks_and_sizes(tiny, tmp_path, task, trained_on):
+    sizes = replace(board.adjust_sizes(MICRO, {"task": task}, {}, tiny=True), main=MICRO.main, horizons=(3, 12))
+    assert reading.training_tasks(board.Ground(tiny, sizes, tmp_path)) == trained_on
+    for name in ("arithmetic", "lookup"):
+        about = reading.metric_texts(f"accuracy_{name}", sizes, trained_on)
+        trained = name in trained_on
+        assert about["label"] == (name if trained else f"{name} (never trained on)")
+        assert about["group"] == ("main" if trained else "damage")
+        assert about["help"].endswith("trains no policy on this task.") != trained
+    other = reading.metric_texts("accuracy_countdown", sizes, trained_on)
+    assert other["label"] == "countdown" and other["help"].endswith("This board trains no policy on this task.")
+    assert "chains of 3 to 12 additions" in reading.metric_texts("running_sum_step", sizes, trained_on)["help"]
+    assert reading.metric_texts("think_tokens", sizes, trained_on) == METRICS["think_tokens"].about
+
+
+def test_no_metric_claims_what_only_some_boards_do():
+    texts = " ".join(f"{m.label} {m.help}" for m in METRICS.values())
+    assert "trained" not in texts and "in training" not in texts and not re.search(r"\d additions", texts)
 
 
 @pytest.mark.slow

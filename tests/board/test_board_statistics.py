@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import simulate_seeds
 
 from toolkit import stats
-from toolkit.board import reading, statistics
+from toolkit.board import Spec, reading, statistics
+from toolkit.board.measure import Result
 from toolkit.board.statistics import holm_corrected
 from toolkit.stats import Draws, Effect, effect
 
@@ -182,3 +184,63 @@ def test_an_undecided_front_is_a_probability():
     same = {name: np.full((1, 50), 10.0) for name in ("a", "b")}
     front = statistics.on_front(values, same)
     assert 0 < front["a"] < 1 and front["a"] + front["b"] == pytest.approx(1.0, abs=0.05)
+
+
+def leveled(*difficulties: float) -> list[str | float]:
+    rows = pd.DataFrame({"problem_id": [f"p{i}" for i in range(len(difficulties))], "task": "a", "difficulty": difficulties})
+    levels = reading.levels(rows)
+    assert levels.index.tolist() == rows["problem_id"].tolist()
+    return levels.fillna("none").tolist()
+
+
+def test_levels_are_thirds_of_the_range_of_difficulties_however_narrow_it_is():
+    thirds = ["easy", "easy", "medium", "hard", "hard"]
+    for scale in (0.01, 0.5, 1.0, 100.0):
+        assert leveled(*(scale * x for x in (0, 0.3, 0.5, 0.7, 1.0))) == thirds
+    assert leveled(2.0, 2.0) == ["easy", "easy"]
+
+
+def test_a_problem_without_a_difficulty_has_no_level():
+    assert leveled(0, math.nan, 1, 2) == ["easy", "none", "medium", "hard"]
+    assert leveled(math.nan, math.nan) == ["none", "none"]
+
+
+def results_of(name: str, seeds: int, *, family: str = "control", problems: int = 12, samples: int = 3) -> reading.ConditionResults:
+    """Made-up results, in which each seed has response lengths of its own; ``points`` holds the same lengths as a mean per problem."""
+    results = []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, *map(ord, name)])
+        pairs = [(f"p{i}", s) for i in range(problems) for s in range(samples)]
+        rows = pd.DataFrame(pairs, columns=["problem_id", "sample"])
+        tokens = rng.integers(10, 40, len(rows)) + 10 * seed
+        rows = rows.assign(correct=1, think_tokens=tokens, response_tokens=tokens, closed=1, looping=0)
+        means = rows.groupby("problem_id")["think_tokens"].mean()
+        points = pd.DataFrame({"metric": "think_tokens", "problem_id": means.index, "value": means.to_numpy()})
+        results.append(Result(rows, points, {"seed": seed}))
+    return reading.ConditionResults(Spec(name, family, lambda ground, seed: None), tuple(results))
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (3, 1), (1, 3), (3, 3)])
+def test_a_change_takes_all_seeds_of_both_conditions_whatever_the_metric(seeds):
+    """``response_tokens`` is computed from outcomes, ``think_tokens`` from means per problem; here they are the same numbers."""
+    own, other = (results_of(name, n) for name, n in zip(("own", "other"), seeds, strict=True))
+    table = reading.AlignedResults({"base": results_of("base", 1, family="base"), "own": own, "other": other})
+    by_mean, by_outcomes = (table.change(metric, "own", "other") for metric in ("think_tokens", "response_tokens"))
+    for name in ("mean", "low", "high", "p"):
+        assert getattr(by_outcomes, name) == pytest.approx(getattr(by_mean, name), nan_ok=True)
+    assert by_mean.note == by_outcomes.note
+    medians = [np.mean([r.rows["think_tokens"].median() for r in part.results]) for part in (own, other)]
+    assert table.change("think_tokens_q50", "own", "other").mean == pytest.approx(medians[0] - medians[1])
+    for metric in ("think_tokens_q90", "pass_at_2x", "aes"):
+        alone = table.judge.effects(table.outcomes("own"), seeded=True)[metric].change
+        change = table.change(metric, "own")
+        assert (change.mean, change.low, change.high) == pytest.approx((alone.mean, alone.low, alone.high)), metric
+
+
+def test_different_numbers_of_seeds_cannot_be_paired():
+    table = reading.AlignedResults({"base": results_of("base", 1), "own": results_of("own", 2), "other": results_of("other", 3)})
+    for metric in ("think_tokens", "think_tokens_q50"):
+        with pytest.raises(ValueError, match="Seeds cannot be paired: 2 of 'own' and 3 of 'other'"):
+            table.change(metric, "own", "other")
+    with pytest.raises(KeyError, match="no values of 'review'"):
+        table.change("review", "own")

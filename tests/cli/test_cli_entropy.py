@@ -93,6 +93,7 @@ def test_the_page_holds_every_figure_and_the_transcripts_by_itself(written):
     folder, _ = written
     page = (folder / "report.html").read_text()
     assert page.count("plotly-graph-div") == 7
+    assert "The wrong response with the most failed steps, " in page
     assert 1 <= page.count("class='rl-t'") <= 3 and "mean entropy, thinking" in page and "gold" in page
     assert not re.search(r"<(?:link|img|iframe)\b|<script[^>]+src=", page)
 
@@ -198,7 +199,19 @@ def test_what_never_varies_is_undefined_and_not_a_number_made_up(tiny, tmp_path)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert all(row["r"] is None for row in found["correctness"])
-    assert "undefined<br><small>(nothing varies)" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "undefined<br><small>(nothing varies)" in page
+    assert "The wrong response with the most failed steps, and the response with the highest think entropy" in page
+
+
+def test_the_page_calls_no_response_wrong_if_none_is(tiny, tmp_path):
+    problems = tasks.load("arithmetic", "test", 12)
+    sampled = rollouts(tiny, problems, Sampling(n=2, max_new_tokens=120, details=True), progress=False)
+    right = [replace(r, correct=True) for r in sampled]
+    jobs.entropy_report(tiny, Study(problems=12, samples=2), tmp_path, rollouts=right)
+    page = (tmp_path / "report.html").read_text()
+    assert "No response with thinking is wrong: the correct one with the most failed steps, the correct response to" in page
+    assert "The wrong response" not in page
 
 
 @pytest.mark.parametrize("keeps", [(1.0,), (0.5,), (1.0, 1.5), ()])

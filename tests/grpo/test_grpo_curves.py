@@ -22,6 +22,23 @@ def log(values, steps=None) -> pd.DataFrame:
     return pd.DataFrame({"step": steps or range(len(values)), "held_out/accuracy": values})
 
 
+@pytest.mark.parametrize("place", [0, 1, 7, 12, None])
+def test_every_trained_model_has_a_marker_of_its_own_wherever_base_is(place):
+    """None: a table without base. The other models look the same in all five tables."""
+    names = [f"model {i}" for i in range(12)]
+    order = names if place is None else [*names[:place], "base", *names[place:]]
+    rows = [{"name": name, "think_tokens": i, "accuracy": 0.5} for i, name in enumerate(order)]
+    ends = {f"{column}_{end}": 0.5 for column in ("think_tokens", "accuracy") for end in ("low", "high")}
+    figure = figures.length_against_accuracy(pd.DataFrame(rows).assign(**ends))
+    looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in figure.data}
+    assert looks.pop("base", ("x", "black")) == ("x", "black")
+    assert list(looks) == names and len(set(looks.values())) == 12
+    colours = figures.base.COLOURS
+    assert [looks[name] for name in names] == [("circle", c) for c in colours] + [
+        ("square", c) for c in colours[: 12 - len(colours)]
+    ]
+
+
 def test_seeds_are_drawn_as_their_mean_and_range_over_the_steps_they_share():
     first, second = log([0.2, None, 0.6]), log([0.4, 0.5, 0.8])
     figure = figures.learning_curves({"a": [first, second], "b": log([0.1, 0.2, 0.3])}, ["held_out/accuracy"])

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from toolkit import lm as lms
 from toolkit import rewards, tasks
-from toolkit.grpo import advantages, draws, log, losses, measures, recipes, saved
+from toolkit.grpo import advantages, draws, log, losses, measures, recipes, run, saved
 from toolkit.grpo.batching import nonzero_micro_batches, trim
 from toolkit.grpo.draws import Drawn
 from toolkit.rewards import RewardBatch, RewardValues
+from toolkit.types import Problem
 
 GROUPS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
 TOKENS = np.array([10, 20, 30, 40, 50, 60, 70, 80])
@@ -332,3 +333,39 @@ def test_padding_is_cut_where_it_is_and_prompts_as_wide_as_the_responses_keep_th
         and torch.equal(cut["plain_mask"], part["plain_mask"])
         and cut["share"] == 0.5
     )
+
+
+# --- prompts and the context ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asks"),
+    [
+        (recipes.plain("correctness"), [None]),
+        (
+            replace(recipes.train_long_think_short(), curriculum=draws.Curriculum(start=1200, decay=0.05, every=1)),
+            [draws.AppendedText(f" Use exactly {budget} tokens.") for budget in (1200, 60, 3)],
+        ),
+        (
+            recipes.adaptive_deep_reasoning(),
+            [draws.AppendedText(f"[Please answer with {mode} CoT]") for mode in ("Long", "Short")],
+        ),
+    ],
+    ids=["plain", "curriculum", "modes"],
+)
+@pytest.mark.parametrize("at_a_time", [1, 2, 1024])
+def test_the_prompts_that_must_fit_the_context_are_those_that_are_sampled_from(recipe, asks, at_a_time, monkeypatch):
+    """With all that the recipe adds; the prompt with the most characters is not the one with the most tokens."""
+    monkeypatch.setattr(run, "TOKENIZED", at_a_time)
+    lm = lms.load("tiny-reasoner")
+    contents = {"most characters": "<think>" * 20, "short": "1+2=?", "most tokens": "+".join("123") * 10}
+    problems = [Problem(name, ({"role": "user", "content": text},), "6", {}) for name, text in contents.items()]
+    widths = {p.id: max(len(lm.prompt_ids(draws.prompted_messages(p, ask))) for ask in asks) for p in problems}
+    context = lm.model.config.max_position_embeddings
+    room = context - widths["most tokens"]
+    assert len(contents["most characters"]) > len(contents["most tokens"]) and max(widths, key=widths.get) == "most tokens"
+    run.check_context(lm, problems, room, recipe, steps=3)
+    with pytest.raises(ValueError, match=rf"The longest prompt \('most tokens'\) has {widths['most tokens']} tokens"):
+        run.check_context(lm, problems, room + 1, recipe, steps=3)
+    with pytest.raises(ValueError, match="the list is empty"):
+        run.check_context(lm, [], 1, recipe)

@@ -15,8 +15,8 @@ import torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
-def launch(out: Path, world: int) -> list[dict]:
-    """What each process saw, by rank."""
+def launch(out: Path, world: int, what: str = "main") -> list[dict]:
+    """What each process saw, by rank, in a function of ``grpo_worker``."""
     out.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -27,11 +27,15 @@ def launch(out: Path, world: int) -> list[dict]:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", **where}
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(
-            subprocess.Popen([sys.executable, grpo_worker.__file__, str(out)], env=env, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen([sys.executable, grpo_worker.__file__, str(out), what], env=env, stderr=subprocess.PIPE, text=True)
         )
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
     return [torch.load(out / f"rank-{rank}.pt") for rank in range(world)]
 
 
@@ -84,3 +88,14 @@ def test_the_weights_after_training_are_those_of_one(runs):
     one, two = runs
     assert torch.equal(two[0]["weights"], two[1]["weights"])
     torch.testing.assert_close(two[0]["weights"], one["weights"], rtol=0, atol=1e-4)
+
+
+def test_processes_that_train_together_do_not_wait_for_each_others_lock(tmp_path):
+    """Only the main process locks a policy's folder; all train it, and all read it when it is finished."""
+    seen = launch(tmp_path / "policy", 2, "policy")
+    fingerprints = {done["fingerprint"] for rank in seen for done in rank["asked"]}
+    assert len(fingerprints) == 1 and fingerprints != {seen[0]["base"]}
+    assert [[done["main"] for done in rank["asked"]] for rank in seen] == [[True, True], [False, False]]
+    assert [[done["rows"] for done in rank["asked"]] for rank in seen] == [[2, 2], [0, 0]]
+    (folder,) = (path for path in (tmp_path / "policy" / "runs").iterdir() if path.is_dir())
+    assert not list(folder.glob("checkpoint-*"))

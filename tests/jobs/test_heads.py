@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import hypergeom, spearmanr
 
-from toolkit import attention, bridges, edits, entropies, generate, jobs, stats, store, tasks
+from toolkit import attention, bridges, edits, entropies, figures, generate, jobs, stats, store, tasks
 from toolkit.generate import Sampling
 from toolkit.jobs import heads
 from toolkit.lm import Condition, NoThinkTagsError
@@ -177,6 +177,15 @@ def test_a_condition_seen_through_the_lenses_differs_from_base_only_if_it_does_s
     assert set(table.loc["base"].index) == {
         "accuracy", "think_tokens", "think_entropy", "answer_entropy", "retrieved", "write",
     }  # fmt: skip
+
+
+def test_conditions_are_compared_even_if_no_head_raises_the_needles_logits(tiny):
+    """The atlas passes the heads with a positive write score, and a model may have none."""
+    study = jobs.Study(problems=4, samples=2, max_new_tokens=60)
+    haystacks = jobs.Search(instances=4, max_new_tokens=40).haystacks(tiny, "test")
+    table = jobs.condition_effects({"base": Condition(tiny), "again": Condition(tiny)}, study, haystacks, [])
+    assert (table.loc[table["metric"] == "write", ["mean", "difference"]].to_numpy() == 0).all()
+    figures.differences(table, "write")
 
 
 def test_the_table_has_a_row_a_head_best_first(provenance):

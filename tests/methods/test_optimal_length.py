@@ -13,6 +13,7 @@ from toolkit import generate, lm, tasks
 from toolkit.generate import Sampling
 from toolkit.methods import optimal_length
 from toolkit.methods.optimal_length import Buckets, accuracy, best_step_size, best_steps, length_filtered_vote
+from toolkit.types import Rollout, Span
 
 CASES = [((20, 5, 100), 8.852), ((40, 5, 100), 13.812), ((20, 10, 100), 4.426), ((16, 4, 64), 8.161)]  # (T, M, C) -> N*
 
@@ -108,6 +109,27 @@ def test_a_bucket_of_one_is_not_sure_of_itself():
     assert length_filtered_vote(said[:3], lengths[:3]) == "1"  # no bucket of two: everybody votes
     assert length_filtered_vote([None, None], [1, 2]) is None
     assert length_filtered_vote([None, "5", None], [1, 2, 3]) == "5"
+
+
+def graded(*grades: bool) -> list[Rollout]:
+    return [Rollout("p", i, (1, 2, 3), 1, None, Span(1, 3), "stop", "", grade) for i, grade in enumerate(grades)]
+
+
+def test_equal_answers_with_different_grades_have_no_vote():
+    """Not the last sample's grade, which depends on the order of samples."""
+    for grades in ((True, False, True), (False, True, True)):
+        with pytest.raises(ValueError, match=r"Problem 'p': the answer '7' is graded correct in one sample and wrong in another"):
+            optimal_length.votes(graded(*grades), ["7", "7", "8"], [1, 2, 3])
+    assert optimal_length.votes(graded(True, True, False), ["7", "7", "8"], [1, 2, 3])["majority"].all()
+
+
+def test_no_answer_never_wins_a_vote():
+    """Nobody votes, even if a response without an answer is graded correct."""
+    rows = optimal_length.votes(graded(True, True), [None, None], [1, 2])
+    assert not rows[["majority", "filtered", "random"]].to_numpy().any() and rows["one"].item() == 1
+    rows = optimal_length.votes(graded(True, True, False), [None, None, "7"], [1, 2, 3])
+    assert not rows[["majority", "filtered", "random"]].to_numpy().any()
+    assert optimal_length.votes(graded(False, False, True), [None, None, "7"], [1, 2, 3])["majority"].all()
 
 
 def test_entropy_of_answers():

@@ -14,11 +14,11 @@ from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit import baselines, collect, edits, entropies, figures, steps
+from toolkit import baselines, collect, edits, entropies, evaluate, figures, steps
 from toolkit.entropies import NoEntropiesError
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
-from toolkit.methods import phase_entropy
+from toolkit.methods import failed_steps, phase_entropy
 from toolkit.methods.phase_entropy import DROPS, PhaseMeans
 from toolkit.spans import spans
 from toolkit.types import Direction, Problem, Rollout, Span
@@ -316,6 +316,20 @@ def test_random_drop_depends_on_the_rollout_and_the_seed_alone(rollout_of):
 def closed_rollouts(problems: list[Problem], rollout_of) -> list[Rollout]:
     """Made-up closed rollouts of given problems."""
     return [with_entropies(rollout_of(12 + i, name=p.id, seed=i), i) for i, p in enumerate(problems)]
+
+
+def test_a_rollout_of_an_unknown_problem_is_named(llama, problems_of, rollout_of):
+    """The same error wherever rollouts are matched with their problems."""
+    problems = problems_of(3)
+    found = closed_rollouts(problems, rollout_of)
+    expected = f"1 problems of the rollouts are not among the 2 given, such as {problems[2].id!r}: pass the problems"
+    for match in (
+        lambda: phase_entropy.filtering_experiment(llama, found, problems[:2]),
+        lambda: failed_steps.chains(llama, found, problems[:2]),
+        lambda: evaluate.rollout_table(found, problems[:2]),
+    ):
+        with pytest.raises(KeyError, match=expected):
+            match()
 
 
 def test_the_experiment_grades_every_way_and_share(llama, problems_of, rollout_of):

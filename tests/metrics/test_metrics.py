@@ -118,6 +118,23 @@ def test_outcomes_align_problems_and_number_answers():
     assert o.answers.tolist() == [[-1, 0], [0, 1]] and o.correct.tolist() == [[1, 0], [1, 0]]
 
 
+@pytest.mark.parametrize("counts", [(3, 1, 2), (2, 2, 1), (1, 2, 3)])
+def test_outcomes_refuse_problems_with_different_numbers_of_samples(counts):
+    """3 + 1 + 2 rows would fill an array of 2 problems with 3 samples each."""
+    pairs = [(p, s) for p, n in zip("abc", counts, strict=True) for s in range(n)]
+    rows = pd.DataFrame(pairs, columns=["problem_id", "sample"])
+    rows = rows.assign(correct=1, think_tokens=3, response_tokens=5, closed=1, looping=0)
+    least, most = (f"'{'abc'[counts.index(n)]}' has {n}" for n in (min(counts), max(counts)))
+    with pytest.raises(ValueError, match=f"Problem {least} samples and problem {most}: expected the same number"):
+        Outcomes.from_rows(rows, list("abc"))
+    with pytest.raises(ValueError, match=r"Two rows of problem 'a' have sample 0: expected one row per problem and sample"):
+        Outcomes.from_rows(pd.concat([rows, rows]), list("abc"))
+    even = rows[rows["sample"] < min(counts)]
+    assert Outcomes.from_rows(even, list("abc")).shape == (3, min(counts))
+    other_numbers = even.assign(sample=range(len(even)))
+    assert Outcomes.from_rows(other_numbers, list("abc")).shape == (3, min(counts)), "samples may be numbered in any way"
+
+
 def test_a_board_of_any_task_knows_what_its_accuracy_is():
     found = metrics.described("accuracy_wordproblems")
     assert (found.label, found.unit, found.better, found.group) == ("wordproblems", "share", "high", "main")

@@ -316,6 +316,7 @@ def test_closed_forms_score_a_million_rows_a_second(name):
         "correct": random.random(n) < 0.5,
         "tokens": random.integers(1, 200, n),
         "closed": np.ones(n, bool),
+        "think_closed": np.ones(n, bool),
         "formatted": random.random(n) < 0.9,
         "finish": object_array(["stop", "length"] * (n // 2)),
         "mode": object_array(["short", "long"] * (n // 2)),

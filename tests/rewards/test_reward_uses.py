@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -22,9 +23,17 @@ from toolkit.rewards.cosine import Cosine
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.l1 import L1Max
+from toolkit.rewards.laser import Laser, LaserD, Outcome
+from toolkit.rewards.laser_targets import TargetSettings
+from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.overlong import Overlong
 from toolkit.rewards.repetition import RepetitionPenalty
+from toolkit.rewards.ruler import Ruler
 from toolkit.rewards.slpo import SLPO
+from toolkit.rewards.surrogate import Surrogate
+from toolkit.rewards.train_long_think_short import TrainLongThinkShort
+from toolkit.tags import ThinkTags
+from toolkit.types import Problem, Rollout, Span
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,22 @@ def test_phase_entropies_are_those_of_the_method(found):
     assert_allclose(batch["answer_entropy"], [np.nan if m.answer is None else m.answer for m in means])
 
 
+@pytest.mark.parametrize(
+    ("think", "answer", "means"),
+    [
+        (Span(2, 4), Span(5, 10), (np.nan, 2.5)),  # the prompt closes thinking and begins the answer
+        (Span(2, 6), Span(6, 10), (np.nan, 2.5)),  # the prompt closes thinking
+        (Span(2, 7), Span(8, 10), (1.0, 3.5)),  # the prompt begins thinking
+    ],
+)
+def test_entropies_of_a_prefilled_response_are_those_of_its_own_tokens(think, answer, means):
+    """Of 10 tokens, 6 are the prompt: a span that begins there must not count from the response's end."""
+    r = Rollout("p", 0, tuple(range(10)), 6, think, answer, "stop", "x", True, entropies=(1.0, 2.0, 3.0, 4.0))
+    batch, method = RewardBatch.from_rollouts([r]), phase_entropy.phase_means(r)
+    assert_allclose((batch["think_entropy"][0], batch["answer_entropy"][0]), means)
+    assert_allclose([np.nan if m is None else m for m in (method.think, method.answer)], means)
+
+
 def test_columns_that_some_rollouts_lack_are_left_out(found, problems):
     batch = RewardBatch.from_rollouts([*found[:3], replace(found[3], logprobs=None, entropies=None)])
     assert not {"logprob", "think_entropy", "difficulty"} & set(batch.columns)
@@ -73,12 +98,34 @@ def test_columns_that_some_rollouts_lack_are_left_out(found, problems):
         RewardBatch.from_rollouts([])
 
 
-def test_an_empty_answer_or_an_open_thought_is_not_well_formed(found):
+def test_a_response_is_well_formed_if_an_answer_follows_a_closed_think_span(found):
+    """As LASER and Train Long, Think Short have it: without think tags a response is malformed, unless the model has none."""
     closed = next(r for r in found if r.answer and len(r.answer))
     assert closed.answer is not None and closed.think is not None
-    empty = replace(closed, answer=replace(closed.answer, stop=closed.answer.start))
-    never = replace(closed, answer=None)
-    assert RewardBatch.from_rollouts([closed, empty, never])["formatted"].tolist() == [True, False, False]
+    start = closed.prompt_len
+    made = {
+        "closed": closed,
+        "empty answer": replace(closed, answer=replace(closed.answer, stop=closed.answer.start)),
+        "never closed": replace(closed, answer=None),
+        "never opened": replace(closed, think=None, answer=Span(start, len(closed.token_ids))),
+        "closed by the prompt": replace(closed, think=Span(start, start), answer=Span(start, len(closed.token_ids))),
+    }
+
+    def true(column: str, close: str | None) -> set[str]:
+        values = RewardBatch.from_rollouts(list(made.values()), close=close)[column]
+        return {name for name, value in zip(made, values, strict=True) if value}
+
+    assert true("formatted", "</think>") == {"closed", "closed by the prompt"}
+    assert true("think_closed", "</think>") == {"closed", "empty answer", "closed by the prompt"}
+    assert true("closed", "</think>") == {*made} - {"never closed"}
+    assert true("formatted", None) == {"closed", "never opened", "closed by the prompt"}
+    right = [replace(r, correct=True) for r in made.values()]
+    batch = RewardBatch.from_rollouts(right)
+    assert dict(zip(made, Laser(target=0)(batch).values.tolist(), strict=True)) == {
+        name: 1.0 if name in true("formatted", "</think>") else -1.0 for name in made
+    }
+    form = TrainLongThinkShort(format=1.0, budget=100)(batch).components["format"]
+    assert form.tolist() == [1.0, 0.5, 0.0, 0.0, 1.0]
 
 
 def test_a_table_says_what_a_reward_would_have_paid(found):
@@ -202,6 +249,22 @@ def test_groups_follow_the_id_column_else_contiguous_chunks():
         called(as_trl(HAPO(), generations=2), ids, correct=correct)
 
 
+@pytest.mark.parametrize("combined", [lambda r: r, lambda r: rewards.WeightedSum(((2.0, r),)), lambda r: rewards.ReNorm(r)])
+def test_only_a_reward_that_remembers_problems_needs_their_ids(combined):
+    """LASER-D remembers lengths per difficulty: chunks of rows are groups enough, and give the same lengths as ids."""
+    ids, given = [[1] * k for k in (10, 20, 10, 40)], {"correct": [1, 1, 0, 0], "formatted": [1] * 4}
+    settings = TargetSettings(base=10, step=10, longest=50, every=1)
+    outcome = Outcome(0.25, 0.0, 0.0)  # in [0, 1] with the bonus, as ReNorm requires
+    chunks, by_id = (as_trl(combined(LaserD(0.25, settings, outcome)), generations=2) for _ in range(2))
+    for _ in range(3):
+        assert called(chunks, ids, **given) == called(by_id, ids, problem_id=["a", "a", "b", "b"], **given)
+    assert chunks.reward.state_dict() == by_id.reward.state_dict()
+    with pytest.raises(ValueError, match="remembers problems"):
+        called(as_trl(combined(HAPO()), generations=2), ids, **given)
+    with pytest.raises(ValueError, match="remembers problems"):
+        called(as_trl(rewards.WeightedSum(((1.0, LaserD()), (1.0, HAPO()))), generations=2), ids, **given)
+
+
 def test_columns_come_from_functions_the_dataset_and_the_tokens():
     entry = as_trl(L1Max(0.01), columns={"correct": Graded()}, generations=2)
     values = called(entry, [[1] * 100, []], ["is 7", ""], answer=["7", "7"], budget=[100, 100])
@@ -212,6 +275,55 @@ def test_columns_come_from_functions_the_dataset_and_the_tokens():
     assert called(chat, [[1]], [[{"role": "assistant", "content": "so so"}]], correct=[True]) == [0.5]
     with pytest.raises(MissingColumnError, match=r"'l1_max' needs the column 'correct'.*your grader"):
         called(as_trl(L1Max(), generations=1), [[1]], budget=[5])
+
+
+THOUGHTS = {
+    "closed": "<think>3+4=7</think>so 7<|end|>",
+    "closed, never opened": "3+4=7</think>so 7<|end|>",
+    "closed twice": "<think>3</think>4</think>so 7<|end|>",
+    "never closed": "<think>3+4=7",
+    "never closed, yet ended": "<think>3+4=7<|end|>",
+    "never opened": "so 7<|end|>",
+    "never opened, cut off": "so 7",
+}
+ENDS = {"unchanged": "", "thinking opened": "<think>\n", "thinking switched off": "<think>\n\n</think>\n\n"}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("tags", [ThinkTags(), ThinkTags(None, "</think>")])
+def test_trl_pays_the_same_for_an_answer_as_a_batch_of_rollouts(reasoner, end, chat, tags):
+    """Closed, unclosed and never opened thinking; the tags of tiny-reasoner are special tokens, which TRL's completions lack."""
+    model = replace(reasoner, tokenizer=copy.deepcopy(reasoner.tokenizer), tags=tags)
+    model.tokenizer.chat_template += ENDS[end]
+    messages = [{"role": "user", "content": "3+4=?"}]
+    prompt, ids = model.prompt_ids(messages), [model.tokenizer.encode(t, add_special_tokens=False) for t in THOUGHTS.values()]
+    problem = Problem("p", tuple(messages), "7", {})
+    sampled = [generate.rollout_from_tokens(model, problem, prompt, i, sample=k) for k, i in enumerate(ids)]
+    batch = RewardBatch.from_rollouts(sampled)
+    trainer = SimpleNamespace(processing_class=model.tokenizer, chat_template_kwargs={})
+    n = len(ids)
+    given = {
+        "prompts": [messages if chat else model.prompt_text(messages)] * n,
+        "completions": model.tokenizer.batch_decode(ids, skip_special_tokens=True),
+        "completion_ids": ids,
+        "problem_id": ["p"] * n,
+        "log_metric": bound_log(trainer),
+    }
+    assert not any("think>" in text for text in given["completions"])
+    for reward in (Surrogate(longest=40), LongWriter(low=1, high=1, unit="words"), Ruler({1: (0, 1)}, target=1)):
+        assert as_trl(reward, open=tags.open)(**given) == reward(batch).values.tolist(), (reward, batch["answer_text"])
+    by_name = dict(zip(THOUGHTS, batch["answer_text"], strict=True))
+    assert by_name["closed"] == by_name["closed twice"] == "so 7"
+    unclosed = (tags.open is None and end != "thinking switched off") or end == "thinking opened"
+    assert by_name["never opened, cut off"] == ("" if unclosed else "so 7")
+    assert (by_name["never closed"] == "") == (end != "thinking switched off")
+
+
+def test_without_a_trainer_trl_pays_for_an_answer_by_its_completions():
+    entry = as_trl(Surrogate(longest=4), generations=1)
+    texts = ["<think>1</think>7", "<think>1", "7", "<think>1</think>none"]
+    assert called(entry, [[1, 2]] * 4, texts) == [2.0, 0.0, 2.0, 0.0]
 
 
 def test_a_response_ends_by_itself_if_its_last_id_is_a_stop_id():

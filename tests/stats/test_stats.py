@@ -160,7 +160,7 @@ def test_the_smallest_are_the_mean_over_all_orders_of_ties(lengths, keep, data):
         assert (sure + ends[:drawn].sum()) / keep - 1e-9 <= mean <= (sure + ends[::-1][:drawn].sum()) / keep + 1e-9
 
 
-@pytest.mark.parametrize("share", (0.05, 0.1, 0.2))
+@pytest.mark.parametrize("share", (0.05, 0.07, 0.1, 0.2, 0.29, 0.35, 0.57))
 def test_the_number_kept_is_the_exact_floor_for_every_number_of_problems(share):
     """No problem is lost to products such as 0.29 * 100 = 28.999..."""
     for n in range(1, 1001):

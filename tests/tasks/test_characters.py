@@ -143,6 +143,9 @@ def test_bad_input_is_refused(monkeypatch):
         characters.load("test", lengths=(9, 3))
     with pytest.raises(ValueError, match=r"kinds=\('sum',\): choose some of count"):
         characters.load("test", kinds=("sum",))
+    # Drawn separately, the two would share questions.
+    with pytest.raises(ValueError, match=r"kinds=\('count', 'first', 'count'\): a kind occurs twice"):
+        characters.load("test", kinds=("count", "first", "count"))
     with pytest.raises(ValueError, match="found only"):
         characters.load("test", 10_000, kinds=("distinct",), lengths=(2, 2))
     with pytest.raises(ValueError, match="0 answers to 0 problems"):

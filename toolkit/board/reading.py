@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from toolkit import figures, stats, store
 from toolkit.board import statistics
-from toolkit.board.ground import Ground
+from toolkit.board.ground import Ground, Sizes
 from toolkit.board.measure import Result, read_result
 from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
@@ -111,21 +111,45 @@ class AlignedResults:
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
         """Return the difference in one metric between two conditions, ``name`` minus ``other``, paired by problem.
 
+        All seeds of both conditions count. If both have several, seed k is compared with seed k; a single seed is compared with every seed
+        of the other condition.
+
         Args:
             metric: Name of the metric.
             name: Name of the condition that is compared.
-            other: Name of the condition that is subtracted. If both conditions have several seeds, they must have the same number. For a
-                metric that is not a mean over problems, such as a quantile, only the first seed of ``other`` is used.
+            other: Name of the condition that is subtracted.
+
+        Raises:
+            ValueError: both conditions have several seeds, but different numbers of them.
+            KeyError: the results have no values of this metric, or it needs more samples per problem than there are.
         """
+        seeds = {n: len(self.by_name[n].results) for n in (name, other)}
+        if len({*seeds.values(), 1}) > 2:
+            counts = " and ".join(f"{count} of {n!r}" for n, count in seeds.items())
+            raise ValueError(f"Seeds cannot be paired: {counts}. Measure equally many, or one of either condition.")
         seeded = any(self.by_name[n].spec.varies for n in (name, other))
         if metric in self.problems:
             return stats.mean_effect(self.value(name, metric), self.value(other, metric), seeded=seeded)
-        judge = Judge.against(self.outcomes(other)[0], [metric])
-        return judge.effects(self.outcomes(name), seeded=seeded)[metric].change
+        own, subtracted = self.outcomes(name), self.outcomes(other)
+        pairs = [(own[i % len(own)], subtracted[i % len(subtracted)]) for i in range(max(len(own), len(subtracted)))]
+        differences = [_difference(metric, a, b) for a, b in pairs]
+        return stats.effect(differences, len(self.main), seeded=seeded)
 
     def outcomes(self, name: str) -> list[Outcomes]:
         """Return the outcomes (correct, length, ...) of a condition's responses to the main problems, one entry per seed."""
         return [Outcomes.from_rows(r.rows, self.main) for r in self.by_name[name].results]
+
+
+def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
+    """Return the difference in a metric that is computed from outcomes, ``own`` minus ``other``, as a statistic.
+
+    ``other`` takes the place of base. A metric that is itself a comparison with base is not subtracted again.
+    """
+    about = METRICS[metric]
+    values = [about.how(outcomes, other) if about.how else None for outcomes in (own, other)]
+    if values[0] is None or values[1] is None:
+        raise KeyError(f"These results have no values of {metric!r}, or too few samples per problem for it.")
+    return values[0] if about.against_base else stats.difference(values[0], values[1])
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
@@ -149,7 +173,8 @@ def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
 def levels(rows: pd.DataFrame) -> pd.Series:
     """Return the difficulty level of every problem: ``"easy"``, ``"medium"`` or ``"hard"``, indexed by problem id.
 
-    Per task, the range from the lowest to the highest difficulty is cut into three parts of equal width.
+    Per task, the range from the lowest to the highest difficulty is cut into three parts of equal width. If all difficulties of a task are
+    equal, its problems are ``"easy"``. A problem whose difficulty is NaN has no level: its entry is NaN.
 
     Args:
         rows: Table with the columns ``problem_id, task, difficulty`` (a number).
@@ -158,8 +183,9 @@ def levels(rows: pd.DataFrame) -> pd.Series:
 
     def third(difficulty: pd.Series) -> pd.Series:
         low, high = difficulty.min(), difficulty.max()
-        position = (difficulty - low) / max(high - low, 1)  # 1: no division by 0 if all are equal
-        return pd.Series(np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2]), difficulty.index)
+        position = (difficulty - low) / ((high - low) or 1)  # 1: no division by 0 if all are equal
+        level = np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2])
+        return pd.Series(level, difficulty.index, dtype=object).where(position.notna())
 
     return each.groupby("task", group_keys=False)["difficulty"].apply(third)
 
@@ -230,13 +256,16 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
         for name, effects in paired.items()
     }
     present = {m for effects in metrics.values() for m in effects}
+    trained_on = training_tasks(ground)
     first = results[BASE].results[0].rows
     return {
         "title": title,
         "base": BASE,
         "conditions": conditions,
         "paired": differences,
-        "metrics": {m: described(m).about for m in [*METRICS, *sorted(present - {*METRICS})] if m in present},
+        "metrics": {
+            m: metric_texts(m, ground.sizes, trained_on) for m in [*METRICS, *sorted(present - {*METRICS})] if m in present
+        },
         "tasks": ["all", *dict.fromkeys(first["task"])],
         "difficulties": ["all", *LEVELS],
         "examples": examples(ground, results),
@@ -246,8 +275,37 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
             "made_by": made_by(results),
             "sizes": asdict(ground.sizes),
             "problems": len(table.main),
+            "trained_on": trained_on,
         },
     }
+
+
+def training_tasks(ground: Ground) -> list[str]:
+    """Return the names of the tasks on whose problems the board trains its policies, sorted.
+
+    The task ``tiny``, for example, has problems of two tasks, ``arithmetic`` and ``lookup``. If the problems of a file name no task, the
+    result is the name of the file.
+    """
+    named = {str(p.meta.get("task", "")) for p in ground.study.load("train", ground.lm)} - {""}
+    return sorted(named) or [ground.sizes.training.task]
+
+
+def metric_texts(name: str, sizes: Sizes, trained_on: Sequence[str]) -> dict[str, str]:
+    """Return the texts that describe a metric on a board, as in ``Metric.about``: they depend on the board's tasks and sizes.
+
+    Args:
+        name: Name of the metric.
+        sizes: Tasks and sizes of the board.
+        trained_on: From ``training_tasks``. The accuracy on any other task is in the group ``damage``.
+    """
+    about, task = described(name).about, name.removeprefix("accuracy_")
+    if task != name and task in trained_on:
+        about |= {"group": "main"}
+    elif task != name:
+        label = f"{about['label']} (never trained on)" if task in dict(sizes.main) else about["label"]
+        about |= {"group": "damage", "label": label, "help": f"{about['help']} This board trains no policy on this task."}
+    low, high = sizes.horizons
+    return about | {"help": about["help"].replace("chains of additions", f"chains of {low} to {high} additions")}
 
 
 def made_by(by_name: Mapping[str, ConditionResults]) -> str:
@@ -377,8 +435,10 @@ DAMAGE = (
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the figures for the web page of a board, as dicts with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
+    trained = any(about["family"] in ("trained", "combined") for about in board["conditions"].values())
+    where = f" This board trains policies on {' and '.join(board['provenance']['trained_on'])} only." if trained else ""
     drawn = (
-        ("Gains and damage", "Condition minus base. No policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
+        ("Gains and damage", f"Condition minus base.{where}", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "
          "minus base) of the mean hidden state at the end of the residual stream, where lines of thinking begin. Grey: 95 % range for differences between random groups of "
          "responses.", figures.state_shifts(board)),

@@ -71,7 +71,8 @@ def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
 def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
     """Scatter plot of accuracy against think tokens of trained models on held-out problems, with 95 % intervals.
 
-    There is one dot per training run. Runs of the same name, such as seeds, have one colour. Base is a black cross.
+    There is one dot per training run. Runs of the same name, such as seeds, have one colour and symbol. Base is a black cross, in whichever
+    row it is.
 
     Args:
         table: Table from ``grpo.curves.after_training``, one row per run. Columns: ``name`` (``"base"`` for the base model),
@@ -79,14 +80,16 @@ def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
             accuracy_high``.
     """
     figure = go.Figure()
-    for i, (name, rows) in enumerate(table.groupby("name", sort=False)):
+    trained = [name for name in table["name"].unique() if name != "base"]
+    for name, rows in table.groupby("name", sort=False):
         bars = {}
         for axis, column in (("x", "think_tokens"), ("y", "accuracy")):
             spread = {"array": rows[f"{column}_high"] - rows[column], "arrayminus": rows[column] - rows[f"{column}_low"]}
             bars[f"error_{axis}"] = {"type": "data", "symmetric": False, "thickness": 1, **spread}
-        base = name == "base"
-        marker = {"size": 12 if base else 9, "symbol": "x" if base else "circle" if i <= len(COLOURS) else "square"}
-        marker["color"] = "black" if base else COLOURS[(i - 1) % len(COLOURS)]
+        marker = {"size": 12, "symbol": "x", "color": "black"}
+        if name != "base":
+            i = trained.index(name)
+            marker = {"size": 9, "symbol": "circle" if i < len(COLOURS) else "square", "color": COLOURS[i % len(COLOURS)]}
         figure.add_scatter(x=rows["think_tokens"], y=rows["accuracy"], name=str(name), mode="markers", marker=marker, **bars)
     axes = {"xaxis": {"title": "think tokens", "rangemode": "tozero"}, "yaxis": {"title": "accuracy", "range": [0, 1.02]}}
     return styled(figure, "After training: accuracy against think length", **axes)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from toolkit import identity, store, tasks
@@ -23,7 +25,7 @@ from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import LOG, read
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, Run, Trained, policy_identity, train
+from toolkit.grpo.run import MODEL, Run, Trained, policy_identity, process_of, train
 from toolkit.grpo.saved import read_back
 from toolkit.lm import LM
 from toolkit.types import Problem
@@ -42,8 +44,10 @@ def train_policy(
     """Train a copy of ``lm`` with a recipe and a seed, and return the policy with its log.
 
     If the policy's folder in ``runs`` (see ``folder_of``) holds the finished policy, it is read from there instead. If it holds a stopped
-    run, training is resumed. Checkpoints are removed at the end. If several processes need the same policy, one trains it and the others
-    wait.
+    run, training is resumed. Checkpoints are removed at the end.
+
+    If several processes need the same policy, one trains it and the others wait. Processes that ``accelerate`` started together train it
+    together.
 
     Args:
         lm: The initial model.
@@ -62,12 +66,17 @@ def train_policy(
     folder = runs / f"{_name(recipe, seed)}-{depends_on.key}"
     recipe = plan.sized(recipe)
     run, extras = _run(lm, recipe, seed, plan, folder), _extras(plan, reward)
-    with store.locked(folder, wait=True):
-        if store.is_whole(folder / MODEL):
-            _remove_checkpoints(folder)  # left behind if a process was killed just after it saved the policy
+    main = process_of(run)[0] == 0
+    # Of processes that train together (accelerate), only the main one locks: the others would wait for it, and it for them.
+    with store.locked(folder, wait=True) if main else nullcontext():
+        # What the main process finds decides for all, since the policy may be finished at any time by a process that trains by itself.
+        (whole,) = broadcast_object_list([store.is_whole(folder / MODEL)])
+        if whole:
+            if main:
+                _remove_checkpoints(folder)  # left behind if a process was killed just after it saved the policy
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
-            return Trained(model, pd.DataFrame(read(folder / LOG)))
-        if not (folder / store.MADE_BY).exists():
+            return Trained(model, pd.DataFrame(read(folder / LOG) if main else []), main)
+        if main and not (folder / store.MADE_BY).exists():
             changed = depends_on.changed(store.records(runs, f"{glob.escape(_name(recipe, seed))}-*"))
             if changed:
                 say(

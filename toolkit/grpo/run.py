@@ -50,16 +50,17 @@ except ImportError as error:
 from toolkit import identity as identities
 from toolkit import store
 from toolkit.generate import Sampling
-from toolkit.grpo import code, judge, log, saved
+from toolkit.grpo import code, draws, judge, log, saved
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
-from toolkit.lm import LM, check_plain
+from toolkit.lm import LM, Ask, check_plain
 from toolkit.types import Problem
 
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
+TOKENIZED = 1024  # number of prompts that ``check_context`` tokenizes at a time
 PROBED = 8  # number of problems that ``probe`` samples
 OWNED = {
     "output_dir": "--out",
@@ -154,7 +155,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
             "--template NAME=JSON or lm.load(..., template={...})."
         )
     # ``rows``: responses per generation, over all processes. ``micro``: rows per micro-batch, never more than one optimizer step has.
-    world = GRPOConfig(str(run.out), bf16=False, report_to="none").world_size
+    _, world = process_of(run)
     rows = recipe.problems * recipe.samples
     micro = max(1, min(run.micro_batch, rows // (world * recipe.updates)))
     if rows % (micro * world * recipe.updates):
@@ -187,6 +188,12 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         **run.overrides,
     }
     return GRPOConfig(**fields)
+
+
+def process_of(run: Run) -> tuple[int, int]:
+    """Return ``(index, number)``: the index of this process among those that train together, 0 for the main process, and their number."""
+    config = GRPOConfig(str(run.out), bf16=False, report_to="none")
+    return config.process_index, config.world_size
 
 
 def check_free(settings: Iterable[str]) -> None:
@@ -228,7 +235,7 @@ def train(
     """
     check_plain(lm, "training", "Load the model without quantization and device_map.")
     args = arguments(lm, recipe, run)
-    check_context(lm, problems, args.max_completion_length)
+    check_context(lm, problems, args.max_completion_length, recipe, run.steps)
     with _only_run(run.out) if args.process_index == 0 else nullcontext():
         # Settings that a checkpoint must share to be resumed, checked before anything is written.
         identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
@@ -357,21 +364,51 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     return checkpoint
 
 
-def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
+def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int, recipe: Recipe | None = None, steps: int = 1) -> None:
     """Raise ValueError if there is no problem, or if the longest prompt plus ``max_tokens`` tokens do not fit the model's context.
 
-    Only the prompt with the most characters is tokenized and checked, without text that the recipe may add.
+    All prompts are tokenized, with the texts that the recipe adds to them. Of the budgets of a curriculum, only the one whose text has the
+    most tokens is added.
+
+    Args:
+        lm: The initial model.
+        problems: Training problems.
+        max_tokens: Largest number of tokens of a response.
+        recipe: Recipe whose modes or curriculum add text to the prompts; ``None`` adds none.
+        steps: Number of optimizer steps of the run.
     """
     if not problems:
         raise ValueError("No problems to train on: the list is empty.")
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(problems, key=lambda p: sum(len(str(m["content"])) for m in p.messages))
-    width = len(lm.prompt_ids(longest.messages))
-    if context and width + max_tokens > context:
+    if not context:
+        return
+    longest, width = "", 0
+    for ask in _prompt_changes(lm, recipe, steps):
+        for start in range(0, len(problems), TOKENIZED):
+            part = problems[start : start + TOKENIZED]
+            texts = [lm.prompt_text(draws.prompted_messages(p, ask)) for p in part]
+            for p, ids in zip(part, lm.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+                longest, width = (p.id, len(ids)) if len(ids) > width else (longest, width)
+    if width + max_tokens > context:
         raise ValueError(
-            f"The longest prompt ({longest.id!r}) has {width} tokens; with max_completion_length={max_tokens} it does not fit the context of "
+            f"The longest prompt ({longest!r}) has {width} tokens; with max_completion_length={max_tokens} it does not fit the context of "
             f"{context}. Lower max_completion_length or leave that problem out."
         )
+
+
+def _prompt_changes(lm: LM, recipe: Recipe | None, steps: int) -> list[Ask | None]:
+    """Return the functions that change the prompts of a run; ``None`` stands for unchanged prompts.
+
+    Of a curriculum's budgets, which may be as many as there are steps, only the one whose text has the most tokens is returned.
+    """
+    if recipe is not None and recipe.modes is not None:
+        return [recipe.modes.ask(mode) for mode in draws.MODES]
+    if recipe is None or recipe.curriculum is None:
+        return [None]
+    budgets = dict.fromkeys(recipe.curriculum.at(step) for step in range(max(1, steps)))
+    texts = [recipe.curriculum.text.format(budget=budget) for budget in budgets]
+    sizes = [len(ids) for ids in lm.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [draws.AppendedText(texts[sizes.index(max(sizes))])]
 
 
 def probe(trainer: Trainer, say: Callable[[str], None]) -> None:

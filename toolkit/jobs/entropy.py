@@ -352,7 +352,15 @@ def _intro(about: Mapping[str, Any]) -> str:
     )
 
 
-def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
+def _sections(tables: EntropyTables, transcripts: tuple[str, str]) -> list[Section]:
+    """Return the sections of the report.
+
+    Args:
+        tables: Results of the measurements.
+        transcripts: From ``_transcripts``: a sentence that names the responses shown, and their HTML.
+    """
+    shown, fragments = transcripts
+
     def by_group(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return {str(name): part for name, part in table.groupby("responses", sort=False) if name != "all"}
 
@@ -398,10 +406,9 @@ def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
         ),
         Section(
             "Transcripts",
-            "The wrong response with the most failed steps, a correct response to the same problem, and the response with the highest think "
-            "entropy. Orange shows entropy, on one scale for all transcripts. Failed steps are found by recomputing lines where that is possible "
+            f"{shown} Orange shows entropy, on one scale for all transcripts. Failed steps are found by recomputing lines where that is possible "
             "(arithmetic, lookup, word problems); with --steps cues, and for all other tasks, they are guessed from cue words.",
-            html=transcripts,
+            html=fragments,
         ),
     ]
 
@@ -440,8 +447,8 @@ def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells).T.rename_axis("response kept")
 
 
-def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], problems: Sequence[Problem]) -> str:
-    """Return transcripts of up to three responses, as HTML.
+def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], problems: Sequence[Problem]) -> tuple[str, str]:
+    """Return transcripts of up to three responses: a sentence that names the responses, and their HTML.
 
     The responses are the wrong one with the most failed steps, the correct one to the same problem with the most steps, and the one with
     the highest think entropy. If no response is wrong, a correct one takes the first place.
@@ -455,4 +462,16 @@ def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], p
     chosen = dict.fromkeys([wrong, *sorted(correct, key=lambda i: -len(chains[i].texts))[:1], uncertain])
     top = max(float(entropies.entropies_of(rollouts[i]).max()) for i in chosen) or None  # one colour scale for all transcripts
     parts = [transcript.fragment(lm, rollouts[i], chain=chains[i], problem=by_id[rollouts[i].problem_id], top=top) for i in chosen]
-    return "".join(parts)
+    return _named(rollouts[wrong].correct, bool(correct)), "".join(parts)
+
+
+def _named(all_right: bool, solved: bool) -> str:
+    """Return a sentence that names the responses of ``_transcripts``.
+
+    Args:
+        all_right: True if no response with thinking is wrong, so that a correct one takes the place of the wrong one.
+        solved: True if a response to the problem of the first one is correct.
+    """
+    first = "No response with thinking is wrong: the correct one" if all_right else "The wrong response"
+    second = "the correct response to the same problem with the most steps, " if solved else ""
+    return f"{first} with the most failed steps, {second}and the response with the highest think entropy."

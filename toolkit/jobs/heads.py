@@ -201,7 +201,7 @@ def condition_effects(
         conditions: Name -> condition; the first is base.
         study: Task, numbers of problems and samples, and seed; its test problems are used.
         haystacks: Problems whose prompts hide the facts needed for the answer, from the test split.
-        heads: Heads whose effects the metric ``write`` sums, as pairs ``(layer, head)``.
+        heads: Heads whose effects the metric ``write`` sums, as pairs ``(layer, head)``; without heads, ``write`` is 0.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
@@ -231,7 +231,10 @@ def condition_effects(
         table = phase_entropy.table(rollouts).groupby("problem_id", sort=False)
         means = table[["correct", "think_tokens", "think_entropy", "answer_entropy"]].mean().reindex([p.id for p in problems])
         # Sum over heads for each example (a needle in a response), then mean over the examples of each problem.
-        together = torch.stack([measured.values["write"][:, i, j] for i, j in heads]).sum(dim=0)
+        write = measured.values["write"]
+        together = torch.stack([torch.zeros_like(write[:, 0, 0]), *(write[:, i, j] for i, j in heads)]).sum(
+            dim=0
+        )  # 0 without heads
         wrote = pd.Series(together.numpy()).groupby(list(measured.ids)).mean()
         values[name] = {
             "accuracy": means.pop("correct").to_numpy(float),  # removes the column, so that the next line adds the others

@@ -38,7 +38,7 @@ import pandas as pd
 from toolkit import stats, steps
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.steps import Splitter, Step
-from toolkit.types import Problem, Rollout, Span
+from toolkit.types import Problem, Rollout, Span, problems_by_id
 
 MEASURES = ("fsf", "review_ratio", "characters", "think_tokens")  # fsf: failed-step fraction
 
@@ -358,12 +358,7 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
     Raises:
         KeyError: A rollout's problem is not among the problems.
     """
-    by_id = {p.id: p for p in problems}
-    if missing := sorted({r.problem_id for r in rollouts} - by_id.keys()):
-        raise KeyError(
-            f"{len(missing)} problems of the rollouts are not among the {len(by_id)} given, such as {missing[0]!r}: pass the problems that "
-            "were sampled from (same task, split, number and seed)."
-        )
+    by_id = problems_by_id(problems, rollouts)
     return [chain(lm, r, reader_of(by_id[r.problem_id])) for r in rollouts]
 
 

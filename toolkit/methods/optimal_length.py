@@ -358,6 +358,9 @@ def votes(
         lengths: Length of each rollout, in the unit of ``buckets.width``.
         buckets: Settings of the length-filtered vote.
         seed: Seed of the random control.
+
+    Raises:
+        ValueError: Two equal answers to a problem have different grades.
     """
     random = np.random.default_rng(seed)
     rows: dict[str, dict] = {}
@@ -369,16 +372,33 @@ def votes(
     ):  # sorted, so that the control's draws do not depend on the order of the rollouts
         group = sorted(unordered, key=lambda i: rollouts[i].sample)
         cast, group_lengths = [answers[i] for i in group], [lengths[i] for i in group]
-        right = {answers[i]: rollouts[i].correct for i in group}  # answer -> whether it is right
+        right = _right_answers(problem, cast, [rollouts[i].correct for i in group])
         # cast: all votes of the problem. answering: indices of those that are not None.
         filtered = filter_by_length(cast, group_lengths, buckets)
         answering = [i for i, answer in enumerate(cast) if answer is not None]
         drawn = sorted(random.choice(answering, len(filtered), replace=False)) if filtered else []
         voters = {"majority": cast, "filtered": [cast[i] for i in filtered], "random": [cast[i] for i in drawn]}
-        verdicts = {name: right.get(majority(some), False) for name, some in voters.items()}
+        verdicts = {name: majority(some) in right for name, some in voters.items()}
         one = np.mean([rollouts[i].correct for i in group])
         rows[problem] = {"problem_id": problem, "samples": len(group), "one": one, **verdicts}
     return pd.DataFrame([rows[problem] for problem in indices])
+
+
+def _right_answers(problem: str, answers: Sequence[str | None], grades: Sequence[bool]) -> set[str]:
+    """Return the answers to a problem that are graded correct. ``None`` is not an answer, so it is never among them.
+
+    Raises:
+        ValueError: Two equal answers have different grades.
+    """
+    graded: dict[bool, set[str]] = {
+        grade: {a for a, g in zip(answers, grades, strict=True) if a is not None and bool(g) == grade} for grade in (True, False)
+    }
+    if both := sorted(graded[True] & graded[False]):
+        raise ValueError(
+            f"Problem {problem!r}: the answer {both[0]!r} is graded correct in one sample and wrong in another, so its vote has no grade: "
+            "expected equal grades for equal answers. Pass answers that tell such samples apart, such as the whole text after thinking."
+        )
+    return graded[True]
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:

@@ -53,7 +53,7 @@ from toolkit.entropies import entropies_of
 from toolkit.generate import Sampling, continuations
 from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.steps import Step
-from toolkit.types import Problem, Rollout
+from toolkit.types import Problem, Rollout, problems_by_id
 
 PUBLISHED_ALPHA = 1.0  # weight of the answer's entropy: paper, main runs
 PUBLISHED_KEEPS = (1.0, 0.8, 0.6, 0.4, 0.2)  # shares of tokens kept: paper, Qwen3-4B (100 to 20 %)
@@ -94,6 +94,8 @@ class PhaseMeans:
 def phase_means(rollout: Rollout) -> PhaseMeans:
     """Return the mean entropies (nats per token) of one rollout before and after its closing think tag.
 
+    A span that begins in the prompt counts from the response's first token.
+
     Raises:
         NoEntropiesError: The rollout has no recorded entropies.
     """
@@ -102,7 +104,9 @@ def phase_means(rollout: Rollout) -> PhaseMeans:
         return PhaseMeans(None, _mean(h))
     if answer is None or answer.start < think.stop:  # never closed, or no tag separates the phases
         return PhaseMeans(_mean(h), None)
-    return PhaseMeans(_mean(h[: think.stop - rollout.prompt_len]), _mean(h[answer.start - rollout.prompt_len :]))
+    # 0 at least: a negative index would count from the end of the response.
+    closed, answered = (max(0, at - rollout.prompt_len) for at in (think.stop, answer.start))
+    return PhaseMeans(_mean(h[:closed]), _mean(h[answered:]))
 
 
 def _mean(values: ndarray) -> float | None:
@@ -382,7 +386,7 @@ def filtering_experiment(
     Args:
         target: Model, or model with interventions, that answers.
         rollouts: Responses with entropies; responses without a closed think span are left out.
-        problems: Problems, which must include that of every rollout.
+        problems: Problems, which must include those of all other rollouts.
         keeps: Shares of think tokens to keep, 0 to 1 each.
         sampling: How the answers are sampled; the default is greedy.
         seed: Seed of the random control.
@@ -390,13 +394,15 @@ def filtering_experiment(
 
     Raises:
         NoThinkTagsError: No rollout has a think span that is closed by a tag.
+        KeyError: The problem of a rollout with such a span is not among the problems.
     """
-    by_id, usable = {p.id: p for p in problems}, filterable(rollouts)
+    usable = filterable(rollouts)
     if not usable:
         raise NoThinkTagsError(
             f"None of the {len(rollouts)} rollouts has a think span closed by a tag, so nothing can be filtered: raise max_new_tokens, "
             "or load the model with tags=ThinkTags(...)."
         )
+    by_id = problems_by_id(problems, usable)
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     prompts = [(by_id[r.problem_id], filtered_prompt(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []

@@ -58,9 +58,13 @@ class Outcomes:
                 looping, leaking``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must have
                 the same number of samples.
             problems: Ids of the problems to take, in the order wanted for the arrays' first axis.
+
+        Raises:
+            ValueError: Two rows have the same problem and sample, or the problems differ in their number of samples.
         """
         rows = rows.sort_values(["problem_id", "sample"]).set_index("problem_id").loc[list(problems)].reset_index()
-        samples = rows["sample"].nunique()
+        _check_samples(rows)
+        samples = len(rows) // max(1, len(problems))
         codes = pd.Series(-1.0, rows.index)
         if "answer" in rows:
             codes = rows.groupby("problem_id", sort=False)["answer"].transform(lambda answers: pd.factorize(answers)[0])
@@ -71,6 +75,24 @@ class Outcomes:
     def shape(self) -> tuple[int, int]:
         """``(number of problems, number of samples per problem)``."""
         return self.correct.shape
+
+
+def _check_samples(rows: pd.DataFrame) -> None:
+    """Raise ValueError unless every problem has the same number of rows, each with its own ``sample``."""
+    twice = rows[rows.duplicated(["problem_id", "sample"])]
+    if len(twice):
+        problem, sample = twice.iloc[0][["problem_id", "sample"]]
+        raise ValueError(
+            f"Two rows of problem {problem!r} have sample {sample}: expected one row per problem and sample. Pass the rows of one condition "
+            "and one seed."
+        )
+    counts = rows["problem_id"].value_counts(sort=False)
+    if counts.nunique() > 1:
+        least, most = counts.idxmin(), counts.idxmax()
+        raise ValueError(
+            f"Problem {least!r} has {counts[least]} samples and problem {most!r} has {counts[most]}: expected the same number for every "
+            "problem. Sample the missing responses, or leave such problems out."
+        )
 
 
 How = Callable[[Outcomes, Outcomes], Statistic | None]

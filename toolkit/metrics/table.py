@@ -82,7 +82,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "where base is shortest, 20 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all.", outcomes.shortest_of_base(0.2)
         ),
         "accuracy_arithmetic": Metric("arithmetic", "share", "high", "main", "Accuracy on arithmetic."),
-        "accuracy_lookup": Metric("lookup (never trained on)", "share", "high", "damage", "Accuracy on a task that no policy is trained on."),
+        "accuracy_lookup": Metric("lookup", "share", "high", "main", "Accuracy on lookup."),
         "never_closed": Metric("never closed", "share", "low", "damage", "Thinking that the budget cut off."),
         "closed": Metric("closed share", "share", "high", "damage", "Responses whose thinking was closed within the budget.", mean_of("closed")),
         "looping": Metric("loops", "share", "low", "damage", "Responses that end in a repeated run of tokens.", mean_of("looping")),
@@ -93,13 +93,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "failed_steps": Metric("failed steps", "share", "low", "damage", "Failed-step fraction: steps of thinking that are wrong (recomputed)."),
         "review": Metric("re-checks", "share", "none", "damage", "Characters of thinking that re-check an earlier step."),
         "running_sum_step": Metric(
-            "step accuracy, chains", "share", "high", "damage", "Steps right relative to the model's own total, on chains of 5 to 10 additions, greedy."
+            "step accuracy, chains", "share", "high", "damage", "Steps right relative to the model's own total, on chains of additions, greedy."
         ),
         "running_sum_expected": Metric("p^H, chains", "share", "high", "damage", "Accuracy on such chains that follows from step accuracy alone."),
         "accuracy_running_sum": Metric("chains", "share", "high", "damage", "Right answers to those chains, greedy: compare with p^H."),
-        "accuracy_threading": Metric("threading", "share", "high", "damage", "Following keys through a haystack (never seen in training)."),
-        "accuracy_characters": Metric("characters", "share", "high", "damage", "Counting and finding characters (never seen in training)."),
-        "accuracy_countdown": Metric("countdown", "share", "high", "damage", "Making a number from others (never seen in training)."),
+        "accuracy_threading": Metric("threading", "share", "high", "damage", "Following keys through a haystack."),
+        "accuracy_characters": Metric("characters", "share", "high", "damage", "Counting and finding characters."),
+        "accuracy_countdown": Metric("countdown", "share", "high", "damage", "Making a number from others."),
         "pass_at_2x": Metric("pass, 2 x base's tokens", "share", "high", "budget", "Any response within twice base's mean tokens is right.", outcomes.passed(2)),
         "vote_at_2x": Metric("vote, 2 x base's tokens", "share", "high", "budget", "The majority answer within twice base's mean tokens is right.", outcomes.voted(2)),
         "pass_at_4x": Metric("pass, 4 x base's tokens", "share", "high", "budget", "Any response within four times base's mean tokens is right.", outcomes.passed(4)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-CLOSE = "</think>"
+OPEN, CLOSE = "<think>", "</think>"
 _ENDS = re.compile(r"(?:\s*<[^<>\s]+>)+\s*$")  # special tokens: <|im_end|>, </s>
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -26,6 +26,31 @@ def answer_text(text: str, close: str | None = CLOSE) -> str:
         close: Closing think tag of the model that wrote the response; ``None`` if the model has none.
     """
     return _ENDS.sub("", text.rpartition(close)[2] if close else text)
+
+
+def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, close: str | None = CLOSE) -> str:
+    """Return the answer as ``answer_text`` does, but "" if thinking was opened and never closed.
+
+    The response, or the end of the prompt, opens thinking with the opening tag. If the prompt ends with the closing tag, thinking is
+    switched off, and the whole response is the answer.
+
+    >>> [closed_answer_text(text) for text in ("<think>3+4=7</think>7", "<think>3+4=7", "7")]
+    ['7', '', '7']
+
+    Args:
+        text: Response, special tokens included.
+        prompt: Prompt as the model reads it; only its end counts.
+        open: Opening think tag of the model; ``None`` if thinking starts with the response.
+        close: Closing think tag of the model. ``None`` if the model has none: the whole response is then the answer.
+    """
+    if close is None or close in text or _ends_with(prompt, close):
+        return answer_text(text, close)
+    return "" if open is None or open in text or _ends_with(prompt, open) else answer_text(text, close)
+
+
+def _ends_with(prompt: str, tag: str) -> bool:
+    """Return True if a prompt ends with a tag, or with a tag and then white space."""
+    return prompt.rstrip().endswith(tag.rstrip())
 
 
 def parses(answer: str) -> bool:

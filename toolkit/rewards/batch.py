@@ -8,7 +8,8 @@ A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``nam
 reads. Its parameters are dataclass fields.
 
 Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. ``state_dict`` returns its
-state as a dict that can be written as JSON, and ``load_state_dict`` restores it. In a run of several processes, give every process the
+state as a dict that can be written as JSON, and ``load_state_dict`` restores it. Set the class attribute ``state_by_problem = False`` if the
+state does not depend on problem ids, so that ids may differ from step to step. In a run of several processes, give every process the
 rollouts of all processes in the same order. All copies of a stateful reward then compute the same state, and no state has to be exchanged.
 
 Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose sampled responses are not
@@ -61,12 +62,13 @@ COLUMN_SOURCES: Mapping[str, str] = {
     "correct": f"{_ROLLOUTS}; in as_trl, pass columns={{'correct': your grader}} or add a dataset column",
     "tokens": f"{_ROLLOUTS} with the number of completion tokens, end-of-sequence included",
     "think_tokens": f"{_ROLLOUTS}; in as_trl, pass a column that counts them",
-    "closed": f"{_ROLLOUTS}; in as_trl, pass a column that looks for the closing tag",
+    "closed": f"{_ROLLOUTS} (false if thinking was opened and never closed); in as_trl, pass a column of your own",
+    "think_closed": f"{_ROLLOUTS} (true if a think span was closed); in as_trl, pass a column that looks for the closing tag",
     "finish": f"{_ROLLOUTS}; in as_trl, pass stop_ids",
     "text": _ROLLOUTS,
     "answer_text": f'{_ROLLOUTS} with the text after the closing think tag, "" if thinking was never closed',
     "token_ids": _ROLLOUTS,
-    "formatted": f"{_ROLLOUTS} (true if an answer follows a closed think span); or add a format check of your own",
+    "formatted": f"{_ROLLOUTS} (true if an answer that is not empty follows a closed think span); or add a format check of your own",
     "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
     "logprob_without": f"{_GRPO} when the reward needs it; offline, score the same responses after an empty question "
     "(entropies.with_entropies) and take the mean log-probability of each",
@@ -169,8 +171,10 @@ class RewardBatch:
         """Make a batch from rollouts, with one row per rollout.
 
         The batch always has the columns ``problem_id``, ``correct``, ``tokens`` (length of the response), ``think_tokens``, ``closed``
-        (True if the rollout has an answer span: thinking was closed, or never opened), ``formatted`` (True if that span is not empty),
-        ``finish``, ``text``, ``answer_text`` ("" if ``closed`` is False) and ``token_ids`` (of the response).
+        (True if the rollout has an answer span: thinking was closed, or never opened), ``think_closed`` (True if a think span was closed,
+        by the response or by its prompt), ``formatted`` (True if an answer that is not empty follows a closed think span), ``finish``,
+        ``text``, ``answer_text`` ("" if ``closed`` is False) and ``token_ids`` (of the response). If the model has no closing tag
+        (``close=None``), an answer span is enough for ``think_closed``.
 
         If every rollout has log-probabilities, there is also ``logprob``, their mean over the response's tokens. If every rollout has
         entropies, there are also ``think_entropy`` and ``answer_entropy``, the means over the tokens of thinking and of the answer. A
@@ -181,20 +185,23 @@ class RewardBatch:
             problems: The problems of the rollouts; needed only for the columns of ``META_COLUMNS``.
             step: Optimizer steps done so far.
             split: ``"train"`` or ``"eval"``.
-            close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none.
+            close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none,
+                so that no think span is expected.
 
         Raises:
             ValueError: There are no rollouts, or a rollout's problem is not among ``problems``.
         """
         if not rollouts:
             raise ValueError("No rollouts: a batch needs at least one.")
+        think_closed = np.array([r.closed and (close is None or r.think is not None) for r in rollouts], bool)
         columns = {
             "problem_id": object_array(r.problem_id for r in rollouts),
             "correct": np.array([r.correct for r in rollouts], bool),
             "tokens": np.array([r.response_tokens for r in rollouts], np.int64),
             "think_tokens": np.array([r.think_tokens for r in rollouts], np.int64),
             "closed": np.array([r.closed for r in rollouts], bool),
-            "formatted": np.array([bool(r.answer) for r in rollouts], bool),
+            "think_closed": think_closed,
+            "formatted": think_closed & np.array([bool(r.answer) for r in rollouts], bool),
             "finish": object_array(r.finish for r in rollouts),
             "text": object_array(r.text for r in rollouts),
             "answer_text": object_array(answer_text(r.text, close) if r.closed else "" for r in rollouts),
@@ -272,6 +279,15 @@ def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
     return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 
+def has_state_by_problem(rewards: Iterable[Reward]) -> bool:
+    """Return True if the state of a reward depends on problem ids, as HAPO's does, so that ids must stay the same from step to step.
+
+    A stateful reward without the attribute ``state_by_problem`` counts as one that does.
+    """
+    stateful = [r for r in rewards if hasattr(r, "state_dict") and r.state_dict()]
+    return any(getattr(r, "state_by_problem", True) for r in stateful)
+
+
 def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:
     """Restore the states of rewards.
 
@@ -337,14 +353,15 @@ def _phase_entropies(r: Rollout) -> tuple[float, float]:
     """Return ``(mean entropy of thinking, mean entropy of the answer)`` in nats per token; NaN for one without tokens.
 
     Thinking is everything before the closing tag, including an opening tag. The closing tag counts in neither mean. If the response has no
-    think span, all of it is the answer.
+    think span, all of it is the answer. A span that begins in the prompt counts from the response's first token.
     """
     h = r.entropies or ()  # one entropy per response token: index 0 is position prompt_len of the sequence
     if r.think is None:
         return np.nan, _mean(h)
     if r.answer is None or r.answer.start < r.think.stop:  # never closed, or no tag separates thinking from the answer
         return _mean(h), np.nan
-    return _mean(h[: r.think.stop - r.prompt_len]), _mean(h[r.answer.start - r.prompt_len :])
+    # 0 at least: a negative index would count from the end of the response.
+    return _mean(h[: max(0, r.think.stop - r.prompt_len)]), _mean(h[max(0, r.answer.start - r.prompt_len) :])
 
 
 def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:

@@ -32,6 +32,7 @@ from toolkit.rewards.batch import (
     Reward,
     RewardBatch,
     RewardValues,
+    has_state_by_problem,
     load_state_by_name,
     monitor_parts,
     monitoring_size,
@@ -119,6 +120,11 @@ class WeightedSum:
             components |= {f"{reward.name}.{name}": w * values for name, values in reward(batch).components.items()}
         return RewardValues.sum(**components)
 
+    @property
+    def state_by_problem(self) -> bool:
+        """True if the state of a part depends on problem ids."""
+        return has_state_by_problem([r for _, r in self.parts])
+
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
         return state_by_name([r for _, r in self.parts])
@@ -174,6 +180,11 @@ class Gated:
         batch.check(self)
         gate = np.prod([gate(batch).values for gate in self.gates], axis=0)
         return RewardValues.sum(**{name: values * gate for name, values in self.inner(batch).components.items()})
+
+    @property
+    def state_by_problem(self) -> bool:
+        """True if the state of a part depends on problem ids."""
+        return has_state_by_problem([self.inner, *self.gates])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
@@ -232,6 +243,11 @@ class MeanOfAdvantages:
         return RewardValues.sum(
             **{r.name: w / total * advantage(r(batch).values, batch.groups, self.epsilon) for w, r in self.parts}
         )
+
+    @property
+    def state_by_problem(self) -> bool:
+        """True if the state of a part depends on problem ids."""
+        return has_state_by_problem([r for _, r in self.parts])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""

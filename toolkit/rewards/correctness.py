@@ -1,7 +1,7 @@
 """Three simple rewards: correctness, correctness minus a naive length penalty, and format.
 
-Equations (c: 1 if right, else 0; L: length; L_max, alpha: constants; well formed: the response has a non-empty answer, and its thinking, if
-it has any, was closed):
+Equations (c: 1 if right, else 0; L: length; L_max, alpha: constants; well formed: an answer that is not empty follows
+a closed think span):
 
     correctness       r = c
     length penalty    r = c - alpha L / L_max        for every response, right or wrong
@@ -46,8 +46,8 @@ class Correctness:
 class Format:
     """Reward 1 for a well-formed response, 0 for any other.
 
-    A response is well formed if it has a non-empty answer and its thinking, if it has any, was closed. Combine this reward with others in
-    ``combine.WeightedSum`` or ``combine.Gated``.
+    A response is well formed if an answer that is not empty follows a closed think span, or if it has such an answer and the model has no
+    closing think tag. Combine this reward with others in ``combine.WeightedSum`` or ``combine.Gated``.
 
     >>> Format()(RewardBatch.from_columns(formatted=[True, False])).values.tolist()
     [1.0, 0.0]

@@ -7,9 +7,10 @@ problem's difficulty, adapted during training, see ``laser_targets``):
     LASER-D    r = R + alpha 1[right] 1[L <= L_A]
     LASER-DE   r = R + alpha (1[right] 1[L <= L_A] + 1[wrong] 1[L > L_A])      also rewards long wrong answers
 
-A response without an answer, or with an empty one, is malformed. Only other responses count as right or wrong.
+A response is malformed unless an answer that is not empty follows a closed think span. Only other responses count as right or wrong.
 
-Deviations: those listed in ``laser_targets``. LASER-DE gives no bonus to a wrong answer that repeats itself, as in the released code. That
+Deviations: those listed in ``laser_targets``. In the paper the answer must be boxed; here any answer is enough, since the toolkit's tasks do
+not ask for boxes. If a model has no closing think tag, no think span is expected (ours). LASER-DE gives no bonus to a wrong answer that repeats itself, as in the released code. That
 code detects such loops from 4-grams; we do not know its exact test. Here a response loops if the share of distinct 4-grams among its
 4-grams is below ``distinct`` (``assumed_distinct``).
 
@@ -43,7 +44,7 @@ class Outcome:
     Attributes:
         right: Reward of a well-formed right response.
         wrong: Reward of a well-formed wrong response.
-        malformed: Reward of a response without an answer, or with an empty one. If thinking is never closed, there is no answer.
+        malformed: Reward of a response whose thinking was never closed or never opened, or whose answer is empty.
     """
 
     right: float = 1.0
@@ -111,6 +112,7 @@ class LaserD:
 
     name: ClassVar[str] = "laser_d"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "formatted"})
+    state_by_problem: ClassVar[bool] = False  # the state has lengths per difficulty, and no problem ids
 
     def __post_init__(self) -> None:
         self.state = TargetState(self.targets)

@@ -25,6 +25,7 @@ from toolkit.rewards.batch import (
     Reward,
     RewardBatch,
     RewardValues,
+    has_state_by_problem,
     load_state_by_name,
     monitor_parts,
     monitoring_size,
@@ -81,6 +82,11 @@ class ReNorm:
         total = renorm(self.process(batch).values, c)
         # Two components that add up to the total: r_p, and r_o - 1.
         return RewardValues.sum(process=total - (c - 1.0), outcome=c - 1.0)
+
+    @property
+    def state_by_problem(self) -> bool:
+        """True if the state of the process reward depends on problem ids."""
+        return has_state_by_problem([self.process])
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``{name of the process reward: its state}``, a dict that can be written as JSON; ``{}`` if that reward has no state."""

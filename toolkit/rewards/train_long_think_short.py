@@ -10,7 +10,7 @@ optimizer step; B_0: first budget; gamma: factor by which each drop multiplies t
     R_len    closeness to the budget, of one of two shapes:
              triangle  R L/B if L <= B, R (1 - (L - B)/B) if B < L <= 2B, 0 if L > 2B
              band      R if L <= B, otherwise as the triangle
-    R_fmt    format: a_think 1[think span closed] + a_answer 1[an answer follows]
+    R_fmt    format: a_think 1[think span closed] + a_answer 1[an answer follows it]
     B(t)     max(1, B_0 gamma^floor(t / T)), rounded to whole tokens in the prompt; the four budgets of the paper are 256, 179, 125, 87
 
 Deviations: we did not find the weights of the paper's main run, nor R, a_think and a_answer. The defaults w_c = 0.6 and w_l = 0.3 are those
@@ -123,14 +123,14 @@ def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assume
 class TrainLongThinkShort:
     """Weighted sum of correctness, closeness of the length to the budget, and format.
 
-    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[256, 128, 256], budget=256, closed=True, formatted=True)
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[256, 128, 256], budget=256, think_closed=True, formatted=True)
     >>> TrainLongThinkShort()(batch).values.round(2).tolist()
     [1.0, 0.85, 0.4]
 
     Attributes:
         correctness: w_c, weight of correctness.
         length: w_l, weight of the closeness to the budget.
-        format: w_f, weight of the format: half of it is earned by a closed think span, half by an answer.
+        format: w_f, weight of the format: half of it is earned by a closed think span, half by an answer after it.
         shape: ``"triangle"``: the closeness falls on both sides of the budget; ``"band"``: it falls only above the budget.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
@@ -145,13 +145,13 @@ class TrainLongThinkShort:
 
     @property
     def needs(self) -> frozenset[str]:
-        return budget_columns(self.budget) | {"closed", "formatted"}
+        return budget_columns(self.budget) | {"think_closed", "formatted"}
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         length = length_reward(batch["tokens"], row_budgets(batch, self.budget), self.shape)
         think, answer = assumed_format_parts
-        form = think * batch["closed"] + answer * batch["formatted"]
+        form = think * batch["think_closed"] + answer * batch["formatted"]
         return RewardValues.sum(
             correctness=self.correctness * batch["correct"], length=self.length * length, format=self.format * form
         )

@@ -14,8 +14,10 @@ cover whole groups, and the state of a reward is the same in all processes.
 For a stateful reward, pass ``callbacks=[toolkit.grpo.kept.Kept(wrapped)]`` to the trainer, where ``wrapped`` is the result of ``as_trl``.
 This callback saves the state of the reward in the checkpoints. TRL is not imported here.
 
-If a completion has no closing think tag, its ``answer_text`` is the whole text. In ``RewardBatch.from_rollouts`` it is "" if thinking was
-opened but never closed.
+The column ``answer_text`` is that of ``RewardBatch.from_rollouts``: "" if thinking was opened but never closed. TRL's completions lack
+special tokens, which think tags may be, and a chat template may open thinking at the end of the prompt. So, where TRL passes its trainer
+(through ``log_metric``), the texts are decoded from the token ids, and the prompt's end is read from the chat template. Without a trainer,
+TRL's completions are the texts, and only a prompt that is a string can open thinking.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE, answer_text
-from toolkit.rewards.batch import Reward, RewardBatch, object_array
+from toolkit.rewards.answers import CLOSE, OPEN, closed_answer_text
+from toolkit.rewards.batch import Reward, RewardBatch, has_state_by_problem, object_array
 
 Column = Callable[..., Sequence[Any]]
 """A function that computes a column: it takes TRL's keyword arguments and returns one value per completion."""
@@ -44,6 +46,7 @@ def as_trl(
     stop_ids: Sequence[int] = (),
     gather: Callable[[list], list] | None = None,
     close: str | None = CLOSE,
+    open: str | None = OPEN,
 ) -> TRLReward:
     """Return a reward wrapped as a function for TRL's ``reward_funcs``.
 
@@ -62,9 +65,11 @@ def as_trl(
         stop_ids: End-of-sequence token ids, for rewards that need the column ``finish``.
         gather: ``accelerate.utils.gather_object`` in a run of several processes; ``None`` in a run of one process.
         close: Closing think tag of the model, for rewards that need ``answer_text``; ``None`` if the model has none.
+        open: Opening think tag of the model, also for ``answer_text``; ``None`` if the model has none, so that thinking starts with the
+            response.
     """
     both = generations if isinstance(generations, tuple) or generations is None else (generations, generations)
-    return TRLReward(reward, dict(columns or {}), group, both, frozenset(stop_ids), gather, close)
+    return TRLReward(reward, dict(columns or {}), group, both, frozenset(stop_ids), gather, close, open)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class TRLReward:
     stop_ids: frozenset[int]
     gather: Callable[[list], list] | None
     close: str | None
+    open: str | None
 
     @property
     def __name__(self) -> str:
@@ -124,8 +130,11 @@ class TRLReward:
         computed: dict[str, Callable[[], ndarray]] = {
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
             "token_ids": lambda: object_array(tuple(i) for i in ids),
-            "text": lambda: object_array(map(completion_text, arguments["completions"])),
-            "answer_text": lambda: object_array(answer_text(completion_text(c), self.close) for c in arguments["completions"]),
+            "text": lambda: object_array(response_texts(arguments)),
+            "answer_text": lambda: object_array(
+                closed_answer_text(text, prompt, open=self.open, close=self.close)
+                for text, prompt in zip(response_texts(arguments), prompt_texts(arguments), strict=True)
+            ),
         }
         if self.stop_ids:
             computed["finish"] = lambda: object_array("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)
@@ -151,8 +160,7 @@ class TRLReward:
                 f"No column {self.group!r} in the dataset, and {n} completions do not split into groups of generations={size or None}: "
                 "add a column of problem ids, or pass generations=num_generations."
             )
-        # A reward with a state needs ids that stay the same from step to step. dict() is {}, for rewards without state_dict.
-        if getattr(self.reward, "state_dict", dict)():
+        if has_state_by_problem([self.reward]):  # its ids must stay the same from step to step
             raise ValueError(
                 f"The reward {self.reward.name!r} remembers problems between steps: add a column {self.group!r} of problem ids to the dataset."
             )
@@ -173,6 +181,34 @@ def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list
     here = [m for m, _ in parts].index(marker)
     start = sum(sizes[:here])
     return {name: np.concatenate([part[name] for _, part in parts]) for name in columns}, slice(start, start + sizes[here])
+
+
+def trainer_of(arguments: Mapping[str, Any]) -> Any:
+    """Return the trainer that calls a reward function with these keyword arguments; ``None`` if it is unknown."""
+    return getattr(arguments.get("log_metric"), "__self__", None)  # TRL passes a bound method of the trainer
+
+
+def response_texts(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the text of each completion, special tokens included if the trainer's tokenizer is known."""
+    tokenizer = getattr(trainer_of(arguments), "processing_class", None)
+    if tokenizer is None:
+        return [completion_text(c) for c in arguments["completions"]]
+    return tokenizer.batch_decode([list(ids) for ids in arguments["completion_ids"]], skip_special_tokens=False)
+
+
+def prompt_texts(arguments: Mapping[str, Any]) -> list[str]:
+    """Return each prompt as the model reads it, by the trainer's chat template; "" for messages if the template is unknown."""
+    trainer = trainer_of(arguments)
+    tokenizer: Any = getattr(trainer, "processing_class", None)
+
+    def rendered(messages: Any) -> str:
+        switches = {
+            "chat_template": getattr(trainer, "chat_template", None),
+            **(getattr(trainer, "chat_template_kwargs", None) or {}),
+        }
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **switches)
+
+    return [p if isinstance(p, str) else "" if tokenizer is None else rendered(p) for p in arguments["prompts"]]
 
 
 def completion_text(completion: Any) -> str:
@@ -199,6 +235,5 @@ def batch_split(arguments: Mapping[str, Any]) -> str:
                 f"This batch mixes the splits {', '.join(sorted(map(str, splits)))}: train and evaluate on one split at a time."
             )
         return "train" if splits == {"train"} else "eval"
-    trainer = getattr(arguments.get("log_metric"), "__self__", None)  # TRL passes a bound method of the trainer
-    training = getattr(getattr(trainer, "model", None), "training", True)
+    training = getattr(getattr(trainer_of(arguments), "model", None), "training", True)
     return "train" if training else "eval"

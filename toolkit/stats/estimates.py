@@ -169,7 +169,8 @@ def shortest_accuracy(
     """
 
     def statistic(index: ndarray) -> ndarray:
-        keep = max(1, int(share * index.shape[1]))
+        # The tolerance is for rounding errors: in floating point, 0.29 times 100 is a little less than 29.
+        keep = max(1, math.floor(share * index.shape[1] + 1e-9))
         columns = [mean_of_smallest(correct[index, s], ranking[index, s], keep) for s in range(correct.shape[1])]
         return np.mean(columns, axis=0)
 

@@ -135,18 +135,20 @@ def load(
     All questions about a word are in one split.
 
     Args:
-        kinds: Kinds of question to draw: some or all of ``KINDS``.
+        kinds: Kinds of question to draw: some or all of ``KINDS``, each once.
         lengths: Inclusive range of word lengths in characters.
         tokenizer: If given, the result of ``token_tags`` for a question is added to its ``meta``.
 
     Raises:
-        ValueError: unknown split or kind, a range of lengths that is empty or begins below 2, or fewer than ``n`` different questions.
+        ValueError: unknown split or kind, a kind that is given twice, a range of lengths that is empty or begins below 2, or fewer than ``n`` different questions.
         NoOffsetsError: the tokenizer gives no character offsets.
     """
     splits.check_split(split)
     low, high = lengths
     if not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds={tuple(kinds)}: choose some of {', '.join(KINDS)}.")
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"kinds={tuple(kinds)}: a kind occurs twice. Give each kind once; every kind gets equally many questions.")
     if not 2 <= low <= high:
         raise ValueError(f"lengths={lengths}: give an inclusive range of word lengths from 2 up, such as {LENGTHS}.")
     rng = random.Random(f"characters-{split}-{seed}")
