@@ -123,7 +123,7 @@ def test_outcomes_refuse_problems_with_different_numbers_of_samples(counts):
     """3 + 1 + 2 rows would fill an array of 2 problems with 3 samples each."""
     pairs = [(p, s) for p, n in zip("abc", counts, strict=True) for s in range(n)]
     rows = pd.DataFrame(pairs, columns=["problem_id", "sample"])
-    rows = rows.assign(correct=1, think_tokens=3, response_tokens=5, closed=1, looping=0)
+    rows = rows.assign(correct=1, think_tokens=3, response_tokens=5, closed=1, looping=0, leaking=0)
     least, most = (f"'{'abc'[counts.index(n)]}' has {n}" for n in (min(counts), max(counts)))
     with pytest.raises(ValueError, match=f"Problem {least} samples and problem {most}: expected the same number"):
         Outcomes.from_rows(rows, list("abc"))
