@@ -9,7 +9,7 @@ import pytest
 import torch
 import zoo
 
-from toolkit import attention, bridges, collect, edits, entropies, families, hooks, masks, sites, store, vectors
+from toolkit import attention, bridges, collect, edits, entropies, families, figures, hooks, masks, sites, store, vectors
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, UnsupportedModelError
@@ -282,3 +282,28 @@ def test_sums_are_added_once_if_memory_runs_out_before_they_are_added(monkeypatc
     monkeypatch.setattr(torch.Tensor, "to", hungry)
     halved = collect.moments(lm, found, by, kinds=("resid_mid",), second=("resid_mid",), positions=EVERYWHERE)
     assert failed and torch.allclose(halved.sums["resid_mid"], whole.sums["resid_mid"], atol=1e-4) and halved.n == whole.n
+
+
+@pytest.mark.parametrize(
+    ("without", "expected"),
+    [((), ""), ((1,), "layer 1 has none"), ((0, 2), "layers 0, 2 have none"), ((0, 1, 2, 4), "layers 0-2, 4 have none")],
+)
+def test_plan_and_figure_say_which_layers_have_no_heads(without, expected):
+    absent = tuple(
+        (layer, head) for layer in (*without, 3) for head in range(2) if layer in without or head == 1
+    )  # layer 3 has one head
+    scores = HeadScores(torch.rand(6, 2), "short_thinking", "nats", model("lfm2").provenance(), absent)
+    assert scores.headless == expected
+    v = Direction(torch.ones(6, 8), "resid_mid", "think", "random", 1, 1, scores.provenance)
+    plan = edits.plan(scores, v, count=1)
+    title = figures.head_scores(scores, plan).layout.title.text
+    for text in (plan.name, title):
+        assert (expected in text) if expected else ("none" not in text)
+
+
+def test_the_plan_of_a_hybrid_model_names_the_layers_that_it_cannot_edit():
+    lm = model("lfm2")
+    scores = HeadScores(
+        torch.rand(lm.layout.n_layers, lm.layout.n_heads), "short_thinking", "nats", lm.provenance(), lm.layout.absent
+    )
+    assert edits.plan(scores, direction(lm), count=2).name == "top 2 of 8 heads (layers 0, 2 have none), random"

@@ -143,6 +143,8 @@ def _merge(adapted: Any, source: str) -> PreTrainedModel:
     expected = adapted(input_ids=ids).logits
     separated = _separate(adapted)
     model = adapted.merge_and_unload()
+    if hasattr(model, "peft_config"):
+        del model.peft_config  # peft below 0.21 leaves it, and then warns when the next adapter is put on the model
     if separated:
         _tie(model)
     error = ((model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()).item()

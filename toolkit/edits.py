@@ -71,7 +71,8 @@ def plan(
     if not 1 <= count <= len(ranked):
         raise ValueError(f"count={count}: the model has {len(ranked)} heads.")
     chosen = tuple(HeadEdit(layer, head, "project_out", strength) for layer, head in ranked[:count])
-    return Plan(chosen, direction, f"top {count} of {len(ranked)} heads, {direction.estimator}", scores.provenance)
+    of = f"{len(ranked)} heads" + (f" ({scores.headless})" if scores.headless else "")
+    return Plan(chosen, direction, f"top {count} of {of}, {direction.estimator}", scores.provenance)
 
 
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -383,6 +384,15 @@ class HeadScores:
         for layer, head in self.absent:
             present[layer, head] = False
         return present
+
+    @property
+    def headless(self) -> str:
+        """Text that names the layers without heads, such as ``"layers 0-2, 4 have none"``; ``""`` if every layer has heads."""
+        layers = (~self.present.any(dim=1)).nonzero().flatten().tolist()
+        # Consecutive layers have the same difference between layer and rank.
+        runs = [[at for _, at in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
+        text = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+        return f"layer{'s' if len(layers) > 1 else ''} {text} {'have' if len(layers) > 1 else 'has'} none" if layers else ""
 
     def check(self) -> None:
         """Raise ValueError unless the score of every head is a finite number."""

@@ -10,7 +10,8 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heat map of head scores, one row per layer and one column per head. A layer with fewer heads than others has empty cells.
+    """Heat map of head scores, one row per layer and one column per head. A layer with fewer heads than others has empty
+    cells; the title names layers without heads.
 
     Args:
         scores: Score of every head.
@@ -34,5 +35,6 @@ def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
         box = {"x0": head - 0.5, "x1": head + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
         figure.add_shape(type="rect", line={"color": "#00C853", "width": 4}, **box)
     title = f"Head scores ({scores.method.replace('_', ' ')})" + ("; outlined: edited" if plan else "")
+    title += f"; {scores.headless}" if scores.headless else ""
     axes = {"xaxis": {"title": "head", "dtick": 1}, "yaxis": {"title": "layer", "dtick": 1}}
     return styled(figure, title, **axes)
