@@ -213,7 +213,7 @@ def results_of(name: str, seeds: int, *, family: str = "control", problems: int 
         pairs = [(f"p{i}", s) for i in range(problems) for s in range(samples)]
         rows = pd.DataFrame(pairs, columns=["problem_id", "sample"])
         tokens = rng.integers(10, 40, len(rows)) + 10 * seed
-        rows = rows.assign(correct=1, think_tokens=tokens, response_tokens=tokens, closed=1, looping=0)
+        rows = rows.assign(correct=1, think_tokens=tokens, response_tokens=tokens, closed=1, looping=0, leaking=0)
         means = rows.groupby("problem_id")["think_tokens"].mean()
         points = pd.DataFrame({"metric": "think_tokens", "problem_id": means.index, "value": means.to_numpy()})
         results.append(Result(rows, points, {"seed": seed}))
