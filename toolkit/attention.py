@@ -42,8 +42,9 @@ class Rows:
         queries: Position of each query. -1 is padding, for sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
         scale: The number by which the norm after ``W_O`` divides, at each query, fp32; 1 if there is no such norm.
-        gate: Elementwise factor between each head's output and ``W_O``, at each query, fp32. It is the gate of gated attention, or a norm
-            at this place; 1 if the model has neither.
+        gate: Number by which each entry of a head's output is multiplied before ``W_O``, at each query, fp32: the input of ``W_O`` divided
+            by the output of the attention function. In gated attention it is the gate. If the model has a norm at this place, it is the
+            norm's gain divided by its divisor. It is 1 if the model has neither.
     """
 
     layer: int

@@ -2,10 +2,11 @@
 
 A direction or an edit is useful only if it is better than these. Each baseline is passed to one field of ``Condition``:
 
-* ``Budget`` ends thinking after a number of tokens. Field ``rules``: it replaces sampled tokens.
-* ``SecondLook`` makes the model think on when it wants to stop. Field ``rules``: it replaces sampled tokens.
-* ``Suppress`` forbids words such as "wait" while the model thinks. Field ``during``: it changes the logits.
-* ``Instruction`` tells the model to think briefly. Field ``ask``: it changes the prompt.
+* ``Budget`` ends thinking after a number of tokens. It replaces sampled tokens: pass it in ``Condition.rules``.
+* ``SecondLook`` makes the model think on when it wants to stop. It replaces sampled tokens: pass it in ``Condition.rules``.
+* ``Suppress`` forbids words such as "wait" while the model thinks. It changes the logits: pass it in ``Condition.during``. (Its own field
+  ``during`` is something else: the positions at which it acts.)
+* ``Instruction`` tells the model to think briefly. It changes the prompt: pass it as ``Condition.ask``.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class Suppress:
 
     Attributes:
         words: Words to suppress.
-        during: Positions at which the logits are changed. The token that follows such a position cannot be one of the words. Default: all
+        during: Positions at which the logits are changed (not to be confused with the field ``Condition.during``, which holds
+            interventions). The token that follows such a position cannot be one of the words. Default: all
             positions in the think phase.
     """
 

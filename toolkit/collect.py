@@ -115,8 +115,9 @@ def moments_and_entropies(
 ) -> tuple[Moments, list[Rollout]]:
     """Return ``moments`` and, from the same pass, all rollouts with their log-probabilities and entropies (in nats) filled in.
 
-    Both are of the full softmax, and equal those of ``entropies.with_entropies``. Rollouts that have no class or no chosen position are
-    returned unchanged. To save memory, logits are computed for response tokens only, and in parts.
+    Log-probabilities and entropies are those of the softmax over the whole vocabulary, and equal those of ``entropies.with_entropies``.
+    Rollouts that have no class or no chosen position are returned unchanged. To save memory, logits are computed for response tokens only,
+    and in parts.
 
     Args:
         by: Function from a rollout to its class. It returns ``None`` to leave the rollout out of the moments.

@@ -94,25 +94,26 @@ class Masking:
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
         """Return the strength w (see the module docstring) of each head at each position, ``[batch or 1, seq or 1, heads]``."""
         strength = strength.to(like.device)[None, None]
-        if tracker is None:
+        if tracker is None:  # all positions are masked
             return strength
+        # weight: 1 at the positions to mask, 0 elsewhere, between them on a ramp. On a CPU it is None if it would be 0 everywhere.
         weight = tracker.weight(self.during, like.device)
         return torch.zeros_like(strength) if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
         """Return the hook that moves a layer's ``z`` towards 0 or towards its reference mean."""
-        target = (
-            None if self.reference is None else _means(self.reference)[layer]
-        )  # padded with 0 if the layer is narrower than others
+        # target: mean of z in this layer; None stands for 0. If other layers have more or larger heads, zeros follow at its end; fn cuts
+        # them off.
+        target = None if self.reference is None else _means(self.reference)[layer]
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
-            if tracker is not None and tracker.weight(self.during, value.device) is None:
+            if tracker is not None and tracker.weight(self.during, value.device) is None:  # no position of this pass is masked
                 return value
             weight = self._weight(value, strength, tracker)
-            # From [..., heads] to [..., heads * head_dim], like the value.
+            # Repeat the weight of each head for all entries of its output: from [..., heads] to [..., heads * head_dim].
             weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
             aim = 0.0 if target is None else target[: value.shape[-1]].to(value.device, torch.float32)
-            # Computed in fp32. The where keeps unmasked entries bit for bit.
+            # Computed in fp32. Entries of weight 0 are copied from value, so that rounding does not change them.
             return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)
 
         return fn
@@ -132,7 +133,7 @@ class Masking:
 
 
 def _means(reference: Moments) -> Float[Tensor, "layers width"]:
-    """Return the mean of ``z`` over the examples (rollouts) of all classes, each with weight 1.
+    """Return the mean of ``z`` over all examples (rollouts), whatever their class, each with weight 1.
 
     ``z`` holds the outputs of all heads of a layer, concatenated.
     """
@@ -152,7 +153,7 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
         during: Positions at which the heads are masked. ``"newest"``: the prompt's last token and all response tokens, as in
             arXiv:2404.15574. ``"all"``: the whole prompt too. Phases such as ``"think+answer"`` or a ``Scope`` choose other positions.
         reference: Moments that include ``z`` (the heads' outputs), from ``collect.moments``. Required for ``"mean"``, ``None`` otherwise.
-            The mean is over the examples of all classes.
+            The mean is over all examples (rollouts) of the moments, whatever their class.
 
     Raises:
         ValueError: ``op`` is unknown; an edit of the plan has another operation than ``scale`` or a strength outside [0, 1]; there is no

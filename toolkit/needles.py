@@ -34,7 +34,8 @@ class Example:
         query: Span of the question in the prompt, or ``None``.
         control: Token ids of a control prompt of the same length, or ``None``. In it, other tokens replace the needle, and also any
             further needles of the prompt.
-        emitted: Span of the response tokens to evaluate, such as the answer; ``None`` means the whole response.
+        emitted: Part of the response that is evaluated, as a token span of the whole sequence (prompt and response). It may be the answer
+            span, for example. ``None`` evaluates the whole response.
     """
 
     rollout: Rollout
@@ -65,20 +66,20 @@ class Example:
 
     @property
     def span(self) -> Span:
-        """Span of the response tokens to evaluate: ``emitted``, or the whole response if that is ``None``."""
+        """Token span of the response tokens that are evaluated: ``emitted``, or the whole response if ``emitted`` is ``None``."""
         return self.emitted if self.emitted is not None else Span(self.rollout.prompt_len, len(self.rollout.token_ids))
 
     @property
     def tokens(self) -> list[int]:
-        """Distinct token ids of the needle, in order of appearance."""
+        """Token ids of the needle, each distinct id once, in order of first appearance."""
         return list(dict.fromkeys(self.rollout.token_ids[self.needle.start : self.needle.stop]))
 
 
 def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
     """Return True if the response retrieved the needle, that is, if its recall of the needle's tokens is above ``above``.
 
-    Recall is the share of the needle's tokens (0 to 1) that are among the emitted tokens (``Example.span``). A token that occurs twice in
-    the needle counts twice only if it is emitted twice.
+    Recall is the share of the needle's tokens (0 to 1) that occur in the evaluated part of the response (``Example.span``). A token that
+    occurs twice in the needle counts twice only if it occurs twice there.
 
     Args:
         example: Response to a prompt with a needle.
@@ -101,7 +102,7 @@ def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whol
         haystacks: Problems with needles in their prompts, from ``tasks.haystack``.
         rollouts: Responses to the haystacks, in any number and order.
         whole: True: each needle is a whole sentence that the answer depends on (``Haystack.needed``). False: each needle is only the answer
-            in such a sentence (``Haystack.answers``), as published.
+            in such a sentence (``Haystack.answers``), as in the released code of arXiv:2404.15574.
 
     Raises:
         NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.

@@ -38,8 +38,9 @@ class Scope:
         until: Number of think tokens after which it stops acting; ``None`` if it does not stop.
         ramp: ``"up"`` if the strength rises from 0 to full over the first ``budget`` think tokens, ``"down"`` if it falls from full to 0.
             After the ramp the strength stays full or 0, respectively. ``None`` means full strength throughout.
-        budget: Length of the ramp in think tokens; ``None`` without a ramp.
-        newest: True to exclude all positions of the prompt except its last (as in arXiv:2506.15647).
+        budget: Length of the ramp: number of think tokens over which the strength changes. ``None`` without a ramp.
+        newest: True to act only at the prompt's last position and at response tokens, as in arXiv:2506.15647. All earlier positions of the
+            prompt are excluded.
     """
 
     phases: tuple[str, ...] = PHASES
@@ -130,7 +131,11 @@ class Now:
 
     @cached_property
     def written(self) -> Int[Tensor, "batch seq"]:
-        """Number of think positions before each position, including those in the KV cache."""
+        """Number of think-phase positions before each position, including those in the KV cache.
+
+        In the think phase, this is the number of think tokens so far, the position's own token included: the phase begins one position
+        before the first think token, for example at the opening tag.
+        """
         # The cumulative sum includes the position itself, so subtract it.
         thinking = (self.phase == THINK).long()
         earlier = 0 if self.before is None else (self.before == THINK).sum(dim=1, keepdim=True)
@@ -183,11 +188,13 @@ def track(lm: LM) -> Iterator[Tracker]:
     - A pass with an empty KV cache is a prompt. A tag at the end of the prompt decides in which phase the response begins; so do tags in an
       unfinished assistant message there (see ``spans.phase_at_end``). Other tags in the prompt are ignored.
     - A pass with a filled cache continues a response, by one token or by several.
-    - A pass without a cache is a whole sequence, prompt and response. Everything before its last opening tag counts as prompt.
+    - A pass without a cache is a whole sequence, prompt and response. Everything before its last opening tag counts as prompt; if it has no
+      opening tag, everything before its first closing tag.
 
     Raises (when the model runs):
-        ValueError: The phases cannot be computed, for one of three reasons. The cache was filled outside the context; or embeddings were
-            passed instead of token ids; or a whole sequence was passed, but the model has no opening think tag.
+        ValueError: The phases cannot be computed, for one of three reasons. The cache was filled before the ``with`` block of this
+            context manager; or embeddings were passed instead of token ids; or a whole sequence was passed, but the model has no opening
+            think tag.
     """
     tracker, opened_phases = Tracker(), _phase_lookup(lm)
 
@@ -279,7 +286,11 @@ def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _Ph
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
-    """Return the phases of whole sequences (prompt and response). All before the last token of the last opening tag is PROMPT."""
+    """Return the phases of whole sequences (prompt and response).
+
+    Positions before the last token of the last opening tag are PROMPT. A sequence without an opening tag has no think phase: its positions
+    are PROMPT before the last token of the first closing tag, and ANSWER from there on.
+    """
     if lm.tags is None or lm.tags.open is None:
         raise ValueError(
             f"No tag opens the thinking of {lm.name}, so in a whole sequence it is unknown where the prompt ends: "

@@ -22,13 +22,22 @@ PROMPT, THINK, ANSWER = range(3)  # indices into PHASES; a response is in PROMPT
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
     """Return ``(think span, answer span)`` of a sequence (prompt and response); ``None`` in place of a span that the sequence lacks.
 
-    - Thinking is opened by a tag in the response, at the end of the prompt, or in an unfinished assistant message at the end of the prompt.
-      If the model has only a closing tag, thinking starts with the response.
+    For models with both tags, or with a closing tag only:
+
     - If the prompt closes thinking (some chat templates switch thinking off in this way), the think span is empty and the whole response is
       the answer.
-    - The first closing tag ends thinking. If thinking is opened but not closed, the think span runs to the end, and there is no answer.
-    - If the response has a closing tag but no opening tag, thinking runs from the first token of the response to the closing tag.
-    - If neither tag occurs, there is no think span, and the whole response is the answer.
+    - If the prompt opens thinking, by a tag at its end or in an unfinished assistant message there, thinking starts with the response. It
+      also does if the model has only a closing tag.
+    - The first closing tag ends thinking. If there is none, the think span runs to the end, and there is no answer.
+
+    For models with both tags, if the prompt neither opens nor closes thinking:
+
+    - Thinking starts after the first opening tag in the response.
+    - If a closing tag comes first, with no opening tag before it, thinking starts with the response.
+    - If neither tag occurs in the response, there is no think span, and the whole response is the answer.
+
+    For other models:
+
     - If the model has no tags (``lm.tags`` is ``None``), there is no think span, and the whole response is the answer.
     - If ``lm.tags`` exists but has neither an opening nor a closing tag (``ThinkTags(None, None)``), the whole response is the think span.
       If the response is complete (``ended``), it is the answer span too.

@@ -63,6 +63,7 @@ class Format:
     Attributes:
         tags: Think tags of the family.
         marks: Texts by which the family is recognised: its chat template contains all of them, or its vocabulary has all of them as tokens.
+            In most families the marks are the two tags themselves, else special tokens that occur in the tags.
     """
 
     tags: ThinkTags
@@ -90,8 +91,9 @@ It is part of neither the think span nor the answer span.
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     """Return the think tags that a tokenizer uses, or ``None`` if no format in ``FORMATS`` fits.
 
-    A format fits if the chat template contains all its marks. A template that contains only ``</think>`` fits the format ``<think>`` too:
-    the model then writes the opening tag itself. If no format fits the template, formats whose marks are all tokens of the vocabulary fit.
+    A format fits if the chat template contains all of its marks (``Format.marks``: the tags themselves, or special tokens in them). A
+    template that contains only ``</think>`` fits the format ``<think>`` too: the model then writes the opening tag itself. If no format
+    fits the template, a format fits if all of its marks are tokens of the vocabulary.
 
     Raises:
         ValueError: several formats fit; the message names them.

@@ -113,7 +113,8 @@ def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
         if r.logprobs is not None:
             hover += f", p = {_probability(r.logprobs[i])}"
         visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
-        colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""  # below, the opacity rounds to 0.00
+        # An opacity below 0.005 is 0.00 in two decimals, which shows no colour: leave the style out.
+        colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
         tokens.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>")
     return tokens
 
@@ -145,6 +146,8 @@ def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> st
     rows = []
     for i, step in enumerate(chain.steps if chain else steps.think_steps(lm, r)):
         failed, review = (chain.failed[i], chain.review[i]) if chain else (False, False)
+        # The label is the step's number, then a cross if the step failed, then a word. A re-check that failed has the cross and the word
+        # "re-check"; the word "failed" is only for other steps.
         label = f"{i + 1}" + " ✗" * failed + (" re-check" if review else " failed" if failed else "")
         kind = "step" + " failed" * failed + " review" * review
         text = "".join(tokens[step.span.start - r.prompt_len : step.span.stop - r.prompt_len]).rstrip("\n")

@@ -105,10 +105,13 @@ class Spec:
 
     @cached_property
     def known(self) -> Identity:
-        """Part of the cache key that can be computed without calling ``make``: a description of it, and the toolkit modules that it uses.
+        """Part of the cache key that can be computed without calling ``make``: a description, and the toolkit modules that ``make`` uses.
 
-        If ``identity`` is not empty, it is the description. The property is computed only once, because a call of ``make`` may change
-        variables that ``make`` reads.
+        The description is that of ``identity``, or, if that is empty, of the function ``make``, with the values that it reads
+        (see the module ``identity``).
+
+        The property is computed once and kept. A call of ``make`` may change variables that ``make`` reads, such as a global list. A
+        description that is computed after the call would then differ, and so would the cache key.
 
         Raises:
             identity.UnknownIdentityError: the description cannot be computed; the message says what to do.

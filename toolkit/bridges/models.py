@@ -39,8 +39,9 @@ def to_transformer_lens(lm: LM) -> Any:
     lms.check_plain(lm, "replacing its modules by those of TransformerLens", "Use to_nnsight instead.")
     model, tokenizer = _shell(lm), copy.deepcopy(lm.tokenizer)
     layout = sites.find(model)
-    # A bridge requests attention rows, for which transformers puts permanent hooks on the layers. The layers share their hooks with lm,
-    # whose hidden states would then be collected twice. The bridge does not need these hooks, so mark the model as having them already.
+    # When a caller requests attention weights, as the bridge does, transformers puts permanent hooks on the layers of its model, to collect
+    # outputs. The layers of this copy share their hooks with lm, so lm would have the hooks too, and would collect its hidden states twice.
+    # The bridge does not need them. So mark the copy as having these hooks already; transformers then adds none.
     for inner in model.modules():
         if isinstance(inner, PreTrainedModel):
             inner._output_capturing_hooks_installed = True  # type: ignore[assignment]
@@ -60,6 +61,7 @@ def to_transformer_lens(lm: LM) -> Any:
     for block in layout.blocks:
         for module in {block.adds_attention, block.mlp}:
             # The bridge's replacement of attention (or of a fused MLP) never calls the original, so its hooks move to the replacement.
+            # Only forward hooks (_AFTER) move: the toolkit observes these modules by their outputs and puts no other hooks on them.
             if (part := stands_for.get(id(module))) is not None:
                 for name in _AFTER:
                     setattr(part, name, getattr(module, name))

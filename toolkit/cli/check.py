@@ -36,9 +36,15 @@ def check(
     the decoding speed, and the features that do not work, with the reason. Also checks that the model's activations, attention and KV cache
     behave as the toolkit assumes, and prints the largest numerical deviation of each check.
 
-    With --problems, also prints the first fault in a file of problems. With --rollouts, also prints whether these weights sampled them.
+    With --problems, also loads up to five test problems of a task or a file. Prints the length of their longest prompt and the text of the
+    first problem, or the reason why they cannot be used. Of a file, every line is checked, and the reason names the first faulty line.
 
-    Exit status: 0 ("go") if there is no fault, else 1. If you report a problem, include the output.
+    With --rollouts, also prints the number of rollouts and whether they were sampled from this model.
+
+    Exit status: 0 ("go") if there is no fault, else 1. A fault is a model that cannot be used, problems that cannot be loaded or rendered
+    as prompts, or rollouts that cannot be read or were sampled from other weights. Features that do not work are limits, not faults.
+
+    If you report a problem with the toolkit, include the output.
 
     Example: [bold]toolkit check Qwen/Qwen3-4B --dtype bfloat16 --problems gsm8k[/bold]
     """

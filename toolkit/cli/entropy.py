@@ -100,11 +100,12 @@ def entropy(
     Does the answer need the tokens of high entropy? Accuracy lost if these think tokens are dropped, compared with dropping random tokens
     and with cutting off the end.
 
-    Which measures predict right answers? Correlation of right answers with failed steps (arXiv 2509.19284), re-checks and entropy. And the
-    accuracy gained if the response with the lowest entropy, or with the lowest share of failed steps, is selected for each problem.
+    Which measures predict right answers? Correlation of right answers with failed steps (arXiv 2509.19284), re-checks (steps of thinking
+    that check an earlier step) and entropy. And the accuracy gained if the response with the lowest entropy, or with the lowest share of
+    failed steps, is selected for each problem.
 
-    Intervals are 95 %, over problems. Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the
-    rollouts.
+    Intervals are 95 %, from resampling problems. Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and
+    the rollouts.
 
     Examples:
 

@@ -102,10 +102,10 @@ def _generating(trainer: Any) -> Iterator[Any]:
 
 
 class Sampler:
-    """Object that samples the responses of training batches from a policy in training.
+    """Object that samples the responses of training batches from the model in training.
 
     Attributes:
-        policy: The parts of the trainer that sampling needs.
+        policy: The parts of the trainer that sampling needs, such as the model in training and the recipe.
         metrics: Columns of the log about the newest batch. With dynamic sampling these are ``dynamic/groups_drawn`` (number of groups
             sampled), ``dynamic/rounds`` (number of rounds of sampling) and ``dynamic/filled`` (share of the batch, 0 to 1, that had to be
             filled with groups of equal rewards). The trainer adds ``seconds/rollouts``, the time that sampling took.
@@ -121,7 +121,8 @@ class Sampler:
         With dynamic sampling, groups of other problems may replace groups of the requested ones.
 
         Args:
-            ids: Problem id of each response to sample. Each id is repeated for the responses of its group, one after the other.
+            ids: Problem ids of this process's part of the batch, one per response to sample. Each id is repeated for the responses of its
+                group, one after the other.
 
         Raises:
             ValueError: a weight is NaN or infinite.
@@ -137,7 +138,7 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample and return rollouts of the policy in training. The model is in evaluation mode while sampling.
+        """Sample and return rollouts of the model in training. It is in evaluation mode while sampling.
 
         Args:
             problems: Problems to answer.
@@ -158,8 +159,8 @@ class Sampler:
     def monitoring_rollouts(self, problems: int, samples: int) -> list[Rollout]:
         """Sample rollouts on the monitoring set, split over the processes, and return those of all processes.
 
-        The monitoring set is a random set of training problems, the same in every step of a run. The policy is measured on them but not
-        trained on these rollouts. LASER-D sets its target lengths from them.
+        The monitoring set is a random set of training problems, the same in every step of a run. The model is measured by its
+        rollouts on them, but is not trained on these rollouts. LASER-D sets its target lengths from them.
 
         Args:
             problems: Number of problems in the set.

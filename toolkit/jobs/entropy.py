@@ -1,7 +1,7 @@
 """Measure the entropy of the model's next-token distribution while it thinks and answers, for the command ``entropy``.
 
 Entropy is measured by phase (thinking or answer) and by step of thinking. It is correlated with length and with right answers. *Filtering*
-tests whether the answer needs certain think tokens: they are dropped, the think span is closed, and the model answers again.
+tests whether the answer needs the think tokens of high entropy: they are dropped, the think span is closed, and the model answers again.
 """
 
 from __future__ import annotations

@@ -415,8 +415,9 @@ def filtering_experiment(
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Return a table with the accuracy after each way of dropping think tokens, one row per way and share kept.
 
-    Columns: ``drop`` (``entropy``, ``random`` or ``truncate``); ``keep`` (share of think tokens kept); ``kept_tokens, answer_tokens``
-    (means per answer); ``accuracy, low, high`` (0 to 1, 95 % interval over problems). For paired comparisons use ``filtering_effects``.
+    Columns: ``drop`` (which think tokens are dropped first: ``entropy``, those of highest entropy; ``random``, random ones; ``truncate``,
+    the last ones); ``keep`` (share of think tokens kept); ``kept_tokens, answer_tokens`` (means per answer); ``accuracy, low, high`` (0 to
+    1, 95 % interval over problems). For paired comparisons use ``filtering_effects``.
 
     Args:
         rows: From ``filtering_experiment``.

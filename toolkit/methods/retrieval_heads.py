@@ -1,7 +1,9 @@
-"""Retrieval Head Mechanistically Explains Long-Context Factuality (Wu et al., ICLR 2025), arXiv:2404.15574.
+"""Find retrieval heads: score each attention head by how much it copies from the piece of the prompt that holds the answer.
+
+The method is that of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., ICLR 2025), arXiv:2404.15574.
 
 The *needle* is the piece of the prompt that the answer should be copied from. An *example* is one response to a prompt with a needle. The
-*emitted* tokens are the response's tokens, or those of them that the example says to evaluate.
+*emitted* tokens are the response tokens that are evaluated: those in ``Example.emitted``, such as the answer, or by default all of them.
 
 Equations (k: set of the needle's token ids; i_q: positions of the needle in the prompt; x: token ids of prompt and response; t: position
 that predicts an emitted token; w_t = x_{t+1}: that token; a_h(t, j): attention weight of head h from t to j; j* = argmax_j a_h(t, j)):
@@ -12,8 +14,9 @@ that predicts an emitted token; w_t = x_{t+1}: that token; a_h(t, j): attention 
 Deviations:
 
 * g_h is a set, as in the paper. The released code counts a token every time it is copied, so its scores can exceed 1.
-* All examples count by default. With ``when="success"``, only examples count whose response retrieved the needle, as in the released code
-  (the paper does not mention this). The released code tells by the recall of stemmed words, this module by the recall of token ids.
+* All examples count by default. With ``when="success"``, an example counts only if its response retrieved the needle, as in the released
+  code (the paper does not mention this). To decide whether it did, the released code computes the recall of stemmed words, and this module
+  the recall of token ids (``needles.needle_recalled``).
 * The caller gives the position of the needle. The released code searches for it.
 * The response is read teacher-forced: heads are measured while the model reads a finished response. The released code measures them while
   the model generates.
@@ -70,7 +73,7 @@ PUBLISHED_SHARES = {  # model -> shares of its heads with a mean score above 0.1
     "Mistral-7B-v0.2": (0.0420, 0.0049, 0.650),
     "Mixtral-8x7B": (0.0615, 0.0068, 0.576),
 }  # computed from the released head_score files
-assumed_sinks = 1  # number of positions at the start of the sequence that copy_no_sink ignores as keys: ours
+assumed_sinks = 1  # number of first positions of the sequence (attention sinks) that copy_no_sink ignores as keys: ours
 GROUP_SIZE = 32  # examples measured at a time, which bounds the memory for the tokens that heads copy
 
 METRICS = ("copy", "copy_no_sink", "copy_unseen", "copy_new", "mass", "contrast", "query", "write")
@@ -265,7 +268,8 @@ class _MetricSums:
         # copy_new: the token before the copied one differs from the token at the query, so an induction head would not attend there.
         before = _at(ids, (top - 1).clamp(min=0))
         self._copy("copy_new", which, rows.layer, number, hits & ((before != ids.gather(1, at)[:, None]) | (top == 0)))
-        # copy_no_sink: weights are never negative, so a sink set to -1 is the maximum only if no other key is visible.
+        # copy_no_sink: -1 replaces the weights of the sinks, the first keys. All other weights are 0 or more, so argmax takes one
+        # of the other keys, if there is one.
         sink = torch.arange(weights.shape[-1], device=weights.device) < self.sinks
         top = weights.masked_fill(sink, -1.0).argmax(dim=-1)
         self._copy("copy_no_sink", which, rows.layer, number, _hits(top, ids, needle, emitted) & in_needle[:, None])
@@ -389,7 +393,7 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
     ranked = head_scores.ranked()
     if not 0 <= count <= len(ranked):
         raise ValueError(f"count={count}: the model has {len(ranked)} heads.")
-    # A "scale" edit of strength 1 removes the head's whole output.
+    # A "scale" edit multiplies the head's output by 1 - strength, so strength 1 sets it to 0.
     edits = tuple(HeadEdit(layer, head, "scale", 1.0) for layer, head in ranked[:count])
     return Plan(edits, None, f"top {count} of {len(ranked)} heads, {head_scores.method}", head_scores.provenance)
 

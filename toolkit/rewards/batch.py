@@ -263,7 +263,7 @@ class RewardBatch:
         """Return a batch of some of the rows.
 
         Args:
-            rows: Row indices, in the order that the result should have; or a boolean mask ``[n]``.
+            rows: The rows to take: their indices, in the order that the result should have; or a boolean mask ``[n]``, True at these rows.
         """
         index = np.asarray(rows)
         index = index if index.dtype == bool else index.astype(np.int64)
@@ -358,7 +358,9 @@ def _phase_entropies(r: Rollout) -> tuple[float, float]:
     h = r.entropies or ()  # one entropy per response token: index 0 is position prompt_len of the sequence
     if r.think is None:
         return np.nan, _mean(h)
-    if r.answer is None or r.answer.start < r.think.stop:  # never closed, or no tag separates thinking from the answer
+    # All of the response is thinking if thinking was never closed (no answer span), or if no tag separates thinking from the
+    # answer (``ThinkTags(None, None)``). In the second case both spans are the whole response, so the answer starts before thinking stops.
+    if r.answer is None or r.answer.start < r.think.stop:
         return _mean(h), np.nan
     # 0 at least: a negative index would count from the end of the response.
     return _mean(h[: max(0, r.think.stop - r.prompt_len)]), _mean(h[max(0, r.answer.start - r.prompt_len) :])
@@ -387,7 +389,8 @@ def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarra
 def _number(name: str, meta: Mapping[str, Any]) -> float | None:
     """Return ``meta[name]`` as a float; ``None`` if it is missing or not a number.
 
-    The upper end of a range (``high_tokens``, ``high_words``) may be stored as ``None``, since JSON has no infinity: return infinity then.
+    Exception: if ``high_tokens`` or ``high_words``, the upper end of a range of lengths, is ``None``, the range has no upper end. Return
+    infinity then; problems are stored as JSON, which has no infinity.
     """
     if name.startswith("high_") and name in meta and meta[name] is None:
         return np.inf

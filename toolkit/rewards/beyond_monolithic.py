@@ -35,16 +35,16 @@ assumed_tau = 0.5  # ours
 class BeyondMonolithic:
     """Correctness plus format, minus a penalty for responses shorter than the mean length of the group's right responses.
 
-    The formula of the penalty is ours, since the paper's was not found.
+    The penalty is ``most (1 - exp(-max(0, 1 - L/m) / tau))``. L is the length of the response, and m the mean length of the right responses
+    of its group. If the group has no right response, the penalty is 0. The formula is ours, since the paper's was not found.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[200, 400, 150], formatted=True)
     >>> BeyondMonolithic(most=0.5, tau=0.5)(batch).values.round(3).tolist()
     [1.757, 2.0, 0.684]
 
     Attributes:
-        most: P_max, the largest penalty.
-        tau: Scale of the penalty, as a share of m, the mean length of the right responses. A response of length ``(1 - tau) m`` loses
-            63 % of ``most``, that is ``1 - 1/e``.
+        most: P_max, the upper limit of the penalty.
+        tau: Relative shortfall 1 - L/m at which the penalty reaches 63 % (1 - 1/e) of ``most``.
     """
 
     most: Number = assumed_most

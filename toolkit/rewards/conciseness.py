@@ -115,7 +115,7 @@ class ConcisenessHead:
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights, m and s of the head as a dict that can be written as JSON."""
+        """Return the head's fields, ``weight``, ``centre`` and ``spread``, as a dict that can be written as JSON."""
         return {"weight": self.weight.tolist(), "centre": self.centre, "spread": self.spread}
 
     @classmethod

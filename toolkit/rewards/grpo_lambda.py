@@ -7,7 +7,7 @@ penalty; sigma: the logistic function):
     r = c (1 - alpha sigma((L - mu_k) / s_k))        in the ceil(lambda K) groups of highest a_k (efficiency groups)
     r = c                                            in the other groups (accuracy groups)
 
-Length is penalised only in the groups that the model answers best at this step.
+A group holds the responses to one problem. Length is penalised only in the groups of the batch with the largest share of right responses.
 
 Deviations: alpha was not found in the paper; ``assumed_alpha`` is the value in an implementation that is not by the authors. The paper does
 not say which of several groups of equal accuracy comes first. Here a hash of optimizer step and problem id decides. The order therefore
@@ -71,8 +71,9 @@ class GRPOLambda:
             return np.zeros(0, bool)
         accuracy = np.bincount(g, batch["correct"].astype(float)) / np.bincount(g)
         ties = np.array([zlib.crc32(f"{batch.step}|{problem}".encode()) for problem in batch.group_ids])
-        # lexsort sorts by its last key first: accuracy in descending order, then the hash, then the problem id if hashes are equal.
-        # Minus 1e-9, so that a product such as 0.07 * 100 = 7.000000000000001 is not rounded up to 8.
+        # lexsort sorts by its last key, here the negative accuracy, so the most accurate groups come first. Groups of equal accuracy are
+        # sorted by the key before it, the hash, and groups of equal hash by the first key, the problem id.
+        # Rounding errors must not add a group: 0.07 * 100 is 7.000000000000001, and ceil would give 8. So subtract 1e-9 first.
         top = np.lexsort((batch.group_ids.astype(str), ties, -accuracy))[: max(1, math.ceil(self.share * len(accuracy) - 1e-9))]
         return np.isin(g, top)
 

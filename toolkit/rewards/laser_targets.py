@@ -197,8 +197,11 @@ class TargetState:
     def monitor(self, batch: RewardBatch) -> None:
         """Set the target lengths from responses to a monitoring set. From then on, ``observe`` no longer sets them.
 
+        A monitoring set consists of training problems whose sampled responses measure the model and are not trained on.
+
         Args:
-            batch: Responses to the problems of the monitoring set; its split has no effect.
+            batch: Responses to the problems of the monitoring set. They count whether ``batch.split`` is ``"train"`` or ``"eval"``, unlike
+                in ``observe``.
         """
         self._monitored = True
         self._counts = [Counter() for _ in BUCKETS]

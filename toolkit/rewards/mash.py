@@ -1,15 +1,15 @@
 """MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
-one; lambda: decay; C: cap; penalty: a factor from 0 to 1; the reward of a right response is multiplied by it):
+one; lambda: decay; C: cap; penalty: the cost factor, from 0 to 1, where 1 means no loss of reward):
 
-    r = c penalty(m)        penalty has one of these forms, named by ``kind``:
+    r = c penalty(m)        the cost factor has one of these forms, named by ``kind``:
     exp          lambda^(m - n)
     linear       max(0, 1 - m / (C + 1))
     otc          cos(m pi / (2m + C)) if n = 0;   sin(f pi / (2n)) with f = 2mn / (m + n) if n > 0
     otc_strict   as otc if n > 0;   if n = 0, 1 for m = 0 and 0 for m > 0
 
-``otc`` is the formula of Optimal Tool Calls (OTC, arXiv:2504.14870). ``exp``, and ``otc`` if n > 0, compare the cost with that of the
+``otc`` is the formula of OTC (Optimal Tool Calls, arXiv:2504.14870). ``exp``, and ``otc`` if n > 0, compare the cost with that of the
 cheapest right response so far: on a hard problem, where n is large, a long response may lose little. ``linear``, and ``otc`` if n = 0,
 depend on the cost alone.
 
@@ -44,7 +44,7 @@ KINDS = ("exp", "linear", "otc", "otc_strict")
 def penalty(
     m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
-    """Return the factor from 0 to 1 by which the reward of a right response is multiplied. It falls with the cost of the response.
+    """Return the cost factor, from 0 to 1, by which the reward of a right response is multiplied. It falls with the cost of the response.
 
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]

@@ -1,8 +1,8 @@
-"""The reward "self-rewarded efficiency RL" of the paper on efficiency steering, arXiv:2506.15647. **We did not find it; ours replaces it.**
+"""The reward of "self-rewarded efficiency RL", arXiv:2506.15647. **We did not find the paper's formula of it; ours replaces it.**
 
-The paper says: right and concise responses are rewarded, and accuracy and brevity are balanced during training without an external
-signal. The paper also has a steering vector, which contrasts the shortest with the longest right response to a problem. Our reward uses
-these two lengths.
+The paper (Zhao et al., 2025) says: right and concise responses are rewarded, and accuracy and brevity are balanced during training without
+an external signal. The paper also has a steering vector (``methods.efficiency_steering``), which contrasts the shortest with the longest
+right response to a problem. Our reward uses these two lengths.
 
 Equation of our reward, the same as of ``slpo.SLPO`` (c: 1 if right, else 0; L: length; L_min, L_max: lengths of the shortest and the
 longest right response of the group; alpha: largest bonus):
@@ -22,7 +22,9 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Our replacement for the reward of the efficiency steering paper, whose formula was not found: ``SLPO`` under another name.
+    """Our replacement for the reward "self-rewarded efficiency RL" (arXiv:2506.15647): ``SLPO`` under another name.
+
+    The formula of the paper's reward was not found.
 
     >>> from toolkit.rewards.batch import RewardBatch
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])

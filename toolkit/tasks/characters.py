@@ -81,6 +81,10 @@ def gold(word: str, kind: str, character: str | None = None) -> int:
 
     >>> gold("banana", "last", "a")
     5
+
+    Args:
+        kind: ``"count"``: how often the character occurs. ``"distinct"``: how many different characters the word has. ``"first"``,
+            ``"last"``: position of the first or last occurrence of the character, counted from 0 at the start of the word.
     """
     match kind:
         case "count":

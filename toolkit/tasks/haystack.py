@@ -1,8 +1,8 @@
 """Find the token spans of those pieces of a prompt that the answer depends on.
 
 A ``Haystack`` is a problem with the token spans of three things: the pieces of its prompt that the answer depends on (``needed``), the
-answer's words inside those pieces, and the question. It also holds two control prompts, to test whether a model uses the needed pieces. In
-the first, they are removed. In the second, other tokens replace them, one for one.
+answer's words inside those pieces, and the question. It also holds two controls, to test whether a model uses the needed pieces. In the
+first (``without``), they are removed. In the second (``control``), other tokens replace them, one for one.
 
 Pieces are located by *character offsets* in the rendered chat prompt, and the tokens of every span must decode to text that contains the
 piece. The released code of arXiv 2404.15574 searches among token ids instead. That may miss the needle or include neighbouring tokens.
@@ -62,8 +62,9 @@ class Haystack:
         needed: Token spans of the pieces that the answer depends on, in the order in which a solver uses them.
         answers: Token spans of the answer's words inside the needed pieces, one per part of the answer (such as one of several values).
         query: Token span of the question.
-        without: Control problem: the needed pieces are removed from the prompt, which is then shorter.
-        control: Control prompt: ``prompt_ids`` with the tokens of the needed spans replaced. All other tokens keep their positions.
+        without: First control, a problem: the same problem without the needed pieces, so that its prompt is shorter.
+        control: Second control, token ids of a prompt: ``prompt_ids`` with the tokens of the needed spans replaced by as many others, so
+            that all other tokens keep their positions.
     """
 
     problem: Problem
@@ -210,7 +211,7 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
 
 
 def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
-    """Locate ``pieces`` in the chat prompt of a problem, and return a Haystack: the problem, the token spans and the control prompts.
+    """Locate ``pieces`` in the chat prompt of a problem, and return a Haystack: the problem, the token spans and the two controls.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
@@ -240,13 +241,16 @@ def locate_lookup(lm: LM, problem: Problem) -> Haystack:
     ``K=5;``, in this order.
 
     Raises:
-        HaystackError: the problem is not of ``tasks.lookup``, or its pieces cannot be located (a subclass, as in ``locate``).
+        HaystackError: the problem is not of ``tasks.lookup``.
+        NoOffsetsError, MissingTextError, RepeatedTextError: its pieces cannot be located (see ``locate``). These are subclasses of
+            HaystackError.
     """
     if "chain" not in problem.meta:
         raise HaystackError(f"{problem.id} has no meta['chain']: give a problem of tasks.lookup.")
     text, chain = user_text(problem), problem.meta["chain"]
     needed = [find_once(text, f"{name}={value};") for name, value in pairwise(chain)]
     start, stop = needed[-1]  # the assignment of the value, such as "K=5;"
+    # Each assignment is removed together with the blank after it, if there is one: startswith is True, that is 1, if a blank is at b.
     without = without_ranges(text, [(a, b + text.startswith(" ", b)) for a, b in needed])
     filler = " ".join(f"{a} {b};" for a, b in pairwise(lookup.FILLER))
     answer, query = (start + len(f"{chain[-2]}="), stop - 1), find_once(text, f"{chain[0]}?")
@@ -331,7 +335,9 @@ def difficulty_tags(lm: LM, problem: Problem) -> dict[str, float]:
     question, as in ``tasks.slaq``. Without it, as in ``tasks.wordproblems``, ``lexical_overlap`` is NaN.
 
     Raises:
-        HaystackError: ``meta`` has no ``needed`` ranges, or they cannot be located in the prompt (a subclass, as in ``token_spans``).
+        HaystackError: ``meta`` has no ``needed`` ranges.
+        NoOffsetsError, MissingTextError, RepeatedTextError: the ranges cannot be located in the prompt (see ``token_spans``). These are
+            subclasses of HaystackError.
     """
     if not problem.meta.get("needed"):
         raise HaystackError(

@@ -98,7 +98,8 @@ def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZ
 def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[int, int] = HORIZONS) -> list[Problem]:
     """Return ``n`` different chains of ``split`` ("train", "dev" or "test"). Equal seeds give equal chains.
 
-    The splits are those of ``tasks.arithmetic``. So ``tiny-reasoner`` was not trained on any chain of the test split, even a short one.
+    As in ``tasks.arithmetic``, a hash of the chain decides its split. ``tiny-reasoner`` was trained only on the train split of that task.
+    So it was not trained on any chain of the other splits, even if the chain is as short as those in its training data.
 
     Args:
         horizons: Inclusive range of the number of additions.

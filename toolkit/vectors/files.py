@@ -66,7 +66,9 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
     """Load a direction from a file that ``save`` wrote.
 
-    The vectors are divided by the recorded ``scale``. So adding the loaded direction lengthens thinking, even if ``scale`` was negative.
+    ``save`` multiplies the vectors by a factor and records it in the header as ``scale``. ``load`` divides by it, which gives the original
+    direction back. Since adding the original direction lengthens thinking, so does adding the loaded one, even if ``scale`` is negative and
+    adding the vectors in the file shortens thinking.
 
     Args:
         path: The file.

@@ -60,7 +60,7 @@ class Execution:
 
     @property
     def step_accuracy(self) -> float:
-        """Share of the outputs that are right as steps, each judged from the output before it; NaN without outputs."""
+        """Share of the outputs that follow correctly from the previous output, even if that one is wrong; NaN if there are no outputs."""
         stated = [right for right in self.step if right is not None]
         return sum(stated) / len(stated) if stated else math.nan
 

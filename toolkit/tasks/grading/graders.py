@@ -71,7 +71,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"identifiers"``: it ends with the identifiers (words with a digit) of the gold answer, in order. Other identifiers may come before
       them.
     - ``"identifier set"``: its identifiers are those of the gold answer, in any order, and no others.
-    - ``"facts"``: each of its numbered parts contains its answer in ``meta["golds"]`` and no other answer in ``meta["wrong"]``.
+    - ``"facts"``: each numbered part i contains ``meta["golds"][i]`` and none of the other answers in the list ``meta["wrong"]``.
     - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
