@@ -326,7 +326,7 @@ def test_a_rollout_of_an_unknown_problem_is_named(llama, problems_of, rollout_of
     for match in (
         lambda: phase_entropy.filtering_experiment(llama, found, problems[:2]),
         lambda: failed_steps.chains(llama, found, problems[:2]),
-        lambda: evaluate.rollout_table(found, problems[:2]),
+        lambda: evaluate.rollout_table(found, problems[:2], llama.tags),
     ):
         with pytest.raises(KeyError, match=expected):
             match()
