@@ -212,7 +212,7 @@ def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " proble
 
     The samples of a problem are taken in order, up to the last one at which their total length is within the budget. The pass rate is 1 if
     at least one of the taken responses is right, else 0. The vote rate is 1 if their most frequent answer is right, else 0; a tie goes to
-    the answer given first. If the first response already exceeds the budget, both rates are 0.
+    the answer given first. Responses without an answer do not vote. If the first response already exceeds the budget, both rates are 0.
 
     Which samples are taken depends on their order. To give every sample equal weight, both rates are averaged over all cyclic orders (one
     begins at sample 0, one at sample 1, and so on).
