@@ -9,8 +9,8 @@ With x_t the response token at index t, z the logits that predict it, and v an i
 Both are in nats. There are two ways to get them:
 
 - ``Sampling(details=True)`` records them during sampling, at the sampling temperature, without an extra forward pass.
-- ``with_entropies`` computes them later, at any temperature. It runs the model once over each sequence (teacher-forced), with a KV cache, in
-  chunks of at most ``CHUNK`` logits.
+- ``with_entropies`` computes them later, at any temperature. It runs the model once over each sequence (teacher-forced). It uses a KV cache
+  and processes at most ``CHUNK`` logits at a time.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ REPORTED = (
 """Metrics of ``summary``.
 
 ``shortest_20`` is the accuracy of the condition's own 20 % of responses with the shortest thinking, as in ThinkEdit's tables.
-``shortest_20_same`` is its accuracy on the 20 % of problems on which base thinks least: the same problems for all conditions.
+``shortest_20_same`` is its accuracy on the 20 % of problems on which base thinks least: the same problems for all conditions. The other
+numbers, 5 and 10, are also percentages. ``metrics.METRICS`` describes each metric.
 """
 
 
@@ -56,7 +57,7 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """Check that conditions are judged on held-out problems: none that were used to edit, steer or train the condition.
+    """Check that the problems are held out: that none of them was used to edit, steer or train one of the conditions.
 
     Args:
         conditions: Conditions by name.

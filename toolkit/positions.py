@@ -64,10 +64,10 @@ def sentence_ends(lm: LM) -> Positions:
     If a model thinks in prose, it decides at these positions whether to continue thinking or to stop. The rule selects nothing in a rollout
     whose thinking was never closed. It is ours, not from a paper.
 
-    Example of use, a direction that lengthens thinking: collect the activations at these positions with ``collect.states(..., each=True)``.
-    Its table has one row per position, with the column ``remaining``, the number of think tokens after the position. Compute the mean
-    activation where ``remaining`` is above 0 (thinking continued), and subtract the mean where it is 0 (thinking stopped). If the model has
-    no think tags and the whole response counts as thinking, adding this direction lengthens the response.
+    Example of use: a direction of thinking length, with longer thinking on its positive side. Collect the activations at these positions
+    with ``collect.states(..., each=True)``. Its table has one row per position. The column ``remaining`` is the number of think tokens
+    after the position. Compute the mean activation where ``remaining`` is above 0 (thinking continued), and subtract the mean where it is 0
+    (thinking stopped). If the model marks no thinking, the whole response counts as thinking: this is then a direction of response length.
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 

@@ -25,8 +25,8 @@ class Place:
         side: ``"input"`` or ``"output"`` of the module.
         plus: Path of the block if the site is ``resid_mid``, otherwise ``None``. No module returns ``resid_mid``. It is a sum: the *input*
             of the block plus the output of ``module``. Some families multiply that output by a factor first, ``lm.layout.factor``. Read the
-            block's input before the output of ``module``. To add a vector to ``resid_mid``, divide it by the factor and add it to the output
-            of ``module``.
+            block's input before the output of ``module``. To add a vector to ``resid_mid``, divide it by this factor and add it to the
+            output of ``module``.
     """
 
     module: str

@@ -33,7 +33,7 @@ class MetricEffect:
         Args:
             name: Name of the metric. ``Metric.bounds`` are its possible values, ``Metric.change_bounds`` its possible differences from
                 base.
-            base: Value of the metric for base. A length cannot fall by more than base's length.
+            base: Value of the metric for base. It limits ``change``: a length cannot fall by more than base's length.
         """
         metric = described(name)
         change = self.change if metric.against_base else self.change.within(metric.change_bounds(base))

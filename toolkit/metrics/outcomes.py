@@ -131,9 +131,9 @@ def quantile_of(column: str, q: float) -> How:
 def shortest(share: float) -> How:
     """Return a function that computes a metric (see ``How``): the accuracy of the responses with the shortest thinking.
 
-    This is a metric of ThinkEdit (arXiv:2503.22048). Each sample index has one response per problem. Those with the shortest thinking are
-    selected, and their accuracy is averaged over sample indices. As in the paper, the selected responses are the condition's *own*
-    shortest. So they answer different problems in different conditions.
+    This is a metric of ThinkEdit (arXiv:2503.22048). Each sample index has one response per problem. Of these, the responses with the
+    shortest thinking are graded. Their accuracy is averaged over sample indices. As in the paper, each condition selects its *own* shortest
+    responses, so the problems differ between conditions.
 
     Args:
         share: Share of the responses to select, in (0, 1].
@@ -144,10 +144,9 @@ def shortest(share: float) -> How:
 def shortest_of_base(share: float) -> How:
     """Return a function that computes a metric (see ``How``): the accuracy on the problems on which *base* thinks least.
 
-    Each sample index k has one response per problem. The problems with the smallest key are selected, and the accuracy of their responses
-    is averaged over sample indices. The key of a problem is the mean think length of base's samples of it, *without* sample k. So the
-    selection is the same for every condition, and the accuracy of base has no selection bias. The metric needs at least two samples per
-    problem.
+    For each sample index k, the problems are sorted by the mean think length of base's samples *other than* k. The first ones are selected,
+    and the condition's samples k of these problems are graded. Their accuracy is averaged over k. So the selection is the same for every
+    condition, and base's own accuracy has no selection bias. The metric needs at least two samples per problem.
 
     Args:
         share: Share of the problems to select, in (0, 1].
@@ -187,8 +186,8 @@ def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
 def passed(times: int) -> How:
     """Return a function that computes a metric (see ``How``): the pass rate within a token budget.
 
-    The responses to a problem are taken until the budget is used up. The problem is passed if one of them is right. ``budgeted`` has the
-    details.
+    The responses to a problem are taken until the budget is used up. The pass rate is the share of problems to which at least one of the
+    taken responses is right. ``budgeted`` has the details.
 
     Args:
         times: Token budget per problem, as a multiple of base's mean response length over all problems.
@@ -197,9 +196,10 @@ def passed(times: int) -> How:
 
 
 def voted(times: int) -> How:
-    """Return a function that computes a metric (see ``How``): the accuracy of the majority answer within a token budget.
+    """Return a function that computes a metric (see ``How``): the vote rate within a token budget.
 
-    The responses to a problem are taken until the budget is used up, and vote with their answers. ``budgeted`` has the details.
+    The responses to a problem are taken until the budget is used up. The vote rate is the share of problems for which the most frequent
+    answer of the taken responses is right. ``budgeted`` has the details.
 
     Args:
         times: Token budget per problem, as a multiple of base's mean response length over all problems.

@@ -84,7 +84,7 @@ def _centred(values: ndarray, which: ndarray) -> ndarray:
     """Return each value minus the mean of its group, divided by the largest absolute result and rounded to 12 digits.
 
     Floating-point error can make equal values differ slightly. Rounding makes them equal again, which ranks and the check for constant
-    columns need. The division first brings every column to the same scale. It does not change a correlation.
+    columns need. The division brings every column to the same scale before rounding. It does not change correlations.
 
     Args:
         values: One number per row.

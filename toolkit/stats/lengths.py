@@ -60,7 +60,7 @@ assumed_precise, assumed_flexible = (
 
 
 def words(text: str) -> int:
-    """Return the number of words in a text: runs of letters, digits and underscores, as in Ruler (arXiv:2409.18943).
+    """Return the number of words in a text: runs of letters, digits and underscores, as in the paper Ruler (arXiv:2409.18943).
 
     >>> words("Two plus two isn't five.")
     6
@@ -71,7 +71,7 @@ def words(text: str) -> int:
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
     """Return a range of matching lengths per target T: a dict ``T -> (T - share * T, T + share * T)``.
 
-    The paper Ruler (arXiv:2409.18943) gives ranges only for a few targets in words: ``RULER_PRECISE`` (narrow) and ``RULER_FLEXIBLE``
+    The paper Ruler (arXiv:2409.18943) has ranges only for a few targets in words: ``RULER_PRECISE`` (narrow) and ``RULER_FLEXIBLE``
     (wide). This function makes ranges for any target.
 
     Args:
@@ -141,9 +141,9 @@ def length_match(
 ) -> dict[str, LengthMatch]:
     """Return scores of how well lengths match their targets: per target, per level (group of targets) and over all responses.
 
-    The scores are those of Ruler (arXiv:2409.18943). The default ranges and levels are also Ruler's, for lengths in words. For lengths in
-    tokens, or for other targets, pass your own. ``ranges_around(targets, 0.1)`` makes ranges of 10 % around each target. The toolkit uses
-    0.1 (``assumed_precise``) for the narrow range and 0.2 (``assumed_flexible``) for the wide one.
+    The scores are those of the paper Ruler (arXiv:2409.18943). So are the default ranges and levels, for lengths in words. For lengths in
+    tokens, or for other targets, pass your own. ``ranges_around(targets, 0.1)`` makes ranges of +- 10 % around each target. The toolkit
+    uses 0.1 (``assumed_precise``) for the narrow range and 0.2 (``assumed_flexible``) for the wide one.
 
     Args:
         lengths: Length of each response, in the unit of the ranges.
