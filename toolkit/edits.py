@@ -78,8 +78,8 @@ def plan(
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     """Return a control for the plan ``like``: the same operations and strengths on random other heads *of the same layers*.
 
-    If ``like`` edits more than half of a layer's heads, too few others are left there. The missing control heads then come from the nearest
-    layer that has some left.
+    If ``like`` edits more than half of a layer's heads, that layer has too few unedited heads. The missing control heads are then taken
+    from the nearest layer with unedited heads to spare.
 
     Args:
         like: The plan for which a control is wanted.
@@ -131,11 +131,11 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
 def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
     """Return a random direction, at site ``attn_out``, that the heads of the plan ``like`` can write to.
 
-    It is a control for the plan's own direction: pass it to ``with_direction``. In each layer it is a random combination of the columns of
-    ``W_O`` that belong to the plan's heads.
+    It is a control for the plan's own direction: pass it to ``with_direction``. In each layer with edited heads, it is a random combination
+    of their columns of ``W_O``. In other layers it is zero.
 
     An isotropic random direction would be too weak a control. A head writes only to a subspace of ``head_dim`` dimensions, to which such a
-    direction is almost orthogonal, so projecting it out would change almost nothing.
+    direction is almost orthogonal. Projecting it out would change almost nothing.
 
     Args:
         like: The plan for which a control is wanted.
@@ -161,7 +161,7 @@ def with_direction(like: Plan, direction: Direction) -> Plan:
 
 
 def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
-    """Return the records (see ``origins``) of the problems from which a plan and its direction were made."""
+    """Return records of the problems that were used to make a plan and its direction. ``origins.record`` describes a record."""
     parts = [planned.provenance, *([planned.direction.provenance] if planned.direction else [])]
     return origins.distinct(origins.record_in(part.notes) for part in parts)
 
@@ -206,8 +206,12 @@ def apply(lm: LM, planned: Plan) -> LM:
 def _copy(module: Any, memo: dict[int, Any]) -> Any:
     """Return the same as ``copy.deepcopy(module, memo)``, but faster.
 
-    A module has about a dozen dictionaries, most of them empty, on which ``deepcopy`` spends most of its time. Here an empty one is made
-    anew, and numbers and texts are not copied.
+    ``deepcopy`` spends most of its time on empty dictionaries, of which a module has about a dozen. Here they are replaced by new ones, and
+    numbers and texts are reused.
+
+    Args:
+        module: The module to copy.
+        memo: Id of an object -> its copy. Tensors that map to themselves are shared.
     """
     if id(module) in memo:
         return memo[id(module)]
@@ -235,9 +239,9 @@ def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tenso
 def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
     """Return the plan's direction at a layer as a unit vector at ``attn_out``; ``None`` if the plan has no direction.
 
-    In most families this is the direction v itself, scaled to norm 1. In post-norm families a norm with gain g follows ``attn_out`` and
-    multiplies it by g. The component along v after the norm is then proportional to the component along ``g * v`` before it, so ``g * v``
-    is returned, scaled to norm 1. A direction measured at ``attn_out`` needs no such change.
+    In most families this is the direction v itself, scaled to norm 1. In post-norm families a norm with gain g stands between ``attn_out``
+    and the residual stream. It multiplies by g, so v in the stream corresponds to ``g * v`` at ``attn_out``. The result is then ``g * v``,
+    scaled to norm 1, unless v was measured at ``attn_out`` itself. A zero vector stays zero.
     """
     if planned.direction is None:
         return None

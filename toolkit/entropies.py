@@ -6,11 +6,11 @@ With x_t the response token at index t, z the logits that predict it, and v an i
     H_t      = -sum_v p_v log p_v              entropy
     logp_t   = log p_v  at v = x_t             log-probability
 
-Both are in nats. Both depend on the temperature: the argument of ``with_entropies``, or the sampling temperature if they were recorded
-during sampling.
+Both are in nats. There are two ways to get them:
 
-Cost: sampling with ``Sampling(details=True)`` records entropies without an extra forward pass. ``with_entropies`` runs the model once over
-each sequence (teacher-forced), with a KV cache, in chunks of at most ``CHUNK`` logits.
+- ``Sampling(details=True)`` records them during sampling, at the sampling temperature, without an extra forward pass.
+- ``with_entropies`` computes them later, at any temperature. It runs the model once over each sequence (teacher-forced). It uses a KV cache
+  and processes at most ``CHUNK`` logits at a time.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def with_entropies(
     Both are computed from the full softmax at ``temperature``, without top-k or top-p. ``target`` may differ from the model that sampled
     the rollouts, for example to measure the entropy of the base model's responses under an intervention.
 
-    For the model and temperature of the sampling, ``Sampling(details=True)`` has already recorded the same entropies. Its log-probabilities
-    are the same only if sampling used neither top-k nor top-p.
+    Rollouts sampled with ``Sampling(details=True)`` already have the entropies under the model that sampled them, at the sampling
+    temperature. Their recorded log-probabilities equal those of this function only if sampling used neither top-k nor top-p.
 
     Args:
         target: Model or condition that predicts the tokens. A condition's interventions are active. Its decoding rules and its change of

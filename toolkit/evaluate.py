@@ -27,18 +27,19 @@ REPORTED = (
 """Metrics of ``summary``.
 
 ``shortest_20`` is the accuracy of the condition's own 20 % of responses with the shortest thinking, as in ThinkEdit's tables.
-``shortest_20_same`` is its accuracy on the 20 % of problems on which base thinks least: the same problems for all conditions.
+``shortest_20_same`` is its accuracy on the 20 % of problems on which base thinks least: the same problems for all conditions. The other
+numbers, 5 and 10, are also percentages. ``metrics.METRICS`` describes each metric.
 """
 
 
 class OverlapError(ValueError):
-    """A condition would be judged on problems that it was made from."""
+    """A condition would be judged on problems that were used to edit, steer or train it."""
 
 
 def made_from(condition: Condition) -> list[origins.Record]:
-    """Return the records of the problems from which a condition's weights and interventions were made, without duplicates.
+    """Return records of the problems that were used to edit, steer or train a condition, without duplicates.
 
-    A record holds hashes of problem ids (see ``origins``). For a held-out evaluation, none of these problems may be used.
+    A record holds hashes of problem ids (see ``origins.record``). A held-out evaluation must not use any of these problems.
     """
     acts: list[Any] = [act for act in condition.during if is_dataclass(act)]
     # Directions, scores, moments and plans inside the interventions; each has a provenance with a record.
@@ -56,16 +57,19 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """Raise an error if a condition would be judged on problems from which it was made; return the number of such problems per condition.
+    """Check that the problems are held out: that none of them was used to edit, steer or train one of the conditions.
 
     Args:
         conditions: Conditions by name.
         problems: Problems on which the conditions are to be judged.
-        allow: True to return the numbers without raising an error.
-        remedy: Last sentence of the error message, which advises the user what to do.
+        allow: True to count the problems that are not held out, instead of raising an error.
+        remedy: Last sentence of the error message: advice to the user.
+
+    Returns:
+        Name of a condition -> number of ``problems`` that are not held out for it. All are 0 unless ``allow`` is True.
 
     Raises:
-        OverlapError: a condition was made from one of the problems, and ``allow`` is False.
+        OverlapError: one of the problems was used to edit, steer or train a condition, and ``allow`` is False.
     """
     ids = [p.id for p in problems]
     shared = {name: origins.overlap(made_from(condition), ids) for name, condition in conditions.items()}
@@ -99,12 +103,13 @@ def compare(
         base: Name of the condition with which the others are compared.
         out: Directory for the rollouts, with one folder per condition. Repeat the call to resume after an interruption. ``None`` stores
             nothing.
-        allow_overlap: True to judge conditions even on problems from which they were made; reports and model cards then say so.
+        allow_overlap: True to judge conditions even on problems that were used to edit, steer or train them. Reports and model cards then
+            say so.
         progress: True to show a progress bar.
 
     Raises:
         ValueError: ``base`` is not among the conditions.
-        OverlapError: a condition was made from one of the problems, and ``allow_overlap`` is False.
+        OverlapError: one of the problems was used to edit, steer or train a condition, and ``allow_overlap`` is False.
     """
     if base not in conditions:
         raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
@@ -141,11 +146,10 @@ def rollout_folder(out: str | Path, name: str) -> Path:
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem], tags: ThinkTags | None) -> pd.DataFrame:
     """Return a table with one row per rollout, and the columns of ``Report.rows`` except ``condition``.
 
-        Args:
-            rollouts: Rollouts of one condition.
-            problems: The problems that the rollouts answer, in any order.
-    from toolkit.tags import ThinkTags
-    from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
+    Args:
+        rollouts: Rollouts of one condition.
+        problems: The problems that the rollouts answer, in any order.
+        tags: Think tags of the model that sampled the rollouts; ``None`` if it has none.
     """
     by_id = problems_by_id(problems, rollouts)
     return pd.DataFrame(
@@ -186,7 +190,8 @@ def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
     problems. Shares, such as accuracies, are between 0 and 1. The metrics are ``REPORTED``; ``metrics.METRICS`` describes each.
 
     Args:
-        seed: Seed of the bootstrap.
+        report: Results of ``compare``.
+        seed: Random seed of the bootstrap.
     """
     judge, rows = Judge.against(outcomes(report, report.base), REPORTED, seed=seed), []
     of_base = judge.effects([judge.base])

@@ -20,7 +20,7 @@ def leaks(rollout: Rollout, tags: ThinkTags | None) -> bool:
     """Return True if a response goes on thinking in its answer.
 
     It does if its answer contains a think tag, or a sentence that begins with one of ``assumed_words`` (such as "Wait, ..." or "But wait").
-    A response without an answer span (thinking was never closed), and one of a model that does not mark its thinking, do not leak.
+    The result is False for a response without an answer, whose thinking was never closed. It is also False if the model has no think tags.
 
     Args:
         rollout: The response.

@@ -26,11 +26,12 @@ from toolkit.spans import ANSWER, PHASES, PROMPT, TAIL, THINK, find_tag, phase_a
 class Scope:
     """Positions of prompt and response at which an intervention acts, and its strength there.
 
-    Each position has a phase: *prompt* until thinking is opened, *think* from the opening tag on, *answer* from the closing tag on. The
-    last token of a tag is the first position of the new phase. So the position that predicts ``</think>`` is in the think phase. The
-    position of ``</think>`` itself, which predicts the first token of the answer, is in the answer phase.
+    Each position has a phase: *prompt* until thinking is opened (even in the response), *think* from the opening tag on, *answer* from the
+    closing tag on. The last token of a tag is the first position of the new phase. So the position that predicts ``</think>`` is in the
+    think phase. The position of ``</think>`` itself, which predicts the first token of the answer, is in the answer phase.
 
-    ``first``, ``until``, ``ramp`` and ``budget`` apply only to the think phase. They count think tokens from the start of thinking.
+    ``first``, ``until``, ``ramp`` and ``budget`` count think tokens from the start of thinking. They change the strength only in the think
+    phase, not in the others.
 
     Attributes:
         phases: Phases in which the intervention acts: any of ``"prompt"``, ``"think"``, ``"answer"``.
@@ -133,8 +134,8 @@ class Now:
     def written(self) -> Int[Tensor, "batch seq"]:
         """Number of think-phase positions before each position, including those in the KV cache.
 
-        In the think phase, this is the number of think tokens so far, the position's own token included: the phase begins one position
-        before the first think token, for example at the opening tag.
+        At a think token this is the number of think tokens so far, counting that token itself. The reason: the think phase begins one
+        position earlier, for example at the opening tag.
         """
         # The cumulative sum includes the position itself, so subtract it.
         thinking = (self.phase == THINK).long()
@@ -160,10 +161,14 @@ class Tracker:
         self._now, self._weights = now, {}  # weights of an earlier pass are dropped
 
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
-        """Return ``scope.weight`` for the current forward pass, on a device. It is computed once per pass, since every layer needs it.
+        """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
 
-        On a CPU, return ``None`` if the weight is 0 everywhere, so that the caller can skip the intervention. On a GPU the weight is always
-        returned, since to check it the CPU would have to wait for the GPU.
+        If the device is a CPU and the weight is 0 at every position, return ``None``: the caller can skip the intervention. On a GPU the
+        weight is not checked, because the check would make the CPU wait for the GPU.
+
+        Args:
+            scope: Positions at which the intervention acts.
+            device: Device of the returned weight.
         """
         if scope not in self._weights:
             weight = scope.weight(self.now).to(device)
@@ -185,16 +190,15 @@ def track(lm: LM) -> Iterator[Tracker]:
 
     It yields a ``Tracker``, which holds the phases of the current pass. There are three kinds of forward pass:
 
-    - A pass with an empty KV cache is a prompt. A tag at the end of the prompt decides in which phase the response begins; so do tags in an
-      unfinished assistant message there (see ``spans.phase_at_end``). Other tags in the prompt are ignored.
+    - A pass with an empty KV cache is a prompt. All its positions have the phase prompt, except the last one. That has the phase in which
+      the response begins: see ``spans.phase_at_end``.
     - A pass with a filled cache continues a response, by one token or by several.
     - A pass without a cache is a whole sequence, prompt and response. Everything before its last opening tag counts as prompt; if it has no
       opening tag, everything before its first closing tag.
 
     Raises (when the model runs):
-        ValueError: The phases cannot be computed, for one of three reasons. The cache was filled before the ``with`` block of this
-            context manager; or embeddings were passed instead of token ids; or a whole sequence was passed, but the model has no opening
-            think tag.
+        ValueError: the cache was filled before the ``with`` block of this context manager; or embeddings were passed instead of token ids;
+            or a whole sequence was passed, but the model has no opening think tag. The phases are then unknown.
     """
     tracker, opened_phases = Tracker(), _phase_lookup(lm)
 
@@ -242,8 +246,8 @@ def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 _PhaseLookup = Callable[[Tensor, Tensor], Tensor]
 """A function ``(ids before, new ids) -> the phase that each new token starts``.
 
-This is THINK for the last token of an opening tag and ANSWER for the last token of a closing tag. A token that starts no phase has PROMPT,
-which is 0 and so has no effect in a maximum of phases.
+This is THINK for the last token of an opening tag and ANSWER for the last token of a closing tag. Any other token starts no phase and has
+PROMPT. The phase at a token is the largest value up to it. PROMPT is 0, the smallest, so it changes nothing.
 """
 
 
@@ -270,7 +274,7 @@ def _phase_lookup(lm: LM) -> _PhaseLookup:
 def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _PhaseLookup) -> Now:
     """Return the phases of tokens that follow cached tokens.
 
-    The first opening tag starts the think phase, the first closing tag the answer phase. Later tags have no effect.
+    The first opening tag starts the think phase, the first closing tag the answer phase. After a closing tag, no tag has an effect.
 
     Args:
         ids: The new tokens.

@@ -69,12 +69,14 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
 
 
 def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> int:
-    """Return the stop of the think span: the position of the closing tag, or that of a message end right before the tag.
+    """Return the stop of the think span, the position after its last token. Usually this is the position of the closing tag.
 
-    Some models end the message that holds their thinking before they close thinking. ``tags.ENDS_MESSAGE`` has the text of such an end. It
-    belongs to no span.
+    Some models write a fixed text directly before the closing tag, to end the message that holds their thinking (see
+    ``tags.ENDS_MESSAGE``). Then the think span stops where this text begins. The text belongs to no span.
 
     Args:
+        lm: The model.
+        ids: Token ids of prompt and response.
         start: Position of the first think token.
         closing: Position of the first token of the closing tag.
     """
@@ -84,12 +86,15 @@ def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> in
 
 
 def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
-    """Return the position at which the text of an answer begins, to be decoded together with the answer span.
+    """Return the position of the first token of the answer's text, which can lie in the prompt.
 
-    This is the start of the answer span, with one exception. If the prompt ends with an unfinished assistant message that already contains
-    the beginning of the answer, the text begins inside the prompt.
+    Usually this is the start of the answer span. But the prompt may end with an unfinished assistant message that already contains the
+    beginning of the answer. Then the text begins inside that message, while the answer span, as part of the response, begins later.
 
     Args:
+        lm: The model.
+        ids: Token ids of prompt and response.
+        prompt_len: Number of prompt tokens.
         answer: Answer span, from ``spans``.
     """
     message = _assistant_message(lm, ids[:prompt_len]) if answer.start == prompt_len else ()
@@ -173,8 +178,8 @@ class Reader:
         phase: Phase of the next token: PROMPT until thinking is opened, then THINK, and ANSWER once thinking is closed.
         written: Number of think tokens so far. A closing tag is recognised only when it is complete. So if it has several tokens, all but
             the last are counted as think tokens.
-        forced: Number of sampled tokens that a decoding rule has replaced; ``generate`` updates it.
-        placed: Number of sampled tokens that a single rule has replaced, by rule. Only rules that need it count themselves here.
+        forced: Number of sampled tokens that decoding rules have replaced, all rules together. ``generate`` updates it.
+        placed: Decoding rule -> number of sampled tokens that it has replaced. A rule updates its own entry, if it needs the number.
     """
 
     def __init__(self, lm: LM, prompt: Sequence[int]) -> None:

@@ -79,9 +79,10 @@ def moments(
     *,
     name: str,
 ) -> Moments:
-    """Return the moments (sums per class) of activations that another library recorded, as ``collect.moments`` returns them.
+    """Return the sums per class of activations that another library recorded, as ``Moments``.
 
-    Each rollout contributes the mean of its activations over the chosen positions. Sums are in fp64.
+    Each rollout contributes the mean of its activations over the chosen positions. These means are summed over the rollouts of each class,
+    in fp64. No outer products are computed. ``collect.moments`` does the same with activations that the toolkit records itself.
 
     Args:
         lm: The model that computed the activations.
@@ -90,7 +91,7 @@ def moments(
             so a generator saves memory.
         positions: Function from a rollout to the positions to average over, such as ``collect.THINK.of``. A rollout without positions is
             left out.
-        name: Name of these positions, such as ``"think"``.
+        name: Name of these positions, such as ``"think"``, to be stored in the result.
 
     Raises:
         NeighbourError: layers are missing, examples differ in their kinds of sites, or a tensor does not have the shape that the rollout
@@ -144,8 +145,8 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
 def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
     """Return ``z`` divided, at each position, by the divisor of the norm that follows attention; ``z`` itself if there is no such norm.
 
-    The divisor is the root mean square of ``attn_out`` (``norm.scale``). In post-norm families, a head's contribution to the residual
-    stream is linear in this quotient.
+    In post-norm families this norm stands between ``attn_out`` and the residual stream. It divides by the root mean square of ``attn_out``
+    (``norm.scale``), which depends on all heads. So a head's contribution to the stream is not linear in its ``z``, but in this quotient.
     """
     # The divisor depends on attn_out, which is computed from z.
     norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)

@@ -115,9 +115,9 @@ def import_optional(module: str, name: str) -> Any:
 
 
 def _shell(lm: LM) -> PreTrainedModel:
-    """Return a copy of the model's modules, which the other library may replace without an effect on ``lm``.
+    """Return a copy of the model's modules, for the other library. If that library replaces modules of the copy, ``lm`` keeps its own.
 
-    The copy shares all parameters, buffers and hooks with ``lm``, including hooks that are added to either later.
+    The copy shares all parameters, buffers and hooks with ``lm``. A hook that is added later to either of them also acts on the other.
     """
     shared: list[Any] = [*lm.model.parameters(), *lm.model.buffers()]
     shared += [getattr(module, name) for module in lm.model.modules() for name in _AFTER + _BEFORE]

@@ -23,9 +23,10 @@ class Place:
     Attributes:
         module: Path of the module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
         side: ``"input"`` or ``"output"`` of the module.
-        plus: Path of the block for ``resid_mid``, otherwise ``None``. No module returns ``resid_mid``. It is the *input* of the block plus
-            the output of ``module`` (times ``lm.layout.factor``, which is 1 in most families). Read the block's input first. To add a
-            vector to ``resid_mid``, add it to the output of ``module``.
+        plus: Path of the block if the site is ``resid_mid``, otherwise ``None``. No module returns ``resid_mid``. It is a sum: the *input*
+            of the block plus the output of ``module``. Some families multiply that output by a factor first, ``lm.layout.factor``. Read the
+            block's input before the output of ``module``. To add a vector to ``resid_mid``, divide it by this factor and add it to the
+            output of ``module``.
     """
 
     module: str
@@ -34,9 +35,10 @@ class Place:
 
 
 def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
-    """Return a dict from kind of site to the names of its TransformerLens hooks within a block, the usual name first.
+    """Return a dict from kind of site to the names of its TransformerLens hooks within a block.
 
-    ``resid_mid`` has no name if attention and MLP run in parallel.
+    Several names mean the same place; the usual name comes first. If attention and MLP run in parallel, ``resid_mid`` has no hook and so
+    no name.
     """
     names: dict[str, tuple[str, ...]] = {
         "resid_pre": ("hook_resid_pre", "hook_in"),

@@ -11,7 +11,7 @@ from toolkit.metrics.table import METRICS, described
 from toolkit.stats import RESAMPLES, Draws, Effect
 
 DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2}
-"""Unit -> digits after the decimal point. Other units have one digit, also ``share``, which is written in percent."""
+"""Unit of a metric -> digits after the decimal point. Any other unit has one digit. So has ``share``, which is written in percent."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class MetricEffect:
         """Return a copy whose intervals are clipped to possible values, such as 0 to 1 for a share.
 
         Args:
-            name: Name of the metric. Its ``bounds`` clip ``estimate``, its ``change_bounds`` clip ``change``.
-            base: Value of the metric for base. It limits how far a length can fall (see ``Metric.change_bounds``).
+            name: Name of the metric. ``Metric.bounds`` are its possible values, ``Metric.change_bounds`` its possible differences from
+                base.
+            base: Value of the metric for base. It limits ``change``: a length cannot fall by more than base's length.
         """
         metric = described(name)
         change = self.change if metric.against_base else self.change.within(metric.change_bounds(base))
@@ -45,7 +46,7 @@ class Judge:
 
     Attributes:
         base: Outcomes of base.
-        draws: Name of a metric -> its values for base, on all problems and on each resample. ``effects`` has the same order of metrics.
+        draws: Name of a metric -> its values for base, on all problems and on each resample. Its keys are the metrics to compare by.
         seed: Random seed of the resamples.
         times: Number of resamples.
     """
@@ -71,7 +72,9 @@ class Judge:
         return Judge(base, {k: stats.draws(f, n, seed=seed, times=times) for k, f in statistics.items() if f}, seed, times)
 
     def effects(self, seeds: Sequence[Outcomes], *, seeded: bool = False) -> dict[str, MetricEffect]:
-        """Return a dict from the name of a metric to the condition's value and its difference from base.
+        """Compare a condition with base: return a dict from metric name to the condition's value and its difference from base.
+
+        The dict has the metrics of ``draws``, in the same order.
 
         Args:
             seeds: Outcomes of the condition, one entry per seed of its random or trained part; a single entry if it has no such part.
@@ -91,17 +94,20 @@ class Judge:
 def cell(
     name: str, estimate: Mapping[str, float], change: Mapping[str, float] | None = None, *, star: bool = False, note: str = ""
 ) -> str:
-    """Return the text of one table cell: the mean, then in brackets the difference from base with its interval. Shares are in percent.
+    """Return the text of one table cell: a metric's mean for a condition, and its difference from base.
 
-    If the metric is itself a comparison with base (``Metric.against_base``), the cell has no difference. It is the mean, and the note in
-    brackets.
+    Shares are written in percent. There are three forms:
+
+    - usually: the mean, then in brackets the difference from base with its interval;
+    - if ``change`` is ``None``: the mean with its own interval;
+    - if the metric is itself a comparison with base (``Metric.against_base``): the mean alone.
 
     Args:
         name: Name of the metric.
         estimate: Value of the condition, a mapping with the keys ``mean, low, high``.
-        change: Condition minus base, with the same keys. With ``None`` the cell is the mean and its own interval, as for base.
+        change: Difference from base (condition minus base), with the same keys. ``None`` if there is none, as for base itself.
         star: True to put a star, the mark of a significant difference, behind the mean.
-        note: Remark in the brackets, such as ``"2 seeds"`` or ``"no variance"``; "" for none.
+        note: Remark to add in brackets, such as ``"2 seeds"`` or ``"no variance"``; "" for none.
 
     >>> cell("accuracy", {"mean": 0.5, "low": 0.4, "high": 0.6}, {"mean": 0.1, "low": 0.05, "high": 0.15}, star=True)
     '50.0* (+10.0 [+5.0, +15.0])'

@@ -29,7 +29,8 @@ a weights the shortening of thinking, b a gain of accuracy, c a loss of accuracy
 class Outcomes:
     """Outcomes of every response of one condition with one seed.
 
-    For a comparison, the problems must be in the same order as in the outcomes of base.
+    For a comparison, the problems must be in the same order as in the outcomes of base. Every attribute is an array
+    ``[problems, samples]``.
 
     Attributes:
         correct: 1 for a right answer, else 0.
@@ -98,17 +99,27 @@ def _check_samples(rows: pd.DataFrame) -> None:
 How = Callable[[Outcomes, Outcomes], Statistic | None]
 """A function that computes a metric: ``(outcomes of a condition, outcomes of base) -> statistic``.
 
-It returns ``None`` if the metric needs more samples per problem than there are.
+The statistic is a function from indices of resampled problems, one resample per row, to the metric's value on each resample. It is ``None``
+if the metric needs more samples per problem than there are.
 """
 
 
 def mean_of(column: str) -> How:
-    """Return a function for the mean of a field of ``Outcomes``, such as ``"correct"``, over problems and samples."""
+    """Return a function that computes a metric (see ``How``): the mean of a field of ``Outcomes`` over problems and samples.
+
+    Args:
+        column: Name of the field, such as ``"correct"``.
+    """
     return lambda outcomes, base: stats.mean_of(getattr(outcomes, column))
 
 
 def quantile_of(column: str, q: float) -> How:
-    """Return a function for the quantile ``q`` (0 to 1) of a field of ``Outcomes`` over the pooled samples of all problems."""
+    """Return a function that computes a metric (see ``How``): a quantile of a field of ``Outcomes``, over all samples of all problems.
+
+    Args:
+        column: Name of the field, such as ``"think_tokens"``.
+        q: Which quantile, from 0 to 1; 0.5 is the median.
+    """
 
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic:
         values = getattr(outcomes, column)
@@ -118,27 +129,27 @@ def quantile_of(column: str, q: float) -> How:
 
 
 def shortest(share: float) -> How:
-    """Return a function for the accuracy of the responses with the shortest thinking (ThinkEdit, arXiv:2503.22048).
+    """Return a function that computes a metric (see ``How``): the accuracy of the responses with the shortest thinking.
 
-    Each sample index is treated separately: of its responses, one per problem, the ``share`` with the shortest thinking is graded. The
-    metric is the mean over sample indices. As in the paper, a condition is graded on its *own* shortest responses, so the problems differ
-    between conditions.
+    This is a metric of ThinkEdit (arXiv:2503.22048). Each sample index has one response per problem. Of these, the responses with the
+    shortest thinking are graded. Their accuracy is averaged over sample indices. As in the paper, each condition selects its *own* shortest
+    responses, so the problems differ between conditions.
 
     Args:
-        share: Share of the responses that are graded, in (0, 1].
+        share: Share of the responses to select, in (0, 1].
     """
     return lambda outcomes, base: stats.shortest_accuracy(outcomes.correct, outcomes.think_tokens, share)
 
 
 def shortest_of_base(share: float) -> How:
-    """Return a function for the accuracy of the responses to the problems on which *base* thinks least.
+    """Return a function that computes a metric (see ``How``): the accuracy on the problems on which *base* thinks least.
 
-    It differs from ``shortest`` only in the selection: sample k of a problem is ranked by the mean think length of base's *other* samples
-    of that problem. So the same problems are graded for every condition, and base's own accuracy has no selection bias. The metric needs
-    at least two samples per problem.
+    For each sample index k, the problems are sorted by the mean think length of base's samples *other than* k. The first ones are selected,
+    and the condition's samples k of these problems are graded. Their accuracy is averaged over k. So the selection is the same for every
+    condition, and base's own accuracy has no selection bias. The metric needs at least two samples per problem.
 
     Args:
-        share: Share of the responses that are graded, in (0, 1].
+        share: Share of the problems to select, in (0, 1].
     """
 
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic | None:
@@ -173,9 +184,10 @@ def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
 
 
 def passed(times: int) -> How:
-    """Return a function for the pass rate within a token budget: the share of problems that at least one response answers rightly.
+    """Return a function that computes a metric (see ``How``): the pass rate within a token budget.
 
-    Only the responses that fit the budget count (see ``budgeted``).
+    The responses to a problem are taken until the budget is used up. The pass rate is the share of problems to which at least one of the
+    taken responses is right. ``budgeted`` has the details.
 
     Args:
         times: Token budget per problem, as a multiple of base's mean response length over all problems.
@@ -184,9 +196,10 @@ def passed(times: int) -> How:
 
 
 def voted(times: int) -> How:
-    """Return a function for the vote rate within a token budget: the share of problems whose majority answer is right.
+    """Return a function that computes a metric (see ``How``): the vote rate within a token budget.
 
-    Only the responses that fit the budget count (see ``budgeted``).
+    The responses to a problem are taken until the budget is used up. The vote rate is the share of problems for which the most frequent
+    answer of the taken responses is right. ``budgeted`` has the details.
 
     Args:
         times: Token budget per problem, as a multiple of base's mean response length over all problems.
@@ -197,12 +210,12 @@ def voted(times: int) -> How:
 def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " problems"], Float[ndarray, " problems"]]:
     """Return ``(pass rates, vote rates)`` of a condition within a token budget: two arrays with one number from 0 to 1 per problem.
 
-    The samples of a problem are taken in order until the next one would exceed the budget. The problem is passed if at least one taken
-    response is right. It is won by vote if the most frequent answer of the taken responses is right; a tie goes to the answer given first.
-    If no response fits the budget, the problem is neither passed nor won.
+    The samples of a problem are taken in order, up to the last one at which their total length is within the budget. The pass rate is 1 if
+    at least one of the taken responses is right, else 0. The vote rate is 1 if their most frequent answer is right, else 0; a tie goes to
+    the answer given first. Responses without an answer do not vote. If the first response already exceeds the budget, both rates are 0.
 
-    Which samples are taken depends on their order. Therefore the rates are means over all cyclic orders of the samples (the first order
-    begins at sample 0, the second at sample 1, and so on). So every sample has equal weight.
+    Which samples are taken depends on their order. To give every sample equal weight, both rates are averaged over all cyclic orders (one
+    begins at sample 0, one at sample 1, and so on).
 
     Args:
         outcomes: Outcomes of one condition.

@@ -23,7 +23,8 @@ class Metric:
         label: Column heading.
         unit: ``share`` (0 to 1), ``tokens``, ``nats``, ``score`` or ``number``.
         better: ``high`` if higher values are better, ``low`` if lower ones are, ``none`` if neither is, as for a length.
-        group: Columns among which the board shows the metric: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
+        group: Part of the board that shows the metric: ``main`` (accuracy and length of thinking), ``damage`` (side effects), ``budget``
+            (pass and vote rates at a limited number of tokens), ``mechanism`` (internals of the model) or ``cost``.
         help: Explanation in one sentence, shown to readers of the board.
         how: Function that computes the metric from outcomes. ``None`` if ``board.measure`` records one value per problem instead; the
             metric is then their mean.
@@ -51,8 +52,8 @@ class Metric:
     def change_bounds(self, base: Estimate) -> Bounds:
         """Return the ``(smallest, largest)`` possible difference from base (condition minus base).
 
-        A length has no upper limit, but it can fall at most to 0, that is, by as much as base's length. Base's length is uncertain, so the
-        upper end of its interval is taken as the largest possible fall.
+        A metric without an upper limit, such as a length, can fall at most to its smallest value. The largest possible fall is taken from
+        the upper end of base's interval, since base's own value is uncertain.
 
         Args:
             base: Value of the metric for base, with its interval.
@@ -123,7 +124,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def described(name: str) -> Metric:
-    """Return the metric with a name: one of ``METRICS``, or for ``accuracy_TASK`` the accuracy on that task.
+    """Return the metric of that name: an entry of ``METRICS``, or the accuracy on a task for the name ``accuracy_TASK``.
 
     Raise KeyError if the name is neither.
     """

@@ -81,10 +81,10 @@ def correlation(
 
 
 def _centred(values: ndarray, which: ndarray) -> ndarray:
-    """Return each value minus the mean of its group, divided by the largest absolute value of the column and rounded to 12 digits.
+    """Return each value minus the mean of its group, divided by the largest absolute result and rounded to 12 digits.
 
-    The division makes 12 digits mean the same for every column; no correlation depends on it. Without rounding, floating-point error could
-    make equal values differ. Ranks and the check for constant columns need them equal.
+    Floating-point error can make equal values differ slightly. Rounding makes them equal again, which ranks and the check for constant
+    columns need. The division brings every column to the same scale before rounding. It does not change correlations.
 
     Args:
         values: One number per row.
@@ -96,10 +96,10 @@ def _centred(values: ndarray, which: ndarray) -> ndarray:
 
 
 def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
-    """Return a function that ranks ``values`` in each resample: from row weights to ranks, both ``[times, rows]``.
+    """Return a function that ranks ``values`` in each resample. It takes row weights ``[times, rows]`` and returns ranks of the same shape.
 
-    ``times`` is the number of resamples. A row's weight k is the number of times it was drawn; it then counts as k rows with equal values.
-    Equal values get their mean rank. The values are sorted only once, when the function is made.
+    ``times`` is the number of resamples. The weight of a row is the number of times the resample drew it. A row of weight k counts as k
+    rows with equal values, and equal values get their mean rank. The values are sorted only once, when the function is made.
     """
     # place: index of each row's value among the sorted distinct values. order: rows sorted by value. starts: where in order a new value
     # begins; prepend=-1 makes position 0 a start.

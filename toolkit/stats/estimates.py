@@ -72,7 +72,7 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
     """Return the value of a statistic on all n problems, with its percentile bootstrap interval (problems are resampled).
 
     Args:
-        statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
+        statistic: Function from problem indices ``[times, n]``, one resample per row, to values ``[times]``.
         n: Number of problems.
         seed: Random seed for the resamples.
         times: Number of resamples.
@@ -156,15 +156,15 @@ def shortest_accuracy(
 ) -> Statistic:
     """Return a statistic (a function of resampled problems): the accuracy (0 to 1) of the responses with the shortest thinking.
 
-    This is a metric of ThinkEdit (arXiv:2503.22048). Each sample index is treated separately: its n responses, one per problem, are sorted
-    by ``ranking``. The shortest ``floor(share * n)`` of them are selected, or one if that is 0. The statistic is the accuracy of the
-    selected responses, averaged over sample indices. Ties for the last place are averaged over all orders.
+    This is a metric of ThinkEdit (arXiv:2503.22048). It is computed for each sample index (column of ``correct``) and then averaged over
+    them. A column has n responses, one per problem. They are sorted by ``ranking``, and the first ``floor(share * n)`` of them are
+    selected, but at least one. The accuracy is that of the selected responses. Ties for the last place are averaged over all orders.
 
     Args:
         correct: 1 for a right response, 0 for a wrong one.
-        ranking: Sort key of each response, in tokens; small keys are selected. ThinkEdit uses the response's own think length. The
-            selection then depends on the response that is graded, which biases the accuracy. Pass ``held_out_length(lengths)`` to avoid
-            this bias.
+        ranking: Sort key of each response, in tokens; the smallest keys are selected. ThinkEdit uses the response's own think length. Then
+            the selection and the grade depend on the same response, which biases the accuracy. ``held_out_length(lengths)`` avoids this
+            bias.
         share: Share of the responses to select, in (0, 1].
     """
 
@@ -180,8 +180,9 @@ def shortest_accuracy(
 def held_out_length(lengths: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
     """Return, for each sample, the mean length of the *other* samples of its problem, ``[problems, samples]``.
 
-    Pass the result to ``shortest_accuracy`` as ``ranking``. It selects problems on which a model tends to think briefly, but ignores the
-    sample that is graded. To grade several models on the same problems, compute the ranking from one of them, such as the base model.
+    Pass the result to ``shortest_accuracy`` as ``ranking``, to select the problems on which a model tends to think briefly. The length of
+    the graded sample itself then has no influence on the selection. To grade several models on the same problems, compute the ranking from
+    one of them, such as the base model.
 
     Raises:
         ValueError: fewer than two samples per problem.

@@ -60,7 +60,7 @@ assumed_precise, assumed_flexible = (
 
 
 def words(text: str) -> int:
-    """Return the number of words in a text as Ruler counts them: runs of letters, digits and underscores.
+    """Return the number of words in a text: runs of letters, digits and underscores, as in the paper Ruler (arXiv:2409.18943).
 
     >>> words("Two plus two isn't five.")
     6
@@ -71,7 +71,8 @@ def words(text: str) -> int:
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
     """Return a range of matching lengths per target T: a dict ``T -> (T - share * T, T + share * T)``.
 
-    Ruler has ranges only for a few targets in words, ``RULER_PRECISE`` and ``RULER_FLEXIBLE``. This function makes ranges for any target.
+    The paper Ruler (arXiv:2409.18943) has ranges only for a few targets in words: ``RULER_PRECISE`` (narrow) and ``RULER_FLEXIBLE``
+    (wide). This function makes ranges for any target.
 
     Args:
         targets: Target lengths, positive, in any unit.
@@ -110,14 +111,16 @@ def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarra
 class LengthMatch:
     """Scores of how well the lengths of some responses match their targets.
 
-    Every target has a narrow and a wide range of lengths that match it. A target is *open* if its range has no upper end (">800").
-    Responses with open targets do not count in ``exact`` and ``rmse``. Both are NaN if all targets are open.
+    Every target has two ranges of lengths that match it, a narrow and a wide one: the arguments ``precise`` and ``flexible`` of
+    ``length_match``. A target is *open* if its ranges have no upper end, such as "more than 800 words". Responses with open targets do not
+    count in ``exact`` and ``rmse``. Both are NaN if all targets are open.
 
     Attributes:
         n: Number of responses, including those with open targets.
-        precise: Percentage (0 to 100) of responses within the narrow range of their target; Ruler calls it PM, precise match.
-        flexible: Percentage of responses within the wide range of their target; Ruler calls it FM, flexible match.
-        exact: Percentage of responses whose length equals the target.
+        precise: Percentage (0 to 100) of responses within the narrow range of their target. This is PM (precise match) of Ruler
+            (arXiv:2409.18943).
+        flexible: Percentage (0 to 100) of responses within the wide range of their target: Ruler's FM (flexible match).
+        exact: Percentage (0 to 100) of responses whose length equals the target.
         rmse: Root mean square of ``length - target``, in the unit of the lengths.
     """
 
@@ -136,18 +139,18 @@ def length_match(
     flexible: Ranges = RULER_FLEXIBLE,
     levels: Mapping[str, Sequence[Number]] = RULER_LEVELS,
 ) -> dict[str, LengthMatch]:
-    """Return scores of how well lengths match their targets, as Ruler reports them: per target, per level and over all responses.
+    """Return scores of how well lengths match their targets: per target, per level (group of targets) and over all responses.
 
-    The default ranges and levels are Ruler's, for lengths in words. For lengths in tokens, or for other targets, pass
-    ``precise=ranges_around(targets, assumed_precise)``, ``flexible=ranges_around(targets, assumed_flexible)``, and your own ``levels``
-    (``{}`` for none). ``assumed_precise`` is 0.1 and ``assumed_flexible`` 0.2.
+    The scores are those of the paper Ruler (arXiv:2409.18943). So are the default ranges and levels, for lengths in words. For lengths in
+    tokens, or for other targets, pass your own. ``ranges_around(targets, 0.1)`` makes ranges of +- 10 % around each target. The toolkit
+    uses 0.1 (``assumed_precise``) for the narrow range and 0.2 (``assumed_flexible``) for the wide one.
 
     Args:
         lengths: Length of each response, in the unit of the ranges.
         targets: Target length of each response.
         precise: Target -> narrow range ``(low, high)``.
         flexible: Target -> wide range ``(low, high)``.
-        levels: Name of a level -> its targets. A level is a set of targets whose responses are scored together.
+        levels: Name of a level -> its targets. A level is a set of targets whose responses are scored together. ``{}`` means no levels.
 
     Returns:
         A dict from name to scores. There is a name per target (``"10"``, ..., ``">800"``), a name per level (``"level 0"``, ...), and

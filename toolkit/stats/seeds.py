@@ -12,13 +12,13 @@ the mean over problems; f_s is its value for seed s::
     p          the a at which h(a) = |estimate|
 
 t(q; d) is the quantile q of Student's t distribution with d degrees of freedom. h(a) is the half width of the interval of confidence
-level 1 - a. The factor n / (n - 1) corrects the variance of a bootstrap, which is too small by its inverse.
+level 1 - a. A bootstrap of n problems gives a variance that is too small by the factor (n - 1) / n; B_p corrects this.
 
-The variance over seeds is included because a conclusion about a *method* must hold for another seed. Each variance has its own degrees of
-freedom (Banerjee, 1960, Sankhya 22). The coverage is then at least nominal, for any ratio of the two variances and at any level,
-including the small a that Holm's correction uses. Satterthwaite's approximation, which pools both variances with estimated degrees of
-freedom, is not safe. If three seeds differ far more than problems do, its small p-values are too small by a factor of 7
-(``tests/simulate_seeds.py``).
+The variance over seeds is included because a conclusion about a *method* must hold for another seed. In h(a), each variance has its own
+degrees of freedom (Banerjee, 1960, Sankhya 22). The coverage is then at least nominal. This holds for any ratio of the two variances and at
+any level, including the small a that Holm's correction uses. Satterthwaite's approximation pools both variances, with estimated degrees of
+freedom. It is not used because its p-values can be too small: by a factor of 7, for small p-values, if three seeds differ far more than
+problems do (``tests/simulate_seeds.py``).
 
 A random or trained condition with fewer than ``FEW_SEEDS`` seeds has the p-value NaN. It still has an interval, and ``Effect.note`` gives
 the number of seeds. With one seed, the interval covers only the variation over problems.
@@ -54,16 +54,14 @@ class Effect(Estimate):
     Attributes:
         p: The p-value; NaN if there are too few seeds, or if the estimate is NaN.
         note: Remark on the interval or the p-value, or "". ``"2 seeds"`` means too few seeds for a p-value. ``"no variance"`` means that
-            the results do not vary, so the interval has width 0. Two remarks are joined by a comma.
+            the results vary neither over problems nor over seeds, so the interval has width 0. Two remarks are joined by a comma.
     """
 
     p: float
     note: str = ""
 
     def within(self, bounds: Bounds) -> Effect:
-        """Return a copy whose interval is clipped to the possible values of the quantity, such as 0 to 1 for a share.
-
-        (An interval on the logit scale would need no clipping, but shares of exactly 0 and 1 have no logit.)
+        """Return a copy whose interval is clipped to the possible values of the estimated quantity, such as 0 to 1 for a share.
 
         Args:
             bounds: Smallest and largest possible value.
@@ -73,14 +71,15 @@ class Effect(Estimate):
 
 
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
-    """Return the effect of a condition: the mean of a statistic over its seeds, with a 95 % interval and a p-value.
+    """Return the effect of a condition: a number such as its accuracy, averaged over its seeds, with a 95 % interval and a p-value.
 
     Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
     equations.
 
     Args:
-        seeds: One statistic per seed of the condition. For the paired difference "condition minus base", pass ``difference(f, base)`` for
-            each statistic f, where ``base`` is the statistic of the base model.
+        seeds: One statistic per seed of the condition: a function of resampled problems, such as ``mean_of(correct)``. For the paired
+            difference "condition minus base", pass ``difference(f, base)`` for each statistic f, where ``base`` is the statistic of the
+            base model.
         n: Number of problems.
         seed: Random seed for the resamples of problems; not a seed of the condition.
         times: Number of resamples.
@@ -137,11 +136,11 @@ def _mean(values: Float[ndarray, " problems"]) -> Statistic:
 
 
 class Draws(NamedTuple):
-    """Values of a statistic for one seed of a condition: on all problems, and on every resample of the problems.
+    """Values of a statistic (such as the accuracy) for one seed of a condition: on all problems, and on each bootstrap resample of them.
 
     Attributes:
         estimate: Value on all problems.
-        resampled: Value on each resample, ``[times]``.
+        resampled: Value on each resample, ``[times]``, where ``times`` is the number of resamples.
     """
 
     estimate: float
@@ -149,10 +148,10 @@ class Draws(NamedTuple):
 
 
 def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES) -> Draws:
-    """Return the values of a statistic on all n problems and on every resample of the problems.
+    """Return the values of a statistic (such as the accuracy) on all n problems and on each bootstrap resample of them.
 
     Args:
-        statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
+        statistic: Function from problem indices ``[times, n]``, one resample per row, to values ``[times]``.
         n: Number of problems.
         seed: Random seed for the resamples.
         times: Number of resamples.
@@ -161,7 +160,9 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 
 
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
-    """Return the effect of a condition, like ``effect``, from values that ``draws`` has already computed.
+    """Return the effect of a condition: the mean of a statistic over its seeds, with a 95 % interval and a p-value.
+
+    It equals the result of ``effect``, but starts from values that ``draws`` has already computed. So several comparisons can share them.
 
     Args:
         seeds: Values of the statistic, one ``Draws`` per seed of the condition.
@@ -199,15 +200,17 @@ def _combine(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effe
 def half_width(
     alpha: float | ndarray, by_problem: float | ndarray, by_seed: float | ndarray, n: int, seeds: int
 ) -> float | ndarray:
-    """Return h(alpha), the half width of the confidence interval of level 1 - alpha. Arrays are treated elementwise.
+    """Return the half width h(alpha) of the confidence interval of level 1 - alpha. Arrays are treated elementwise.
 
-    The module docstring of ``toolkit.stats.seeds`` has the equation.
+    With t(q; d) the quantile q of Student's t distribution with d degrees of freedom::
+
+        h(alpha)^2 = t(1 - alpha/2; n - 1)^2 by_problem + t(1 - alpha/2; seeds - 1)^2 by_seed
 
     Args:
         alpha: 1 minus the confidence level: 0.05 for a 95 % interval.
-        by_problem: B_p, the variance over problems.
-        by_seed: B_s, the variance over seeds; unused if there is a single seed.
-        n: Number of problems; the degrees of freedom are n - 1, but at least 1.
+        by_problem: Variance of the estimate over problems.
+        by_seed: Variance of the estimate over seeds. With a single seed the second term is 0, whatever this value.
+        n: Number of problems. If it is 1, the first term has 1 degree of freedom.
         seeds: Number of seeds.
     """
     # stdtrit(d, q) is the quantile q of Student's t with d degrees of freedom. The lower quantile, negated, is exact for tiny alpha too.
@@ -218,7 +221,7 @@ def half_width(
 def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> float:
     """Return the p-value: the alpha at which the half width h(alpha) of the interval equals ``size``, the absolute effect.
 
-    The other arguments are those of ``half_width``.
+    The p-value is at least 2^(1 - n), the smallest p-value of a sign-flip test on n problems. ``half_width`` describes the other arguments.
     """
     least = 2.0 ** max(1 - n, -1000)  # smallest p-value of a sign-flip test on n problems; -1000 keeps it above 0
     if not by_seed:

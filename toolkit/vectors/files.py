@@ -27,9 +27,9 @@ FIELDS = (
     "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
     "created", "tool",
 )  # fmt: skip
-"""All fields that the text header of a file written by ``save`` may have."""
+"""Fields of the text header of a file written by ``save``. A field without a value is left out."""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
-"""``model_type`` in transformers -> architecture name in llama.cpp, where they differ by more than underscores and hyphens."""
+"""``model_type`` in transformers -> architecture name in llama.cpp. Names that differ only in underscores and hyphens are not listed."""
 
 
 class ExportError(ValueError):
@@ -49,8 +49,9 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
         direction: The direction; adding it lengthens thinking.
         path: The file to write.
         lm: The model that the direction is for.
-        scale: Factor on the vectors; not 0. The header records it. If the factor is not 1, the header's field ``norm`` is ``dose``. If
-            it is negative, adding the saved vectors shortens thinking, and the field ``sign`` is ``+ = shorter``.
+        scale: Factor on the vectors; not 0. The header records it in the field ``scale``. The field ``norm`` is ``dose`` if the factor is
+            not 1; otherwise ``unit`` if all nonzero vectors have norm 1, else ``raw``. If the factor is negative, adding the saved vectors
+            shortens thinking, and the field ``sign`` is ``+ = shorter``.
         metrics: Results measured with the direction, a dict from name to value. They become the header's field ``metrics_json``. ``None``
             means no results.
 
@@ -66,9 +67,8 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
     """Load a direction from a file that ``save`` wrote.
 
-    ``save`` multiplies the vectors by a factor and records it in the header as ``scale``. ``load`` divides by it, which gives the original
-    direction back. Since adding the original direction lengthens thinking, so does adding the loaded one, even if ``scale`` is negative and
-    adding the vectors in the file shortens thinking.
+    ``save`` multiplies the vectors by a factor, which the header records as ``scale``. ``load`` divides by it, so it returns the original
+    direction. Adding that direction lengthens thinking, even if the factor is negative.
 
     Args:
         path: The file.
@@ -93,7 +93,10 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
 def _written(
     direction: Direction, lm: LM, scale: float, metrics: Mapping[str, Any] | None
 ) -> tuple[Float[Tensor, "layers d_model"], dict[str, str]]:
-    """Return what a file holds: the vectors, ``scale * direction``, and the header, name of a field -> text. For arguments see ``save``."""
+    """Return the content of a file: ``(vectors, header)``.
+
+    The vectors are ``scale * direction``. The header is a dict from the name of a field to its text. For the arguments see ``save``.
+    """
     edits.check_direction(direction, lm)
     vector = direction.vector * scale
     if not torch.isfinite(vector).all() or not vector.any():
@@ -212,12 +215,12 @@ def _stacked(
         rows: Layer -> vector ``[d_model]``.
         shape: ``(layers, d_model)`` of the result.
         source: The file, for error messages.
-        missing: Expected number of layers without a vector; any other number means that the file is damaged. ``None`` allows any number.
+        missing: Number of layers that must lack a vector. ``None`` allows any number.
 
     Raises:
         ForeignFileError: there is no vector, vectors differ in dtype or are not floating point, or all are zero.
         WrongModelError: a vector has another width, or belongs to a layer that does not exist.
-        DamagedFileError: a vector holds NaN or infinity, or the number of layers without a vector is not ``missing``.
+        DamagedFileError: a vector holds NaN or infinity, or another number of layers than ``missing`` lacks a vector.
     """
     if not rows:
         raise ForeignFileError(f"{source} holds no direction.")
@@ -247,7 +250,8 @@ def _stacked(
 def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
     """Return vectors from another tool as a direction for ``lm``. Layers without a vector are zero.
 
-    How the vectors were computed is unknown. So the direction's provenance names only ``lm``, the tool and the file.
+    How the vectors were computed is unknown. So the direction's provenance names only ``lm``, the tool and the file. Whether adding the
+    direction makes thinking longer or shorter is also unknown, except for files of ThinkEdit.
 
     Args:
         lm: Model with which the direction will be used.
@@ -318,8 +322,8 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
     Args:
         path: The file.
         lm: Model with which the direction will be used.
-        model_hint: Another model type to accept, if the file names one and it is not that of ``lm``. ``None`` accepts only the type of
-            ``lm``. A file that names no model type is always accepted, provided that its vectors fit.
+        model_hint: A second model type that the file may name, besides that of ``lm``. ``None`` allows only the type of ``lm``. A file that
+            names no model type passes this check.
 
     Raises:
         ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or its vectors

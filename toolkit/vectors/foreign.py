@@ -27,7 +27,7 @@ STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp
 
 
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
-    """Load a direction from a file of ThinkEdit's released code: one tensor ``[layers, 1, d_model]``.
+    """Load a direction from a file of the released code of ThinkEdit (arXiv:2503.22048): one tensor ``[layers, 1, d_model]``.
 
     The direction is the mean activation in long thinking minus that in short thinking, not normalised. Adding it lengthens thinking.
 
@@ -72,11 +72,11 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
     Args:
         path: The file (``.pt``).
         lm: Model with which the direction will be used.
-        layer: Layer to which a single vector ``[d_model]`` belongs; ``None`` if the file holds all layers.
+        layer: Layer of the vector, if the file holds a single one, ``[d_model]``. ``None`` if the file holds all layers.
 
     Raises:
-        ForeignFileError: the file holds pickled objects, several tensors, or a tensor of another shape; or ``layer`` is given for all
-            layers, or missing for a single vector.
+        ForeignFileError: the file holds pickled objects, several tensors, or a tensor of another shape; or the file holds a single vector
+            but ``layer`` is ``None``; or it holds all layers but ``layer`` is a number.
         WrongModelError: number of layers or width differ from those of ``lm``.
         FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated.
@@ -94,8 +94,8 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
 def load_svec(path: str | Path, lm: LM) -> Direction:
     """Load a ``.svec`` file (JSON) of AISteer360 as a direction at ``resid_post``.
 
-    The file must have one vector per layer, as files of AISteer360's method CAA (contrastive activation addition) do. Files
-    with several vectors per layer, such as one per token position or per head, cannot be read.
+    The file must have one vector per layer, like the files of AISteer360's method CAA (contrastive activation addition). Files with several
+    vectors per layer, such as one per token position or per head, cannot be read.
 
     Args:
         path: The file.
@@ -156,7 +156,10 @@ def from_steering_vectors(vector: Any, lm: LM) -> Direction:
 
 
 def _one_tensor(path: str | Path) -> Tensor:
-    """Return the only tensor of a ``.pt`` file, or of a dict with one entry in it. Raise ForeignFileError if there is something else."""
+    """Return the tensor of a ``.pt`` file that holds a single tensor, or a dict whose only value is a tensor.
+
+    Raise ForeignFileError if the file holds anything else.
+    """
     content = store.read_pt(path)
     if isinstance(content, Mapping) and len(content) == 1:
         (content,) = content.values()
@@ -178,7 +181,10 @@ def _numeric(value: Any) -> bool:
 
 
 def _all_rows(vector: Tensor, lm: LM, path: str | Path) -> dict[int, Tensor]:
-    """Return a dict from layer to its row of ``vector``, ``[layers, d_model]``. Raise WrongModelError unless ``lm`` has as many layers."""
+    """Return a dict from layer number to the layer's row of ``vector``, ``[layers, d_model]``.
+
+    Raise WrongModelError if ``lm`` has another number of layers than ``vector`` has rows.
+    """
     if len(vector) != lm.layout.n_layers:
         raise WrongModelError(
             f"{path} has {len(vector)} layers, {lm.name} has {lm.layout.n_layers}: it was made for another model."

@@ -30,11 +30,12 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         B = -v                                      [d_model, 1]
         A = sum_h strength_h (v^T W_O) mask_h       [1, n_heads * head_dim]
 
-    v is the plan's unit direction at the layer (``edits.unit_at``), as a column. ``strength_h`` is the strength of the edit of head h.
-    ``mask_h`` is 1 at the columns of head h in ``W_O`` and 0 elsewhere; its product is elementwise.
+    v is the plan's unit direction at the layer (``edits.unit_at``), a column vector. ``strength_h`` is the strength of the edit of head h.
+    Two edits of the same head, of strengths s and t, count as one of strength ``1 - (1 - s) (1 - t)``. ``mask_h`` is 1 at the columns of
+    head h in ``W_O`` and 0 elsewhere. The row vector ``v^T W_O`` is multiplied by it elementwise.
 
-    Scaling the adapter by s in PEFT multiplies every strength by s, if the plan edits each head once. The changes of several adapters add
-    up. If two adapters edit the same head along directions that are not orthogonal, their sum differs from applying one plan after the
+    If the plan edits each head once, scaling the adapter by s in PEFT multiplies every strength by s. PEFT adds the changes of several
+    adapters. If two of them edit the same head along directions that are not orthogonal, the sum differs from applying one plan after the
     other.
 
     Args:
@@ -171,8 +172,9 @@ def _bias(lm: LM, layer: int, kind: str) -> Tensor:
 def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
     """Return the bias parameter that is added unchanged to the output of an MLP, or ``None`` if there is none.
 
-    Its name differs between families, so each bias of size ``d_model`` is tested: if it is shifted, the output must shift by the same
-    amount. The bias of an expert in a mixture of experts fails the test, since the router weights it.
+    Its name differs between model families, so it is found by a test: a number is added to each bias of size ``d_model``, in turn. The
+    right bias shifts the output by exactly this number. The bias of an expert in a mixture of experts does not, since the router weights
+    it.
     """
 
     def out(biases: Mapping[str, Tensor]) -> Tensor:
