@@ -63,7 +63,7 @@ class ScoredBatch:
 
     Attributes:
         drawn: Rollouts with their prompts.
-        batch: The same rollouts as a batch of columns, the argument of the reward.
+        batch: The argument of the reward for the same rollouts: arrays with one value per rollout, by name.
         scored: Rewards of the rollouts and their components.
         advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
     """
@@ -83,10 +83,10 @@ class Trainer(ResumableTrainer):
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
         extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
-        identity: Settings that must be the same in a resumed run, by name; saved in each checkpoint.
+        identity: Dict of settings that must be the same when the run is resumed; saved in each checkpoint.
 
     Attributes:
-        origin: The argument ``lm``, of which tokenizer, think tags and template are used.
+        origin: The argument ``lm``. Its tokenizer, think tags and template are used during training.
         problems: Problem id -> training problem.
         reward: The reward object.
         newest: The newest batch with its rewards, or ``None`` before the first batch.
@@ -192,7 +192,11 @@ class Trainer(ResumableTrainer):
         return output
 
     def _monitor(self) -> None:
-        """If the reward requests it now (LASER-D does at intervals), sample responses to a monitoring set and pass them to the reward."""
+        """If the reward requests it for this batch, sample responses to a monitoring set and pass them to the reward.
+
+        A monitoring set is a fixed set of training problems that measures the policy; these responses are not trained on. LASER-D requests
+        it at intervals; most rewards never do.
+        """
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
         if due is not None:
             problems, samples = due
@@ -201,6 +205,8 @@ class Trainer(ResumableTrainer):
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
         """Return the inputs of the mode-switching loss for this process's rows of the newest batch.
+
+        This loss teaches the model to choose between long and short thinking when the prompt requests neither (see ``losses.ModeSwitch``).
 
         Args:
             mine: Slice of this process's rows in the batch of all processes.
@@ -274,9 +280,10 @@ class Trainer(ResumableTrainer):
         return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """Return a reward batch with the columns that are computed from rollouts alone, without their prompts and ``Extras.columns``.
+        """Return the argument of the reward with the columns that need only the rollouts, such as response lengths.
 
-        The batch also gets the model's closing think tag, since some rewards read the text after it.
+        ``batch_of`` adds columns about the prompts and those of ``Extras.columns``. The batch also gets the model's closing think tag,
+        since some rewards read the text after it.
         """
         problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
@@ -409,7 +416,8 @@ class Trainer(ResumableTrainer):
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
         """Return the end of an error message: which response causes a loss or gradient that is NaN or infinite.
 
-        Each row of the micro-batches ``parts`` is tried as a batch of its own; the first with such a loss or gradient is named, if any.
+        Each row (response) of the micro-batches ``parts`` is tried as a batch of its own. The first with such a loss or gradient is named.
+        If there is none, the text says so.
         """
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
