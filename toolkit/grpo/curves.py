@@ -1,6 +1,7 @@
 """Read and tabulate the learning curves of a sweep over recipes and seeds. A curve is a small file, one per trained policy.
 
 A *recipe* holds the training settings of one method, such as its reward (see ``recipes``).
+
 The files are in the repository's folder ``data/grpo``. A file holds one JSON object per line. The field ``kind`` of a line is one of:
 
 * ``about`` (first line, once): recipe, seed, model and hashes of the code.
@@ -57,8 +58,8 @@ def lines(file: Path) -> list[dict[str, Any]]:
     """Return the lines of one curve file as dicts. The entry ``kind`` is ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: a line lacks a required field or has one of the wrong type; or the file lacks one of the four kinds of lines
-            (see the module). The message says which.
+        store.DamagedFileError: a line lacks a required field or has one of the wrong type, or the file lacks one of the four kinds of
+            lines. The message says which.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})

@@ -47,7 +47,9 @@ Row = dict[str, Any]
 
 
 def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
-    """Return column name -> value for one training batch: the columns of the module's table except ``held_out/...``.
+    """Return statistics of one training batch as a dict ``{column of the log: value}``.
+
+    The module ``measures`` lists the columns; those that begin with ``held_out/`` are not returned here.
 
     Args:
         drawn: Rollouts of the batch, of all processes.
@@ -103,7 +105,9 @@ def _most_common(rollouts: Sequence[Rollout]) -> float:
 
 
 def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
-    """Return column name -> value for held-out problems: the ``held_out/...`` columns of the module's table except ``held_out/kl``.
+    """Return results on held-out problems as a dict ``{column of the log: value}``.
+
+    The module ``measures`` lists the columns: all that begin with ``held_out/``, except ``held_out/kl``.
 
     The columns ``..._hard`` cover the hardest third of the problems (or more, with ties), by the number in ``Problem.meta["difficulty"]``.
     They exist only if every problem has such a number.

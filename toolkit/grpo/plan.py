@@ -50,7 +50,8 @@ class TrainingPlan:
     def identity(self) -> dict[str, Any]:
         """Those settings of this plan that are themselves part of a policy's cache key, as a dict ``{name: value}``.
 
-        Task, pool, scaling and changes enter the key through the problems and the recipe, which ``policies.basis`` adds.
+        ``task``, ``pool``, ``tiny`` and ``changes`` enter the key through the problems and the recipe, which ``policies.basis`` adds. It
+        adds ``micro_batch`` only for a recipe with DRPO's loss, whose value depends on it.
         """
         return {
             "steps": self.steps,

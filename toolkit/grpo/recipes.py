@@ -335,12 +335,12 @@ def train_long_think_short() -> Recipe:
 def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
     """Return the recipe of Adaptive Deep Reasoning (arXiv 2505.20101).
 
-    Half of the responses to each problem are prompted for long thinking, half for short. We did not find all numbers of the paper; the
+    Half of the responses to each problem are prompted for long thinking, half for short. We did not find all of the paper's numbers; the
     recipe's ``sources`` says which are ours.
 
     Args:
-        switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; its formula is ours. They
-            include the texts with which a long and a short response of your model begin. ``None`` leaves the loss out.
+        switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; its formula is ours. The
+            parameters include the texts with which a long and a short response of your model begin. ``None`` leaves the loss out.
     """
     return Recipe(
         "adaptive_deep_reasoning",

@@ -100,7 +100,8 @@ class Run:
         evaluate_every: Optimizer steps between evaluations; 0 for no evaluation.
         evaluate: Sampling settings of the evaluation.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
-            step, with one exception: DRPO's KL term is computed over one micro-batch, which matters with several updates per generation.
+            step, with one exception: DRPO's KL term is computed over one micro-batch. This matters if a batch of responses is used for
+            several optimizer steps.
         overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
         save_dtype: Dtype of the saved model. A dtype narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``model/grpo.json``.

@@ -50,8 +50,8 @@ class PolicyView:
             autocast of training.
         rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards that
             change during training, such as HAPO's, are not changed by it.
-        log_probs: Function ``(token ids, attention mask, number of response columns) -> log-probabilities`` (nats) of the response tokens.
-            Token ids are those of prompts and responses together.
+        log_probs: Function ``(token ids, attention mask, length of the longest response) -> log-probabilities`` (nats) of the response
+            tokens. Token ids are those of prompts and responses together.
     """
 
     lm: LM

@@ -292,11 +292,11 @@ class Trainer(ResumableTrainer):
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Return the next micro-batch. If the last generation is used up, sample and split a new one first.
+        """Return the next micro-batch. If all responses of the last generation have been used, sample a new one and split it first.
 
-        If one optimizer step uses a whole generation, rows (or whole groups, for DRPO's loss) are sorted by length, and each micro-batch is
-        trimmed to its longest row. If several steps share a generation, TRL shuffles its rows over the steps. DRPO's loss needs whole
-        groups, so its rows stay in order instead.
+        A generation is a batch of responses sampled at once; a row is one response. If one optimizer step uses a whole generation, rows (or
+        whole groups, for DRPO's loss) are sorted by length, and each micro-batch is trimmed to its longest row. If several steps share a
+        generation, TRL shuffles its rows over the steps. DRPO's loss needs whole groups, so its rows stay in order instead.
         """
         # True if one optimizer step uses a whole generation.
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -315,10 +315,10 @@ class Trainer(ResumableTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
-        """Return True if rows with advantage 0 can be left out of the micro-batches.
+        """Return True if rows (responses) with advantage 0 can be left out of the micro-batches.
 
-        Two conditions must hold: these rows add nothing to the loss, and sampling has recorded the entropies of all rows, which the log
-        needs.
+        Three conditions must hold: these rows add nothing to the loss; TRL's divisor of the loss is known (``batching.BY_ROWS`` or
+        ``BY_TOKENS``); and sampling has recorded the entropies of all rows, which the log needs.
         """
         assert self.newest is not None
         # ``plain``: the loss has no term that is nonzero at advantage 0. ``whole``: all tokens count, with one advantage per row.
@@ -354,8 +354,8 @@ class Trainer(ResumableTrainer):
 
         A token's difference is its log-probability in sampling minus that in training. ``sampler/kl`` is the mean difference, an estimate
         of KL(sampler || trainer); ``sampler/gap`` is the mean absolute difference. In exact arithmetic both would be 0. They show rounding,
-        or that the engine samples in another dtype. After the first update with a generation they are not logged, since the policy has
-        changed.
+        or that the engine samples in another dtype. They are logged only until the first update with the batch: the policy changes then.
+        With top-k or top-p they are not logged, since these sample from another distribution.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
         # True after the first update with a generation, when the policy is no longer the one that sampled.
@@ -391,7 +391,10 @@ class Trainer(ResumableTrainer):
         return loss / self.current_gradient_accumulation_steps
 
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
-        """Return one micro-batch's part of the mode-switching loss. Over an optimizer step, the parts add up to the mean over problems."""
+        """Return one micro-batch's part of the mode-switching loss, which ``losses.ModeSwitch`` defines.
+
+        Over an optimizer step, the parts add up to the mean loss per problem.
+        """
         # For each group in the micro-batch: ``first`` is the index of its first row, ``rows`` the number of its rows.
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
         ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
