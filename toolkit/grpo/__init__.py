@@ -4,7 +4,7 @@ A *recipe* holds the training settings of one paper: reward, loss, batch size, l
 
 Import the modules by name. ``import toolkit.grpo`` alone imports none of them, since importing TRL takes seconds.
 
-::
+The example trains ``tiny-reasoner``, a small model in this package. ``scaled`` adapts the recipe's numbers to that model::
 
     from pathlib import Path
 
@@ -16,10 +16,10 @@ Import the modules by name. ``import toolkit.grpo`` alone imports none of them, 
     done = train(model, recipes.grpo_lambda().scaled(), tasks.load("arithmetic", "train", 256), Run(Path("runs/lambda"), steps=60))
     done.lm, done.log  # a new model and the table of its training log; ``model`` is unchanged
 
-On one GPU: the first command trains every weight, with the numbers of the recipe's paper. The second trains a LoRA adapter, with fewer
-problems per batch. ``--set NAME=VALUE`` changes a number of the recipe, an option of its reward (``reward.NAME``), or a field of TRL's
-``GRPOConfig``. ``--set problems=32`` sets the number of problems per batch. ``--problems`` sets the number of different training
-problems::
+Two commands for one GPU follow. The first trains every weight, with the numbers of the recipe's paper. The second trains a LoRA adapter,
+with fewer problems per batch than in the paper. ``--reward`` is the name of a recipe, or of a reward without a recipe of its own.
+``--set NAME=VALUE`` changes a number of the recipe, an option of its reward (``reward.NAME``), or a field of TRL's ``GRPOConfig``.
+``--set problems=32`` sets the number of problems per batch. ``--problems`` sets the number of different training problems::
 
     toolkit grpo --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --reward dler --dtype bfloat16 --out runs/dler
     toolkit grpo --model Qwen/Qwen3-4B --task gsm8k --reward pear --lora --set problems=32 --set updates=1 --micro-batch 4 --out runs/pear
@@ -46,7 +46,7 @@ After a kill at any moment, the same command with ``--resume`` continues from th
 The tests compare a run on two processes (gloo, CPU) with a run on one. vLLM, DeepSpeed and GPUs are not tested; those commands rely on
 TRL and accelerate.
 
-Reading the log: the column ``loss`` says little. While the policy is still the one that sampled, the loss is just minus the mean advantage
-of the tokens. Look instead at ``grad_norm``, ``held_out/...`` and ``zero_std``. ``zero_std`` is the share of rollouts in groups whose
-rewards are all equal; such groups add nothing to the gradient.
+Reading the log: the column ``loss`` says little. At the first optimizer step with a batch, it is just minus the mean advantage of the
+batch's tokens. Look instead at ``grad_norm``, ``held_out/...`` and ``zero_std``. ``zero_std`` is the share of rollouts in groups whose
+rewards are all equal; a group is the set of rollouts of one problem. Such groups add nothing to the gradient.
 """

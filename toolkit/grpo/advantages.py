@@ -11,7 +11,8 @@ raises the rollout's probability. The arguments are:
 In the formulas, ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over the rollout's group. All standard deviations
 have Bessel's correction, as in TRL and verl.
 
-Difference from the papers: the formulas of ``std_g`` and ``leave_one_out`` divide by zero in a group of one rollout. Both are 0 there.
+Difference from the papers: in a group of one rollout, the papers' formulas of the standard deviation and of ``leave_one_out`` divide by
+zero. Here the standard deviation and the advantage are 0 in such a group.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
     """Return GRPO's advantages (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``, one per rollout.
 
     r is the reward of a rollout, the sum of its ``components``. ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over
-    the rollout's group. TRL computes the same with ``scale_rewards="group"``.
+    the rollout's group. TRL computes the same with ``scale_rewards="group"``. The module ``advantages`` explains the arguments; ``tokens``
+    is not used.
 
     >>> grpo(np.array([[1.0], [0.0]]), np.array([0, 0]), np.array([5, 9])).round(3).tolist()
     [0.707, -0.707]
@@ -64,7 +66,7 @@ def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return Dr. GRPO's advantages (arXiv 2503.20783): the reward minus the mean reward of the rollout's group, without division.
 
-    TRL computes the same with ``scale_rewards="none"``.
+    TRL computes the same with ``scale_rewards="none"``. The module ``advantages`` explains the arguments; ``tokens`` is not used.
     """
     r = components.sum(axis=1)
     return r - group_mean(r, groups)
@@ -73,7 +75,8 @@ def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray,
 def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return RLOO's advantages (arXiv 2402.14740): the reward minus the mean reward of the *other* rollouts of the group.
 
-    For a group of G rollouts this is ``G / (G - 1)`` times the advantage of ``dr_grpo``.
+    For a group of G rollouts this is ``G / (G - 1)`` times the advantage of ``dr_grpo``; for a group of one it is 0. The module
+    ``advantages`` explains the arguments; ``tokens`` is not used.
     """
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)[which]  # size of each rollout's group
@@ -81,19 +84,21 @@ def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[nd
 
 
 def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return DLER's advantages as in the paper (arXiv 2510.15110): ``(A - mean(A)) / std(A)``, with A the advantage of ``dr_grpo``.
+    """Return DLER's advantages as in the paper (arXiv 2510.15110): ``(A - mean(A)) / (std(A) + 1e-8)``.
 
-    Mean and standard deviation run over the whole batch, in which each rollout counts once. 1e-8 is added to the divisor. TRL's
-    ``scale_rewards="batch"`` differs: its divisor is the standard deviation of the rewards, not of A.
+    A is the reward minus the mean reward of the rollout's group. Mean and standard deviation of A are taken over all rollouts of the batch.
+    TRL's ``scale_rewards="batch"`` differs: its divisor is the standard deviation of the rewards, not of A. The module ``advantages``
+    explains the arguments; ``tokens`` is not used.
     """
     centred = dr_grpo(components, groups, tokens)
     return _whitened(centred, np.ones(len(centred)))
 
 
 def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return DLER's advantages as in its released code (verl's ``masked_whiten``).
+    """Return DLER's advantages as in its released code (verl's ``masked_whiten``): ``(A - mean(A)) / (std(A) + 1e-8)``.
 
-    The formula is that of ``dler``, but in the mean and the standard deviation each rollout counts once per response *token*.
+    A is the reward minus the mean reward of the rollout's group. Mean and standard deviation of A are taken over all response *tokens* of
+    the batch, so a long rollout counts more than a short one. The module ``advantages`` explains the arguments.
     """
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
@@ -101,8 +106,8 @@ def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndar
 def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return the values minus their weighted mean, divided by their weighted standard deviation.
 
-    A weight is a number of observations (1 per rollout, or its tokens). With fewer than 2 in all, there is no standard deviation, and all
-    returned values are 0.
+    The weight of a value says how many observations it stands for: 1, or the number of a rollout's tokens. If the weights sum to less than
+    2, there is no standard deviation, and all returned values are 0.
     """
     total = weights.sum()
     if total < 2:
@@ -117,7 +122,7 @@ def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarra
 
     GRPO's advantage (``grpo``) is computed for each column of ``components`` separately; the result is the mean over columns. A component
     that does not vary within a group adds 0 there, even if other components vary. The paper's three components are length, writing quality
-    and format.
+    and format. The module ``advantages`` explains the arguments; ``tokens`` is not used.
     """
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 

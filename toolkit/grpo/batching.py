@@ -15,13 +15,16 @@ BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # TRL's losses that divide by
 
 
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
-    """Split the rows of a generation into ``parts`` micro-batches of equal size, each trimmed to its longest row.
+    """Split a generation (a batch of responses sampled at once) into ``parts`` micro-batches of equal size.
+
+    A row is one response. Each micro-batch is trimmed to its longest row.
 
     Args:
-        scored: The generation with its rewards, as TRL's dict of tensors ``[rows, ...]``. Values without rows (numbers, 0-d tensors) are
-            copied into every micro-batch.
+        scored: The generation with its rewards, as TRL's dict of tensors ``[rows, ...]``. Numbers and 0-d tensors are copied into every
+            micro-batch.
         parts: Number of micro-batches.
-        together: Number of consecutive rows that must stay in one micro-batch: the size of a group, or 1 for no such constraint.
+        together: Number of consecutive rows that must stay in one micro-batch. Pass the number of responses per problem to keep the
+            responses to one problem together, or 1 for no such constraint.
         by_length: True to sort by response length before the split. If rows must stay together, blocks of rows are sorted by their longest
             response. False keeps the order.
     """
@@ -35,16 +38,18 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
 def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
     """Split the rows with a nonzero advantage into micro-batches, sorted by length; drop the others, which add nothing to the gradient.
 
-    Each micro-batch gets an entry ``share``: the caller must multiply the loss of the micro-batch by it. The total loss is then the same as
-    with all rows. Each micro-batch has at least one row; rows with advantage 0 are kept where needed.
+    A row is one response. Multiply the loss of each micro-batch by its entry ``share``, a factor that corrects for the dropped rows. The
+    total loss then has the same gradient as with all rows. If fewer than ``parts`` rows have a nonzero advantage, rows with advantage 0 are
+    kept, so that no micro-batch is empty.
 
     Args:
-        scored: The generation with its rewards, as TRL's dict of tensors ``[rows, ...]`` and of values without rows.
+        scored: A batch of responses with their rewards, as TRL's dict of tensors ``[rows, ...]``. Numbers and 0-d tensors are copied into
+            every micro-batch.
         parts: Number of micro-batches.
         loss_type: TRL's name of the loss. It must be in ``BY_ROWS`` (TRL divides the loss by the rows of the micro-batch) or ``BY_TOKENS``
-            (TRL divides it by the tokens of the whole generation).
-        least: Minimum number of rows to keep. If fewer have a nonzero advantage, rows with advantage 0 fill up the number. Give the same
-            number on every process, since TRL gathers metrics of equally many rows from each.
+            (TRL divides it by the tokens of the whole batch).
+        least: Smallest number of rows to keep; rows with advantage 0 are kept if needed to reach it. Pass the same number on every process:
+            TRL gathers metrics from all processes, and each must contribute the same number of rows.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()

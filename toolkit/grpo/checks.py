@@ -20,6 +20,9 @@ class NonFiniteError(ValueError):
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:
     """Raise ValueError if TRL's config, the recipe and the engine cannot be combined.
 
+    Examples: the batch size would split the responses to one problem over two processes; or TRL samples, but the recipe has dynamic
+    sampling.
+
     Args:
         args: TRL's config.
         recipe: Recipe to train with.

@@ -14,9 +14,9 @@ JUDGE = "toolkit.grpo.judge"  # needed only by the reward CRF: trains the head t
 
 
 def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict[str, str]:
-    """Return a dict, module name -> hash of its code, of all modules of the toolkit that a trained policy depends on.
+    """Return a hash of the code of each toolkit module that a trained policy depends on, as a dict ``{module name: hash}``.
 
-    ``store.modules_of`` defines the hashes and follows imports.
+    Modules that are only imported by another such module are included (see ``store.modules_of``).
 
     Args:
         recipe: Recipe that the policy is trained with.

@@ -1,5 +1,7 @@
 """Read and tabulate the learning curves of a sweep over recipes and seeds. A curve is a small file, one per trained policy.
 
+A *recipe* holds the training settings of one method, such as its reward (see ``recipes``).
+
 The files are in the repository's folder ``data/grpo``. A file holds one JSON object per line. The field ``kind`` of a line is one of:
 
 * ``about`` (first line, once): recipe, seed, model and hashes of the code.
@@ -28,7 +30,10 @@ IN_CURVE: dict[str, dict[str, Any]] = {
     "test": {"problems": str, "condition": str, "metric": str, "mean": float, "low": float, "high": float},
     "outcomes": {"problem_id": list[str], "accuracy": list[float], "think_tokens": list[float]},
 }
-"""Kind of line -> its required fields and their types. Further fields are allowed."""
+"""Kind of line in a curve file (its field ``kind``) -> the required fields of such a line, with their types.
+
+A nested dict gives the fields of a nested object. Further fields are allowed.
+"""
 CURVE = (
     "step", "accuracy", "think_tokens", "tokens", "truncated", "zero_std", "entropy/think", "entropy/answer", "reward", "grad_norm",
     "answers/most_common", "step_time", "alarms",
@@ -37,10 +42,10 @@ CURVE = (
 
 
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the ``step`` lines of a curve file, without their ``kind``: one dict per row of a training log.
+    """Convert a training log to lines of a curve file: return one dict per row of the log.
 
     A dict holds the columns in ``CURVE`` and all ``held_out/...`` and ``component/...`` columns, rounded to four significant digits.
-    Missing values are left out.
+    Missing values are left out. The caller must add the entry ``kind="step"``.
     """
     chosen = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
     rows = log[chosen].to_dict("records")
@@ -53,8 +58,8 @@ def lines(file: Path) -> list[dict[str, Any]]:
     """Return the lines of one curve file as dicts. The entry ``kind`` is ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: a line lacks a required field or has one of the wrong type; or the file lacks one of the four kinds of lines
-            (see the module). The message says which.
+        store.DamagedFileError: a line lacks a required field or has one of the wrong type, or the file lacks one of the four kinds of
+            lines. The message says which.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
@@ -110,9 +115,9 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
 
 
 def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
-    """Return the difference of every policy from a reference recipe, in accuracy and think tokens.
+    """Compare every trained policy with the policies of a reference recipe, in accuracy and think tokens.
 
-    The difference is paired: all policies were tested on the same problems, with the same random seed for sampling.
+    The comparison is paired: all policies were tested on the same problems, with the same random seed for sampling.
 
     Args:
         folder: Directory of curve files, such as ``data/grpo``.
@@ -123,8 +128,8 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 
         * ``name``, ``seed``: recipe and seed of the policy.
         * ``metric``: ``accuracy`` (0 to 1) or ``think_tokens``.
-        * ``difference``: the policy's mean minus the mean over all seeds of the reference recipe. Each policy of the reference recipe also
-          has rows; they compare one of its seeds with the mean over its seeds.
+        * ``difference``: the policy's mean minus the mean over the reference policies (one per seed of the reference recipe). A reference
+          policy has rows too: the ``difference`` there is its mean minus the mean over all reference policies, itself included.
         * ``low``, ``high``: 95 % interval of the difference, from resampling problems, not seeds.
 
     Raises:
@@ -157,10 +162,14 @@ def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
         problems: Set of test problems: ``"all"``, or ``"hard"`` for those with the most operands.
 
     Returns:
-        Columns ``name`` (the recipe, or ``base``), ``seed`` (-1 for the base model), and six columns for each of the two metrics
-        ``accuracy`` (0 to 1) and ``think_tokens``. For METRIC these are ``METRIC`` (the mean), ``METRIC_low``, ``METRIC_high``,
-        ``METRIC_difference`` (policy minus base model), ``METRIC_difference_low`` and ``METRIC_difference_high``. The limits ``low`` and
-        ``high`` are those of 95 % intervals over problems.
+        Columns:
+
+        * ``name``: the recipe, or ``base``.
+        * ``seed``: the policy's seed, -1 for the base model.
+        * ``accuracy`` (0 to 1) and ``think_tokens``: the mean over problems.
+        * ``accuracy_low``, ``accuracy_high``: 95 % interval of the mean, over problems.
+        * ``accuracy_difference``: policy minus base model; ``accuracy_difference_low``, ``accuracy_difference_high``: its 95 % interval.
+        * the same five columns for ``think_tokens``, such as ``think_tokens_low``.
     """
     columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]

@@ -92,32 +92,37 @@ class Curriculum:
             raise ValueError(f"{self}: start and every must be at least 1, 0 < decay <= 1, and the text must contain {{budget}}.")
 
     def at(self, step: int) -> int:
-        """Return the budget at an optimizer step, in tokens."""
+        """Return the token budget that prompts state after ``step`` optimizer steps; ``at(0)`` is the budget of the first step."""
         return stated_budget(budget_at(step, start=self.start, gamma=self.decay, every=self.every))
 
     def ask(self, step: int) -> Ask:
-        """Return the function that appends the budget of an optimizer step to a prompt."""
+        """Return a function that changes a prompt: it appends the text with the token budget after ``step`` optimizer steps."""
         return AppendedText(self.text.format(budget=self.at(step)))
 
 
 def budget_prompt(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
-    """Return ``(function, budget)``: the function that appends an optimizer step's budget to a prompt, and the budget in tokens.
+    """Return ``(function, budget)``: a function that appends the token budget to a prompt, and the budget in tokens.
 
     Both are ``None`` if ``curriculum`` is ``None``.
+
+    Args:
+        curriculum: Rule by which the budget falls during training, or ``None``.
+        step: Number of optimizer steps done so far.
     """
     return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
 
 
 def prompted_messages(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
-    """Return a problem's messages as the function ``ask`` changes them, or unchanged if ``ask`` is ``None``."""
+    """Return the prompt of a problem: its messages, changed by the function ``ask`` unless that is ``None``."""
     return tuple(ask(problem.messages) if ask else problem.messages)
 
 
 @dataclass(frozen=True)
 class Modes:
-    """Texts that request long thinking from half of each group and short thinking from the other half.
+    """Texts for prompts that request long or short thinking.
 
-    Adaptive Deep Reasoning (arXiv 2505.20101) trains with such prompts. The *mode* of a prompt is ``"long"`` or ``"short"``.
+    Half of the responses to each problem are sampled with the long request, half with the short one, as in Adaptive Deep Reasoning
+    (arXiv 2505.20101). The *mode* of a prompt is ``"long"`` or ``"short"``.
 
     Attributes:
         long: Text appended to the question to request long thinking.
@@ -136,12 +141,12 @@ class Modes:
 class Dynamic:
     """Settings of dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110).
 
-    A group whose rollouts all get the same reward adds nothing to the gradient. Such groups are dropped, and groups of other problems are
-    sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first, dropped groups fill the rest of the batch. Both
-    limits are ours; DAPO has a limit of its own, at which it stops the run.
+    A group is the set of rollouts of one problem. If all of them get the same reward, the group adds nothing to the gradient. Such groups
+    are dropped, and groups of other problems are sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first,
+    dropped groups fill the rest of the batch. Both limits are ours; DAPO has a limit of its own, at which it stops the run.
 
-    In DLER a correct but truncated rollout gets reward 0. The rewards that are compared include this penalty, as in DLER's paper: a group
-    of correct rollouts of which half are truncated is kept. DLER's released script compares rewards before the penalty and drops such a
+    In DLER a correct but truncated rollout gets reward 0. Take a group of correct rollouts of which half are truncated: its rewards differ,
+    and the group is kept, as in DLER's paper. DLER's released script compares the rewards before truncation is penalised, and drops such a
     group.
 
     Attributes:
@@ -167,8 +172,8 @@ class Dynamic:
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
         """Return the number of problems to sample in the next round, so that about ``wanted`` groups are kept in all.
 
-        The estimate assumes that groups are kept at the same rate as so far. The number is 0 if the limit ``most`` is reached. The caller
-        enforces the limit ``rounds``.
+        The estimate assumes that groups are kept at the same rate as so far, or at 1/8 if the rate was lower. The number is 0 if the limit
+        ``most`` is reached. The caller enforces the limit ``rounds``.
 
         Args:
             kept: Number of groups kept so far.
@@ -181,12 +186,13 @@ class Dynamic:
 
 
 def seed_of(seed: int, step: int, stream: int = 0) -> int:
-    """Return the random seed for the rollouts of a step.
+    """Return the random seed for the rollouts that are sampled after ``step`` optimizer steps. It is a hash of the three arguments.
 
     Args:
         seed: Seed of the run.
         step: Number of optimizer steps done so far.
-        stream: A different number gives a different seed, for problems that are sampled several times per step (once per mode).
+        stream: Number that distinguishes several uses of a seed at the same step. For example, long and short responses to the same
+            problems are sampled with different numbers.
     """
     # 48 bits of a hash, so that neighbouring steps have unrelated seeds.
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
@@ -232,6 +238,7 @@ def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
     """Return the rollouts with ``first_sample`` added to their sample numbers.
 
-    It keeps the numbers of a problem distinct when its long and its short rollouts are sampled separately.
+    Long and short rollouts of a problem are sampled separately, and both are numbered from 0. After this shift of the short ones, no two
+    rollouts of the problem have the same number.
     """
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]

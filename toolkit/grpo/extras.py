@@ -14,7 +14,10 @@ from transformers import TrainerCallback
 from toolkit.grpo.draws import Drawn
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
-"""Function that computes a column for a reward, one value per rollout, if the toolkit does not compute that column itself."""
+"""Function that computes a column: an array with one value per rollout, which rewards read by name.
+
+It is needed only for a column that the toolkit does not compute itself.
+"""
 
 
 @dataclass(frozen=True)

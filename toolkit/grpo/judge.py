@@ -1,9 +1,9 @@
 """Conciseness judge: a linear head on hidden states of the initial model that scores how concise a response is.
 
 The reward CRF (conciseness reward function, arXiv 2511.09158) needs such scores. The head is trained once, before the first training step,
-then frozen. For that, the initial model samples responses to some training problems. The head (``rewards.conciseness``) learns from pairs
-of correct responses to the same problem to give the shorter one the higher score. It then scores every response of the run. The head is
-saved in the run's directory, so that a resumed run uses the same one.
+then frozen. Its training data are responses of the initial model to some training problems. From pairs of correct responses to the same
+problem, the head (``rewards.conciseness``) learns to give the shorter one the higher score. It then scores every response of the run. The
+head is saved in the run's directory, so that a resumed run uses the same one.
 
 The head's features are the hidden states after the last block, averaged over the positions that predict the response. Cost: one forward
 pass of the initial model per response.
@@ -90,10 +90,11 @@ def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Conc
 
 
 def read_head(lm: LM, path: Path) -> ConcisenessHead:
-    """Return the judge's head, read from the file ``path``.
+    """Return a conciseness judge's head, read from the file ``path``: the linear layer that turns hidden states into scores.
 
     Raises:
-        store.DamagedFileError: the file is damaged, or the head does not have one weight per dimension of ``lm``'s residual stream.
+        store.DamagedFileError: the file is damaged, the head does not have one weight per dimension of ``lm``'s residual stream, or its
+            ``spread`` is not above 0.
     """
     remedy = "Remove it: a new head is then trained."
     head = ConcisenessHead.from_state_dict(store.read_json(path, HEAD, remedy=remedy))
@@ -110,8 +111,10 @@ def with_judge(
 ) -> Extras:
     """Return ``extras`` with a conciseness judge added to its ``columns``, if the reward needs one.
 
-    The reward needs one if it reads the column ``conciseness`` and ``extras.columns`` has no function for it. Otherwise ``extras`` is
-    returned unchanged. The judge's head is read from the run's directory if a head is saved there. Otherwise one is trained and saved.
+    A conciseness judge is a function that scores how concise a response is (see ``ConcisenessJudge``). The reward needs one if it reads the
+    column ``conciseness`` and ``extras.columns`` has no function for it. Otherwise ``extras`` is returned unchanged.
+
+    The judge's linear head is read from the run's directory if a head is saved there. Otherwise one is trained and saved.
 
     Args:
         lm: The initial model.
@@ -119,7 +122,7 @@ def with_judge(
         problems: Training problems; a new head is trained on 8 responses to each of the first 64.
         extras: Parts of the run that the recipe does not set.
         out: The run's directory.
-        seed: Seed for sampling these responses.
+        seed: Seed for sampling the responses on which a new head is trained.
         say: Called with one line of progress before a head is trained.
     """
     reward: Any = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)

@@ -20,6 +20,8 @@ from toolkit.rewards.trl import TRLReward
 class Kept(TrainerCallback, ExportableState):
     """Callback that saves the states of rewards in ``trainer_state.json`` of each checkpoint, and restores them when training resumes.
 
+    The state of a reward is what it remembers of the training so far. HAPO's, for example, is the shortest correct length per problem.
+
     Args:
         entries: Reward functions made by ``rewards.as_trl``, at least one.
 
@@ -35,9 +37,9 @@ class Kept(TrainerCallback, ExportableState):
         self.entries = {e.reward.name: e for e in entries}
 
     def state(self) -> dict[str, Any]:
-        """Return the states of the rewards for a checkpoint: ``{"args": {}, "attributes": {"states": {name: state}}}``.
+        """Return what a checkpoint must store: ``{"args": {}, "attributes": {"states": {name of the reward: its state}}}``.
 
-        transformers requires the two outer keys. Rewards without a state are left out.
+        transformers requires the keys ``args`` and ``attributes``. Rewards that do not change during training are left out.
         """
         states = {name: e.reward.state_dict() for name, e in self.entries.items() if hasattr(e.reward, "state_dict")}
         return {"args": {}, "attributes": {"states": states}}

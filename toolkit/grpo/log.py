@@ -30,13 +30,13 @@ Sample = Callable[[Sequence[Problem], Sampling], list[Rollout]]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits beyond which an alarm is raised; all are our choice.
+    """Limits beyond which the log of a training run raises an alarm; all are our choice.
 
     There are three alarms:
 
-    * ``accuracy falls with length``: accuracy and think length have both dropped, by more than ``accuracy`` and ``shorter``. Both drops are
-      measured on held-out problems, from the first evaluation to the newest. Without held-out problems, the first ``steps`` training steps
-      are compared with the last ``steps``.
+    * ``accuracy falls with length``: accuracy has dropped by more than ``accuracy``, and think length by more than the share ``shorter``.
+      Both drops are measured on held-out problems, from the first evaluation to the newest. Without held-out problems, the first ``steps``
+      training steps are compared with the last ``steps``.
     * ``one answer``: the share of the most common answer in the newest batch exceeds ``one_answer``.
     * ``loops``: the share of looping responses in the newest batch exceeds ``loops``. A response loops if the token limit cut it off in a
       sequence of tokens that repeats (``stats.looping``).
@@ -98,8 +98,11 @@ def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, R
 class Recorder(TrainerCallback):
     """Callback that writes the log of a run, evaluates the policy on held-out problems at intervals, and raises alarms.
 
-    The column ``held_out/kl`` is the KL of the policy to the initial model. The initial model runs in the dtype in which it was loaded, the
-    policy in fp32 or under autocast. So the KL may differ from 0 even before the first update. Row 0 of the log shows this effect alone.
+    An alarm is a sentence that warns of a collapse of training. The module ``measures`` describes the columns of the log.
+
+    One column needs care: ``held_out/kl`` is ``KL(policy || initial model)``. It may differ from 0 even before the first update, since the
+    initial model runs in the dtype in which it was loaded, and the policy in fp32 or under autocast. Row 0 of the log shows this effect
+    alone.
 
     Args:
         problems: Held-out problems; an empty list turns evaluation off.
@@ -110,7 +113,8 @@ class Recorder(TrainerCallback):
         say: Function that is called with the text of an alarm. Later alarms of the same kind are only logged.
         sample: Function that samples rollouts of the policy in training.
         initial: The model before training, for the column ``held_out/kl``; ``None`` leaves this column out. It is also left out if the
-            evaluation samples greedily, with top-p or with top-k, since log-probabilities then do not give the KL.
+            evaluation samples greedily, with top-p or with top-k: the KL is estimated from tokens that are sampled from the full
+            distribution.
 
     Attributes:
         rows: Rows of the log so far.
@@ -133,7 +137,7 @@ class Recorder(TrainerCallback):
         self._raised: set[str] = set()  # kinds of alarms that ``say`` was already called with
 
     def resume(self, step: int) -> None:
-        """Read the log of a stopped run, to continue it. Rows after ``step``, the step of the checkpoint, are dropped."""
+        """Read the log of a stopped run. Rows after ``step``, the step of the checkpoint from which the run resumes, are dropped."""
         if self.path is not None and self.path.is_file():
             self.rows = [row for row in read(self.path) if row["step"] <= step]
             store.write_rows(self.rows, self.path)
@@ -161,7 +165,10 @@ class Recorder(TrainerCallback):
             self._evaluation = {}
 
     def finish(self, saved: LM, step: int) -> None:
-        """Evaluate the saved model on this process alone. Its results replace the held-out results in the row of ``step``."""
+        """Evaluate the saved model on the held-out problems, for the last row of the log. Only the main process calls this.
+
+        The new results replace the held-out results in the row of ``step``, the run's last optimizer step.
+        """
         if not (evaluation := self._evaluate(saved)):
             return
         last = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {"step": step}
@@ -196,7 +203,7 @@ class Recorder(TrainerCallback):
             store.append_line(row, self.path)
 
     def _add(self, row: Row) -> Row:
-        """Add a row with its alarms to the log, and call ``say`` with each alarm of a kind not raised before."""
+        """Add a row to the log, with its alarms; call ``say`` with each alarm whose kind was not raised before. Return the row."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.rows.append(row)
         row["alarms"] = alarms(self.rows)

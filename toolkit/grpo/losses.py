@@ -24,7 +24,8 @@ class DRPO:
         loss = - (1/Q) sum over q of J_q  +  sg(beta * max(0, KL - delta)) * KL
 
     The weights ``w_i`` are never negative, so ``J_q`` never rewards making a correct rollout less likely. ``KL`` is the mean of
-    ``log pi_old - log pi`` over the response tokens of the micro-batch. So the loss depends on the size of the micro-batch.
+    ``log pi_old - log pi`` over the response tokens of the micro-batch. The limit ``delta`` is applied to this mean, so the loss depends on
+    the size of the micro-batch.
 
     Attributes:
         lam: Temperature of the brevity weights; a larger value makes them more equal. As ``lam`` goes to infinity, length has no effect.
@@ -48,17 +49,17 @@ class DRPO:
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Return DRPO's objective, which training maximises: the mean of ``J_q`` over the groups q of a micro-batch (``DRPO`` has the formula).
+    """Return DRPO's objective, which training maximises: the mean of ``J_q`` over the groups q of a micro-batch.
 
-    Maximising ``J_q`` makes the group's correct rollouts likelier, short ones most, and its wrong rollouts less likely. Rollouts without
-    response tokens are ignored.
+    A group is the set of rollouts of one problem. ``DRPO`` has the formula of ``J_q``. Maximising it makes the group's correct rollouts
+    likelier, short ones most, and its wrong rollouts less likely. Rollouts without response tokens are ignored.
 
     Args:
         score: ``s_i``, the mean token log-probability of each rollout under the current policy.
         correct: True for each correct rollout.
         tokens: Response length of each rollout, in tokens.
         groups: Group of each rollout, as an integer.
-        form: Parameters of the loss; ``capacity`` must not be ``None``.
+        form: Parameters of the loss: ``capacity``, ``lam`` and ``tau`` are used. ``capacity`` must not be ``None``.
     """
     if form.capacity is None:
         raise ValueError("capacity=None: give DRPO's capacity in tokens.")
@@ -100,7 +101,8 @@ def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Ten
         new: Log-probabilities of the response tokens under the current policy.
         old: Log-probabilities under the policy that sampled.
         mask: 1 for a response token, 0 for padding.
-        form: Parameters of the loss, of which ``beta`` (weight) and ``delta`` (largest KL at which the term is 0) are used.
+        form: Parameters of the loss. Two are used: ``beta``, the weight of the term, and ``delta``, the largest KL in nats per token at
+            which the term is 0.
     """
     kl = kl_estimate(new, old, mask)
     # The factor is detached, so only the last ``kl`` has a gradient.
@@ -144,13 +146,16 @@ class ModeSwitch:
 def preference(
     correct: Bool[ndarray, " n"], long: Bool[ndarray, " n"], groups: Int[ndarray, " n"], form: ModeSwitch
 ) -> Int[ndarray, " n"]:
-    """Return, for each rollout, the preferred mode of its problem: 1 for long, -1 for short, 0 for none (see ``ModeSwitch``).
+    """Return, for each rollout, the preferred mode of its problem: 1 for long thinking, -1 for short thinking, 0 for none.
+
+    No mode is preferred if all rollouts of the problem are wrong. Otherwise short is preferred if the accuracy of the rollouts with a short
+    prompt is at least ``form.assumed_simple``, else long.
 
     Args:
         correct: True for each correct rollout.
         long: True if the rollout's prompt requested long thinking, False if it requested short thinking.
         groups: Group of each rollout, as an integer; one group per problem.
-        form: Parameters of the loss, of which ``assumed_simple`` is used.
+        form: Parameters of the mode-switching loss. Only ``assumed_simple`` is used: an accuracy, 0 to 1.
     """
     _, which = np.unique(groups, return_inverse=True)
 
@@ -166,15 +171,17 @@ def preference(
 def switch_hinge(
     logits: Float[Tensor, "n vocab"], prefer: Int[Tensor, " n"], tokens: tuple[int, int], form: ModeSwitch
 ) -> Float[Tensor, " n"]:
-    """Return the mode-switching loss of each problem, which is 0 for a problem without a preferred mode (see ``ModeSwitch``).
+    """Return the mode-switching loss of each problem, which teaches the model to begin its response in the problem's preferred mode.
 
-    The loss is ``weight * max(0, margin - gap)``; the gap is the logit of the token that begins the preferred mode minus that of the other.
+    A mode is long or short thinking; each has a token that begins its responses (see ``ModeSwitch``). ``gap`` is the logit of the preferred
+    mode's token minus the logit of the other mode's token. The loss is ``assumed_weight * max(0, assumed_margin - gap)``, or 0 for a
+    problem without a preferred mode.
 
     Args:
         logits: Logits at the first response position, one row per problem.
         prefer: Preferred mode of each problem: 1 for long, -1 for short, 0 for none.
         tokens: Ids of the tokens that begin a long and a short response, in this order.
-        form: Parameters of the loss, of which margin and weight are used.
+        form: Parameters of the loss: ``assumed_weight`` and ``assumed_margin`` (a difference of logits) are used.
     """
     # ``prefer`` is the sign that turns (long minus short) into (preferred minus other).
     gap = (logits[:, tokens[0]] - logits[:, tokens[1]]) * prefer

@@ -47,11 +47,13 @@ Row = dict[str, Any]
 
 
 def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
-    """Return column name -> value for one training batch: the columns of the module's table except ``held_out/...``.
+    """Return statistics of one training batch as a dict ``{column of the log: value}``.
+
+    The module ``measures`` lists the columns; those that begin with ``held_out/`` are not returned here.
 
     Args:
         drawn: Rollouts of the batch, of all processes.
-        batch: The same rollouts as the batch of columns that the reward gets, with the group of each rollout.
+        batch: The reward's argument for the same rollouts. Only its field ``groups`` (the group of each rollout) is used.
         scored: Rewards of the rollouts and their components.
     """
     rollouts = [d.rollout for d in drawn]
@@ -103,10 +105,12 @@ def _most_common(rollouts: Sequence[Rollout]) -> float:
 
 
 def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
-    """Return column name -> value for held-out problems: the ``held_out/...`` columns of the module's table except ``held_out/kl``.
+    """Return results on held-out problems as a dict ``{column of the log: value}``.
 
-    The columns ``..._hard`` cover the problems whose ``meta["difficulty"]`` is at least its 2/3 quantile. They exist only if all problems
-    have a number there.
+    The module ``measures`` lists the columns: all that begin with ``held_out/``, except ``held_out/kl``.
+
+    The columns ``..._hard`` cover the hardest third of the problems (or more, with ties), by the number in ``Problem.meta["difficulty"]``.
+    They exist only if every problem has such a number.
 
     Args:
         rollouts: Rollouts of the policy on the problems.
@@ -138,7 +142,10 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
 
 
 def _means(rollouts: Sequence[Rollout]) -> Row:
-    """Return a dict of means over some rollouts. Its keys are names of ``held_out/...`` columns without that prefix."""
+    """Return means over rollouts as a dict with the keys ``accuracy``, ``think_tokens``, ``tokens``, ``truncated`` and ``loops``.
+
+    These are names of ``held_out/...`` columns without that prefix.
+    """
     return {
         "accuracy": float(np.mean([r.correct for r in rollouts])),
         "think_tokens": float(np.mean([r.think_tokens for r in rollouts])),

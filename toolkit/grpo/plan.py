@@ -12,11 +12,13 @@ from toolkit.grpo.recipes import Recipe
 class TrainingPlan:
     """Settings with which every policy of a board or sweep is trained.
 
+    The policies differ in their recipes: a *recipe* holds the training settings of one method, such as its reward (see ``recipes``).
+
     Attributes:
         task: Name of the task to train on.
         steps: Optimizer steps per policy.
-        pool: Number of different training problems. A run that needs more goes through them again, in a new order. HAPO needs such
-            repetition: it compares a response with earlier responses to the same problem.
+        pool: Number of different training problems. A run that needs more goes through them again, in a new order. The reward HAPO needs
+            such repetition: it compares a response with earlier responses to the same problem.
         held_out: Number of held-out problems (split ``dev``) for the learning curve, with 4 samples each.
         evaluate_every: Optimizer steps between two points of the learning curve; 0 for no curve.
         tiny: True to scale recipes to the tiny reasoner, the small model in this package (see ``Recipe.scaled``). False to keep the numbers
@@ -46,7 +48,11 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings of this plan that are part of a policy's cache key, by name. ``policies.basis`` adds the other inputs."""
+        """Those settings of this plan that are themselves part of a policy's cache key, as a dict ``{name: value}``.
+
+        ``task``, ``pool``, ``tiny`` and ``changes`` enter the key through the problems and the recipe, which ``policies.basis`` adds. It
+        adds ``micro_batch`` only for a recipe with DRPO's loss, whose value depends on it.
+        """
         return {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],

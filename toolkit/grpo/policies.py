@@ -51,7 +51,8 @@ def train_policy(
 
     Args:
         lm: The initial model.
-        recipe: Recipe with its paper's numbers; ``plan`` scales it if ``plan.tiny`` is True.
+        recipe: Recipe with its paper's numbers. If ``plan.tiny`` is True, it is scaled to the tiny reasoner (see ``Recipe.scaled``); then
+            ``plan.changes`` is applied.
         seed: Seed of the training.
         plan: Training settings.
         runs: Directory that holds one folder per policy.
@@ -108,9 +109,9 @@ def _extras(plan: TrainingPlan, reward: Any) -> Extras:
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
-    """Return the path of a policy's folder in ``runs``. The folder's name ends in a hash of the policy's inputs (see ``basis``).
+    """Return the path of a policy's folder in ``runs``. The folder's name ends in a hash of everything that the policy depends on.
 
-    The folder need not exist yet. The arguments are those of ``train_policy``.
+    ``basis`` computes the hash. The folder need not exist yet. The arguments are those of ``train_policy``.
     """
     return runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
 
@@ -124,9 +125,10 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return the record of a policy's inputs: model, recipe, problems, seed, plan, reward and code. Its field ``key`` is a hash of all.
+    """Return a record of everything that a trained policy depends on: model, recipe, problems, seed, plan, reward and code.
 
-    A saved policy is used again only if its inputs are the same. The arguments are those of ``train_policy``.
+    The record's ``key`` is a hash of all these values. A saved policy is used again only if it has the same key. The arguments are those of
+    ``train_policy``.
     """
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}

@@ -1,8 +1,8 @@
 """Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``dataclasses.replace``.
 
 ``recipes.dler()`` has the paper's numbers; its field ``sources`` says where they come from. ``recipes.dler().scaled()`` is the same method
-scaled to the tiny reasoner (the small model in this package). It has 16 problems x 8 samples per step, responses of at most 200 tokens (40
-for DLER), and a learning rate chosen on the dev split. All numbers set by ``scaled`` are ours.
+with numbers for the tiny reasoner (the small model in this package). Scaled recipes have 16 problems x 8 samples per step, responses of at
+most 200 tokens (40 for DLER), and a learning rate chosen on the dev split. All numbers set by ``scaled`` are ours.
 
 ``recipes.ALL`` lists the recipes. For the name of a reward without a recipe of its own, ``find(name)`` returns plain GRPO with that reward.
 
@@ -45,9 +45,9 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "truncation": {"target": 40},
     }
 )
-"""Recipe name -> reward options that ``Recipe.scaled`` sets for the tiny reasoner, whose responses have 7 to 150 tokens.
+"""Recipe name -> reward options that ``Recipe.scaled`` sets for the tiny reasoner, the small model in this package.
 
-All lengths are in tokens.
+The model's responses have 7 to 150 tokens. All lengths are in tokens.
 """
 TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -55,9 +55,9 @@ TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "train_long_think_short": {"curriculum": Curriculum(start=48, every=25, text=" {budget}")},  # to 16 in 100 steps
     }
 )
-"""Recipe name -> fields with texts for the prompt, which ``Recipe.scaled`` replaces by words that the tiny reasoner knows.
+"""Recipe name -> fields of the recipe with texts for the prompt, in words that the tiny reasoner (the small model in this package) knows.
 
-It knows only a few words and fails after an unfamiliar sentence.
+``Recipe.scaled`` puts them in the place of the paper's texts. The model knows only a few words and fails after an unfamiliar sentence.
 """
 
 
@@ -72,9 +72,10 @@ class Recipe:
         options: Arguments of the reward, by name.
         advantage: Name of the advantage, a key of ``advantages.ALL``; ``None`` means TRL's (``scale_rewards`` in ``config``).
         loss: Parameters of DRPO's loss, which then replaces TRL's; ``None`` means TRL's loss (``loss_type`` in ``config``).
-        dynamic: Settings of dynamic sampling, which replaces groups whose rewards are all equal; ``None`` turns it off.
+        dynamic: Settings of dynamic sampling, which replaces problems whose responses all get the same reward; ``None`` turns it off.
         curriculum: Token budget that is stated in the prompt and falls during training; ``None`` states no budget.
-        modes: Texts that request long thinking from half of each group and short thinking from the other half; ``None`` adds no such text.
+        modes: Texts that request long thinking in half of a problem's prompts and short thinking in the other half; ``None`` adds no such
+            text.
         switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; ``None`` means no such loss.
         problems: Problems per generation (a batch of responses sampled at once), over all processes.
         samples: Responses per problem, the size of a group (G in the papers).
@@ -121,10 +122,10 @@ class Recipe:
             raise ValueError("switch is set without modes: the mode-switching loss needs modes=Modes(...).")
 
     def scaled(self) -> Recipe:
-        """Return the recipe scaled to the tiny reasoner, the small model in this package.
+        """Return the recipe with numbers for the tiny reasoner, the small model in this package.
 
-        It has 16 problems x 8 samples per generation, one optimizer step per generation, and short responses. Reward options and prompts
-        are scaled too. All new numbers are ours.
+        The scaled recipe samples 8 responses to each of 16 problems at once, uses them for one optimizer step, and has a low token limit.
+        Lengths in the reward's options and texts in the prompt are changed to suit the model. All new numbers are ours.
         """
         return replace(
             self,
@@ -141,17 +142,18 @@ class Recipe:
 
 
 NOT_SCALED = ("beta", "temperature", "entropy_coef")
-"""Fields of ``Recipe.config`` that scaled recipes leave out, so that TRL's defaults hold.
+"""Fields of ``Recipe.config`` that ``Recipe.scaled`` leaves out, so that TRL's defaults hold:
 
-These defaults are: no KL penalty (which would need a reference model), temperature 1 (at which the tiny reasoner is evaluated), and no
-entropy bonus.
+* ``beta``: no KL penalty, which would need a reference model.
+* ``temperature``: 1, at which the tiny reasoner (the small model in this package) is evaluated.
+* ``entropy_coef``: no entropy bonus.
 """
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
 """Clip-higher (DAPO): the ratio of token probabilities, new to old policy, is clipped to ``[1 - epsilon, 1 + epsilon_high]``."""
 DUAL_CLIP = 10.0
 """Largest probability ratio, new to old policy, for tokens with a negative advantage A: such a token adds at most ``10 |A|`` to the loss.
 
-TRL's name of this number is ``delta``, verl's ``clip_ratio_c``. The two have the same effect if the number exceeds ``1 + epsilon_high``.
+TRL calls this number ``delta``, verl ``clip_ratio_c``. Both libraries compute the same loss if the number exceeds ``1 + epsilon_high``.
 """
 
 
@@ -173,9 +175,9 @@ def plain(reward: str, **options: Any) -> Recipe:
 
 
 def length_penalty_mild() -> Recipe:
-    """Return our recipe of the reward ``length_penalty`` with half its default weight.
+    """Return our recipe of the reward ``length_penalty`` with half the default weight of its penalty (``alpha=0.5``).
 
-    Weights that are too small have no effect, and weights that are too large make training collapse. The range between them is narrow.
+    A weight that is too small has no effect, and a weight that is too large makes training collapse. The range between them is narrow.
     """
     return replace(
         plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
@@ -183,7 +185,7 @@ def length_penalty_mild() -> Recipe:
 
 
 def grpo_lambda() -> Recipe:
-    """Return the recipe of GRPO-lambda (arXiv 2505.18086): length is penalised only in the most accurate groups of the batch."""
+    """Return the recipe of GRPO-lambda (arXiv 2505.18086): length is penalised only on the problems solved most often in the batch."""
     return Recipe(
         "grpo_lambda",
         "2505.18086",
@@ -199,8 +201,8 @@ def dler(*, tokens: bool = False) -> Recipe:
     ``CLIP_HIGHER``), and dynamic sampling.
 
     Args:
-        tokens: Weight of a response in the mean and standard deviation of the advantages over the batch. False: each response counts once,
-            as in the paper. True: it counts once per token, as in the released code.
+        tokens: True to take the mean and standard deviation of the advantages over all tokens of the batch, as in the released code. False
+            to take them over all responses, as in the paper.
     """
     return Recipe(
         "dler",
@@ -238,7 +240,7 @@ def laser(reward: str = "laser") -> Recipe:
     """Return the recipe of LASER (arXiv 2505.15612): a bonus for correct responses within a target length.
 
     Args:
-        reward: Name of the reward; leave it out. The recipes ``laser_d()`` and ``laser_de()`` pass the names of their variants.
+        reward: Name of the reward; only for internal use. For the variants of LASER, call ``laser_d()`` or ``laser_de()``.
     """
     return Recipe(
         reward,
@@ -311,7 +313,7 @@ def drpo(lam: float = 0.1) -> Recipe:
 def slpo() -> Recipe:
     """Return the recipe of SLPO, the method with which the ORION models were trained (arXiv 2511.22891).
 
-    A correct rollout gets more reward the shorter it is among the correct rollouts of its group.
+    A correct rollout gets more reward the shorter it is among the correct rollouts of the same problem.
     """
     return replace(plain("slpo"), paper="2511.22891", sources="Weight, rate and batch not found.")
 
@@ -331,13 +333,14 @@ def train_long_think_short() -> Recipe:
 
 
 def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
-    """Return the recipe of Adaptive Deep Reasoning (arXiv 2505.20101): half of each group is prompted for long thinking, half for short.
+    """Return the recipe of Adaptive Deep Reasoning (arXiv 2505.20101).
 
-    Where we did not find a formula of the paper, ours is used.
+    Half of the responses to each problem are prompted for long thinking, half for short. We did not find all of the paper's numbers; the
+    recipe's ``sources`` says which are ours.
 
     Args:
-        switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; ``None`` leaves it out. The
-            parameters include the texts with which a long and a short response of your model begin.
+        switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; its formula is ours. The
+            parameters include the texts with which a long and a short response of your model begin. ``None`` leaves the loss out.
     """
     return Recipe(
         "adaptive_deep_reasoning",

@@ -74,8 +74,8 @@ def remove_old(out: Path, limit: int | None = None) -> None:
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """Return the content of the file that this toolkit adds to a checkpoint: a dict with the keys ``identity`` and ``reward``.
 
-    ``identity`` holds the settings that must be the same in a resumed run. ``reward`` holds the state of a reward that changes during
-    training; for other rewards it is empty.
+    ``identity`` holds the settings with which the run was started; a run with other settings may not resume from the checkpoint.
+    ``reward`` holds the state of a reward that changes during training; for other rewards it is empty.
 
     Raises:
         store.DamagedFileError: the file is damaged.
@@ -89,7 +89,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
     Args:
         checkpoint: Folder of the checkpoint.
-        main: True in the one process that removes the incomplete checkpoint, False in all others.
+        main: True to remove the incomplete checkpoint. Of several processes that write together, pass it in one only.
 
     Raises:
         DiskFullError: the disk is full.
@@ -127,7 +127,7 @@ class ResumableTrainer(GRPOTrainer):
 
     Attributes:
         args: TRL's config.
-        identity: Settings that must be the same in a resumed run, by name; saved in each checkpoint.
+        identity: Dict of settings that must be the same when the run is resumed; saved in each checkpoint.
         reward: The reward object.
     """
 

@@ -21,7 +21,7 @@ Memory, in bytes per weight of the model, besides activations:
   weight instead, plus 16 for each weight of the adapter.
 * 2 for a bfloat16 copy of the weights, under autocast.
 * 2 (bfloat16) or 4 (fp32) for the initial model, which stays in memory.
-* 4 for a reference model, if ``beta`` is not 0.
+* 4 for a reference model, if TRL's ``beta`` (the weight of its KL term) is not 0.
 
 To use less, set ``Run.overrides``. ``{"gradient_checkpointing": True}`` saves activations; ``{"optim": "adamw_bnb_8bit"}`` stores Adam's
 moments in 1 byte each.
@@ -100,7 +100,8 @@ class Run:
         evaluate_every: Optimizer steps between evaluations; 0 for no evaluation.
         evaluate: Sampling settings of the evaluation.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
-            step, with one exception: DRPO's KL term is computed over one micro-batch, which matters with several updates per generation.
+            step, with one exception: DRPO's KL term is computed over one micro-batch. This matters if a batch of responses is used for
+            several optimizer steps.
         overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
         save_dtype: Dtype of the saved model. A dtype narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``model/grpo.json``.
@@ -191,7 +192,10 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 
 
 def process_of(run: Run) -> tuple[int, int]:
-    """Return ``(index, number)``: the index of this process among those that train together, 0 for the main process, and their number."""
+    """Return ``(index, number)`` for this process: its index among the processes that train together, and their number.
+
+    The main process has index 0. accelerate sets both values; ``run`` only supplies the directory that TRL's config requires.
+    """
     config = GRPOConfig(str(run.out), bf16=False, report_to="none")
     return config.process_index, config.world_size
 
@@ -269,7 +273,13 @@ def train(
 
 @contextmanager
 def _only_run(out: Path) -> Iterator[None]:
-    """Return a context manager that locks a run's directory. A second run in the same directory would damage the log of the first."""
+    """Return a context manager that locks the directory of a run while its body is executed.
+
+    Two runs in one directory would damage each other's log.
+
+    Raises:
+        store.StoreError: another process has locked the directory.
+    """
     with store.locked(out / ".training") as mine:
         if not mine:
             raise store.StoreError(
@@ -292,9 +302,9 @@ def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Return JSON values, by name, that identify a policy's initial model, recipe and training problems.
+    """Return a JSON dict that identifies a policy's initial model, recipe and training problems.
 
-    They enter cache keys. In a checkpoint they serve to refuse resumption with another model, recipe or problem set.
+    It is part of the policy's cache key. It is also saved in checkpoints: a run with another model, recipe or problem set may not resume.
     """
     return {
         **identities.of_lm(lm),
@@ -304,9 +314,10 @@ def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict
 
 
 def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
-    """Return settings, by name, that must be the same in a resumed run, in addition to ``policy_identity``.
+    """Return a dict of further settings that must be the same when a run is resumed, such as seed, reward and code.
 
-    Fields of a reward or LoRA config that cannot be hashed by their value are left out.
+    ``policy_identity`` returns the others: initial model, recipe and training problems. Fields of a reward or LoRA config that cannot be
+    hashed by their value are left out.
     """
     plugged = {"reward": extras.reward, "adapter": extras.lora}
     keys = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in plugged.items()}
@@ -321,7 +332,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
-    """Return seed, steps, overrides, engine and LoRA settings of the run, for the file ``model/grpo.json``."""
+    """Return seed, steps, overrides, engine and LoRA settings of the run as a dict; ``model/grpo.json`` records them with the model."""
     lora = (
         None if extras.lora is None else {name: getattr(extras.lora, name, None) for name in ("r", "lora_alpha", "target_modules")}
     )
@@ -336,11 +347,19 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
 
 
 def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
-    """Return the checkpoint to resume from, or ``None`` to start anew. If there is nothing to resume, a killed run's log is removed.
+    """Return the checkpoint to resume from, or ``None`` to start anew.
+
+    If ``resume`` is True but the directory holds no complete checkpoint, the log in it is removed: its run was killed before the first
+    checkpoint.
+
+    Args:
+        out: The run's directory.
+        identity: Settings that must be the same when the run is resumed, such as model, recipe and seed.
+        resume: True to resume if a checkpoint exists.
 
     Raises:
         FileExistsError: the directory holds a run and ``resume`` is False.
-        store.WrongModelError: the newest checkpoint belongs to a run with another identity.
+        store.WrongModelError: the newest checkpoint was written by a run with another ``identity``.
     """
     if not resume:
         if (out / log.LOG).exists() or last_checkpoint(out):
@@ -367,8 +386,8 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
 def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int, recipe: Recipe | None = None, steps: int = 1) -> None:
     """Raise ValueError if there is no problem, or if the longest prompt plus ``max_tokens`` tokens do not fit the model's context.
 
-    All prompts are tokenized, with the texts that the recipe adds to them. Of the budgets of a curriculum, only the one whose text has the
-    most tokens is added.
+    All prompts are tokenized, with the texts that the recipe adds to them. A curriculum states a token budget that falls during training;
+    only the longest of these texts, in tokens, is tried.
 
     Args:
         lm: The initial model.
@@ -397,9 +416,10 @@ def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int, recipe: 
 
 
 def _prompt_changes(lm: LM, recipe: Recipe | None, steps: int) -> list[Ask | None]:
-    """Return the functions that change the prompts of a run; ``None`` stands for unchanged prompts.
+    """Return functions that add a recipe's texts to a prompt, for a check of prompt lengths; ``None`` stands for unchanged prompts.
 
-    Of a curriculum's budgets, which may be as many as there are steps, only the one whose text has the most tokens is returned.
+    A curriculum states a token budget that falls during training, so it may have as many texts as there are steps. Only the function of
+    the longest text, in tokens, is returned.
     """
     if recipe is not None and recipe.modes is not None:
         return [recipe.modes.ask(mode) for mode in draws.MODES]

@@ -48,10 +48,10 @@ class PolicyView:
         weights: Function that returns the model in training.
         generating: Function that returns a context manager. The manager yields the model for generation: without wrappers, under the
             autocast of training.
-        rewards: Function ``(all rollouts, this process's rollouts) -> rewards [n]``. It scores a batch of all processes and does not change
-            the reward's state.
-        log_probs: Function ``(token ids, attention mask, number of response columns) -> log-probabilities`` (nats) of the response tokens.
-            Token ids are those of prompts and responses together.
+        rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards that
+            change during training, such as HAPO's, are not changed by it.
+        log_probs: Function ``(token ids, attention mask, length of the longest response) -> log-probabilities`` (nats) of the response
+            tokens. Token ids are those of prompts and responses together.
     """
 
     lm: LM
@@ -121,8 +121,7 @@ class Sampler:
         With dynamic sampling, groups of other problems may replace groups of the requested ones.
 
         Args:
-            ids: Problem ids of this process's part of the batch, one per response to sample. Each id is repeated for the responses of its
-                group, one after the other.
+            ids: Problem ids, one per response that this process must sample. A problem with G responses has its id G times in a row.
 
         Raises:
             ValueError: a weight is NaN or infinite.
@@ -159,8 +158,8 @@ class Sampler:
     def monitoring_rollouts(self, problems: int, samples: int) -> list[Rollout]:
         """Sample rollouts on the monitoring set, split over the processes, and return those of all processes.
 
-        The monitoring set is a random set of training problems, the same in every step of a run. The model is measured by its
-        rollouts on them, but is not trained on these rollouts. LASER-D sets its target lengths from them.
+        The monitoring set is a random set of training problems, the same in every step of a run. These rollouts are not trained on;
+        they only measure the model. LASER-D, for example, sets its target lengths from them.
 
         Args:
             problems: Number of problems in the set.
@@ -180,12 +179,19 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample one group per problem on this process, with ``Drawn.logprob_without`` set if the reward needs it."""
+        """Sample on this process and return one group (the responses to one problem) per problem.
+
+        If the reward needs it, ``Drawn.logprob_without`` is set: the mean log-probability of a response without the question.
+        """
         groups = self._prompted(problems)
         return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
     def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample one group per problem on this process. Prompts state the recipe's budget or request its modes, if it has any."""
+        """Sample on this process and return one group (the responses to one problem) per problem.
+
+        If the recipe has a ``curriculum``, prompts state its token budget. If it has ``modes``, half of a group's prompts request long
+        thinking and half short thinking.
+        """
         policy, samples = self.policy, self.policy.args.num_generations
         if policy.recipe.modes is None:
             ask, budget = budget_prompt(policy.recipe.curriculum, policy.step())
@@ -204,10 +210,11 @@ class Sampler:
     def _refilled(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
         """Replace groups whose rewards are all equal by groups of other problems, and return this process's part of the new batch.
 
-        The processes share one batch, and each samples a part of the new groups. ``draws.Dynamic`` sets the limits.
+        All processes call this together: their groups form one batch, and each samples a part of the new groups. ``draws.Dynamic`` limits
+        how many are sampled.
 
         Args:
-            groups: Groups that this process has sampled.
+            groups: This process's part of the batch, one list of rollouts per problem.
         """
         policy, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
@@ -240,13 +247,13 @@ class Sampler:
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
         """Drop groups whose rewards are all equal. Return the groups that remain in ``pool``, and all dropped groups.
 
-        Only the batch, the first ``wanted`` groups of ``pool``, is scored. When groups are dropped, the next groups of ``pool`` move up
-        into the batch. A reward may compare the groups of a batch, so the new batch is scored again. This repeats until no group is
-        dropped. The reward's state does not change.
+        The first ``wanted`` groups of ``pool`` are the batch; only they are scored. If some are dropped, later groups of ``pool`` take
+        their places. The new batch is then scored as a whole, since a reward may compare the groups of a batch. This repeats until no group
+        is dropped. A reward that changes during training is not changed by this.
 
         Args:
-            pool: Groups of all processes.
-            dropped: Groups that were dropped before; they are part of the second return value.
+            pool: Groups of all processes, one list of rollouts per problem.
+            dropped: Groups that earlier calls dropped; the second return value contains them too.
             wanted: Number of groups in a batch.
         """
         policy, rule = self.policy, self.policy.recipe.dynamic

@@ -3,8 +3,8 @@
 A run writes ``model``, an ordinary Hugging Face directory. With LoRA it also writes ``adapter``, an ordinary PEFT directory in fp32, which
 vLLM serves with ``--enable-lora``.
 
-``model`` is fp32 unless ``Run.save_dtype`` is another dtype. At a usual learning rate, storage in bfloat16 would round away most of the
-weight changes of a run. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in
+``model`` is fp32 unless ``Run.save_dtype`` is another dtype. At a usual learning rate, rounding to bfloat16 would undo most of the weight
+changes of a run. The share of the weight changes that rounding keeps is measured (``toolkit.rounding``), printed, and saved in
 ``model/grpo.json``.
 """
 
@@ -122,7 +122,10 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
 
 
 def _save_adapter(trainer: Trainer, initial: LM, folder: Path) -> None:
-    """Write the LoRA adapter as a PEFT directory, with records of the problems that it and the initial model were trained on."""
+    """Write the LoRA adapter to ``folder`` as a PEFT directory.
+
+    A file in ``folder`` records the problems that were used to train the adapter, and those that were used to make the initial model.
+    """
     store.remove(folder)
     with store.atomic_directory(folder) as partial:
         trainer.save_model(str(partial))
@@ -138,7 +141,9 @@ def _free_optimizer(trainer: Trainer) -> None:
 
 
 def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
-    """Load a saved policy. It gets the think tags and the chat template's switches of the model from which it was trained.
+    """Load a saved policy. It gets the think tags of the model from which it was trained, and the same variables in the chat template.
+
+    An example of such a variable is ``enable_thinking``.
 
     Custom code in the policy's directory (``trust_remote_code``) runs only if that model was loaded with custom code.
 
@@ -154,9 +159,10 @@ def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, dev
 
 
 def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the fields of ``rounding.Rounding`` by name: the share of the weight changes that storage in ``dtype`` keeps, and the error.
+    """Return how much of the trained weight changes is kept if the policy is saved in ``dtype``.
 
-    If the initial model has another dtype, the entry ``given`` is a dict of the same fields for storage in that dtype.
+    The result is a dict of the fields of ``rounding.Rounding``: the dtype, the share of the changes that is kept, and the error. If the
+    initial model has another dtype than ``dtype``, the entry ``given`` holds the same fields for saving in the initial model's dtype.
     """
     start = merge_adapter(deepcopy(initial.model)) if has_adapter(initial.model) else initial.model
     before, after = (dict(model.named_parameters()) for model in (start, policy.model))
@@ -165,13 +171,13 @@ def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _rounding_message(facts: Mapping[str, Any]) -> str:
-    """Return a message for the user: how much of the weight changes survives in the saved model.
+    """Return a message for the user: how much of the trained weight changes the saved model keeps after rounding to its dtype.
 
-    If the initial model has another dtype, the message also says how much would survive in that dtype.
+    If the initial model has another dtype, the message also says how much would be kept in that dtype.
 
     Args:
-        facts: The dict that ``_rounded`` returns, with two more entries in nats per token: ``kl``, the KL of the trained to the saved
-            policy, and ``kl_trained``, the KL of the trained policy to the initial model.
+        facts: The dict that ``_rounded`` returns, with two more entries in nats per token: ``kl`` is KL(trained || saved policy), and
+            ``kl_trained`` is KL(trained policy || initial model).
     """
     written = Rounding(facts["dtype"], facts["kept"], facts["error"])
     other = f"; {Rounding(**facts['given'])}" if "given" in facts else ""

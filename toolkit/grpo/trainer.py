@@ -63,7 +63,7 @@ class ScoredBatch:
 
     Attributes:
         drawn: Rollouts with their prompts.
-        batch: The same rollouts as a batch of columns, the argument of the reward.
+        batch: The argument of the reward for the same rollouts: arrays with one value per rollout, by name.
         scored: Rewards of the rollouts and their components.
         advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
     """
@@ -83,10 +83,10 @@ class Trainer(ResumableTrainer):
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
         extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
-        identity: Settings that must be the same in a resumed run, by name; saved in each checkpoint.
+        identity: Dict of settings that must be the same when the run is resumed; saved in each checkpoint.
 
     Attributes:
-        origin: The argument ``lm``, of which tokenizer, think tags and template are used.
+        origin: The argument ``lm``. Its tokenizer, think tags and template are used during training.
         problems: Problem id -> training problem.
         reward: The reward object.
         newest: The newest batch with its rewards, or ``None`` before the first batch.
@@ -192,7 +192,11 @@ class Trainer(ResumableTrainer):
         return output
 
     def _monitor(self) -> None:
-        """If the reward requests it now (LASER-D does at intervals), sample responses to a monitoring set and pass them to the reward."""
+        """If the reward requests it for this batch, sample responses to a monitoring set and pass them to the reward.
+
+        A monitoring set is a fixed set of training problems that measures the policy; these responses are not trained on. LASER-D requests
+        it at intervals; most rewards never do.
+        """
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
         if due is not None:
             problems, samples = due
@@ -201,6 +205,8 @@ class Trainer(ResumableTrainer):
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
         """Return the inputs of the mode-switching loss for this process's rows of the newest batch.
+
+        This loss teaches the model to choose between long and short thinking when the prompt requests neither (see ``losses.ModeSwitch``).
 
         Args:
             mine: Slice of this process's rows in the batch of all processes.
@@ -274,9 +280,10 @@ class Trainer(ResumableTrainer):
         return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """Return a reward batch with the columns that are computed from rollouts alone, without their prompts and ``Extras.columns``.
+        """Return the argument of the reward with the columns that need only the rollouts, such as response lengths.
 
-        The batch also gets the model's closing think tag, since some rewards read the text after it.
+        ``batch_of`` adds columns about the prompts and those of ``Extras.columns``. The batch also gets the model's closing think tag,
+        since some rewards read the text after it.
         """
         problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
@@ -285,11 +292,11 @@ class Trainer(ResumableTrainer):
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Return the next micro-batch. If the last generation is used up, sample and split a new one first.
+        """Return the next micro-batch. If all responses of the last generation have been used, sample a new one and split it first.
 
-        If one optimizer step uses a whole generation, rows (or whole groups, for DRPO's loss) are sorted by length, and each micro-batch is
-        trimmed to its longest row. If several steps share a generation, TRL shuffles its rows over the steps. DRPO's loss needs whole
-        groups, so its rows stay in order instead.
+        A generation is a batch of responses sampled at once; a row is one response. If one optimizer step uses a whole generation, rows (or
+        whole groups, for DRPO's loss) are sorted by length, and each micro-batch is trimmed to its longest row. If several steps share a
+        generation, TRL shuffles its rows over the steps. DRPO's loss needs whole groups, so its rows stay in order instead.
         """
         # True if one optimizer step uses a whole generation.
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -308,10 +315,10 @@ class Trainer(ResumableTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
-        """Return True if rows with advantage 0 can be left out of the micro-batches.
+        """Return True if rows (responses) with advantage 0 can be left out of the micro-batches.
 
-        Two conditions must hold: these rows add nothing to the loss, and sampling has recorded the entropies of all rows, which the log
-        needs.
+        Three conditions must hold: these rows add nothing to the loss; TRL's divisor of the loss is known (``batching.BY_ROWS`` or
+        ``BY_TOKENS``); and sampling has recorded the entropies of all rows, which the log needs.
         """
         assert self.newest is not None
         # ``plain``: the loss has no term that is nonzero at advantage 0. ``whole``: all tokens count, with one advantage per row.
@@ -347,8 +354,8 @@ class Trainer(ResumableTrainer):
 
         A token's difference is its log-probability in sampling minus that in training. ``sampler/kl`` is the mean difference, an estimate
         of KL(sampler || trainer); ``sampler/gap`` is the mean absolute difference. In exact arithmetic both would be 0. They show rounding,
-        or that the engine samples in another dtype. After the first update with a generation they are not logged, since the policy has
-        changed.
+        or that the engine samples in another dtype. They are logged only until the first update with the batch: the policy changes then.
+        With top-k or top-p they are not logged, since these sample from another distribution.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
         # True after the first update with a generation, when the policy is no longer the one that sampled.
@@ -384,7 +391,10 @@ class Trainer(ResumableTrainer):
         return loss / self.current_gradient_accumulation_steps
 
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
-        """Return one micro-batch's part of the mode-switching loss. Over an optimizer step, the parts add up to the mean over problems."""
+        """Return one micro-batch's part of the mode-switching loss, which ``losses.ModeSwitch`` defines.
+
+        Over an optimizer step, the parts add up to the mean loss per problem.
+        """
         # For each group in the micro-batch: ``first`` is the index of its first row, ``rows`` the number of its rows.
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
         ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
@@ -409,7 +419,8 @@ class Trainer(ResumableTrainer):
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
         """Return the end of an error message: which response causes a loss or gradient that is NaN or infinite.
 
-        Each row of the micro-batches ``parts`` is tried as a batch of its own; the first with such a loss or gradient is named, if any.
+        Each row (response) of the micro-batches ``parts`` is tried as a batch of its own. The first with such a loss or gradient is named.
+        If there is none, the text says so.
         """
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
