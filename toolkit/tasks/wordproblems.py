@@ -1,7 +1,7 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for the shipped model ``smol-reasoner``.
 
 A story begins with a number of things, events change this number, and a question ends the story. Every step is one operation on whole
-numbers from 0 to 40. To keep problems within reach of a small model, the numbers that are added or subtracted are small: at most 9, or a
+numbers from 1 to 40. To keep problems within reach of a small model, the numbers that are added or subtracted are small: at most 9, or a
 product of at most 4 * 5, such as 3 * 4 for three bags of four.
 
 Each story and each wording of plain arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in
@@ -143,8 +143,11 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
     """Return the text of a problem of ``n`` steps in plain arithmetic, with its numbers in brackets, and its solution.
 
-    The steps are additions and subtractions. In 30 % of the problems, the first step is a product. If ``small``, the first number is at
-    most ``EASY`` (a product may be larger).
+    The steps are additions and subtractions. In 30 % of the problems, the first step is a product instead.
+
+    Args:
+        n: Number of steps.
+        small: If True, a first number that is not a product is at most ``EASY`` (12).
     """
     first = rng.randint(1, EASY if small else START)
     telling, marked = _Telling([], [], first), f"[{first}]"
@@ -163,7 +166,8 @@ def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, li
 def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, list[Step], str]:
     """Return a story of ``n`` steps: its text with the needed quantities in brackets, its solution, and the things that it counts.
 
-    If ``small``, the first number is at most ``EASY``.
+    Args:
+        small: If True, the first number is at most ``EASY`` (12).
     """
     who, him = (rng.choice(stories.SHE), "her") if rng.random() < 0.5 else (rng.choice(stories.HE), "him")
     he, his = ("she", "her") if him == "her" else ("he", "his")
@@ -189,7 +193,8 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
 
 
 def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]], steps_left: int, names: dict[str, str]) -> None:
-    """Add one random event to the story. Add nothing if all sentences for it are used, or if a number would leave its range.
+    """Add one random event to the story. Add nothing if all sentences for it are used, or if the event would take too many steps or lead
+    to a total that is not a whole number from 1 to 40.
 
     Args:
         unused: Kind of event -> its sentences that the story has not used yet.
@@ -230,7 +235,8 @@ def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names
         names: Values for the fields of a sentence that are not numbers, such as ``{who}``.
 
     Returns:
-        The question; ``None`` if no number from 2 to 9 divides the total (``"share"``) or keeps the result in range (``"price"``).
+        The question. ``None`` if no number from 2 to 9 fits: it must divide the total (``"share"``), or the product must be at most 40
+        (``"price"``).
     """
     if ending == "ask":
         return rng.choice(story.ask).format(**names)
