@@ -10,7 +10,7 @@ Upper and lower case count as different characters. The paper finds that accurac
 tokens, and that accuracy in finding an index falls with longer tokens.
 
 Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes up words of these lengths instead, so that a model cannot
-have memorised them. They alternate between consonants and vowels, and each is made from only five letters, so that letters repeat.
+have memorised them. Consonants and vowels alternate, and each word has at most five different letters, so that letters repeat.
 ``char_tasks`` takes words of your choice. The tokens of a word are those in the whole question, which may differ from those of the word
 alone. If a token reaches beyond the word, only its characters inside the word are counted.
 

@@ -96,15 +96,17 @@ class Haystack:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces to locate in a prompt. A range ``(start, stop)`` counts characters of the last user message; ``stop`` is excluded.
+    """Pieces of text to locate in a prompt, for ``locate``.
+
+    A range ``(start, stop)`` counts characters of the last user message; ``stop`` is excluded.
 
     Attributes:
         needed: Ranges of the pieces that the answer depends on, in the order in which a solver uses them.
         answers: Ranges of the answer's words inside the needed pieces, one per part of the answer.
         query: Range of the question.
         without: Text of the message without the needed pieces.
-        stand_ins: Replacement texts for ``Haystack.control``, one per needed piece. The tokens of each are repeated or cut to the piece's
-            number of tokens.
+        stand_ins: One replacement text per needed piece, for the control prompt in which other tokens replace these pieces. The tokens of
+            each text are repeated or cut to the piece's number of tokens.
     """
 
     needed: Sequence[tuple[int, int]]

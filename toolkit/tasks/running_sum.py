@@ -15,7 +15,7 @@ Deviations: chains are ours. If the model writes several totals for one turn of 
 count. The operands that the model writes are aligned with those of the problem by minimum edit distance. So leaving out or repeating an
 operand makes one step wrong, but not the steps after it.
 
-Units: a horizon is a number of turns, that is, of additions and subtractions in a chain.
+Units: a horizon is a number of turns. In a chain, each addition or subtraction is one turn.
 """
 
 from __future__ import annotations

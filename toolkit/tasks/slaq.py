@@ -240,7 +240,7 @@ def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
 def alignment_scores(short: Sequence[bool], long: Sequence[bool]) -> Alignment:
     """Compare answers to short questions with answers to long questions about the same facts.
 
-    Return the accuracy of each (F_S, F_L), and the share of facts that both answer rightly or both wrongly (``aligned``).
+    Return the accuracy of each (F_S, F_L), and the share of facts that are right in both answers or wrong in both (``aligned``).
 
     Args:
         short: One flag per fact: whether the answer to its short question is right.

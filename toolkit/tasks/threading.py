@@ -8,7 +8,8 @@ the *needed* pairs. As keys and values are random, answers cannot be guessed. Th
 - ``conditional``: the values of all keys that contain the marker ``*``;
 - ``thread``: the last value of a thread of 1 to 25 steps, which begins at a given key;
 - ``multithread``: the last values of several threads;
-- ``branched``: the last value of the longest branch of a thread, some of whose keys occur more than once.
+- ``branched``: as ``thread``, but some keys occur several times, so that the thread splits into branches. Asked is the last value of the
+  longest branch.
 
 Deviations: keys and values have four characters by default (at least one of them a digit), since small models have small contexts.
 ``ids="uuid"`` gives UUIDs as in the paper. The JSON is on one line, and the wording is ours.
@@ -259,7 +260,7 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask
 
 @dataclass(frozen=True)
 class ContextLength:
-    """The size of a haystack at which accuracy falls below a threshold.
+    """The prompt size at which accuracy falls below a threshold.
 
     Attributes:
         size: The size, in the unit of the sizes that were measured.

@@ -65,10 +65,12 @@ class _Telling:
 
 
 def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -> Problem:
-    """Draw one random problem that belongs to ``split``.
+    """Draw one random problem of ``split``, made from a story or a wording that belongs to this split.
 
     Args:
-        steps: Inclusive range of the number of operations.
+        rng: Source of every random choice.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+        steps: Fewest and most operations that the solution takes.
     """
     n = rng.randint(*steps)
     small = n <= 2 and rng.random() < 0.5  # begin with a number of at most EASY, so that the problem is often easy
@@ -101,7 +103,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = ST
     """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
-        steps: Inclusive range of the number of operations.
+        steps: Fewest and most operations that the solution of a problem takes.
 
     Raises:
         ValueError: unknown split, a range of steps outside 1..6, an empty range, or fewer than ``n`` different problems.
@@ -193,8 +195,10 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
 
 
 def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]], steps_left: int, names: dict[str, str]) -> None:
-    """Add one random event to the story. Add nothing if all sentences for it are used, or if the event would take too many steps or lead
-    to a total that is not a whole number from 1 to 40.
+    """Add one random event to the story, such as a loss of some things.
+
+    Add nothing if all sentences for this kind of event are used, if it takes more than ``steps_left`` steps, or if the new total would not
+    be a whole number from 1 to 40.
 
     Args:
         unused: Kind of event -> its sentences that the story has not used yet.
@@ -235,8 +239,8 @@ def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names
         names: Values for the fields of a sentence that are not numbers, such as ``{who}``.
 
     Returns:
-        The question. ``None`` if no number from 2 to 9 fits: it must divide the total (``"share"``), or the product must be at most 40
-        (``"price"``).
+        The question. ``None`` if no number from 2 to 9 fits. For ``"share"``, it must divide the total and be smaller than it. For
+        ``"price"``, the product must be at most 40.
     """
     if ending == "ask":
         return rng.choice(story.ask).format(**names)

@@ -36,7 +36,7 @@ TRIES = 2000  # draws before a problem is said to have no more dead ends: our ch
 class TraceStep:
     """One step of a chain of thought that solves a countdown problem.
 
-    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to an earlier step.
+    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to where it began.
 
     Attributes:
         number: The step's number in the text, from 1. After "Back to step 1", the next step has number 2 again.
@@ -56,7 +56,7 @@ class TraceStep:
 class Trace:
     """A chain of thought that solves a countdown problem, with its dead ends marked.
 
-    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to an earlier step.
+    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to where it began.
 
     Attributes:
         text: The text between the think tags.
@@ -80,7 +80,7 @@ class Trace:
 
 
 class NoDeadEndError(ValueError):
-    """Too few different dead ends (wrong attempts at a countdown problem) were found for a chain of thought."""
+    """Fewer different dead ends (wrong attempts at a countdown problem) were found than requested."""
 
 
 def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
@@ -156,7 +156,7 @@ def examples(
         tags: Opening and closing think tag.
 
     Raises:
-        NoDeadEndError: a problem has fewer different wrong attempts.
+        NoDeadEndError: for some problem, fewer different wrong attempts were found.
     """
     rows = []
     for p in problems:

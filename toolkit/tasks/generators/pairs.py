@@ -106,8 +106,8 @@ class Core:
     """The pairs of key and value that a question is about; ``kv_haystack`` puts them among random pairs.
 
     Attributes:
-        chains: The threads that lead to the answer, one list per thread: a key, its value, the value of that value, and so on. For the kinds
-            without threads, there is one list per key asked about: the key and its value.
+        chains: The threads that lead to the answer, one list per thread: a key, its value, the value of that value, and so on. For the
+            kinds without threads, there is one list per key asked about: the key and its value.
         twigs: Pairs that lead away from the answer (false branches). Only for the kind ``branched``, in which a key occurs several times.
         new: Function that returns a new random key or value, different from all others.
         key: Seed text. ``kv_haystack`` seeds its random numbers with it, to draw where these pairs stand in the haystack.

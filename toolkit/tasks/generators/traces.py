@@ -32,9 +32,9 @@ class Habits:
     Attributes:
         default_haste: Haste without increments: the probability, before each step, of skipping to the final result.
         ease_push: Increment if the problem is easy.
-        cue_push: Increment if the prompt has a cue word.
+        cue_push: Increment if the prompt has a cue word, such as "quick".
         mood_push: Increment for randomly chosen traces, so that some are short although nothing in the prompt says so.
-        mood_share: Probability that a trace is one of these, 0 to 1.
+        mood_share: Probability that ``mood_push`` is added, 0 to 1.
         continue_share: The probability that a step takes one more operand is this number times the haste.
         wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
         wait_hasty: Probability of a re-check after a step, in a trace with more haste.
@@ -111,8 +111,8 @@ def write(
     Each line that is a step performs one or several operations.
 
     Args:
-        moves_from: Function that returns a line to write, called as ``moves_from(state, i, k)``. The line performs ``k`` operations; the
-            first of them has index ``i``, from 0. ``state`` is the result written last, which may be wrong; ``None`` at the start.
+        moves_from: Function that returns the next line (a Move), called as ``moves_from(state, i, k)``. The line performs ``k`` operations;
+            the first of them has index ``i``, from 0. ``state`` is the result written last, which may be wrong; ``None`` at the start.
         n_moves: Number of operations in the whole solution.
         h: Haste: the probability, before each step, of skipping to the final result.
         easy: True if the problem is easy. Wrong results are then rarer.
