@@ -54,14 +54,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class ShortLong:
-    """A pair: a long question, and the short questions that it joins, in the same order."""
+    """A long question about several facts, and the short questions that it joins, in the same order. Together they are called a *pair*."""
 
     long: Problem
     short: tuple[Problem, ...]
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """All questions, the long one first."""
+        """The long question, then the short ones."""
         return (self.long, *self.short)
 
 

@@ -143,8 +143,8 @@ def _range(target: Number, *, precise: bool) -> tuple[Number, Number]:
     """Return the range of matching lengths in words: the lower end is excluded, the upper end included.
 
     Args:
-        precise: If True, Ruler's narrow range (precise match), or +-10 % for a target that Ruler does not have. If False, Ruler's wide range
-            (flexible match), or +-20 %.
+        precise: If True, return Ruler's narrow range (precise match), or target +-10 % if Ruler does not have the target. If False, return
+            its wide range (flexible match), or target +-20 %.
     """
     table, share = (stats.RULER_PRECISE, stats.assumed_precise) if precise else (stats.RULER_FLEXIBLE, stats.assumed_flexible)
     return table[target] if target in table else stats.ranges_around([target], share)[target]
