@@ -5,7 +5,7 @@
 | ``arithmetic`` | additions and subtractions, such as ``17+5-9=?`` |
 | ``lookup`` | variables whose values are in the prompt, such as ``K=5; B=K; B?`` |
 | ``tiny`` | three quarters ``arithmetic``, one quarter ``lookup``: the two tasks that ``tiny-reasoner`` was trained on |
-| ``running_sum`` | longer chains of additions and subtractions |
+| ``running_sum`` | chains of additions and subtractions, longer than in ``arithmetic`` |
 | ``wordproblems`` | arithmetic in short English stories, for the shipped model ``smol-reasoner`` |
 | ``countdown`` | reach a target number from given numbers |
 | ``threading`` | find values, or follow chains of keys and values, in a JSON object |
@@ -99,7 +99,8 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     raises ValueError.
 
     Args:
-        name: A name in the module's table, or the path of a JSONL file.
+        name: One of ``NAMES``, such as ``"arithmetic"``; ``"gym:NAME"`` for the data set NAME of reasoning-gym; or the path of a JSONL
+            file. The docstring of ``toolkit.tasks`` describes the tasks.
         split: ``"train"``, ``"dev"`` or ``"test"``; a file may have others.
         lm: Model; only two tasks use it. ``needle`` requires it, to fit prompts to the model's context. For ``characters`` it is optional:
             its tokenizer is used to record how each word is cut into tokens.
@@ -107,7 +108,7 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     Raises:
         ImportError: the task needs reasoning-gym or ``datasets``, which is not installed.
         ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, or fewer than ``n`` different
-            problems (see above).
+            problems (not for ``gsm8k``, ``math500`` and files).
 
     >>> [p.messages[0]["content"] for p in load("arithmetic", "test", n=2)]
     ['30+40-27-34-7=?', 'please 20+42+33+2-1-25-31+7=?']

@@ -1,8 +1,9 @@
 """Chains of additions and subtractions; difficulty is the number of operands, 2 to 8.
 
 A prompt reads ``17+5-9+23=?``, sometimes with a word such as "quick" or "please" before or after it (``generators/cues.py``). Running
-totals stay between 0 and 99. A problem is *easy* (``meta["easy"]``) if it has at most three operands, all below 20. In the training data
-of ``tiny-reasoner``, easy problems have shorter chains of thought.
+totals stay between 0 and 99. The largest operand that a problem may have is drawn first: 9, 19 or 49. A problem is *easy*
+(``meta["easy"]``) if it has at most three operands and this number is 9 or 19. In the training data of ``tiny-reasoner``, easy problems
+have shorter chains of thought.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ LARGEST = 99  # largest running total
 
 
 def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERANDS) -> Problem:
-    """Draw one random problem that belongs to ``split``.
+    """Draw random problems until one belongs to ``split``, and return it. A hash of the expression, such as ``17+5-9``, decides the split.
 
     Args:
+        rng: Source of every random choice.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
         operands: Inclusive range of the number of operands.
     """
     while True:
@@ -82,11 +85,11 @@ def parse(expression: str) -> tuple[list[int], list[str]]:
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
     """Return a random chain of thought for the problem ``p``, as training data. Its final result may be wrong.
 
-    At the start of each line, the chain skips to the final result with a probability called *haste*. An easy problem raises it, and so does
-    a cue word in the prompt, such as "quick"; the two add up.
+    Before each step, the chain may skip to the final result. The probability is called *haste*. It is higher if the problem is easy
+    (``p.meta["easy"]``), higher if the prompt has a cue word such as "quick", and highest with both. See ``traces.haste``.
 
     Args:
-        p: A problem of this module.
+        p: A problem from ``arithmetic.load`` or ``arithmetic.problem``.
         rng: Source of every random choice.
         habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong result.
     """

@@ -9,10 +9,10 @@ There are four kinds of question about a word. Each answer is a number:
 Upper and lower case count as different characters. The paper finds that accuracy in counting hardly depends on how a word is cut into
 tokens, and that accuracy in finding an index falls with longer tokens.
 
-Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes up words of these lengths instead (alternating consonants
-and vowels). So no word can be memorised, and letters repeat. ``char_tasks`` takes words of your choice. The tokens of a word are those in
-the whole question, which may differ from those of the word alone. If a token reaches beyond the word, only its characters inside the word
-are counted.
+Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes up words of these lengths instead, so that a model cannot
+have memorised them. Consonants and vowels alternate, and each word has at most five different letters, so that letters repeat.
+``char_tasks`` takes words of your choice. The tokens of a word are those in the whole question, which may differ from those of the word
+alone. If a token reaches beyond the word, only its characters inside the word are counted.
 
 Units: lengths of words and tokens are in characters.
 """
@@ -108,12 +108,13 @@ def _question(word: str, kind: str, character: str | None) -> str:
 def char_tasks(
     words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None, kind: str = "count", seed: int = 0
 ) -> list[Problem]:
-    """Return one question per word, all of the same kind. Unless it is ``"distinct"``, they ask about a random character of the word.
+    """Return one question per word, all of the same kind.
 
     Args:
         words: Words to ask about.
-        tokenizer: If given, the result of ``token_tags`` for a question is added to its ``meta``.
-        kind: ``"count"``, ``"distinct"``, ``"first"`` or ``"last"``.
+        tokenizer: If given, each question's ``meta`` also tells how the word is cut into tokens (see ``token_tags``).
+        kind: ``"count"``: how often a random character of the word occurs. ``"first"``, ``"last"``: index of the first or last occurrence
+            of a random character of the word. ``"distinct"``: how many different characters the word has.
         seed: Seed of the random characters.
 
     Raises:
@@ -139,12 +140,14 @@ def load(
     All questions about a word are in one split.
 
     Args:
-        kinds: Kinds of question to draw: some or all of ``KINDS``, each once.
+        kinds: Kinds of question, without repeats: ``"count"``, ``"distinct"``, ``"first"``, ``"last"``, or some of them (see
+            ``char_tasks``).
         lengths: Inclusive range of word lengths in characters.
-        tokenizer: If given, the result of ``token_tags`` for a question is added to its ``meta``.
+        tokenizer: If given, each question's ``meta`` also tells how the word is cut into tokens (see ``token_tags``).
 
     Raises:
-        ValueError: unknown split or kind, a kind that is given twice, a range of lengths that is empty or begins below 2, or fewer than ``n`` different questions.
+        ValueError: unknown split or kind, a kind that is given twice, a range of lengths that is empty or begins below 2, or fewer than
+            ``n`` different questions.
         NoOffsetsError: the tokenizer gives no character offsets.
     """
     splits.check_split(split)
@@ -170,9 +173,9 @@ def load(
 
 
 def made_up(rng: random.Random, length: int) -> str:
-    """Return a made-up word of ``length`` letters that alternate between consonants and vowels.
+    """Return a made-up word of ``length`` letters, in which consonants and vowels alternate.
 
-    It is made from only three consonants and two vowels, drawn at random, so that letters repeat.
+    Each word uses at most three different consonants and two different vowels, drawn at random. So letters repeat.
     """
     few = ("".join(rng.sample(_CONSONANTS, 3)), "".join(rng.sample(_VOWELS, 2)))
     first = rng.randrange(2)
@@ -197,7 +200,7 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets.
-        ValueError: the problem is not of this task.
+        ValueError: ``p`` is not a problem of ``tasks.characters``.
     """
     if "word" not in p.meta or p.meta.get("kind") not in KINDS:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r}: give a problem of characters.load or char_tasks.")
@@ -228,11 +231,12 @@ def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *
     Features: ``word_length`` (characters); ``gold`` (the right answer); ``gold_share`` (the right answer divided by the word length); and
     the three numbers from ``token_tags``, if the problems have them in ``meta``.
 
-    Columns: ``kind, feature, n`` (number of problems), ``r`` (Pearson's correlation), and ``low, high`` (95 % bootstrap interval of ``r``,
-    over words). If ``r`` is positive, answers are right more often when the feature is larger. ``r`` is NaN if the feature has the same
-    value in all problems, if all answers are right, or if all are wrong.
+    Columns: ``kind, feature, n`` (number of problems), ``r`` (Pearson's correlation), and ``low, high`` (95 % bootstrap interval of ``r``;
+    the bootstrap resamples words). If ``r`` is positive, answers are right more often when the feature is larger. ``r`` is NaN if the
+    feature has the same value in all problems, if all answers are right, or if all are wrong.
 
     Args:
+        problems: Problems of ``tasks.characters``.
         correct: One flag per problem: True if the model's answer is right.
         seed: Seed of the bootstrap.
 

@@ -1,7 +1,7 @@
 """Countdown: make a target (100 to 999) from 4 to 6 numbers (1 to 100), each used at most once, with ``+ - * /``.
 
-The task is that of arXiv 2505.24273. ``generators/backtracking.py`` writes chains of thought with a given number of dead ends.
-``grading/countdown.py`` checks answers.
+The task is that of arXiv 2505.24273. ``generators/backtracking.py`` writes chains of thought with a given number of *dead ends*: steps that
+are tried, do not reach the target, and are given up. ``grading/countdown.py`` checks answers.
 
 Deviations: the solution in ``meta["moves"]`` has only whole, positive intermediate results, and none of them equals the target (both are
 our choice). The paper's checker demands that an answer uses every number, although its prompt allows fewer. Our checker allows fewer.
@@ -38,12 +38,14 @@ class Operation:
 
 
 def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBERS) -> Problem:
-    """Draw one random problem that belongs to ``split``.
+    """Draw random problems until one belongs to ``split``, and return it. A hash of the given numbers and the target decides the split.
 
     ``meta["moves"]`` holds a solution that uses every number, one ``[left, op, right, result]`` per operation.
 
     Args:
-        numbers: Inclusive range of how many numbers are given.
+        rng: Source of every random choice.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+        numbers: Fewest and most numbers that a problem gives, such as ``(4, 6)``.
     """
     while True:
         drawn = [rng.randint(*VALUES) for _ in range(rng.randint(*numbers))]
@@ -75,7 +77,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = 
     """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
-        numbers: Inclusive range of how many numbers are given.
+        numbers: Fewest and most numbers that a problem gives, such as ``(4, 6)``.
 
     Raises:
         ValueError: unknown split, a range that is empty or begins below 3, or fewer than ``n`` different problems.
@@ -88,14 +90,22 @@ def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = 
 
 
 def solution(p: Problem) -> list[Operation]:
-    """Return the operations of the solution stored in ``meta["moves"]``, in order. Raise ValueError if the task is not countdown."""
+    """Return the operations of the solution stored in ``p.meta["moves"]``, in order.
+
+    Raises:
+        ValueError: ``p`` is not a countdown problem.
+    """
     if p.meta.get("task") != "countdown":
         raise ValueError(f"Problem {p.id!r} is of task {p.meta.get('task')!r}, not countdown.")
     return [Operation(*values) for values in p.meta["moves"]]
 
 
 def expression(operations: Sequence[Operation]) -> str:
-    """Return a chain of operations as one expression, such as ``((4 * 25) - 7) + 3``. Each operation uses the result of the one before."""
+    """Return operations as one expression, such as ``((4 * 25) - 7) + 3``.
+
+    Args:
+        operations: Operations in order. The left operand of each must be the result of the one before.
+    """
     text = str(operations[0].left)
     for i, o in enumerate(operations):
         text = f"{f'({text})' if i else text} {o.op} {o.right}"

@@ -5,7 +5,7 @@ answer's words inside those pieces, and the question. It also holds two controls
 first (``without``), they are removed. In the second (``control``), other tokens replace them, one for one.
 
 Pieces are located by *character offsets* in the rendered chat prompt, and the tokens of every span must decode to text that contains the
-piece. The released code of arXiv 2404.15574 searches among token ids instead. That may miss the needle or include neighbouring tokens.
+piece. The released code of arXiv 2404.15574 searches among token ids instead. That may miss a piece or include neighbouring tokens.
 
 No model is run; only its tokenizer and config are used. Units: spans and lengths are in tokens of the whole chat prompt.
 """
@@ -53,18 +53,22 @@ class ContextTooLongError(HaystackError):
 
 @dataclass(frozen=True)
 class Haystack:
-    """A problem as a chat prompt in one model's tokens, with the token spans of the needed pieces, the answer and the question.
+    """A problem as a chat prompt in one model's tokens, with the token spans of the pieces of text that its answer depends on.
+
+    Those pieces are called *needed*. Two control prompts serve to test whether the model uses them: in ``without`` they are removed, in
+    ``control`` other tokens replace them.
 
     Attributes:
         problem: The problem. Its ``meta`` has four additional fields. ``tokens``: length of the chat prompt. ``characters``: length of the
             last user message. ``needed`` and ``query``: character ranges of the needed pieces and of the question in that message.
         prompt_ids: Token ids of the chat prompt.
         needed: Token spans of the pieces that the answer depends on, in the order in which a solver uses them.
-        answers: Token spans of the answer's words inside the needed pieces, one per part of the answer (such as one of several values).
+        answers: Token spans of the answer's words inside the needed pieces. An answer with several parts, such as several values, has one
+            span per part.
         query: Token span of the question.
-        without: First control, a problem: the same problem without the needed pieces, so that its prompt is shorter.
-        control: Second control, token ids of a prompt: ``prompt_ids`` with the tokens of the needed spans replaced by as many others, so
-            that all other tokens keep their positions.
+        without: The same problem without the needed pieces. Its prompt is shorter.
+        control: Token ids of a prompt of equal length: ``prompt_ids`` with the tokens of the needed spans replaced by as many others. All
+            other tokens keep their positions.
     """
 
     problem: Problem
@@ -77,7 +81,7 @@ class Haystack:
 
     @property
     def needle(self) -> Span:
-        """Token span of the needed piece. Raises HaystackError unless there is exactly one."""
+        """Token span of the piece that the answer depends on. Raises HaystackError unless there is exactly one such piece."""
         if len(self.needed) != 1:
             raise HaystackError(f"{self.problem.id} needs {len(self.needed)} spans, not one: read .needed.")
         return self.needed[0]
@@ -92,15 +96,17 @@ class Haystack:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces to locate in a prompt. A range ``(start, stop)`` counts characters of the last user message; ``stop`` is excluded.
+    """Pieces of text to locate in a prompt, for ``locate``.
+
+    A range ``(start, stop)`` counts characters of the last user message; ``stop`` is excluded.
 
     Attributes:
         needed: Ranges of the pieces that the answer depends on, in the order in which a solver uses them.
         answers: Ranges of the answer's words inside the needed pieces, one per part of the answer.
         query: Range of the question.
         without: Text of the message without the needed pieces.
-        stand_ins: Replacement texts for ``Haystack.control``, one per needed piece. The tokens of each are repeated or cut to the piece's
-            number of tokens.
+        stand_ins: One replacement text per needed piece, for the control prompt in which other tokens replace these pieces. The tokens of
+            each text are repeated or cut to the piece's number of tokens.
     """
 
     needed: Sequence[tuple[int, int]]
@@ -193,10 +199,9 @@ def check_offsets(lm: LM) -> None:
 
 
 def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], list[int], list[int]]:
-    """Return the prompt's text, and three lists that have one entry per token with characters.
+    """Return the prompt's text and three lists: per token, the start and the end of its characters in that text, and its index in ``ids``.
 
-    The lists hold each token's first character, the character after its last, and its index in ``ids``. Tokens without characters are left
-    out.
+    The end is the position after the last character. Tokens without characters have no entry in the lists.
     """
     check_offsets(lm)
     prompt = lm.prompt_text(problem.messages)
@@ -211,7 +216,12 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
 
 
 def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
-    """Locate ``pieces`` in the chat prompt of a problem, and return a Haystack: the problem, the token spans and the two controls.
+    """Locate pieces of text in the chat prompt of a problem. Return a Haystack: the problem, the token spans and two control prompts.
+
+    The control prompts are ``Haystack.without`` (needed pieces removed) and ``Haystack.control`` (their tokens replaced).
+
+    Args:
+        pieces: Character ranges of the pieces, and the texts from which the control prompts are made.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
@@ -235,10 +245,10 @@ def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
 
 
 def locate_lookup(lm: LM, problem: Problem) -> Haystack:
-    """Return a problem of ``tasks.lookup`` as a Haystack.
+    """Locate the assignments that the answer to a ``tasks.lookup`` problem depends on.
 
-    The needed pieces are the assignments that lead from the question to the value. In ``K=5; lamp rose; B=K; B?``, these are ``B=K;`` and
-    ``K=5;``, in this order.
+    They lead from the variable in the question to its value. In ``K=5; lamp rose; B=K; B?``, they are ``B=K;`` and ``K=5;``, in this order.
+    Return a Haystack: the problem with the token spans of these assignments, of the value and of the question.
 
     Raises:
         HaystackError: the problem is not of ``tasks.lookup``.
@@ -296,11 +306,14 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
 def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
     """Return a table of the lengths and depths of haystacks, one row per haystack.
 
-    Columns: ``problem_id``, ``length`` (requested prompt length in tokens), ``depth`` (place of the needle in the text, from 0 at the start
-    to 1 at the end), and the fields of ``meta`` named in ``columns``. A field that ``meta`` lacks is ``None``.
+    Columns: ``problem_id``; ``length`` (requested prompt length in tokens); ``depth`` (place of the fact that is asked about, from 0 at the
+    start of the text to 1 at its end); and the fields of ``meta`` named in ``columns``. A field that ``meta`` lacks is ``None``.
 
-    For a heat map of recall, merge this table with ``toolkit.evaluate.rollout_table`` on ``problem_id``, and make a pivot table of
+    For a heat map of accuracy, merge this table with ``toolkit.evaluate.rollout_table`` on ``problem_id``, and make a pivot table of
     ``correct`` by ``length`` and ``depth``.
+
+    Args:
+        haystacks: Haystacks or their problems, for example from ``needle.grid`` or ``needle.load``.
     """
     # Problems are accepted too, since the problems of ``needle.load`` carry the same meta.
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]
@@ -309,7 +322,7 @@ def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.Dat
 
 
 def haystack_tags(haystack: Haystack) -> dict[str, float]:
-    """Return numbers that describe how hard it is to retrieve the needed pieces, by name.
+    """Return numbers that describe how hard it is to retrieve the *needed* pieces of a prompt: those that the answer depends on.
 
     There are two groups, *scope* and *dispersion*. Both terms are from arXiv 2407.00402, which does not say how to measure them. These
     measures are ours.
@@ -329,8 +342,9 @@ def haystack_tags(haystack: Haystack) -> dict[str, float]:
 
 
 def difficulty_tags(lm: LM, problem: Problem) -> dict[str, float]:
-    """Return the numbers of ``haystack_tags`` for any problem whose ``meta`` marks the pieces that its answer depends on.
+    """Return numbers that describe how hard it is to retrieve the pieces of a prompt that the answer depends on.
 
+    The numbers are those of ``haystack_tags``, which takes a Haystack. This function takes any problem whose ``meta`` marks the pieces.
     ``meta["needed"]`` must hold the character ranges of these pieces in the last user message. ``meta["query"]`` may hold the range of the
     question, as in ``tasks.slaq``. Without it, as in ``tasks.wordproblems``, ``lexical_overlap`` is NaN.
 

@@ -1,10 +1,10 @@
 """Variable lookup in a long prompt: find a value by following one to three assignments (*bindings*) among others and filler words.
 
 A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A name is one
-letter and a value is one digit, so what is retrieved is always a single token.
+letter and a value is one digit. So each retrieved name or value is a single character, which is one token for ``tiny-reasoner``.
 
-The *context* is the text before the question. Its length is in characters; for ``tiny-reasoner``, a character is a token. A problem is
-*easy* (``meta["easy"]``) if it has only one binding to follow and a context below 100 characters.
+The *context* is the text before the question. Its length is in characters. A problem is *easy* (``meta["easy"]``) if it has only one
+binding to follow and a context of fewer than 100 characters was drawn.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ def problem(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> Problem:
-    """Draw one random problem that belongs to ``split``.
+    """Draw random problems until one belongs to ``split``, and return it. A hash of the text before the question decides the split.
 
     Args:
-        hops: Inclusive range of the number of hops: bindings to follow from the question's variable to its value.
-        context: Inclusive range of the context's length in characters.
+        rng: Source of every random choice.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+        hops: Fewest and most assignments to follow from the variable in the question to its value. ``K=5; B=K; B?`` has two.
+        context: Smallest and largest length of the text before the question, in characters.
     """
     while True:
         n = rng.randint(*hops)
@@ -59,7 +61,10 @@ def problem(
 
 
 def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
-    """Return a context of about ``size`` characters, and the chain to follow: ``hops`` names, then the value."""
+    """Return a random context of about ``size`` characters, and the solution as a list: the ``hops`` names in order, then the value.
+
+    For ``K=5; B=K;`` and the question ``B?``, the list is ``["B", "K", "5"]``.
+    """
     names = rng.sample(string.ascii_uppercase, 26)
     chain = [*names[:hops], str(rng.randint(0, 9))]
     parts = [f"{a}={b};" for a, b in pairwise(chain)]
@@ -92,12 +97,12 @@ def load(
     """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
-        hops: Inclusive range of the number of hops: bindings to follow from the question's variable to its value.
-        context: Inclusive range of the context's length in characters.
+        hops: Fewest and most assignments to follow from the variable in the question to its value. ``K=5; B=K; B?`` has two.
+        context: Smallest and largest length of the text before the question, in characters.
 
     Raises:
         ValueError: unknown split, a range of hops outside 1..3, an empty range, a context below 40 characters (too short for the
-            bindings), or fewer than ``n`` different problems.
+            assignments), or fewer than ``n`` different problems.
     """
     splits.check_split(split)
     if not HOPS[0] <= hops[0] <= hops[1] <= HOPS[1]:
@@ -111,11 +116,11 @@ def load(
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
     """Return a random chain of thought for the problem ``p``, as training data. Its final value may be wrong.
 
-    At the start of each line, the chain skips to the final value with a probability called *haste*. An easy problem raises it, and so does
-    a cue word in the prompt, such as "quick"; the two add up.
+    Before each step, the chain may skip to the final value. The probability is called *haste*. It is higher if the problem is easy
+    (``p.meta["easy"]``), higher if the prompt has a cue word such as "quick", and highest with both. See ``traces.haste``.
 
     Args:
-        p: A problem of this module.
+        p: A problem from ``lookup.load`` or ``lookup.problem``.
         rng: Source of every random choice.
         habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong value.
     """

@@ -144,15 +144,15 @@ def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare
 
 
 def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
-    """Return a haystack of at most ``length`` tokens, with the needle at ``depth``. As many whole filler sentences are used as fit.
+    """Hide a fact in filler text. Return a Haystack: the prompt of at most ``length`` tokens, with the token spans of fact and question.
 
-    The filler depends only on the seed and the needle: longer prompts continue the text of shorter ones. So the filler does not explain
-    differences between lengths or depths.
+    The prompt has as many whole filler sentences as fit. They are the first ones of a text that depends only on the seed and the needle. So
+    results for different lengths and depths can be compared.
 
     Args:
         needle: The fact to hide, with its question.
         length: Largest number of tokens of the chat prompt, including question and chat template.
-        depth: Share of the filler's tokens before the needle. At 0 it comes first, at 1 right before the question.
+        depth: Share of the filler's tokens before the needle, 0 to 1. At 0 the needle comes first, at 1 right before the question.
         seed: Seed of the filler.
         filler: Filler sentences, for example from ``read_filler``. The text begins with a random one of them and continues in order; the
             last sentence is followed by the first. Default: generated sentences.
@@ -258,9 +258,9 @@ def grid(
     seed: int = 0,
     filler: Sequence[str] | None = None,
 ) -> list[Haystack]:
-    """Return one haystack per combination of needle, length and depth. The depth varies fastest in the list, the needle slowest.
+    """Return one prompt with a hidden fact (a Haystack, see ``place``) per combination of fact, length and depth.
 
-    ``haystack.grid_cells`` makes a table of them.
+    In the list, the depth varies fastest and the fact slowest. ``haystack.grid_cells`` makes a table of the lengths and depths.
 
     Args:
         lengths: Prompt lengths in tokens.
@@ -281,15 +281,21 @@ def grid(
 
 
 def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths: Sequence[int] = ()) -> list[Haystack]:
-    """Return ``n`` haystacks of different facts. They cycle through all combinations of ``lengths`` and the five ``DEPTHS``.
+    """Return ``n`` prompts, each with a different hidden fact (a Haystack, see ``place``).
+
+    The prompts cycle through all combinations of ``lengths`` and the five depths 0, 0.25, 0.5, 0.75 and 1.
 
     Args:
-        lengths: Prompt lengths in tokens. Default: five, from 256 to 256 below the model's maximum context (``haystack.lengths``).
+        lengths: Prompt lengths in tokens. Default: five lengths, evenly spaced. The shortest is 256 tokens. The longest leaves 256 tokens
+            of the model's context free (see ``haystack.lengths``).
     """
     places = [(length, depth) for length in lengths or haystack.lengths(lm) for depth in DEPTHS]
     return [place(lm, fact, *places[i % len(places)], seed=seed) for i, fact in enumerate(facts(split, n, seed))]
 
 
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
-    """Return the problems of ``spread``: ``n`` different facts, over five prompt lengths up to the model's context and five depths."""
+    """Return ``n`` problems, each a question about a different fact hidden in a long text.
+
+    They cycle through five prompt lengths and five depths (see ``spread``). The longest prompts leave 256 tokens of the context free.
+    """
     return [h.problem for h in spread(lm, split, n, seed)]

@@ -15,7 +15,7 @@ Deviations: chains are ours. If the model writes several totals for one turn of 
 count. The operands that the model writes are aligned with those of the problem by minimum edit distance. So leaving out or repeating an
 operand makes one step wrong, but not the steps after it.
 
-Units: a horizon is a number of turns. Where the text below says additions, subtractions are included.
+Units: a horizon is a number of turns. In a chain, each addition or subtraction is one turn.
 """
 
 from __future__ import annotations
@@ -74,10 +74,14 @@ _REST = re.compile(r"=(?P<result>-?\d+)")
 
 
 def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZONS) -> Problem:
-    """Draw one random chain that belongs to ``split``. Unlike in ``tasks.arithmetic``, no cue word is added to the prompt.
+    """Draw one random problem of ``split``: a chain of additions and subtractions, such as ``17+5-9=?``.
+
+    Unlike in ``tasks.arithmetic``, no cue word such as "quick" is added to the prompt.
 
     Args:
-        horizons: Inclusive range of the number of additions.
+        rng: Source of every random choice.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+        horizons: Fewest and most additions and subtractions (together) in the chain.
     """
     h = rng.randint(*horizons)
     expression = arithmetic.problem(rng, split, operands=(h + 1, h + 1)).meta["expression"]
@@ -96,13 +100,13 @@ def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZ
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[int, int] = HORIZONS) -> list[Problem]:
-    """Return ``n`` different chains of ``split`` ("train", "dev" or "test"). Equal seeds give equal chains.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"): chains of additions and subtractions, such as ``17+5-9=?``.
 
-    As in ``tasks.arithmetic``, a hash of the chain decides its split. ``tiny-reasoner`` was trained only on the train split of that task.
-    So it was not trained on any chain of the other splits, even if the chain is as short as those in its training data.
+    Equal seeds give equal problems. As in ``tasks.arithmetic``, a hash of the chain decides its split. ``tiny-reasoner`` was trained on
+    chains of the train split only. So it has seen no chain of the dev and test splits, however short.
 
     Args:
-        horizons: Inclusive range of the number of additions.
+        horizons: Fewest and most additions and subtractions (together) in a chain.
 
     Raises:
         ValueError: unknown split, a range that is empty or begins below 1, or fewer than ``n`` different chains in that range.
@@ -116,7 +120,7 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[in
 
 
 def totals(p: Problem) -> list[int]:
-    """Return the true running total after each addition of a chain."""
+    """Return the true running totals of the problem ``p``, one per addition or subtraction: for ``17+5-9=?``, ``[22, 13]``."""
     return list(accumulate(p.meta["deltas"], initial=p.meta["start"]))[1:]
 
 
@@ -124,12 +128,17 @@ def totals(p: Problem) -> list[int]:
 
 
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """Read the running totals for the problem ``p`` from the thinking of a rollout, and check each. See ``read_text``."""
+    """Read the running totals that a rollout's thinking gives for the problem ``p``, and check them against the true ones.
+
+    Return an Execution: the totals, and whether each is right. ``read_text`` explains how totals are read.
+    """
     return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
 def read_text(p: Problem, text: str) -> Execution:
-    """Read the running totals for the problem ``p`` from a chain of thought, and check each. Return the totals and the results.
+    """Read the running totals that a chain of thought gives for the problem ``p``, and check them against the true ones.
+
+    Return an Execution: the totals, and whether each is right.
 
     Three kinds of line give a total: a step such as ``22-9=13``, a re-check such as ``wait 22-9=13 fix``, and the final total such as
     ``=36``, written after skipping the remaining steps. Other lines are ignored.
@@ -166,8 +175,8 @@ def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
     """Align the operands that a response wrote with the problem's operands, by minimum edit distance.
 
     Return one number per written operand: the position, from 1, of the problem's operand that it is aligned with. In the example, the
-    response left out -9, so its second operand is aligned with the problem's third. A surplus operand gets the position of the one before
-    it (0 at the start).
+    response left out -9, so its second operand is aligned with the problem's third. A surplus operand gets the number of the operand
+    written before it, or 0 if there is none.
 
     An edit is an operand that is misread, left out, or surplus. Operands of the problem that are missing at the end are not edits, since
     the response may have been cut off.

@@ -54,14 +54,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class ShortLong:
-    """A pair: a long question, and the short questions that it joins, in the same order."""
+    """A long question about several facts, and the short questions that it joins, in the same order. Together they are called a *pair*."""
 
     long: Problem
     short: tuple[Problem, ...]
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """All questions, the long one first."""
+        """The long question, then the short ones."""
         return (self.long, *self.short)
 
 
@@ -90,15 +90,17 @@ class Alignment:
 def short_long_pairs(
     facts: Sequence[Fact], m: int = M, seed: int = 0, *, split: str | None = None, noise: Sequence[Fact] = ()
 ) -> list[ShortLong]:
-    """Split facts into groups of ``m``, and return one pair per group: one long question, and its ``m`` short questions.
+    """Split facts into groups of ``m``, and return one *pair* per group: ``m`` short questions, and one long question that joins them.
+
+    All prompts of a pair begin with the same sentences: those that state the facts of the group and of ``noise`` (``Fact.tell``). The order
+    of the sentences is random, so that it is not the order of the questions.
 
     Args:
-        facts: Facts to ask about. They are shuffled before they are grouped; fewer than ``m`` left over at the end are not used. Within a
-            prompt, the sentences of the facts are shuffled again, so that their order is not that of the questions.
-        m: Facts per long question.
+        facts: Facts to ask about. They are shuffled before they are grouped. Facts that are left over (fewer than ``m``) are not used.
+        m: Facts per group, so questions per long question.
         seed: Seed of the shuffling.
         split: Split to record in ``meta``. Default: the split given by a hash of the group's questions.
-        noise: Additional facts, which are in every prompt but which no question asks about.
+        noise: Additional facts that every prompt states but no question asks about.
 
     Raises:
         ValueError: fewer than ``m`` facts, ``m`` below 2, or two facts that give the same question different answers.
@@ -170,13 +172,13 @@ def invented(rng: random.Random, owners: Sequence[str]) -> list[Fact]:
 
 
 def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, noise: int = 10) -> list[ShortLong]:
-    """Return ``n`` pairs about made-up facts, the codes of the things in ``OWNERS``. Equal seeds give equal pairs.
+    """Return ``n`` *pairs*, each made of ``m`` short questions and one long question that joins them. Equal seeds give equal pairs.
 
-    Questions about the same thing are in one split only.
+    The questions are about made-up facts: codes of things such as "grey mill" (``OWNERS``). All questions about a thing are in one split.
 
     Args:
         m: Facts per long question.
-        noise: Number of additional facts that are in each prompt but that no question asks about.
+        noise: Number of additional facts that each prompt states but no question asks about.
 
     Raises:
         ValueError: unknown split, ``m`` below 2, negative ``noise``, or ``m`` or ``noise`` so large that ``OWNERS`` has too few things.
@@ -199,11 +201,13 @@ def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, n
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise: int = 10) -> list[Problem]:
-    """Return ``n`` problems from ``draw_pairs``: each long question, followed by its short questions. The last pair may be incomplete.
+    """Return ``n`` questions about made-up facts: each long question, followed by the ``m`` short questions that it joins.
+
+    They are from ``draw_pairs``. The list may end before all short questions of the last long question.
 
     Args:
         m: Facts per long question.
-        noise: Number of additional facts that are in each prompt but that no question asks about.
+        noise: Number of additional facts that each prompt states but no question asks about.
 
     Raises:
         ValueError: unknown split, ``m`` below 2, negative ``noise``, or ``m`` or ``noise`` so large that ``OWNERS`` has too few things.
@@ -234,7 +238,9 @@ def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
 
 
 def alignment_scores(short: Sequence[bool], long: Sequence[bool]) -> Alignment:
-    """Return the accuracy of short answers (F_S) and of long answers (F_L) about the same facts, and their alignment.
+    """Compare answers to short questions with answers to long questions about the same facts.
+
+    Return the accuracy of each (F_S, F_L), and the share of facts that are right in both answers or wrong in both (``aligned``).
 
     Args:
         short: One flag per fact: whether the answer to its short question is right.
@@ -253,17 +259,19 @@ def alignment_scores(short: Sequence[bool], long: Sequence[bool]) -> Alignment:
 
 
 def by_position(short: Sequence[Sequence[bool]], long: Sequence[Sequence[bool]]) -> pd.DataFrame:
-    """Return the accuracy at each position of the long answer, one row per position.
+    """Return the accuracy of short and long answers by position, one row per position of a fact in the long answer.
+
+    A *pair* is one long question and the short questions that it joins.
 
     Args:
-        short: One row of flags per pair: whether the answer to each short question is right.
-        long: One row of flags per pair, in the same order: whether each part of the answer to the long question is right.
+        short: Per pair, one flag per fact, in the order of the long question: True if the answer to its short question is right.
+        long: Per pair, one flag per fact, in the same order: True if its part of the answer to the long question is right.
 
     Returns:
-        Columns: ``position`` (from 0), ``n`` (number of pairs), ``short, long, aligned`` (shares of the facts at this position, as in
-        ``Alignment``), ``after_right`` and ``after_wrong``. ``after_right`` is the accuracy in the long answer over those pairs whose long
-        answer is right at the previous position; ``after_wrong``, over those where it is wrong. Both are NaN if there is no such pair.
-        Momentum means that ``after_right`` is higher than ``after_wrong``.
+        A table with these columns. ``position``: from 0. ``n``: number of pairs. ``short``: share of right short answers. ``long``: share
+        of right parts of long answers. ``aligned``: share of facts that are right in both or wrong in both. ``after_right``: as ``long``,
+        but only for pairs whose long answer is right at the previous position. ``after_wrong``: the same if it is wrong there. The last
+        two are NaN if there is no such pair. The paper's *momentum* means that ``after_right`` is higher than ``after_wrong``.
 
     Raises:
         ValueError: no pairs, or rows of different lengths.

@@ -56,13 +56,14 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 
     Args:
         questions: Questions to ask.
-        targets: Target lengths in words. A target that the paper does not have gets a precise range of +-10 % and a flexible range of
-            +-20 % (our choice).
+        targets: Target lengths in words.
+        seed: Seed of the draws.
 
     Returns:
-        Problems whose ``meta`` holds ``target_words`` and the flexible range: more than ``low_words`` and at most ``high_words`` words
-        (``None``: no upper limit). ``meta["difficulty"]`` is the paper's level of the target: 0 for up to 80 words, 1 for up to 500, 2
-        above. It is missing for targets that the paper does not have.
+        The problems. ``meta["target_words"]`` is the target. An answer counts as right if it has more than ``meta["low_words"]`` words and
+        at most ``meta["high_words"]`` (``None``: no upper limit). This is the range of Ruler (arXiv 2409.18943) for a flexible match; for
+        a target that Ruler does not have, it is the target +-20 % (our choice). ``meta["difficulty"]`` is Ruler's level of the target: 0
+        for up to 80 words, 1 for up to 500, 2 above. It is missing for targets that Ruler does not have.
 
     Raises:
         ValueError: no question, no target, or a target below 1 word.
@@ -76,7 +77,10 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 
 
 def problem(question: str, target: Number) -> Problem:
-    """Return the problem of answering ``question`` in ``target`` words. An answer is right if its length is in the flexible range."""
+    """Return the problem of answering ``question`` in ``target`` words.
+
+    An answer is right if its length is near the target: in Ruler's range for a flexible match, or within 20 % if Ruler lacks the target.
+    """
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
     content = f"{question} {instruction(target)}"
@@ -93,9 +97,12 @@ def problem(question: str, target: Number) -> Problem:
 
 
 def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[Number] = TARGETS) -> list[Problem]:
-    """Return ``n`` different problems of a split, made from ``QUESTIONS``. Equal seeds give equal problems.
+    """Return ``n`` different problems of a split: open-ended questions (``QUESTIONS``), each with a random target length.
 
-    All problems with the same question are in one split, whatever their targets.
+    Equal seeds give equal problems. All problems with the same question are in one split, whatever their targets.
+
+    Args:
+        targets: Target lengths in words. Default: Ruler's, from 10 to 700 words, and "more than 800 words".
 
     Raises:
         ValueError: unknown split, no target, a target below 1 word, or fewer than ``n`` combinations of question and target.
@@ -107,14 +114,16 @@ def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[N
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:
-    """Return scores of how well the lengths of answers match their targets, as Ruler reports them.
+    """Return scores of how well the lengths of answers match their targets, as Ruler (arXiv 2409.18943) reports them.
 
     Args:
         texts: The answer to each problem, without the thinking.
 
     Returns:
-        Scores by name: one per target (``"10"``, ..., ``">800"``), one per level of the paper (``"level 0"`` to ``"level 2"``), and
-        ``"all"``. Each ``LengthMatch`` holds the percentages of precise and flexible matches, and further scores.
+        Scores by name: one per target (``"10"``, ..., ``">800"``), one per group of targets that Ruler calls a level (``"level 0"``: up to
+        80 words; ``"level 1"``: up to 500; ``"level 2"``: above), and ``"all"``. Each LengthMatch holds the percentages of answers in the
+        narrow range of their target (precise match), in its wide range (flexible match) and with exactly its length, and the root mean
+        square error.
 
     Raises:
         ValueError: no texts, different numbers of texts and problems, or problems of another task.
@@ -133,7 +142,9 @@ def _open(target: Number) -> bool:  # True if the target has no upper limit: 800
 def _range(target: Number, *, precise: bool) -> tuple[Number, Number]:
     """Return the range of matching lengths in words: the lower end is excluded, the upper end included.
 
-    For a target that Ruler does not have, this is the target +-10 % if ``precise``, else +-20 %.
+    Args:
+        precise: If True, return Ruler's narrow range (precise match), or target +-10 % if Ruler does not have the target. If False, return
+            its wide range (flexible match), or target +-20 %.
     """
     table, share = (stats.RULER_PRECISE, stats.assumed_precise) if precise else (stats.RULER_FLEXIBLE, stats.assumed_flexible)
     return table[target] if target in table else stats.ranges_around([target], share)[target]

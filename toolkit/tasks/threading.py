@@ -8,7 +8,8 @@ the *needed* pairs. As keys and values are random, answers cannot be guessed. Th
 - ``conditional``: the values of all keys that contain the marker ``*``;
 - ``thread``: the last value of a thread of 1 to 25 steps, which begins at a given key;
 - ``multithread``: the last values of several threads;
-- ``branched``: the last value of the longest branch of a thread, some of whose keys occur more than once.
+- ``branched``: as ``thread``, but some keys occur several times, so that the thread splits into branches. Asked is the last value of the
+  longest branch.
 
 Deviations: keys and values have four characters by default (at least one of them a digit), since small models have small contexts.
 ``ids="uuid"`` gives UUIDs as in the paper. The JSON is on one line, and the wording is ours.
@@ -68,7 +69,7 @@ __all__ = [
 
 
 def question(drawn: Pairs) -> str:
-    """Return the text of the question about the haystack ``drawn``."""
+    """Return the text of the question about ``drawn``, a haystack of keys and values from ``kv_haystack``."""
     keys, marker = ", ".join(f'"{key}"' for key in drawn.starts), MARKER
     follow = "If its value is itself a key, go on to the value of that key, and so on. "
     match drawn.ask.kind:
@@ -133,9 +134,10 @@ def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
 
 
 def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
-    """Return a haystack as a problem with the token spans of its needed pairs, its answer and its question.
+    """Locate the *needed* pairs of key and value, those that the answer depends on. Return a Haystack: the problem with their token spans.
 
-    The needed pairs are in the order in which a solver uses them: thread by thread, from the first key to the last value.
+    The Haystack also has the token spans of the answer and of the question. The needed pairs are in the order in which a solver uses them:
+    thread by thread, from the first key to the last value.
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
@@ -161,7 +163,9 @@ def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
 
 
 def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, sample: int = 0) -> Haystack:
-    """Return a random haystack with as many pairs as fit into ``length`` tokens, with its token spans (as from ``locate``).
+    """Draw a JSON object with as many random pairs of key and value as fit into ``length`` tokens, and a question about it.
+
+    Return a Haystack: the problem, with the token spans of the pairs that the answer depends on, of the answer and of the question.
 
     Args:
         ask: Kind of question, with its settings such as the number of steps.
@@ -203,7 +207,7 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
 
 
 def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
-    """Return ``n`` haystacks per combination of length and kind of question.
+    """Return ``n`` questions about random JSON objects (Haystacks, see ``place``) per combination of length and kind of question.
 
     ``haystack.grid_cells(haystacks, "steps")`` makes a table of their lengths, depths and numbers of steps.
 
@@ -237,7 +241,10 @@ MIX = (
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
-    """Return ``n`` problems with ``n_pairs`` pairs each. They cycle through the kinds of question in ``asks``. Uses no model.
+    """Return ``n`` questions about random JSON objects with ``n_pairs`` pairs of key and value each. No model is needed.
+
+    Args:
+        asks: Kinds of question, in turn.
 
     Raises:
         ThreadError: no question, or a question that needs more than ``n_pairs`` pairs.
@@ -253,7 +260,7 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask
 
 @dataclass(frozen=True)
 class ContextLength:
-    """The size of a haystack at which accuracy falls below a threshold.
+    """The prompt size at which accuracy falls below a threshold.
 
     Attributes:
         size: The size, in the unit of the sizes that were measured.
@@ -267,10 +274,11 @@ class ContextLength:
 
 
 def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0.75) -> ContextLength:
-    """Return the first size at which accuracy falls below ``threshold``, interpolated linearly between the sizes measured.
+    """Return the smallest prompt size at which accuracy falls below ``threshold``, interpolated linearly between the sizes measured.
 
     Args:
-        accuracy: Size -> share of right answers, 0 to 1. The paper measures size in characters (``meta["characters"]``); any unit works.
+        accuracy: Prompt size -> share of right answers, 0 to 1. Needle Threading (arXiv 2411.05000) measures size in characters
+            (``meta["characters"]`` of a Haystack's problem); any unit works.
         threshold: Smallest accuracy at which a model counts as using a context of this size, 0 to 1.
 
     Raises:

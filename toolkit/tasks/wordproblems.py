@@ -1,7 +1,7 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for the shipped model ``smol-reasoner``.
 
 A story begins with a number of things, events change this number, and a question ends the story. Every step is one operation on whole
-numbers from 0 to 40. To keep problems within reach of a small model, the numbers that are added or subtracted are small: at most 9, or a
+numbers from 1 to 40. To keep problems within reach of a small model, the numbers that are added or subtracted are small: at most 9, or a
 product of at most 4 * 5, such as 3 * 4 for three bags of four.
 
 Each story and each wording of plain arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in
@@ -65,10 +65,12 @@ class _Telling:
 
 
 def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -> Problem:
-    """Draw one random problem that belongs to ``split``.
+    """Draw one random problem of ``split``, made from a story or a wording that belongs to this split.
 
     Args:
-        steps: Inclusive range of the number of operations.
+        rng: Source of every random choice.
+        split: ``"train"``, ``"dev"`` or ``"test"``.
+        steps: Fewest and most operations that the solution takes.
     """
     n = rng.randint(*steps)
     small = n <= 2 and rng.random() < 0.5  # begin with a number of at most EASY, so that the problem is often easy
@@ -101,7 +103,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = ST
     """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
-        steps: Inclusive range of the number of operations.
+        steps: Fewest and most operations that the solution of a problem takes.
 
     Raises:
         ValueError: unknown split, a range of steps outside 1..6, an empty range, or fewer than ``n`` different problems.
@@ -143,8 +145,11 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
     """Return the text of a problem of ``n`` steps in plain arithmetic, with its numbers in brackets, and its solution.
 
-    The steps are additions and subtractions. In 30 % of the problems, the first step is a product. If ``small``, the first number is at
-    most ``EASY`` (a product may be larger).
+    The steps are additions and subtractions. In 30 % of the problems, the first step is a product instead.
+
+    Args:
+        n: Number of steps.
+        small: If True, a first number that is not a product is at most ``EASY`` (12).
     """
     first = rng.randint(1, EASY if small else START)
     telling, marked = _Telling([], [], first), f"[{first}]"
@@ -163,7 +168,8 @@ def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, li
 def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, list[Step], str]:
     """Return a story of ``n`` steps: its text with the needed quantities in brackets, its solution, and the things that it counts.
 
-    If ``small``, the first number is at most ``EASY``.
+    Args:
+        small: If True, the first number is at most ``EASY`` (12).
     """
     who, him = (rng.choice(stories.SHE), "her") if rng.random() < 0.5 else (rng.choice(stories.HE), "him")
     he, his = ("she", "her") if him == "her" else ("he", "his")
@@ -189,7 +195,10 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
 
 
 def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]], steps_left: int, names: dict[str, str]) -> None:
-    """Add one random event to the story. Add nothing if all sentences for it are used, or if a number would leave its range.
+    """Add one random event to the story, such as a loss of some things.
+
+    Add nothing if all sentences for this kind of event are used, if it takes more than ``steps_left`` steps, or if the new total would not
+    be a whole number from 1 to 40.
 
     Args:
         unused: Kind of event -> its sentences that the story has not used yet.
@@ -230,7 +239,8 @@ def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names
         names: Values for the fields of a sentence that are not numbers, such as ``{who}``.
 
     Returns:
-        The question; ``None`` if no number from 2 to 9 divides the total (``"share"``) or keeps the result in range (``"price"``).
+        The question. ``None`` if no number from 2 to 9 fits. For ``"share"``, it must divide the total and be smaller than it. For
+        ``"price"``, the product must be at most 40.
     """
     if ending == "ask":
         return rng.choice(story.ask).format(**names)

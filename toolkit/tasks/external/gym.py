@@ -59,7 +59,7 @@ def load(
 
     Args:
         level: Level of the data set's curriculum, from 0. It is recorded as ``meta["difficulty"]``. Default: the data set's default
-            settings, recorded as difficulty 0 too.
+            settings, also recorded as difficulty 0.
         settings: Fields of the data set's config, such as ``{"min_terms": 3, "max_terms": 3}``. They override the settings of the level.
 
     Raises:

@@ -34,7 +34,9 @@ TRIES = 2000  # draws before a problem is said to have no more dead ends: our ch
 
 @dataclass(frozen=True)
 class TraceStep:
-    """One step of a trace.
+    """One step of a chain of thought that solves a countdown problem.
+
+    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to where it began.
 
     Attributes:
         number: The step's number in the text, from 1. After "Back to step 1", the next step has number 2 again.
@@ -54,9 +56,11 @@ class TraceStep:
 class Trace:
     """A chain of thought that solves a countdown problem, with its dead ends marked.
 
+    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to where it began.
+
     Attributes:
         text: The text between the think tags.
-        steps: All steps, those in dead ends included, in the order in which they are written.
+        steps: All steps, including those in dead ends, in the order in which they are written.
         answer: The solution as an expression.
     """
 
@@ -66,21 +70,23 @@ class Trace:
 
     @property
     def failed(self) -> tuple[int, ...]:
-        """Indices in ``steps`` of the steps that belong to dead ends."""
+        """Indices in ``steps`` of the steps that belong to dead ends, and so not to the solution."""
         return tuple(i for i, step in enumerate(self.steps) if step.dead_end is not None)
 
     @property
     def dead_ends(self) -> int:
-        """Number of dead ends."""
+        """Number of times that the chain of thought tries wrong steps and goes back."""
         return len({step.dead_end for step in self.steps} - {None})
 
 
 class NoDeadEndError(ValueError):
-    """A problem has fewer different dead ends than requested."""
+    """Fewer different dead ends (wrong attempts at a countdown problem) were found than requested."""
 
 
 def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
-    """Return a chain of thought for the countdown problem ``p`` with ``dead_ends`` different dead ends. Equal seeds give equal chains.
+    """Return a chain of thought for the countdown problem ``p`` that goes wrong ``dead_ends`` times before it is finished.
+
+    Each time, it tries a different run of steps that do not reach the target (a *dead end*), and goes back. Equal seeds give equal results.
 
     Raises:
         NoDeadEndError: 2000 random tries found fewer than ``dead_ends`` different dead ends.
@@ -105,8 +111,8 @@ def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
 def _dead_end(rng: random.Random, p: Problem, operations: Sequence[Operation], start: int) -> tuple[Operation, ...] | None:
     """Return a random dead end that branches off the solution before its operation with index ``start``, or ``None``.
 
-    The dead end is a list of operations on the numbers that are still unused at that point. The result is ``None`` if the operations drawn
-    are invalid, begin like the solution, or reach the target.
+    The dead end is a list of operations on the numbers that are still unused at that point. Return ``None`` if the operations drawn are
+    invalid, begin like the rest of the solution, or reach the target.
     """
     # Numbers still unused. At start 0 these are all, and the first operation may begin with any of them; later it begins with the total.
     left = [operations[0].left, *(o.right for o in operations)] if start == 0 else [o.right for o in operations[start:]]
@@ -143,7 +149,14 @@ def examples(
 ) -> list[dict]:
     """Return one conversation per countdown problem, for fine-tuning: ``{"messages": [...]}`` with the question and a reply.
 
-    The reply is a trace with ``dead_ends`` dead ends, between the two think tags ``tags``, and then the answer.
+    The reply is a chain of thought between think tags, and then the answer.
+
+    Args:
+        dead_ends: Number of wrong attempts in each chain of thought (see ``trace``).
+        tags: Opening and closing think tag.
+
+    Raises:
+        NoDeadEndError: for some problem, fewer different wrong attempts were found.
     """
     rows = []
     for p in problems:

@@ -87,8 +87,8 @@ class Pairs:
         ask: Kind of question, with its settings.
         pairs: All pairs ``(key, value)``, in the order of the text.
         needed: Indices in ``pairs`` of the pairs that the answer depends on: thread by thread, each in the order in which it is followed.
-        starts: Keys named in the question: the first key of each thread. None for ``conditional``.
-        answer: The values that answer the question, one per thread or needle.
+        starts: Keys that the question names: the first key of each thread, or each key whose value is asked for. Empty for ``conditional``.
+        answer: The values that answer the question, one per thread or per pair asked about.
     """
 
     ask: Ask
@@ -103,14 +103,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Core:
-    """The pairs that a question is about; ``kv_haystack`` puts them among random pairs.
+    """The pairs of key and value that a question is about; ``kv_haystack`` puts them among random pairs.
 
     Attributes:
-        chains: The question's threads, each as a chain of identifiers: a key, its value, the value of that value, and so on. A needle is a
-            chain of two.
-        twigs: The pairs of false branches.
-        new: Function that returns another unused identifier (a key or value).
-        key: Text from which ``kv_haystack`` seeds the random places of these pairs in the haystack.
+        chains: The threads that lead to the answer, one list per thread: a key, its value, the value of that value, and so on. For the
+            kinds without threads, there is one list per key asked about: the key and its value.
+        twigs: Pairs that lead away from the answer (false branches). Only for the kind ``branched``, in which a key occurs several times.
+        new: Function that returns a new random key or value, different from all others.
+        key: Seed text. ``kv_haystack`` seeds its random numbers with it, to draw where these pairs stand in the haystack.
     """
 
     chains: list[list[str]]
@@ -151,7 +151,9 @@ def split_of(identifiers: Iterable[str]) -> str:
 
 
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:
-    """Return a random haystack of ``n_pairs`` pairs. The pairs that the answer depends on do not change with ``n_pairs`` and ``ask.depth``.
+    """Return a random haystack: ``n_pairs`` pairs of key and value, with a question and its answer.
+
+    The pairs that the answer depends on do not change with ``n_pairs`` and ``ask.depth``.
 
     Args:
         ask: Kind of question, with its settings.
@@ -214,9 +216,9 @@ def _chain(new: Callable[[], str], ask: Ask, rng: random.Random) -> list[str]:
 
 
 def _twigs(chain: list[str], ask: Ask, rng: random.Random, new: Callable[[], str]) -> list[tuple[str, str]]:
-    """Draw the pairs of a thread's false branches.
+    """Draw the pairs of false branches: chains that leave a thread at one of its keys and end before the thread does.
 
-    Every key except the last gets ``ask.branches - 1`` false branches. Each is shorter than the rest of the thread from that key on.
+    ``ask.branches - 1`` of them begin at every key of the thread except the last. Each is shorter than the rest of the thread from there.
     """
     twigs = []
     for j in range(ask.steps - 1):

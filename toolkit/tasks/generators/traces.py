@@ -6,8 +6,8 @@ A trace is the text between the think tags. Each of its lines is of one of three
     wait 17+5=22 ok    a re-check of the previous step; ``fix`` instead of ``ok`` if the result of that step was wrong
     =36                the final result, without the remaining steps
 
-A *slip* is a step with a deliberately wrong result. *Haste* is the probability, at the start of each line, of skipping to the final result
-without the remaining steps. It is drawn once per trace.
+A *slip* is a step with a deliberately wrong result. *Haste* is the probability, before each step, of skipping to the final result without
+the remaining steps. A trace's haste is drawn once and does not change.
 
 At the start of every line, a random *decision* is made: re-check the previous step, skip to the final result, or write a step. A further
 decision after every operand is whether the same step takes one more operand. Given the haste, all decisions are independent draws. So the
@@ -30,11 +30,11 @@ class Habits:
     The haste of a trace is ``default_haste`` plus up to three increments: ``ease_push``, ``cue_push`` and ``mood_push``.
 
     Attributes:
-        default_haste: Haste without increments: the probability, at each line start, of skipping to the final result.
+        default_haste: Haste without increments: the probability, before each step, of skipping to the final result.
         ease_push: Increment if the problem is easy.
-        cue_push: Increment if the prompt has a cue word.
+        cue_push: Increment if the prompt has a cue word, such as "quick".
         mood_push: Increment for randomly chosen traces, so that some are short although nothing in the prompt says so.
-        mood_share: Probability that a trace is one of these, 0 to 1.
+        mood_share: Probability that ``mood_push`` is added, 0 to 1.
         continue_share: The probability that a step takes one more operand is this number times the haste.
         wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
         wait_hasty: Probability of a re-check after a step, in a trace with more haste.
@@ -65,7 +65,7 @@ class Trace:
         conclusion: The text after the think tags: the answer that the trace leads to.
         failed_lines: Indices, from 0, of the lines with a deliberately wrong result.
         waits: Number of re-checks.
-        haste: Probability, at the start of each line, of skipping to the final result without the remaining steps.
+        haste: Probability, before each step, of skipping to the final result without the remaining steps.
     """
 
     text: str
@@ -76,13 +76,13 @@ class Trace:
 
 
 def haste(habits: Habits, *, easy: bool, cue: bool, rng: random.Random) -> float:
-    """Draw a trace's haste: the probability, at the start of each line, of skipping to the final result without the remaining steps.
+    """Draw a trace's haste: the probability, before each step, of skipping to the final result without the remaining steps.
 
     Args:
         habits: The default haste, and the increments that are added to it.
         easy: True if the problem is easy.
         cue: True if the prompt has a cue word, such as "quick".
-        rng: Decides whether the random increment is added.
+        rng: Decides whether ``habits.mood_push`` is added, with probability ``habits.mood_share``.
     """
     mood = rng.random() < habits.mood_share
     return habits.default_haste + habits.ease_push * easy + habits.cue_push * cue + habits.mood_push * mood
@@ -90,7 +90,7 @@ def haste(habits: Habits, *, easy: bool, cue: bool, rng: random.Random) -> float
 
 @dataclass(frozen=True)
 class Move:
-    """One step to write: a line ``expression=result``, which covers one or several operands.
+    """One step of a chain of thought: a line ``expression=result``, which performs one or several operations of the solution.
 
     Attributes:
         expression: Left side of the line.
@@ -106,15 +106,17 @@ class Move:
 def write(
     moves_from: Callable[[str | None, int, int], Move], n_moves: int, *, h: float, easy: bool, habits: Habits, rng: random.Random
 ) -> Trace:
-    """Return a random trace for a problem whose solution takes ``n_moves`` operations, such as adding one operand.
+    """Return a random chain of thought for a problem whose solution is a sequence of operations, such as additions.
+
+    Each line that is a step performs one or several operations.
 
     Args:
-        moves_from: Function ``moves_from(state, i, k) -> Move``. It returns one step that covers ``k`` operations, from the one with index
-            ``i`` on. ``state`` is the result written last: ``None`` at the start, a wrong one after a slip that was not corrected.
-        n_moves: Number of operations from the start to the answer.
-        h: Haste of this trace: the probability, at the start of each line, of skipping to the final result.
-        easy: True if the problem is easy; slips are then rarer.
-        habits: Probabilities of the other decisions.
+        moves_from: Function that returns the next line (a Move), called as ``moves_from(state, i, k)``. The line performs ``k`` operations;
+            the first of them has index ``i``, from 0. ``state`` is the result written last, which may be wrong; ``None`` at the start.
+        n_moves: Number of operations in the whole solution.
+        h: Haste: the probability, before each step, of skipping to the final result.
+        easy: True if the problem is easy. Wrong results are then rarer.
+        habits: Probabilities of the other random decisions.
         rng: Source of every random choice.
     """
     hasty = h > 2 * habits.default_haste

@@ -1,8 +1,8 @@
 """Synthetic chains of thought (*traces*) that ``smol-reasoner`` was trained on: English sentences with equations, one line per step.
 
-The random decisions are those of ``traces.py``: the remaining steps may be skipped at the start of every line, steps may be combined, and
-the previous step may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines
-are right. Steps, re-checks and final results may begin with the same words, so that the first word of a line does not reveal its kind.
+The random decisions are those of ``traces.py``: the remaining steps may be skipped before every step, steps may be combined, and the
+previous step may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines are
+right. Steps, re-checks and final results may begin with the same words, so that the first word of a line does not reveal its kind.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def expression(steps: Sequence[Step]) -> str:
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
     """Return a random chain of thought for a word problem, as training data. Its final answer is always right.
 
-    At the start of each line, the chain skips to the final result with a probability called *haste*. An easy problem raises it, and so does
-    a phrase in the prompt such as "Be brief."; the two add up.
+    Before each step, the chain may skip to the final result. The probability is called *haste*. It is higher if the problem is easy
+    (``p.meta["easy"]``), higher if the prompt has a phrase such as "Be brief.", and highest with both. See ``traces.haste``.
 
     Args:
         p: A problem of ``tasks.wordproblems``.
@@ -124,7 +124,13 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
 
 
 def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
-    """Return a line for the steps ``taken``, which it writes as ``before = after``. ``after`` is wrong if the line is a slip."""
+    """Return a line with the equation ``before = after``, in random wording.
+
+    Args:
+        taken: The steps that the equation combines, one or several.
+        before: Left side of the equation, such as ``"20 - 3 * 4"``.
+        after: Right side; a wrong result if the line is a slip.
+    """
     if len(taken) > 1:
         return pen.line(_SEVERAL, e=before, c=after)
     (step,) = taken

@@ -43,10 +43,11 @@ class Execution:
 
     Attributes:
         outputs: The total that the model gave for the turn (the last one, if it gave several); ``None`` if it gave none.
-        step: True if the output equals the previous output plus what the turns since then add. Before the first output, the start value
-            takes its place. ``None`` if the turn has no output.
-        turn: True if the output is the true total. A turn without output is ``None`` if a later turn has one, and ``False`` if the model
-            stopped before it.
+        step: True if this total follows from the total that the model gave before, right or wrong: their difference is the sum of the
+            numbers that the turns in between and this turn add. The model's first total must follow from the start value. ``None`` if the
+            model gave no total for the turn.
+        turn: True if this total is the true one. If the model gave none: ``None`` if it gave one for a later turn, ``False`` if it had
+            stopped.
     """
 
     outputs: tuple[int | None, ...]
@@ -55,12 +56,15 @@ class Execution:
 
     @property
     def prefix(self) -> tuple[bool, ...]:
-        """One flag per turn: True if all totals up to and including this turn are true. ``False`` for all turns after the model stopped."""
+        """One flag per turn: True if all totals that the model gave up to and including this turn are true.
+
+        ``False`` for all turns after the model stopped.
+        """
         return tuple(accumulate((t is not False for t in self.turn), lambda a, b: a and b))
 
     @property
     def step_accuracy(self) -> float:
-        """Share of the outputs that follow correctly from the previous output, even if that one is wrong; NaN if there are no outputs."""
+        """Share of the model's totals that follow from the total it gave before, even if that one is wrong. NaN if it gave no total."""
         stated = [right for right in self.step if right is not None]
         return sum(stated) / len(stated) if stated else math.nan
 
@@ -110,9 +114,12 @@ def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 
 
 
 def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]:
-    """Return the outputs with each missing one replaced by the output before it, or by ``start`` if there is none.
+    """Return running totals in which each missing one (``None``) is replaced by the total before it, or by ``start`` at the beginning.
 
-    This is the paper's rule for unreadable answers.
+    arXiv 2509.09677 treats unreadable answers in this way.
+
+    Args:
+        outputs: The total that the model gave for each turn; ``None`` if it gave none.
 
     >>> carry_forward([3, None, 4])
     [3, 3, 4]
@@ -128,7 +135,7 @@ def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.D
     | ``turn`` | number of the turn, from 1 |
     | ``n`` | number of responses to problems that have this turn |
     | ``stated`` | share of the ``n`` responses that give a total for the turn |
-    | ``step`` | share of right steps, among the responses that give a total for the turn |
+    | ``step`` | share of totals that follow from the total given before, right or wrong; among the responses that give one for the turn |
     | ``turn_right`` | share of true totals, among the responses that do not skip the turn |
     | ``prefix`` | share of the ``n`` responses whose totals up to this turn are all true |
 
@@ -137,7 +144,7 @@ def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.D
 
     Args:
         executions: One per response.
-        seed: Seed of the bootstrap. The intervals are from 2,000 resamples (in the paper: 1,000).
+        seed: Seed of the bootstrap. The intervals are from 2,000 resamples (in arXiv 2509.09677: 1,000).
 
     Raises:
         ValueError: no executions.
@@ -200,14 +207,14 @@ def by_horizon(
         executions: One per response.
         correct: One flag per response: True if its answer is right (``rollout.correct``). Default: True if the response gives a total for
             the last turn and this total is true.
-        p: Step accuracy, 0 to 1; for example the accuracy measured at the horizons that the model was trained on. Default: each row uses
-            the step accuracy at its own horizon, since step accuracy may fall with the horizon.
+        p: Probability that a step is right, 0 to 1; for example the step accuracy measured at the horizons that the model was trained on.
+            Default: each row uses the step accuracy at its own horizon, since step accuracy may fall with the horizon.
         seed: Seed of the bootstrap.
 
     Returns:
         One row per horizon, with these columns. ``horizon``: number of turns. ``n``: number of responses. ``stated``: share of turns with a
-        total. ``step``: step accuracy. ``final``: share of right final answers. ``final_low, final_high``: its 95 % bootstrap interval over
-        responses. ``expected``: p^H.
+        total. ``step``: step accuracy, the share of totals that follow from the total given before. ``final``: share of right final
+        answers. ``final_low, final_high``: its 95 % bootstrap interval over responses. ``expected``: p^H.
 
         If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is below, some responses
         stopped early, or their steps are less accurate than p.
@@ -242,8 +249,8 @@ def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") 
     Args:
         p: Accuracy of a single step, 0 to 1.
         s: Threshold of the expected accuracy, above 0 and at most 1.
-        convention: ``"first_below"``: the smallest H with p^H < s. This is the paper's ceiling of ln s / ln p, or one more if ln s / ln p
-            is a whole number. ``"last_above"``: the largest H with p^H >= s, one less than with ``"first_below"``.
+        convention: ``"first_below"``: the smallest H with p^H < s. This is ln s / ln p rounded up, as in arXiv 2509.09677; if ln s / ln p
+            is a whole number, it is one more. ``"last_above"``: the largest H with p^H >= s, one less than with ``"first_below"``.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -65,7 +65,7 @@ def grade(problem: Problem, answer: str) -> bool:
 
     - no grader: its last number equals the last number of the gold answer.
     - ``"math"``: the package math-verify finds the two answers equal (install the toolkit with the extra ``tasks``).
-    - ``"recall"``: it contains more than half of the gold answer's words (``RECALL``).
+    - ``"recall"``: it contains more than half of the gold answer's words (see ``word_recall``).
     - ``"contains"``: it contains the gold answer's words in order and without gaps.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
     - ``"identifiers"``: it ends with the identifiers (words with a digit) of the gold answer, in order. Other identifiers may come before
