@@ -51,7 +51,8 @@ class Section:
 def judged_on(report: Report) -> str:
     """Return a text that names the problems on which the conditions of a report were compared, and says whether they were held out.
 
-    The problems are held out if none of them was used to edit, steer or train one of the conditions. The text is for model cards.
+    The problems are held out if none of them was used to edit, steer or train one of the conditions. If that was not recorded, the text
+    says so.
     """
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")

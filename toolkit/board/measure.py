@@ -1,6 +1,6 @@
-"""Measure one condition with one seed. The ``Result`` has one value per problem and metric, and one row per response.
+"""Measure one condition with one seed: answer the board's problems, and compute every metric from the responses and the hidden states.
 
-A ``Result`` consists of two tables and a dict:
+The ``Result`` consists of two tables and a dict:
 
 * ``rows``: one row per response to a main problem. Metrics that are not means, such as quantiles, are computed from it.
 * ``points``: one row per problem and metric, for metrics that are means over problems.
@@ -12,8 +12,8 @@ of the residual stream, at the positions where a line of thinking begins.
 
 * ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
   direction; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): output of the short-thinking heads, the heads that ThinkEdit edits, projected on minus
-  the length direction; + is towards shorter thinking. All conditions read the same responses of base.
+* ``short_push`` (units of the residual stream): component, along the length direction with its sign changed, of the output of the heads
+  that ThinkEdit edits; + is towards shorter thinking. All conditions read the same responses of base.
 * ``retrieved`` (share): prompts with hidden facts (haystacks) that are answered correctly.
 * ``retrieval_write`` (logits): contribution of base's retrieval heads to the logit of the token that is retrieved from a haystack. All
   conditions read the same haystacks and answers.
@@ -81,8 +81,8 @@ class Result:
             * ``name, seed``: the condition and its seed.
             * ``model``: name of the condition's model. ``fingerprint``: hash of its weights and config. ``parent``: fingerprint of the
               model that it was edited or trained from, or ``None``. ``interventions``: texts that describe what acts on the model.
-            * ``tokens``: total length of all responses to the main problems. ``seconds``: time to sample them, or ``None`` if sampling was
-              interrupted.
+            * ``tokens``: total length of all responses to the main problems. ``seconds``: time to sample them (on a CPU, process time);
+              ``None`` if sampling was interrupted.
             * ``parameters_changed``: number of weights that differ from base. ``training_steps``: optimizer steps, 0 without training.
             * ``shift``: shift of hidden states (see ``References.shift``).
             * ``made_by``: version of the toolkit and hash of the code.
@@ -246,8 +246,8 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
     The metric of every task is ``accuracy_TASK``. The task ``running_sum`` (chains of additions) has two more:
 
     * ``running_sum_step``: share of a response's steps whose total follows from the total before.
-    * ``running_sum_expected``: p^H, the probability that all steps of a response are right. p is the share of right steps in all responses.
-      H is the number of steps in the response.
+    * ``running_sum_expected``: p^H, the probability that all H steps of a response are right if each is right with probability p. p is the
+      share of right steps in all responses to the task.
     """
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
@@ -314,9 +314,10 @@ class References:
         return self.finding.direction.unit()[-1].double()
 
     def shift(self, condition: Condition) -> dict[str, float]:
-        """Measure how a condition shifts the hidden states at the end of the residual stream, in comparison with base.
+        """Measure how a condition shifts the hidden states at the end of the residual stream.
 
-        Base and the condition read the same responses of base. The shift is the mean hidden state of the condition minus that of base.
+        Base and the condition read the same responses of base. The shift is the mean hidden state of the condition minus that of base, at
+        the positions where a line of thinking begins.
 
         Args:
             condition: The condition to compare with base.
@@ -425,10 +426,15 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
 
 
 def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding) -> pd.Series:
-    """Return how much the heads that ThinkEdit edits together write towards short thinking: mean per problem, indexed by problem id.
+    """Return how much the heads that ThinkEdit edits together write towards short thinking, as a mean per problem, indexed by problem id.
 
-    The condition reads the texts teacher-forced. The summed output of the heads is projected on the length direction with its sign changed,
-    so + is towards short thinking. The heads and the direction (the one at the end of the residual stream) are those of ``finding``.
+    It is the component of the heads' summed output along the direction of short thinking, in units of the residual stream.
+
+    Args:
+        condition: Condition under which the texts are read, teacher-forced.
+        texts: Responses of base.
+        finding: Result of ``Ground.find_heads``, with the heads and the direction of thinking length. Short thinking is the opposite
+            direction.
     """
     unit = finding.direction.unit()[-1].double()
     with condition.active() as lm:

@@ -98,7 +98,7 @@ class AlignedResults:
 
     @cached_property
     def judge(self) -> Judge:
-        """Object that compares conditions with base by the metrics that are not means over problems, such as quantiles of length."""
+        """``Judge`` for the metrics that are not means over problems, such as quantiles of length: estimates, and differences from base."""
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
@@ -136,7 +136,9 @@ class AlignedResults:
         return stats.effect(differences, len(self.main), seeded=seeded)
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """Return whether a condition's responses to the main problems are correct, how long they are, and more. One entry per seed.
+        """Return the outcomes of a condition's responses to the main problems: whether they are correct, how long they are, and more.
+
+        The list has one entry per seed.
 
         Args:
             name: Name of the condition.
@@ -147,7 +149,8 @@ class AlignedResults:
 def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
     """Return the difference in a metric between two conditions, ``own`` minus ``other``, as a statistic over problems.
 
-    If the metric is itself a comparison with base, the comparison of ``own`` with ``other`` in place of base is returned instead.
+    Some metrics, such as the accuracy-efficiency score, are themselves a comparison with base. For these, return the metric of ``own``,
+    computed with ``other`` as base.
 
     Args:
         metric: Name of a metric that is computed from outcomes (see ``metrics.METRICS``).
@@ -256,6 +259,7 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
     """Return the board of all results saved so far, as one mapping that JSON can store. The top of ``page.py`` lists its parts.
 
     Args:
+        ground: Base model, sizes and output directory of the board.
         specs: Conditions of the board; those without results are left out.
         title: Title of the page.
     """

@@ -50,7 +50,7 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
     """Bar chart of the share of heads whose copy score is above 0.1, above 0.5, and zero, for several models.
 
     The copy score of a head is the share of the answer's distinct tokens that the head copies from the prompt (arXiv 2404.15574). There is
-    one group of bars per condition on the score, with one bar per model.
+    one group of bars for each of the three cases, with one bar per model.
 
     Args:
         table: One row per model. Columns: ``model``, and ``above 0.1, above 0.5, zero`` (shares of all heads, 0 to 1). The first row, drawn

@@ -23,7 +23,8 @@ def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({}))
     """Line plots of think tokens (left) and accuracy (right) against steering strength, with 95 % bands, one line per direction.
 
     Args:
-        table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``think_tokens`` and ``accuracy``.
+        table: Table of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics: ``think_tokens`` and
+            ``accuracy``; others are not drawn.
         usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, such as from ``doses.usable_range``. Empty:
             nothing is shaded.
     """
@@ -39,7 +40,8 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
     responses under the steered model.
 
     Args:
-        table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``closed``, ``looping`` and ``perplexity``.
+        table: Table of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics: ``closed``, ``looping`` and
+            ``perplexity``; others are not drawn.
         usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, such as from ``doses.usable_range``. Empty:
             nothing is shaded.
     """
