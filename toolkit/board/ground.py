@@ -53,9 +53,9 @@ class Sizes:
     Attributes:
         main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
             ``training.task`` only, so the other tasks measure transfer.
-        unseen: Further tasks, as pairs like ``main``, to detect damage to other abilities. Only accuracy is measured, with one greedy
-            response per problem. A task shows damage only if base solves some of its problems. The accuracy of the unchanged tiny reasoner
-            is near zero on tasks that it was not trained on.
+        unseen: Tasks besides ``main``, as pairs ``(task, number of problems)``, to detect damage to other abilities. Accuracy is measured,
+            with one greedy response per problem; for ``running_sum`` also the share of right steps. A task shows damage only if base solves
+            some of its problems. The accuracy of the unchanged tiny reasoner is near zero on tasks that it was not trained on.
         horizons: Smallest and largest number of additions in a problem of the task ``running_sum`` (chains of additions, ``17+5-9=?``).
             The tiny reasoner was trained on up to 7 additions, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
@@ -216,7 +216,7 @@ class Ground:
 
     @cached_property
     def unseen(self) -> list[Problem]:
-        """Problems of the tasks in ``sizes.unseen`` (test split), on which only accuracy is measured."""
+        """Problems of the tasks in ``sizes.unseen`` (test split), which measure damage to other abilities."""
         problems: list[Problem] = []
         for name, n in self.sizes.unseen:
             if name == "running_sum":

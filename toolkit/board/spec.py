@@ -376,8 +376,8 @@ def with_intervention(name: str, act: Intervention, family: str = "decode", pape
 
     Args:
         name: Unique name of the condition.
-        act: Intervention, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking. If it is computed from the base
-            model, as a steering vector is, write a ``Spec`` with your own function instead.
+        act: Intervention, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking. For an intervention that is
+            computed from the base model, such as a steering vector, write a ``Spec`` with your own function instead.
         family: One of ``FAMILIES``; sets colour and symbol in figures.
         paper: arXiv id, or "".
     """
@@ -453,10 +453,10 @@ def trained(
 
 
 def _check_known(name: str, reward: Any) -> None:
-    """Raise UnknownIdentityError if the reward cannot be described in a cache key.
+    """Raise UnknownIdentityError if the reward holds a value that cannot be described in a cache key, such as an open file.
 
-    The folder of the trained policy is named by a hash that covers the reward. So the description is needed even if the condition's own
-    cache key is computed from ``identity``.
+    The name of the trained policy's folder is a hash that includes the reward. So the reward must have a description even if the
+    condition's own cache key is computed from the field ``identity`` of ``Spec``.
 
     Args:
         name: Name of the condition, for the error message.
