@@ -49,9 +49,10 @@ class Section:
 
 
 def judged_on(report: Report) -> str:
-    """Return text that says on which problems the conditions of a report were compared, and whether these problems were held out.
+    """Return a text that names the problems on which the conditions of a report were compared, and says whether they were held out.
 
-    A problem is not held out if it was used to edit, steer or train one of the conditions.
+    The problems are held out if none of them was used to edit, steer or train one of the conditions. If that was not recorded, the text
+    says so.
     """
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
@@ -136,7 +137,7 @@ def write_page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[S
     Args:
         title: Heading of the page.
         intro: Paragraph under the heading, as plain text.
-        table: Table of text cells, such as from ``headline_table``; see ``table_html``.
+        table: Table of text cells, such as from ``headline_table``. The text after a cell's first space is put on a second line.
         sections: Sections, in order.
         path: File to write.
     """

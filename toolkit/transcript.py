@@ -55,15 +55,15 @@ def fragment(
 
     Args:
         rollout: The response, with recorded entropies.
-        chain: Steps of the response's thinking, from ``failed_steps.chain``. Each may be marked as failed (wrong) or as a re-check of an
-            earlier step. If ``None``, each line is a step and no step is marked.
+        chain: Steps of the response's thinking, from ``failed_steps.chain``. It marks steps that failed (are wrong or were abandoned) and
+            steps that re-check an earlier one. If ``None``, each line is a step and no step is marked.
         problem: Problem whose right answer is shown; ``None`` shows none.
         top: Entropy (nats) that gets the deepest colour. To compare responses, pass the same number for all. ``None`` means the highest
             entropy in the response, or 1 if all are 0.
 
     Raises:
         entropies.NoEntropiesError: the rollout has no recorded entropies.
-        ValueError: ``top`` is not positive, or the steps of the chain have no token spans (a chain that was read from a text has none).
+        ValueError: ``top`` is not positive, or the chain has no token spans. A chain has them if it was made from a rollout, not from text.
     """
     h = entropies_of(rollout)
     if top is not None and not top > 0:

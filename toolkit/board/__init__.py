@@ -1,15 +1,16 @@
-"""The board: a comparison of interventions and trained policies on the same problems.
+"""The board: a table and figures that compare interventions and trained policies on the same problems.
 
 A *condition* is a model together with its interventions; a ``Spec`` describes one. *Base* is the unchanged model. *Random controls* are
-conditions that make an arbitrary change of the same size, such as editing random heads. P-values are corrected for the number of
-comparisons (Holm).
+conditions that make an arbitrary change of the same size as an intervention, such as an edit of equally many random heads. P-values are
+corrected for the number of comparisons (Holm).
 
 Modules:
 
 * ``spec``: descriptions of conditions. ``default``: the conditions of the standard board.
-* ``ground``: what all conditions share: the base model, the sizes of the measurements, the directions of thinking length.
+* ``ground``: inputs that all conditions share, such as the base model and the sizes of the measurements.
 * ``measure``: measures one condition. ``running``: measures all of them.
-* ``statistics`` and ``reading``: turn the results into a board. ``page``: writes the board as a web page.
+* ``reading``: computes the estimates and differences of a board from the results. ``statistics``: corrects p-values and computes the
+  Pareto front. ``page``: writes the board as a web page.
 
 Start with ``toolkit board --help``. For a model of 1.5 to 8 billion weights on one GPU, see ``data/board/README.md``.
 """

@@ -1,7 +1,8 @@
 """The board's default conditions: training-free interventions, trained policies, and random controls.
 
 To make your own list, copy this file and change the copy. The strengths of edits and steering and the token budgets are our choice for
-the tiny reasoner, the small model that comes with the toolkit. For another model, choose them on its dev split.
+the tiny reasoner, the small model that comes with the toolkit. For another model, choose them on problems of the dev split, since the
+board measures on the test split.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
 """``Ground``: the base model, the sizes of the measurements and other inputs that all conditions of a board share.
 
-Its methods compute the inputs that take time: rollouts of base, directions of thinking length, scores of attention heads, and trained
-policies. A direction of thinking length has one vector per layer; adding it to the residual stream lengthens thinking.
+Its methods compute the inputs that take time:
+
+* rollouts of the base model;
+* directions of thinking length, with one vector per layer; adding the vectors to the residual stream lengthens thinking;
+* scores of attention heads: how much each writes towards short thinking, and how much it retrieves from the prompt;
+* trained policies.
 
 ``sample``, ``find_heads``, ``direction`` and ``measure_retrieval`` run once per process for the same arguments. ``train`` loads a policy
 that was trained before with the same arguments.
 
-Rollouts and policies are saved in the directory ``Ground.out``, under a hash of all their inputs, code included. So a stopped board
-resumes. If you add a condition, only that condition is computed.
+Rollouts and policies are saved in the directory ``Ground.out``. The name of their folder is a hash of all their inputs, code included. So
+a stopped board resumes. If you add a condition, only that condition is computed.
 """
 
 from __future__ import annotations
@@ -49,17 +53,18 @@ class Sizes:
     Attributes:
         main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
             ``training.task`` only, so the other tasks measure transfer.
-        unseen: Further tasks, as pairs like ``main``, to detect damage to other abilities. Only accuracy is measured, with one greedy
-            response per problem. A task shows damage only if base solves some of its problems. The accuracy of the unchanged tiny reasoner
-            is near zero on tasks that it was not trained on.
+        unseen: Tasks besides ``main``, as pairs ``(task, number of problems)``, to detect damage to other abilities. Accuracy is measured,
+            with one greedy response per problem; for ``running_sum`` also the share of right steps. A task shows damage only if base solves
+            some of its problems. The accuracy of the unchanged tiny reasoner is near zero on tasks that it was not trained on.
         horizons: Smallest and largest number of additions in a problem of the task ``running_sum`` (chains of additions, ``17+5-9=?``).
             The tiny reasoner was trained on up to 7 additions, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
         max_new_tokens: Token budget of a response to a main problem.
         unseen_tokens: Token budget of a response to a problem of ``unseen``.
         seeds: Number of seeds of each random or trained condition. All other conditions have one seed.
-        extraction: ``(problems, samples per problem)`` of the rollouts of base from which the directions of thinking length and the head
-            scores are computed. The problems are from the train split of ``training.task``.
+        extraction: ``(problems, samples per problem)`` of rollouts of base. From these rollouts ThinkEdit and Efficiency Steering compute
+            their directions of thinking length, and ThinkEdit scores the heads. The problems are from the train split of
+            ``training.task``.
         haystack: Task on which retrieval is measured. Its prompts, called haystacks, hide facts: ``lookup`` (values of variables),
             ``needle`` (facts in filler text) or ``threading`` (chains of keys).
         haystacks: Number of haystacks per split: dev to find retrieval heads, test to measure retrieval.
@@ -68,7 +73,7 @@ class Sizes:
         texts: Largest number of base responses that every condition reads teacher-forced, to compare hidden states on the same texts.
         fraction: Share of all attention heads that ThinkEdit edits, 0 to 1. ThinkEdit is a weight edit against short thinking (arXiv
             2503.22048).
-        training: Settings with which every policy is trained.
+        training: Settings that all trained policies share, such as the task and the number of steps; see ``TrainingPlan``.
     """
 
     main: Sets = (("arithmetic", 200), ("lookup", 60))
@@ -109,14 +114,14 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
         options: Name of an option -> value; ``None`` changes nothing. Options: ``task`` (replaces all main tasks and the training task),
             ``problems`` (number of test problems of the first main task), the fields ``max_new_tokens`` and ``seeds`` of ``Sizes``, and
             the fields ``steps``, ``lora`` and ``engine`` of ``TrainingPlan``.
-        settings: Name of a hyperparameter -> value as text, for the recipes of all policies. Names: ``problems`` (per training batch),
-            ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``, and the
-            fields of TRL's ``GRPOConfig``.
-        tiny: True to scale the recipes' hyperparameters to the tiny reasoner, False to keep those of the papers.
+        settings: Name of a hyperparameter -> value as text. It is set in the training of every policy. Names: ``problems`` (per training
+            batch), ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``,
+            and the fields of TRL's ``GRPOConfig``.
+        tiny: True to scale the hyperparameters of the papers to the tiny reasoner, False to keep them.
 
     Raises:
-        ValueError: the task or a setting is unknown; or a setting ``reward.NAME`` would change an option of a reward, which not all
-            policies have.
+        ValueError: the task or a setting is unknown; or a setting is named ``reward.NAME``. Such a setting is an option of one reward, and
+            the policies of a board have different rewards.
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
@@ -146,7 +151,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
 
 
 def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[Ground, P], T]:
-    """Cache the results of a method of ``Ground``: it runs once per process for the same arguments. Use as a decorator."""
+    """Decorate a method of ``Ground`` so that it runs once per process for the same arguments. Later calls return the first result."""
 
     @wraps(method)
     def cached(self: Ground, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -182,9 +187,10 @@ class Ground:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Part of the cache key that all results share: a dict that identifies the base model, the sizes and the problems.
+        """Inputs on which every result of the board depends: a dict that identifies the base model, the sizes and the problems.
 
-        The number of seeds is left out, so that results stay valid if seeds are added. The code is not in the dict: see ``modules``.
+        It is part of every result's cache key. The number of seeds is left out, so that results stay valid if seeds are added. The code is
+        another part of the key: see ``modules``.
         """
         sizes = asdict(self.sizes)
         del sizes["seeds"]
@@ -193,7 +199,10 @@ class Ground:
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """Module -> hash of its code, for every module that all results depend on. Modules that only train policies are left out."""
+        """Module -> hash of its code, for every module that all results depend on.
+
+        Modules that train policies are left out. The results of trained conditions add them (see ``Spec.through``).
+        """
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
         task_modules = {module for name in names for module in tasks.modules(name)}
         return store.modules_of("toolkit.board.measure", *sorted(task_modules), without=TRAINING)
@@ -207,7 +216,7 @@ class Ground:
 
     @cached_property
     def unseen(self) -> list[Problem]:
-        """Problems of the further tasks ``sizes.unseen`` (test split)."""
+        """Problems of the tasks in ``sizes.unseen`` (test split), which measure damage to other abilities."""
         problems: list[Problem] = []
         for name, n in self.sizes.unseen:
             if name == "running_sum":
@@ -218,7 +227,7 @@ class Ground:
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings for the main problems. All conditions use the same settings and seed, so the same random numbers."""
+        """Sampling settings for the main problems. All conditions use the same settings and seed, so they get the same random numbers."""
         return Sampling(self.sizes.samples, max_new_tokens=self.sizes.max_new_tokens, details=True)
 
     # --- inputs of conditions ------------------------------------------------------------------------------------
@@ -231,7 +240,10 @@ class Ground:
 
     @_once
     def sample(self) -> list[Rollout]:
-        """Return rollouts of base on train problems. Directions and head scores are computed from them. Saved rollouts are reused."""
+        """Return rollouts of base on problems of the train split. Saved rollouts are reused.
+
+        ``find_heads`` and ``direction`` compute head scores and directions of thinking length from them.
+        """
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
@@ -240,13 +252,13 @@ class Ground:
             return rollouts(self.lm, problems, self.study.sampling, out=where)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
-        """Return the folder in which rollouts of base are saved. Its name is a hash of their inputs: base model, ``depends`` and code.
+        """Return the folder in which rollouts of base are saved. Its name is a hash of their inputs, code included.
 
-        If there are rollouts of the same inputs except the code, print that they are sampled again.
+        If rollouts were saved with the same inputs but other code, print that new ones will be sampled.
 
         Args:
             kind: Name of the parent folder.
-            depends: Further inputs of the rollouts, such as problems and sampling settings.
+            depends: Inputs of the rollouts besides the base model and the code, such as problems and sampling settings.
             module: Name of the module that chooses the problems; its code enters the hash.
             task: Task of the problems; the code of its modules enters the hash.
         """
@@ -261,22 +273,23 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Return ThinkEdit's results on rollouts of base: a direction of thinking length, head scores, and the plan of the edit.
+        """Return the attention heads that ThinkEdit would edit in base, with all head scores and a direction of thinking length.
 
-        A head with a positive score writes towards short thinking.
+        ThinkEdit is a weight edit against short thinking (arXiv 2503.22048). A head with a positive score writes towards short thinking.
+        All values are computed from the rollouts of ``sample``.
 
         Args:
-            form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``: as published, or ours.
+            form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
         """
         return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
-        """Return a plan of ThinkEdit's edit: which heads to edit, along which direction, and how strongly.
+        """Return the plan of a ThinkEdit weight edit (arXiv 2503.22048): which heads to edit, along which direction, and how strongly.
 
         Args:
-            strength: lambda of the edit. 1 removes the component along the direction of thinking length from the heads' output; 2 reverses
-                it.
-            form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``.
+            strength: Multiple of the output component along the plan's direction that is subtracted from each head's output: 1 removes the
+                component, 2 reverses it.
+            form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.
         """
         finding = self.find_heads(form)
@@ -290,8 +303,11 @@ class Ground:
         """Return a direction of thinking length. Adding the direction to the residual stream lengthens thinking.
 
         Args:
-            name: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking. It
-                is zero in layers without such heads. ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
+            name: One of:
+
+                * ``"thinkedit"``: the summed output of the heads that our form of ThinkEdit edits. Its mean over short thinking is
+                  subtracted from its mean over long thinking. The vector is zero in layers without such heads.
+                * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647), from correct responses to the same problem.
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
@@ -301,10 +317,12 @@ class Ground:
         return finding.plan.direction or finding.direction  # the plan's: what the edited heads themselves contribute
 
     def search(self, seed: int = 0) -> Search:
-        """Return the settings for measuring how heads retrieve. Task, number and lengths of the prompts are those in ``sizes``.
+        """Return the settings of the haystacks (prompts with hidden facts) that measure retrieval: task, number, lengths and seed.
+
+        Task, number and lengths are ``haystack``, ``haystacks`` and ``lengths`` of ``sizes``.
 
         Args:
-            seed: Random seed of the prompts.
+            seed: Random seed of the haystacks.
         """
         return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
 
@@ -312,7 +330,11 @@ class Ground:
     def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
         """Return retrieval metrics of every head of base, measured on haystacks (prompts with hidden facts) of the dev split.
 
-        ``.scores`` of the result holds two scores per head: the copy score, and the contribution to the logit of the retrieved token.
+        The field ``scores`` of the result holds two scores of every head:
+
+        * ``"copy, as published"``: share of the answer's distinct tokens that the head copies from the haystack (arXiv 2404.15574).
+        * ``"write (ours)"``: how much the head adds to the logit of a retrieved token, through the position in the hidden fact that it
+          attends to most.
         """
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
@@ -320,10 +342,11 @@ class Ground:
             return retrieval.measure_retrieval(self.lm, search, out=where)
 
     def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
-        """Return a policy trained with the settings ``sizes.training``. If it was trained before with the same arguments, it is loaded.
+        """Return a policy trained with GRPO. If it was trained before with the same arguments and settings, it is loaded.
 
         Args:
-            recipe: Recipe with the hyperparameters of its paper. ``sizes.training`` may change them, see ``TrainingPlan.sized``.
+            recipe: Reward and hyperparameters of the method, such as those of a paper. ``sizes.training`` may change the
+                hyperparameters (see ``TrainingPlan.sized``), and adds the task and the number of steps.
             seed: Random seed of the training run.
             start: Model to start from; ``None`` means the base model.
             reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
@@ -338,7 +361,13 @@ class Ground:
         )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Return the folder in which ``train`` saves the policy for these arguments, trained from base. It may not exist yet."""
+        """Return the folder in which ``train`` saves the policy that it trains from base. The folder may not exist yet.
+
+        Args:
+            recipe: Reward and hyperparameters of the method.
+            seed: Random seed of the training run.
+            reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
+        """
         from toolkit.grpo import policies
 
         return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

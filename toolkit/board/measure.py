@@ -1,17 +1,19 @@
-"""Measure one condition with one seed, and reduce the result to one value per problem and metric.
+"""Measure one condition with one seed: answer the board's problems, and compute every metric from the responses and the hidden states.
 
-A ``Result`` has two tables and a record. ``rows`` has one row per response to a main problem, for metrics that are not means, such as
-quantiles. ``points`` has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of
-the condition, and the shift of hidden states under the condition.
+The ``Result`` consists of two tables and a dict:
+
+* ``rows``: one row per response to a main problem. Metrics that are not means, such as quantiles, are computed from it.
+* ``points``: one row per problem and metric, for metrics that are means over problems.
+* ``about``: costs, a description of the condition, and how the condition shifts hidden states.
 
 ``metrics.METRICS`` describes every metric. Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Four metrics are
-explained here. The *length direction* is ThinkEdit's direction of thinking length. Hidden states are taken at the end of the residual
-stream, at the positions where a line of thinking begins.
+explained here. The *length direction* is ThinkEdit's direction of thinking length (arXiv 2503.22048). Hidden states are taken at the end
+of the residual stream, at the positions where a line of thinking begins.
 
 * ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
   direction; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): output of the short-thinking heads, the heads that ThinkEdit edits, projected on minus
-  the length direction; + is towards shorter thinking. All conditions read the same responses of base.
+* ``short_push`` (units of the residual stream): component, along the length direction with its sign changed, of the output of the heads
+  that ThinkEdit edits; + is towards shorter thinking. All conditions read the same responses of base.
 * ``retrieved`` (share): prompts with hidden facts (haystacks) that are answered correctly.
 * ``retrieval_write`` (logits): contribution of base's retrieval heads to the logit of the token that is retrieved from a haystack. All
   conditions read the same haystacks and answers.
@@ -69,7 +71,7 @@ class Result:
 
             * ``no_think``: True if the response has no think token.
             * ``think_entropy, answer_entropy``: mean token entropy of thinking and of the answer, nats.
-            * ``failed``: share of the steps of thinking that are wrong (see ``methods.failed_steps``).
+            * ``failed``: share of the steps of thinking that failed (are wrong) or were abandoned (see ``methods.failed_steps``).
             * ``review``: share of the thinking's characters that belong to re-checks of earlier steps.
             * ``answer``: text of the answer; ``None`` if the response has none.
             * ``text``: text of the response, for the first sample of each problem; else ``None``.
@@ -79,7 +81,8 @@ class Result:
             * ``name, seed``: the condition and its seed.
             * ``model``: name of the condition's model. ``fingerprint``: hash of its weights and config. ``parent``: fingerprint of the
               model that it was edited or trained from, or ``None``. ``interventions``: texts that describe what acts on the model.
-            * ``tokens, seconds``: total of all responses to the main problems. ``seconds`` is ``None`` if sampling was interrupted.
+            * ``tokens``: total length of all responses to the main problems. ``seconds``: time to sample them (on a CPU, process time);
+              ``None`` if sampling was interrupted.
             * ``parameters_changed``: number of weights that differ from base. ``training_steps``: optimizer steps, 0 without training.
             * ``shift``: shift of hidden states (see ``References.shift``).
             * ``made_by``: version of the toolkit and hash of the code.
@@ -96,7 +99,7 @@ def read_result(ground: Ground, spec: Spec, seed: int) -> Result | None:
 
 
 def read_folder(folder: Path) -> Result | None:
-    """Return the result in a folder, or ``None`` if the folder holds no complete result.
+    """Return the result that ``measure`` saved in a folder. Return ``None`` if the measurement was not completed.
 
     Raises:
         store.DamagedFileError: a file is damaged; the message says what to remove.
@@ -112,17 +115,20 @@ def read_folder(folder: Path) -> Result | None:
 
 
 def is_measured(folder: Path) -> bool:
-    """Return True if a folder holds a complete result."""
+    """Return True if ``measure`` completed a result in this folder. The file that it writes last then exists."""
     return (folder / ABOUT).exists()
 
 
 def rollouts_of_result(folder: Path) -> list[Path]:
-    """Return the folders of rollouts in a result's folder. A measurement removes them when it ends; they remain if it was stopped."""
+    """Return the folders of rollouts in the folder of a result. ``measure`` removes them at its end; if it was stopped, they remain."""
     return list(folder.glob(f"*{SAMPLED}*"))  # the first * also finds those that are half removed, under a temporary name
 
 
 def without_code_record(ground: Ground) -> list[Path]:
-    """Return the folders of results that have no record of the code that computed them. Such results are not used."""
+    """Return the folders of saved results without a record of the code that computed them.
+
+    Older versions of the toolkit wrote no such record. The board does not use these results.
+    """
     return [path.parent for path in (ground.out / "results").glob(f"*/{ABOUT}") if not path.with_name(store.MADE_BY).exists()]
 
 
@@ -185,7 +191,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
 
 
 def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
-    """Return the table ``Result.rows`` of the responses."""
+    """Return one row per response, with the columns that the attribute ``rows`` of ``Result`` lists."""
     table = evaluate.rollout_table(responses, problems, lm.tags)
     entropies = phase_entropy.table(responses)
     chains = failed_steps.chains(lm, responses, problems, failed_steps.fitting)
@@ -237,8 +243,11 @@ def points(metric: str, values: pd.Series) -> pd.DataFrame:
 def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
     """Return the part of ``Result.points`` for the tasks ``Sizes.unseen``, answered with greedy decoding.
 
-    Metrics: ``accuracy_TASK``. The chains of additions of ``running_sum`` have two more. ``running_sum_step`` is the share of steps whose
-    total follows from the total before. ``running_sum_expected`` is p^H, the accuracy that step accuracy p predicts after H steps.
+    The metric of every task is ``accuracy_TASK``. The task ``running_sum`` (chains of additions) has two more:
+
+    * ``running_sum_step``: share of a response's steps whose total follows from the total before.
+    * ``running_sum_expected``: p^H, the probability that all H steps of a response are right if each is right with probability p. p is the
+      share of right steps in all responses to the task.
     """
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
@@ -275,18 +284,19 @@ class References:
     """Responses, hidden states and attention heads of base, with which the internals of every condition are compared.
 
     Every condition reads the same responses of base, teacher-forced. Hidden states are taken at the positions where a line of thinking
-    begins, as in our form of ThinkEdit, and averaged per response.
+    begins, and averaged per response.
 
     Attributes:
         texts: Responses of base that every condition reads, to problems of the train split.
         haystacks: Prompts with hidden facts, from the test split.
         base_answers: Greedy responses of base to ``haystacks``.
-        finding: Length direction and short-thinking heads, from our form of ThinkEdit.
-        writers: Base's retrieval heads that add most to the logit of the retrieved token, as pairs ``(layer, head)``.
+        finding: Result of ``Ground.find_heads``: the direction of thinking length, and the heads that ThinkEdit (our form) edits because
+            they write towards short thinking.
+        writers: Base's four heads that add most to the logit of the retrieved token, as pairs ``(layer, head)``.
         before: Mean hidden state of base in each text, at the end of the residual stream: ``[texts, d_model]``.
         problems: Problem id of each text.
         shuffled: Directions that occur by chance, as unit vectors: ``[draws, d_model]``. Each is the difference between the mean hidden
-            states of two random groups of texts. Each group has a fifth of the texts, like the classes of long and short thinking.
+            states of two disjoint random groups of texts. Each group has a fifth of the texts.
     """
 
     texts: list[Rollout]
@@ -300,22 +310,27 @@ class References:
 
     @property
     def unit(self) -> torch.Tensor:
-        """Unit vector of the length direction at the end of the residual stream, ``[d_model]``; + is towards longer thinking."""
+        """Unit vector of thinking length at the end of the residual stream, ``[d_model]``; + is towards longer thinking."""
         return self.finding.direction.unit()[-1].double()
 
     def shift(self, condition: Condition) -> dict[str, float]:
-        """Measure how a condition shifts hidden states at the end of the residual stream, on the same texts as base.
+        """Measure how a condition shifts the hidden states at the end of the residual stream.
 
-        The shift is the mean hidden state of the condition minus that of base.
+        Base and the condition read the same responses of base. The shift is the mean hidden state of the condition minus that of base, at
+        the positions where a line of thinking begins.
+
+        Args:
+            condition: The condition to compare with base.
 
         Returns:
             A dict, empty if no hidden state changes.
 
-            * ``cosine``: cosine between the shift and the length direction; + is towards longer thinking.
+            * ``cosine``: cosine between the shift and the direction of thinking length; + is towards longer thinking.
             * ``low, high``: 95 % interval of ``cosine`` over problems.
-            * ``random``: absolute cosine that chance seldom exceeds: the 97.5 % quantile of the absolute cosines between the shift and the
-              directions ``shuffled``.
-            * ``size``: norm of the shift, divided by the norm of the length direction (the difference between long and short thinking).
+            * ``random``: bound on the absolute value of ``cosine`` that chance exceeds in 2.5 % of draws. A draw replaces the direction by
+              the difference between the mean hidden states of two random groups of responses.
+            * ``size``: norm of the shift, divided by the norm of the direction of thinking length (the difference between the means of long
+              and short thinking).
         """
         after, _ = _states(condition, self.texts)
         # ``which`` holds the index of each text's problem; ``moved`` the mean shift per problem, [problems, d_model].
@@ -362,7 +377,10 @@ def measure_references(ground: Ground) -> References:
 
 
 def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, ndarray]:
-    """Return the mean hidden state of each text at the end of the residual stream, ``[texts, d_model]``, and the texts' problem ids."""
+    """Return one hidden state per text, ``[texts, d_model]``, and the texts' problem ids.
+
+    It is the mean over the positions where a line of thinking begins, at the end of the residual stream.
+    """
     with condition.active() as lm:
         states = collect.states(lm, texts, MLP, positions=collect.step_starts(lm))
     return states.values[:, -1].double().numpy(), states.rows["problem_id"].to_numpy(str)
@@ -381,7 +399,10 @@ def _shuffled(values: ndarray) -> ndarray:
 
 
 def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout], references: References) -> pd.DataFrame:
-    """Return the part of ``Result.points`` about internals: ``projection, short_push, retrieved, retrieval_write`` (see the module)."""
+    """Return the part of ``Result.points`` about internals: the metrics ``projection, short_push, retrieved, retrieval_write``.
+
+    ``metrics.METRICS`` describes them.
+    """
     # First sample of each problem of the training task (of every task, if that task is not among the main ones).
     trained_on = {p.id for p in ground.problems if p.meta.get("task") == ground.sizes.training.task}
     ids = trained_on or {p.id for p in ground.problems}
@@ -405,10 +426,15 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
 
 
 def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding) -> pd.Series:
-    """Return how much base's short-thinking heads together write towards short thinking: mean per problem, indexed by problem id.
+    """Return how much the heads that ThinkEdit edits together write towards short thinking, as a mean per problem, indexed by problem id.
 
-    The condition reads the texts teacher-forced. The outputs of the heads are projected on minus the length direction at the end of the
-    residual stream.
+    It is the component of the heads' summed output along the direction of short thinking, in units of the residual stream.
+
+    Args:
+        condition: Condition under which the texts are read, teacher-forced.
+        texts: Responses of base.
+        finding: Result of ``Ground.find_heads``, with the heads and the direction of thinking length. Short thinking is the opposite
+            direction.
     """
     unit = finding.direction.unit()[-1].double()
     with condition.active() as lm:

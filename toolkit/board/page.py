@@ -6,7 +6,7 @@ the page forbids every request, and no text of the board is interpreted as HTML.
 ``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out.
 
 * Shares are from 0 to 1, and intervals (``low, high``) are 95 %. ``p_holm`` is ``p`` after Holm's correction.
-* ``cells`` has the number of problems ``n``, and ``mean, low, high`` in place of each ``{...}``.
+* ``cells`` has one entry per task and difficulty. ``n`` is its number of problems, and each ``{...}`` holds ``mean, low, high``.
 * ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the main problems.
 * ``provenance`` describes the base model, the code, the sizes and the number of problems. The page shows all its keys.
 

@@ -1,6 +1,6 @@
 """Compute a board from the saved results: estimates with intervals, differences from base, examples, learning curves, figures.
 
-The board is one mapping that JSON can store. It can also be written as a table and as a web page.
+The board is one mapping that JSON can store. ``write`` saves it as JSON, as a table and as a web page.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class AlignedResults:
 
     Attributes:
         by_name: Name of the condition -> its results. Base must be one of the conditions.
-        problems: Metric -> sorted ids of the problems for which base has a value. The keys are the metrics that are means over problems;
-            for the other metrics, such as quantiles, see ``judge``.
+        problems: Metric -> sorted ids of the problems for which base has a value of this metric. Only metrics that are means over problems
+            are keys. The property ``judge`` computes the other metrics, such as quantiles of length.
         main: Ids of the main problems, sorted.
     """
 
@@ -98,21 +98,21 @@ class AlignedResults:
 
     @cached_property
     def judge(self) -> Judge:
-        """Object that compares conditions with base by the metrics that are not means over problems, such as quantiles of length."""
+        """``Judge`` for the metrics that are not means over problems, such as quantiles of length: estimates, and differences from base."""
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
     def base(self) -> dict[str, MetricEffect]:
-        """Metric -> estimate for base. Its interval is not clipped to the possible values of the metric, such as 0 to 1."""
+        """Metric -> value for base. Its interval is not clipped to the possible values of the metric, such as 0 to 1."""
         return _unbounded(self, BASE)
 
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
         """Return the difference in one metric between two conditions, ``name`` minus ``other``, paired by problem.
 
-        All seeds of both conditions count. If both have several, seed k is compared with seed k; a single seed is compared with every seed
-        of the other condition.
+        If both conditions have several seeds, seed k is compared with seed k. If one has a single seed, that seed is compared with every
+        seed of the other. The estimate is the mean over these comparisons.
 
         Args:
             metric: Name of the metric.
@@ -136,14 +136,26 @@ class AlignedResults:
         return stats.effect(differences, len(self.main), seeded=seeded)
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """Return the outcomes (correct, length, ...) of a condition's responses to the main problems, one entry per seed."""
+        """Return the outcomes of a condition's responses to the main problems: whether they are correct, how long they are, and more.
+
+        The list has one entry per seed.
+
+        Args:
+            name: Name of the condition.
+        """
         return [Outcomes.from_rows(r.rows, self.main) for r in self.by_name[name].results]
 
 
 def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
-    """Return the difference in a metric that is computed from outcomes, ``own`` minus ``other``, as a statistic.
+    """Return the difference in a metric between two conditions, ``own`` minus ``other``, as a statistic over problems.
 
-    ``other`` takes the place of base. A metric that is itself a comparison with base is not subtracted again.
+    Some metrics, such as the accuracy-efficiency score, are themselves a comparison with base. For these, return the metric of ``own``,
+    computed with ``other`` as base.
+
+    Args:
+        metric: Name of a metric that is computed from outcomes (see ``metrics.METRICS``).
+        own: Outcomes of the condition that is compared.
+        other: Outcomes of the condition that is subtracted.
     """
     about = METRICS[metric]
     values = [about.how(outcomes, other) if about.how else None for outcomes in (own, other)]
@@ -153,14 +165,24 @@ def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    """Return two dicts for one condition: metric -> estimate, and metric -> difference from base (condition minus base, paired)."""
+    """Return two dicts for one condition: metric -> estimate, and metric -> difference from base (condition minus base, paired).
+
+    Intervals are clipped to the possible values of the metric, such as 0 to 1 for a share.
+
+    Args:
+        table: Results of all conditions.
+        name: Name of the condition.
+    """
     # Intervals are clipped to possible values, such as 0 to 1 for a share.
     judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
     return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
 def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
-    """Return metric -> estimate and difference from base, for one condition. Intervals are not clipped to possible values (0 to 1)."""
+    """Return a dict from metric to estimate and difference from base, for one condition.
+
+    Intervals are not clipped to the possible values of the metric, such as 0 to 1 for a share.
+    """
     seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]  # base: first seed only; [:1] keeps the axis
@@ -214,16 +236,16 @@ def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
-    """Return the values of a metric for one condition, ``[seeds, problems]``, in the order of ``table.main``.
+    """Return the values of a metric for one condition, ``[seeds, problems]``, one column per main problem in the order of ``table.main``.
 
-    Every main problem must have a value of the metric, so that different metrics can be compared problem by problem.
+    Different metrics thus have the same columns. Raise KeyError if a main problem has no value of the metric in base.
     """
     position = {p: i for i, p in enumerate(table.problems[metric])}
     return table.value(name, metric)[:, [position[p] for p in table.main]]
 
 
 def _interval(e: Effect) -> dict[str, float | str | None]:
-    """Return ``mean, low, high`` of an effect as a dict for JSON (``None`` for NaN), with its ``note`` if there is one."""
+    """Return ``mean, low, high`` of an effect as a dict for JSON (``None`` for NaN), with its ``note`` (such as ``"2 seeds"``) if set."""
     fields: dict[str, float | str | None] = {
         # v != v: NaN, which JSON does not have.
         k: None if v != v else float(f"{v:.6g}")
@@ -237,6 +259,7 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
     """Return the board of all results saved so far, as one mapping that JSON can store. The top of ``page.py`` lists its parts.
 
     Args:
+        ground: Base model, sizes and output directory of the board.
         specs: Conditions of the board; those without results are left out.
         title: Title of the page.
     """
@@ -291,12 +314,14 @@ def training_tasks(ground: Ground) -> list[str]:
 
 
 def metric_texts(name: str, sizes: Sizes, trained_on: Sequence[str]) -> dict[str, str]:
-    """Return the texts that describe a metric on a board, as in ``Metric.about``: they depend on the board's tasks and sizes.
+    """Return the texts that describe a metric on a board, with the keys ``label, unit, better, group, help`` (see ``metrics.Metric``).
+
+    Some depend on the board. ``accuracy_TASK`` is in the group ``main`` if the policies are trained on the task, else in ``damage``.
 
     Args:
         name: Name of the metric.
         sizes: Tasks and sizes of the board.
-        trained_on: From ``training_tasks``. The accuracy on any other task is in the group ``damage``.
+        trained_on: Names of the tasks on which policies are trained, from ``training_tasks``.
     """
     about, task = described(name).about, name.removeprefix("accuracy_")
     if task != name and task in trained_on:
@@ -309,7 +334,7 @@ def metric_texts(name: str, sizes: Sizes, trained_on: Sequence[str]) -> dict[str
 
 
 def made_by(by_name: Mapping[str, ConditionResults]) -> str:
-    """Return one line of text with the toolkit's version and one hash over the code versions of all results.
+    """Return one line of text with the toolkit's version and a hash. The hash changes if any result was made by other code.
 
     Args:
         by_name: Name of the condition -> its results, from ``condition_results``.
@@ -323,7 +348,13 @@ def _number(value: float | None) -> float | None:
 
 
 def _about(table: AlignedResults, name: str, metrics: Mapping[str, Effect]) -> dict[str, Any]:
-    """Return the entry of one condition in the board's ``conditions``: description, metrics, cells, costs, shift of hidden states."""
+    """Return the entry of one condition in the board's ``conditions``: description, metrics, cells, costs, shift of hidden states.
+
+    Args:
+        table: Results of all conditions.
+        name: Name of the condition.
+        metrics: Metric -> estimate of the condition, from ``estimates``.
+    """
     condition = table.by_name[name]
     spec, notes = condition.spec, [r.about for r in condition.results]
     costs = {
@@ -347,11 +378,14 @@ def _about(table: AlignedResults, name: str, metrics: Mapping[str, Effect]) -> d
 
 
 def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int = 12) -> list[dict[str, Any]]:
-    """Return example problems of all tasks and levels, each with one response of every condition (first sample, first seed).
+    """Return example problems, spread evenly over tasks and difficulty levels, each with one response of every condition.
+
+    The response is the first sample of the first seed.
 
     Args:
+        ground: Base model, sizes and problems of the board.
         by_name: Name of the condition -> its results, from ``condition_results``.
-        count: Maximum number of problems.
+        count: Largest number of example problems.
 
     Returns:
         One dict per problem, with the keys ``id``, ``task``, ``difficulty`` (``"easy"``, ``"medium"`` or ``"hard"``), ``prompt``,
@@ -387,8 +421,9 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
     """Return the learning curves of the policies that the board trained (family "trained").
 
     Returns:
-        Name of the condition -> list with one dict per seed. Keys: ``seed``, and the equally long lists ``step, accuracy, think_tokens``
-        (means on held-out problems at each step). A seed without a training log in the board's directory is left out of the list.
+        Name of the condition -> list with one dict per seed. Keys: ``seed``, and the lists ``step, accuracy, think_tokens``, which have one
+        entry per measured training step. ``accuracy`` and ``think_tokens`` are means on held-out problems. A seed without a training log
+        in the board's directory is left out of the list.
     """
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
@@ -458,7 +493,7 @@ def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
     * ``mean, low, high``: value of the metric for the condition, with its interval.
     * ``difference, difference_low, difference_high``: condition minus base, with its interval.
     * ``p``: p-value of the difference. ``p_holm``: the same after Holm's correction.
-    * ``note``: such as ``"2 seeds"`` (too few for a test) or ``"no variance"`` (no interval).
+    * ``note``: why the value has no test or no interval: ``"2 seeds"`` (too few for a test) or ``"no variance"`` (no interval). Else empty.
     """
     rows = []
     for name, about in board["conditions"].items():

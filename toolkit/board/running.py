@@ -44,9 +44,9 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
     Args:
         ground: Base model, sizes and output directory of the board.
         specs: Conditions to measure.
-        wait: For the main process, True: return only when all results exist, including those that other processes are measuring. A message
-            names the results that are measured again because the code changed. For a helper process, False: return without a message as
-            soon as other processes are measuring all remaining results.
+        wait: True to return only when all results exist, including those that other processes are measuring. The function then also prints
+            which results are measured again because the code changed. False to return without that message as soon as other processes
+            are measuring all remaining results. Pass True in the main process, False in its helpers.
         progress: True to show a progress bar.
 
     Raises:
@@ -104,8 +104,8 @@ def _measured(ground: Ground, spec: Spec, seed: int, references: References, exp
         spec: The condition.
         seed: Random seed of the condition.
         references: Responses, hidden states and heads of base, from ``measure_references``.
-        expected: Folder that was computed for the result at the start of the board. The result gets another folder if the condition has
-            changed since, for example because a model file was replaced.
+        expected: Folder of the result, as computed at the start of the board. If the condition has changed since, the result gets another
+            folder. This happens if, for example, a model file was replaced.
 
     Raises:
         identity.UnknownIdentityError: the condition's function returns a different condition at every call, so its result could never be
@@ -122,7 +122,12 @@ def _measured(ground: Ground, spec: Spec, seed: int, references: References, exp
 
 
 def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -> None:
-    """Print which results will be measured again because they were measured with a different version of the code."""
+    """Print which results will be measured again because they were measured with a different version of the code.
+
+    Args:
+        ground: Base model, sizes and output directory of the board.
+        open_: Results that remain to be measured: condition, seed, and the record of everything that the result depends on.
+    """
     records = store.records(ground.out / "results")
     changed = {f"{spec.name}, seed {seed}": basis.changed(records) for spec, seed, basis in open_}
     stale, modules = [name for name, names in changed.items() if names], set[str]().union(*changed.values())

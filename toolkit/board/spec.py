@@ -22,12 +22,12 @@ Results are saved under a cache key. For a condition with your own function, suc
 * the code of the function, with all values, globals and functions that it uses;
 * the condition that the function returns: the fingerprint of the model, and the interventions.
 
-To compute the key, the function is called even if the result is only loaded. The benefit: a model that was retrained at the same path has
-another fingerprint, so it is measured again.
+The second part is needed because a model may be retrained and saved at the same path: it then has another fingerprint, and is measured
+again. So the function is called to compute the key, even if the result is only loaded.
 
 If you pass ``identity={...}`` to ``Spec``, the key is computed from this mapping, and the function is not called. Pass it if the function
-is slow, or if it depends on more than its code and values, such as the content of a file. The mapping must hold everything that the
-measured numbers depend on, such as the fingerprint of a model.
+is slow, or if it depends on something outside its code and its values, such as the content of a file. The mapping must hold everything
+that the measured numbers depend on, such as the fingerprint of a model.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Spec:
         recipe: Recipe of a trained policy; ``None`` for a condition that is not trained by the board.
         reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
         steps: Function from the ``Ground`` to the number of training steps, for the cost table; 0 for a condition without training.
-        through: Function without arguments that returns further modules that the results depend on, such as those that train a policy.
-            It returns a mapping from module to hash of its code, as ``store.modules_of`` does.
+        through: Function without arguments that returns the modules on which the results depend beyond those of the measurement, such as
+            those that train a policy. It returns a mapping from module to hash of its code, as ``store.modules_of`` does.
     """
 
     name: str
@@ -107,11 +107,11 @@ class Spec:
     def known(self) -> Identity:
         """Part of the cache key that can be computed without calling ``make``: a description, and the toolkit modules that ``make`` uses.
 
-        The description is that of ``identity``, or, if that is empty, of the function ``make``, with the values that it reads
-        (see the module ``identity``).
+        If the field ``identity`` is set, the description is of its values. Otherwise it is of the function ``make``: its code and the
+        values that it reads (see the module ``identity``).
 
-        The property is computed once and kept. A call of ``make`` may change variables that ``make`` reads, such as a global list. A
-        description that is computed after the call would then differ, and so would the cache key.
+        The property is computed once and kept. A call of ``make`` may change variables that ``make`` reads, such as a global list.
+        Computed again after the call, the description would differ, and so would the cache key.
 
         Raises:
             identity.UnknownIdentityError: the description cannot be computed; the message says what to do.
@@ -131,7 +131,8 @@ class Spec:
         Args:
             ground: Base model and sizes of the board.
             seed: Random seed of the condition.
-            made: What ``make`` returns, if it was called before. If it is ``None`` and ``identity`` is empty, ``make`` is called here.
+            made: The condition that ``make`` returned for this seed, if it was called before. If ``made`` is ``None`` and ``identity`` is
+                empty, ``make`` is called here.
         """
         about, condition = self.known, Identity(None, frozenset())
         if not self.identity:
@@ -148,7 +149,14 @@ class Spec:
 def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
     """Return a spec whose function is ``make`` with the keyword arguments ``about`` filled in.
 
-    Its ``identity`` is the name of ``make`` and these arguments, so the cache key needs no call of ``make``. ``more`` are further fields.
+    The spec's ``identity`` is the name of ``make`` and these arguments, so the cache key needs no call of ``make``.
+
+    Args:
+        name: Name of the condition.
+        family: One of ``FAMILIES``.
+        make: Function that returns the condition, with the arguments ``ground``, ``seed`` and those in ``about``.
+        about: Keyword arguments of ``make``.
+        more: Further fields of ``Spec``, by name.
     """
     return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **about}, **more)
 
@@ -242,12 +250,13 @@ def edited(
 
     Args:
         name: Unique name of the condition.
-        strength: lambda of the edit. 1 removes the component; 2 reverses it.
-        form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``.
+        strength: Multiple of the component that is subtracted: 1 removes the component, 2 reverses it.
+        form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
-        control: Random control to return instead of the edit. ``"heads"``: edit equally many other heads of the same layers, chosen at
-            random. ``"direction"``: edit the same heads along a random direction in the column space of their output weights W_O. (A fully
-            random direction is nearly orthogonal to this space, so that edit would change little.) ``""``: no control.
+        control: Random control to return instead of the edit: ``"heads"`` edits equally many other heads of the same layers, chosen at
+            random; ``"direction"`` edits the same heads along a random direction; ``""`` means no control. The random direction lies in
+            the column space of the heads' output weights W_O. A fully random direction is nearly orthogonal to this space, so the edit
+            would change little.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -271,7 +280,7 @@ def _edited(
 
 
 def _adapted(ground: Ground, plan: Any) -> LM:
-    """Return base with a plan's edit, which is saved as a PEFT adapter and merged into a copy of base. A saved adapter is reused."""
+    """Return a copy of base with the edit of ``plan``. The edit is saved as a PEFT adapter, then merged. A saved adapter is reused."""
     code = store.modules_of("toolkit.vectors.weights")
     folder = ground.out / "adapters" / store.Basis([ground.lm.fingerprint, identity.of(plan).body], code).key
     with store.locked(folder, wait=True):
@@ -296,9 +305,12 @@ def steered(
     Args:
         name: Unique name of the condition.
         strength: Factor by which the direction is multiplied before it is added to the residual stream; + lengthens thinking, - shortens
-            it. The direction is a difference of mean activations (long minus short thinking) and is not normalised.
-        direction: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking. It
-            is zero in layers without such heads. ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
+            it. The direction is a difference of means (long minus short thinking), not normalised: at strength 1, that difference is added.
+        direction: One of:
+
+            * ``"thinkedit"``: the summed output of the heads that our form of ThinkEdit edits. Its mean over short thinking is subtracted
+              from its mean over long thinking. The vector is zero in layers without such heads.
+            * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647), from correct responses to the same problem.
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
         during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``; see ``edits.steering``.
         control: True for a random control: steer along a random direction of equal norm instead.
@@ -324,8 +336,8 @@ def _steered(
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
     """Return a condition that masks the top retrieval heads of the base model: heads that copy from the prompt (arXiv 2404.15574).
 
-    A masked head attends uniformly while decoding. Heads are ranked by how much they add to the logit of the retrieved token. This is our
-    score; the paper ranks heads by how often they copy.
+    While the model decodes, a masked head attends uniformly. Heads are ranked by how much they add to the logit of the retrieved token.
+    This ranking is ours; the paper ranks heads by how often they copy.
 
     Args:
         name: Unique name of the condition.
@@ -364,8 +376,8 @@ def with_intervention(name: str, act: Intervention, family: str = "decode", pape
 
     Args:
         name: Unique name of the condition.
-        act: Intervention, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking. If it is computed from the base
-            model, as a steering vector is, write a ``Spec`` with your own function instead.
+        act: Intervention, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking. For an intervention that is
+            computed from the base model, such as a steering vector, write a ``Spec`` with your own function instead.
         family: One of ``FAMILIES``; sets colour and symbol in figures.
         paper: arXiv id, or "".
     """
@@ -401,18 +413,19 @@ def trained(
     steer: float = 0.0,
     note: str = "",
 ) -> Spec:
-    """Return a condition that trains a policy with GRPO. An edit before training and steering after it are optional.
+    """Return a condition that is a policy trained with GRPO. The model can be edited before training, and the policy steered after it.
 
     Args:
         name: Unique name of the condition.
-        recipe: Recipe with the hyperparameters of its paper. ``Sizes.training`` of the board may change them, see ``TrainingPlan.sized``.
+        recipe: Reward and hyperparameters of the method, such as those of a paper. ``Sizes.training`` of the board may change the
+            hyperparameters (see ``TrainingPlan.sized``).
         reward: Reward object to use instead of the recipe's; ``None`` keeps the recipe's. The object's class and fields are part of the
             cache key.
-        merged: True to add only the largest 25 % of the weight changes, times 0.7, to the base model (DLER's update-selective merging,
-            arXiv 2510.15110).
-        edit: Strength (lambda) of an edit before training, with our form of ThinkEdit; 0 for none.
-        steer: Strength of steering the trained policy while it thinks, along the direction ``"thinkedit"`` (see ``steered``); 0 for none,
-            + lengthens thinking.
+        merged: True to add only part of the policy's weight changes to the base model: in each weight tensor, the 25 % of the entries with
+            the largest absolute change. These changes are multiplied by 0.7. This is DLER's update-selective merging (arXiv 2510.15110).
+        edit: Strength of an edit before training, with our form of ThinkEdit (see ``edited``); 0 for none.
+        steer: Strength of steering the trained policy while it thinks, along the direction ``"thinkedit"`` (see ``steered``). + lengthens
+            thinking; 0 for no steering.
         note: Description of the condition in one line; "" generates one.
 
     Raises:
@@ -440,10 +453,10 @@ def trained(
 
 
 def _check_known(name: str, reward: Any) -> None:
-    """Raise UnknownIdentityError if the reward cannot be described in a cache key.
+    """Raise UnknownIdentityError if the reward holds a value that cannot be described in a cache key, such as an open file.
 
-    The folder of the trained policy is named by a hash that covers the reward. So the description is needed even if the condition's own
-    cache key is computed from ``identity``.
+    The name of the trained policy's folder is a hash that includes the reward. So the reward must have a description even if the
+    condition's own cache key is computed from the field ``identity`` of ``Spec``.
 
     Args:
         name: Name of the condition, for the error message.

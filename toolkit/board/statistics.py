@@ -1,7 +1,8 @@
 """Holm's correction of the p-values of a board, and the Pareto front of accuracy and think length.
 
-Estimates, intervals and p-values come from ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction is over all conditions of
-the board. The tests of accuracy and of think tokens are corrected together; those of any other metric only among themselves.
+Estimates, intervals and p-values come from ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction counts the tests of all
+conditions of the board. The tests of accuracy and of think tokens are corrected together. Those of any other metric are corrected only
+among themselves.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ HEADLINE = ("accuracy", "think_tokens")  # the metrics that are corrected togeth
 
 
 def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict[str, float]]:
-    """Return the p-values after Holm's correction over all conditions, as condition -> metric -> corrected p-value.
+    """Return the p-values after Holm's correction, as condition -> metric -> corrected p-value.
 
-    Accuracy and think tokens are corrected together, as one family of tests; every other metric is a family of its own. Effects without a
-    p-value are left out.
+    The tests of all conditions are corrected together: those of accuracy and think tokens as one set, those of each other metric as a set
+    of their own. Effects without a p-value are left out.
 
     Args:
         paired: Differences from base (condition minus base), as condition -> metric -> effect.

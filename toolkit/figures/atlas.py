@@ -1,4 +1,4 @@
-"""Figures of attention heads: scores by several measures ("lenses"), agreement of the measures, attention weights of one head."""
+"""Figures of attention heads: scores by several methods ("lenses"), agreement of the lenses, attention weights of one head."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from toolkit.types import HeadScores
 
 
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """Heat map of head scores, one row per measure and one column per head ("layer.head").
+    """Heat map of head scores, one row per lens and one column per head ("layer.head"). A lens is a way to score heads.
 
-    Each row is divided by its largest absolute score; hovering shows the score itself.
+    Each row is divided by its largest absolute score, so colours are relative to the row. The hover text shows the score itself.
 
     Args:
-        scores: Name of the measure -> scores of all heads.
+        scores: Name of the lens -> scores of all heads.
     """
     values = {name: s.score.numpy() for name, s in scores.items()}
     present = next(iter(scores.values())).present.numpy()  # a layer may have fewer heads than others, or none
@@ -47,13 +47,15 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
-    """Heat map with one cell per pair of measures: the number of heads that are among the top heads of both.
+    """Heat map of how many top heads two lenses share, with one cell per pair of lenses. A lens is a way to score heads.
 
-    A cell also shows a p-value of that number, from permutations of the heads within their layers, and Spearman's rank correlation of the
-    two measures over all heads.
+    The number of top heads per lens is the argument ``count`` of ``jobs.agreement``. A cell also shows two numbers:
+
+    * p: p-value of the number of shared heads, from permutations of the heads within their layers.
+    * ρ: Spearman's rank correlation of the two lenses over all heads.
 
     Args:
-        table: Table from ``jobs.agreement``, whose argument ``count`` sets the number of top heads.
+        table: Table from ``jobs.agreement``.
     """
     pairs = table["pair"].str.split(" / ", expand=True)
     names = list(dict.fromkeys([*pairs[0], *pairs[1]]))
@@ -88,9 +90,9 @@ def attention(
 
     Args:
         weights: Attention weights, 0 to 1, from each query (row) to each key (column).
-        queries: Texts of the query tokens: for each generated token of interest, the token before it, since it is there that the model
-            predicts. A token that is one space is shown as ␣, a line break as ↵.
-        keys: Texts of the key tokens, shown in the same way.
+        queries: Text of each query token. To see how the model predicts a generated token, use the token before it: the prediction is made
+            there. A token that is one space is shown as ␣, a line break as ↵.
+        keys: Text of each key token. Spaces and line breaks are shown as in ``queries``.
         title: Title of the figure.
     """
     heat = go.Heatmap(z=weights.numpy(), zmin=0, colorscale="Blues", colorbar={"title": "attention"}, xgap=1, ygap=1)

@@ -100,8 +100,8 @@ def state_shifts(board: Board) -> go.Figure:
 
     A positive cosine means a shift towards longer thinking. Every condition reads the same responses of base. The shift is the mean
     difference of the hidden states (condition minus base) at the end of the residual stream. Error bars are 95 % intervals. A grey bar is
-    the 95 % range of cosines that occur by chance, computed with differences between random groups of the responses. Conditions that change
-    only decoding or the prompt are left out.
+    the range that contains 95 % of the cosines that occur by chance. For these, the difference between two random groups of the responses
+    takes the place of the direction. Conditions that change only decoding or the prompt are left out.
 
     Args:
         board: Content of ``board.json``.
@@ -144,9 +144,9 @@ def state_shifts(board: Board) -> go.Figure:
 def chain_accuracy(board: Board) -> go.Figure:
     """Scatter plot of accuracy on chains of additions against p^H, the accuracy expected from single steps (arXiv 2509.09677).
 
-    There is one point per condition. p is the share of the condition's steps that follow from the total before them. H is the number of
-    steps in the response to a problem. p^H is averaged over problems. Below the diagonal, the accuracy is worse than the single steps
-    predict. Above the diagonal, the condition corrects wrong steps.
+    There is one point per condition. A chain of additions is a problem such as ``17+5-9=?``. p is the share of steps whose total follows
+    from the total before, over all responses. H is the number of steps in the response to a problem. p^H is averaged over problems. Below
+    the diagonal, the accuracy is worse than the single steps predict. Above the diagonal, the condition corrects wrong steps.
 
     Args:
         board: Content of ``board.json``.
@@ -223,9 +223,9 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
 def head_change(board: Board) -> go.Figure:
     """Scatter plot of think tokens against the contribution of base's short-thinking heads, one point per condition.
 
-    Short-thinking heads are the heads that ThinkEdit edits. Every condition reads the same responses of base. The contribution is the
-    component of these heads' output along the direction of short thinking, in units of the residual stream. If a trained model thinks
-    longer but the contribution is the same, other parts of the model changed.
+    Short-thinking heads are the heads that ThinkEdit edits. The contribution is the component of these heads' output along the direction of
+    short thinking, in units of the residual stream. It is measured while every condition reads the same responses of base. If a trained
+    model thinks longer but the contribution is the same, other parts of the model changed.
 
     Args:
         board: Content of ``board.json``.

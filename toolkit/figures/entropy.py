@@ -16,7 +16,8 @@ def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position"
 
     Args:
         curves: Name of a line -> table from ``phase_entropy.by_position``, or from ``phase_entropy.by_step`` if ``by`` is ``"step"``.
-        by: Column on the horizontal axis: ``"position"`` (0 to 1, relative position in the think span) or ``"step"`` (number of the step).
+        by: Column on the horizontal axis: ``"position"`` (relative position in the think span, 0 to 1) or ``"step"`` (number of the step
+            of thinking).
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(curves.items()):
@@ -47,9 +48,10 @@ def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 
 def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: str = "response_tokens") -> go.Figure:
-    """Scatter plot of two measures, one dot per rollout, in two panels: raw values (left), and values minus the problem's mean (right).
+    """Scatter plot of two measures, one dot per rollout, in two panels.
 
-    The right panel shows the correlation within problems, to which differences in difficulty do not contribute.
+    The left panel shows the values. The right panel shows the values minus the mean over the rollouts of the same problem. Differences in
+    difficulty between problems then do not contribute to the correlation.
 
     Args:
         rows: One row per rollout, from ``phase_entropy.table`` or ``failed_steps.table``.
@@ -76,8 +78,9 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
 def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
     """Dot plot of the correlation between each measure of thinking, such as its length, and correctness, with 95 % intervals.
 
-    Each measure has two dots. Pooled: over all rollouts. Within problem: after subtracting the problem's mean, so that differences in
-    difficulty do not contribute. A negative coefficient means that a larger value of the measure goes with wrong answers.
+    Each measure has two dots. The dot "pooled" is the correlation over all rollouts. For the dot "within problem", the mean over the
+    rollouts of the same problem is subtracted first, so that differences in difficulty do not contribute. A negative correlation means that
+    a larger value of the measure goes with wrong answers.
 
     Args:
         table: Table from ``failed_steps.correctness_correlations``.

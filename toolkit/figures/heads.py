@@ -10,8 +10,10 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heat map of head scores, one row per layer and one column per head. A layer with fewer heads than others has empty
-    cells; the title names layers without heads.
+    """Heat map of head scores, one row per layer and one column per head.
+
+    Colours are symmetric around 0, which is white. A layer with fewer heads than others has empty cells; the title names layers without
+    heads.
 
     Args:
         scores: Score of every head.

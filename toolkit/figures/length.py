@@ -14,9 +14,10 @@ from toolkit.types import Direction, Rollout
 
 
 def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
-    """Histogram of think length in tokens; the legend gives the number of rollouts in each class.
+    """Histogram of think length in tokens. The legend gives the number of rollouts in each class.
 
     Args:
+        rollouts: Rollouts to count.
         by: Function from a rollout to its class: ``"short"``, ``"long"``, or ``None`` for a rollout in no class. Each class has its own
             colour. Without the function, all rollouts have one colour.
     """
@@ -34,7 +35,9 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
 
 
 def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
-    """Line plot of values by layer, such as the separation of long and short thinking along several directions.
+    """Line plot with one value per layer and one line per curve.
+
+    An example of a value is how far apart long and short thinking are along the direction of the layer.
 
     Args:
         curves: Name of a line -> one value per layer.

@@ -1,7 +1,7 @@
-"""Figures of retrieval heads, which copy from the prompt: how few they are, how stable their ranking is, what masking them does.
+"""Figures of retrieval heads, which copy from the prompt: how few there are, how stable their ranking is, and the effects of masking them.
 
-A further figure shows accuracy by needle position. A needle is a fact hidden in a long prompt. The depth of a needle is its relative
-position in the prompt, from 0 (start) to 1 (end).
+Another figure, ``recall``, shows accuracy by the position of a hidden fact (a *needle*) in a long prompt. The depth of a needle is its
+relative position in the prompt, from 0 (start) to 1 (end).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolkit.figures.base import COLOURS, GREY, styled
 
 
 def recall(cells: pd.DataFrame) -> go.Figure:
-    """Heat map of the share of right answers by prompt length and depth of the needle (relative position of the hidden fact).
+    """Heat map of the share of right answers by prompt length and depth of the hidden fact. Depth is its relative position in the prompt.
 
     Args:
         cells: Table with one row per length and depth. Columns: ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (share of right
@@ -47,9 +47,10 @@ def recall(cells: pd.DataFrame) -> go.Figure:
 
 
 def sparsity(table: pd.DataFrame) -> go.Figure:
-    """Bar chart of the shares of heads with a copy score above 0.1, above 0.5 and equal to zero, one group of bars per model.
+    """Bar chart of the share of heads whose copy score is above 0.1, above 0.5, and zero, for several models.
 
-    The copy score of a head is the share of the needle's tokens that the head copies (arXiv 2404.15574).
+    The copy score of a head is the share of the answer's distinct tokens that the head copies from the prompt (arXiv 2404.15574). There is
+    one group of bars for each of the three cases, with one bar per model.
 
     Args:
         table: One row per model. Columns: ``model``, and ``above 0.1, above 0.5, zero`` (shares of all heads, 0 to 1). The first row, drawn
@@ -63,13 +64,14 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
 
 
 def stability(table: pd.DataFrame) -> go.Figure:
-    """Line plot of the stability of the top heads against the number of examples, with one line per ranking of the heads.
+    """Line plot of the stability of the top heads against the number of examples, one line per score by which heads are ranked.
 
-    Stability is the share of the top heads that stay top heads when heads are scored on ``n`` examples instead of on all.
+    An example is one prompt with a hidden fact and its answer. Stability is the share of the top heads on all examples that are also top
+    heads on a few of them.
 
     Args:
-        table: Columns ``ranking`` (name of the score by which heads are ranked), ``n`` (number of examples) and ``overlap`` (stability, 0
-            to 1).
+        table: Table from ``jobs.retrieval.stability``. Columns: ``ranking`` (name of the score), ``n`` (number of examples) and ``overlap``
+            (stability, 0 to 1).
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("ranking", sort=False)):
@@ -82,10 +84,10 @@ def stability(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_curve(table: pd.DataFrame) -> go.Figure:
-    """Line plot of accuracy against the number of masked heads, one panel per ranking of the heads.
+    """Line plot of accuracy against the number of masked heads, one panel per score by which heads are ranked.
 
-    One line is for the top heads of the ranking, the other for random heads of the same layers. The dotted line is the accuracy without a
-    mask. Only masking as published is shown: masked heads attend uniformly while decoding.
+    One line is for masking the heads with the highest scores, the other for masking random heads of the same layers. The dotted line is the
+    accuracy without a mask. Only the published form of masking is shown: masked heads attend uniformly while decoding.
 
     Args:
         table: Table from ``jobs.masking_effects``.
@@ -116,12 +118,12 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_forms(table: pd.DataFrame) -> go.Figure:
-    """Dot plot that compares masking the top heads with masking random heads, for several ways of masking.
+    """Dot plot that compares masking the top heads with masking random heads, one row per way of masking.
 
-    The horizontal axis is accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter
-    more. There is one row per way of masking: an operation (uniform attention, zero output or mean output) and a phase (decoding only, or
-    prefill too). Each ranking of the heads has its own colour; only its largest number of masked heads is shown. Error bars are 95 %
-    intervals.
+    A way of masking is an operation (uniform attention, zero output or mean output) and a phase (decoding only, or prefill too). The
+    horizontal axis is accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter more.
+    Each score by which heads are ranked has its own colour. If several numbers of heads were masked, only the largest is shown. Error bars
+    are 95 % intervals.
 
     Args:
         table: Table from ``jobs.masking_effects``.
@@ -149,8 +151,8 @@ def masking_forms(table: pd.DataFrame) -> go.Figure:
 def thinking_or_not(table: pd.DataFrame) -> go.Figure:
     """Bar chart of the accuracy lost by masking heads, when the model thinks and when it answers directly; one panel per task.
 
-    The loss, in accuracy from 0 to 1, is the accuracy with nothing masked minus the accuracy with the mask. One bar is for masking the top
-    heads, the other for masking random heads.
+    The loss is the accuracy with nothing masked minus the accuracy with the mask, both from 0 to 1. One bar is for masking the top
+    retrieval heads, the other for masking equally many random heads of the same layers.
 
     Args:
         table: Table from ``jobs.thinking_or_not``.

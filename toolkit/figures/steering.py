@@ -23,8 +23,10 @@ def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({}))
     """Line plots of think tokens (left) and accuracy (right) against steering strength, with 95 % bands, one line per direction.
 
     Args:
-        table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``think_tokens`` and ``accuracy``.
-        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``. Empty: nothing is shaded.
+        table: Table of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics: ``think_tokens`` and
+            ``accuracy``; others are not drawn.
+        usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, such as from ``doses.usable_range``. Empty:
+            nothing is shaded.
     """
     figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
@@ -38,8 +40,10 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
     responses under the steered model.
 
     Args:
-        table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``closed``, ``looping`` and ``perplexity``.
-        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``. Empty: nothing is shaded.
+        table: Table of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics: ``closed``, ``looping`` and
+            ``perplexity``; others are not drawn.
+        usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, such as from ``doses.usable_range``. Empty:
+            nothing is shaded.
     """
     panels = {"closed": "share of closed think spans", "looping": "share of loops", "perplexity": "perplexity of base's responses"}
     figure = _against_strength(table, panels, usable)
@@ -74,8 +78,9 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
 def target_lengths(table: pd.DataFrame) -> go.Figure:
     """Line plots that show how well steering hits target lengths. The horizontal axis is the target length in think tokens.
 
-    For each target, the strength is used whose mean think length is closest. The left panel shows that mean, with the target as a dotted
-    line. The right panel shows the share of responses within 20 % of the target, for the steered model and for base.
+    For each target, the steering strength is chosen whose responses come closest to it in mean think length. The left panel shows this
+    mean, with the target as a dotted line. The right panel shows the share of responses whose think length is within 20 % of the target,
+    for the steered model and for base.
 
     Args:
         table: Table from ``doses.targets``.

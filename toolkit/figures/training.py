@@ -23,7 +23,7 @@ TITLES = {
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metrics: Sequence[str] = HELD_OUT) -> go.Figure:
-    """Line plots of metrics of training logs against the training step, one panel per metric.
+    """Line plots of the columns of training logs against the training step, one panel per column.
 
     With several seeds, the line is the mean over seeds, and a band reaches from the smallest to the largest value.
 
