@@ -1,4 +1,4 @@
-"""CRF, the conciseness reward function of Efficient reasoning via reward model, arXiv:2511.09158.
+"""CRF, the conciseness reward function of the paper "Efficient reasoning via reward model", arXiv:2511.09158.
 
 Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; alpha: a constant; s: a term that falls during
 training; d: a term that depends on the difficulty of the problem; t: optimizer step; T: step at which s reaches 0):
@@ -54,7 +54,11 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """Return s at an optimizer step: 1 at step 0, falling linearly to 0 at step T, and 0 from then on."""
+        """Return the factor s of the bonus ``alpha k (s + d)``: 1 at step 0, falling linearly to 0 at step ``steps``, then 0.
+
+        Args:
+            step: Number of optimizer steps done so far.
+        """
         return max(0.0, 1.0 - step / self.steps)
 
     def __call__(self, batch: RewardBatch) -> RewardValues:

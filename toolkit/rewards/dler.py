@@ -1,7 +1,7 @@
 """DLER: doing length penalty right, and difficulty-aware DLER, arXiv:2510.15110.
 
-Equations (c: 1 if right, else 0; L_T: length limit; kept: reward of a right response that is too long, 0 in the paper; rho: share of right
-responses in the group, at any length):
+Equations (c: 1 if right, else 0; L_T: length limit; kept: reward of a right response that is longer than L_T or was cut off, 0 in the
+paper; rho: share of right responses, of any length, among the responses to the problem, its group):
 
     DLER       r = c    if the response ended by itself within L_T tokens, else kept * c
     DA-DLER    the same, with a limit that depends on rho: L_T = 4000 if rho < 0.5, L_T = 2000 if rho >= 0.5
@@ -66,8 +66,8 @@ class DifficultyAwareDLER:
     [1.0, 0.0, 0.0]
 
     Attributes:
-        tiers: Pairs ``(least accuracy of the group, length limit in tokens)``, in ascending order, the first with accuracy 0. The last pair
-            whose least accuracy the group reaches sets the limit of the group.
+        tiers: Pairs ``(least accuracy of the group, length limit in tokens)``, in ascending order, the first with accuracy 0. The limit of
+            a group comes from the last pair whose least accuracy the group reaches. The default is 4000 tokens, and 2000 from 0.5 on.
         kept: Reward of a right response that is longer than the limit or was cut off.
     """
 

@@ -65,7 +65,10 @@ class GRPOLambda:
             raise ValueError(f"share={self.share}: need 0 < share <= 1.")
 
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
-        """Return a mask ``[n]`` of the rows whose length is penalised: those of the efficiency groups."""
+        """Return a mask ``[n]`` of the rows whose length is penalised: those of the most accurate groups of the batch.
+
+        The number of these groups is ``share`` times the number of groups, rounded up. A hash of step and problem id breaks ties.
+        """
         g = batch.groups
         if not len(g):
             return np.zeros(0, bool)
