@@ -31,16 +31,18 @@ assumed_steps = 1000  # optimizer steps until s is 0: ours
 
 @dataclass(frozen=True)
 class CRF:
-    """Reward for right answers, 1 plus a bonus that grows with the conciseness score of the response.
+    """Reward for right answers, 1 plus a bonus that grows with the conciseness score of the response. Wrong answers get 0.
+
+    The bonus is ``alpha k (s + d)``. Here k is the score, from the column ``conciseness``. The term s falls from 1 to 0 during training.
+    The term d is ``exp(accuracy)``, where the accuracy is the share of right answers among the responses to the same problem.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], conciseness=[1.0, 1.0])
     >>> CRF(alpha=0.2)(batch).values.round(2).tolist()
     [1.53, 0.0]
 
     Attributes:
-        alpha: Factor in the bonus ``alpha k (s + d)``: k is the conciseness score, s falls from 1 to 0 during training, and d is
-            ``exp(accuracy of the group)``.
-        steps: T, the number of optimizer steps in which s falls linearly from 1 to 0.
+        alpha: Factor of the bonus.
+        steps: Number of optimizer steps in which s falls linearly from 1 to 0.
     """
 
     alpha: Number = assumed_alpha
@@ -54,7 +56,7 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """Return the factor s of the bonus ``alpha k (s + d)``: 1 at step 0, falling linearly to 0 at step ``steps``, then 0.
+        """Return the term s of the bonus ``alpha k (s + d)``: 1 at step 0, falling linearly to 0 at step ``steps``, then 0.
 
         Args:
             step: Number of optimizer steps done so far.

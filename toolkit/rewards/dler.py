@@ -7,7 +7,8 @@ paper; rho: share of right responses, of any length, among the responses to the 
     DA-DLER    the same, with a limit that depends on rho: L_T = 4000 if rho < 0.5, L_T = 2000 if rho >= 0.5
 
 The rest of the method is outside the reward. Advantages normalised over the batch, a higher upper clipping bound (clip-higher) and dynamic
-sampling are settings of ``toolkit.grpo``. The paper also merges weights after training.
+sampling are settings of ``toolkit.grpo``. The paper also merges the trained weights into the base model after
+training: see ``toolkit.merging``.
 
 Deviations: in the paper a response beyond the limit gets 0; the released script keeps 10 % of its reward (``kept=0.1``). The paper does
 not say which limit holds at exactly rho = 0.5; here it is 2000.
@@ -59,7 +60,9 @@ class DLER:
 
 @dataclass(frozen=True)
 class DifficultyAwareDLER:
-    """DLER with a lower length limit for problems that the group mostly answers right.
+    """DLER with a lower length limit for problems that the policy mostly answers right.
+
+    A right response gets 1 if it ends by itself within the limit of its problem, else ``kept``. A wrong response gets 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[1500, 3000, 1500], finish="stop")
     >>> DifficultyAwareDLER()(batch).values.tolist()

@@ -18,7 +18,7 @@ counts as 1. The released code also updates h during evaluation, and takes h = 1
 has a repetition penalty, off by default: to add it, combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
-h never grows (by default, ``memory="min"``): one short response that is right by chance can set h for the rest of the run. With
+By default (``memory="min"``) h never grows: one short response that is right by chance can set h for the rest of the run. With
 ``memory="mean"``, an option of the released code, h is the mean length of all right responses so far.
 
 State: h of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of a batch after the batch was

@@ -7,7 +7,7 @@ where 1 means no loss of reward):
     r = c F(m)        F has one of these forms, named by ``kind``:
     exp          lambda^(m - n)
     linear       max(0, 1 - m / (C + 1))
-    otc          cos(m pi / (2m + C)) if n = 0;   sin(f pi / (2n)) with f = 2mn / (m + n) if n > 0
+    otc          cos(pi m / (2m + C)) if n = 0;   sin(pi m / (m + n)) if n > 0
     otc_strict   as otc if n > 0;   if n = 0, 1 for m = 0 and 0 for m > 0
 
 ``otc`` is the formula of OTC (Optimal Tool Calls, arXiv:2504.14870). ``exp``, and ``otc`` if n > 0, compare the cost with that of the

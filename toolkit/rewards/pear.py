@@ -39,7 +39,7 @@ class PEAR:
 
     Attributes:
         alpha: Weight of the answer's entropy.
-        scale: Reward of a right answer without excess entropy; above 1 it counts as 1 after the excess is subtracted.
+        scale: Reward of a right answer without excess entropy, 1 in the paper. No right answer earns more than 1.
         wrong: Reward of a wrong answer, in the paper a format reward.
         lowest: Smallest reward of a right answer; ``None`` for no lower limit.
     """

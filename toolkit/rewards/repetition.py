@@ -9,10 +9,10 @@ right, else 0; most: largest possible penalty):
 
 Combine one of these with any reward that favours long responses: repetition is an easy way to make a response long.
 
-R^3, the regularised relevance reward, multiplies a reward model's score by d. ``Repetition`` multiplies correctness by d instead.
+R^3, the regularised relevance reward, multiplies another reward by d. ``Repetition`` multiplies correctness by d.
 
-Deviations: R^3 has 3-grams of words; here they are 3-grams of tokens, except for ``Distinct(unit="words")``, which splits at white space as
-published. The penalty equals TRL's ``get_repetition_penalty_reward``.
+Deviations: R^3 has 3-grams of words; here they are 3-grams of tokens. Only ``Distinct(unit="words")`` splits at white space, as published.
+The penalty equals TRL's ``get_repetition_penalty_reward``.
 
 Units and signs: d is a share from 0 to 1; higher is better. Memory: one Python set of n-grams per response.
 """
