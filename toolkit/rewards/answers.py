@@ -57,8 +57,8 @@ def _ends_with(prompt: str, tag: str) -> bool:
 def parses(answer: str) -> bool:
     r"""Return True if the answer contains a number, or a box whose content parses as mathematics.
 
-    If the answer has a ``\boxed{}``, only the content of the last one counts. A last box that is never closed gives
-    False. Without a box, any number in the answer is enough.
+    If the answer has a ``\boxed{}``, only the content of the last one counts; if that box is never closed, return False. Without a box, any
+    number in the answer is enough.
 
     Args:
         answer: Answer of a response, from ``answer_text``.

@@ -248,7 +248,7 @@ class RewardBatch:
 
     @cached_property
     def groups(self) -> Int[ndarray, " n"]:
-        """Group index of each row, ``[n]``. Groups are numbered in order of first appearance."""
+        """Group index of each row, ``[n]``: rows with the same problem id form a group. Groups are numbered in order of first appearance."""
         # factorize gives a missing value, such as None or NaN, the code -1.
         codes, _ = pd.factorize(np.asarray(self.columns["problem_id"]))
         if len(codes) and codes.min() < 0:
@@ -283,7 +283,7 @@ class RewardBatch:
 
 
 def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
-    """Return the states of the stateful rewards: reward name -> state. The dict can be written as JSON."""
+    """Return the states of those rewards that have one: reward name -> state. The dict can be written as JSON."""
     return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 

@@ -11,8 +11,8 @@ well formed, else 0; P_max: largest penalty; tau: relative shortfall (m - L) / m
     r     = R_correctness + R_len + R_fmt
     R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 if no response of the group is right
 
-Deviations: the formula of R_len and the values of P_max and tau are ours. The paper scores open answers with a reward
-model and with embedding similarity. Both are left out: here correctness comes from the grader of the task.
+Deviations: the formula of R_len and the values of P_max and tau are ours. The paper also has a reward model for open answers, and embedding
+similarity. Both are left out: here correctness comes from the grader of the task.
 
 Units and signs: lengths in tokens; higher is better.
 """

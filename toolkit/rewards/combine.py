@@ -299,7 +299,7 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError if there are no parts, or if two parts share a name, since components and states are stored by name."""
+    """Raise ValueError if there are no rewards to combine, or if two have the same name: components and states are stored by name."""
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

@@ -194,7 +194,7 @@ class TargetState:
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
     def observe(self, batch: RewardBatch) -> None:
-        """Count a generation: a batch of rollouts in the ``"train"`` split. Batches of another split are ignored.
+        """Count a batch of training rollouts, called a generation. Batches whose split is not ``"train"`` are ignored.
 
         If ``monitor`` was never called, new target lengths are set once per ``TargetSettings.every`` generations, from the rollouts of
         these generations.

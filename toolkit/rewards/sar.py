@@ -14,8 +14,8 @@ that no perplexity can overflow. An empty response has R_SA = 0 (ours). lp(a) is
 system prompt.
 
 Units and signs: mean log-probabilities are in nats per token. A higher reward is better. R_SA is in [-1, 1]. It does not depend on
-correctness: a wrong answer can earn it too. Use advantages that are not divided by the standard deviation (as in Dr.
-GRPO). In a group without a right answer, the division would turn tiny differences of R_SA into large advantages.
+correctness: a wrong answer can earn it too. Use advantages that are not divided by the standard deviation (as in Dr. GRPO). In a group
+without a right answer, the division would turn tiny differences of R_SA into large advantages.
 """
 
 from __future__ import annotations

@@ -180,7 +180,9 @@ class TRLReward:
 
 
 def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
-    """Return ``(columns, rows)``: columns with the rows of all processes, in the order of the processes, and the slice of this process.
+    """Collect the rows of all processes. Return ``(columns, rows)``.
+
+    The columns have the rows of all processes, in the order of the processes. The slice ``rows`` selects those of this process.
 
     Args:
         columns: Column name -> values of the rows of this process.
