@@ -143,10 +143,10 @@ class LaserD:
         return (self.targets.problems, self.targets.samples) if self.state.due else None
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the target lengths from responses of the policy to the monitoring set, which ``monitoring`` describes.
+        """Set the target lengths from the policy's responses to the monitoring set.
 
         Args:
-            batch: These responses.
+            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
         """
         self.state.monitor(batch)
 

@@ -3,7 +3,7 @@
 A right response earns the bonus of these rewards if it is at most as long as the target length for its problem's difficulty.
 
 The idea: a length is *sufficient* for a difficulty if a problem of this difficulty can be expected to get at least one response that is
-right and no longer than this length. The target length is the least sufficient length.
+right and no longer than this length. The target length is the least sufficient length, but at most the longest response.
 
 Equations (a: accuracy of a problem, the share of its responses that are right; d: difficulty; *bucket* d: the problems of difficulty d;
 l: a candidate length; K: responses per problem; P_{l,d}: share of the responses to the problems of bucket d that have at most l tokens;
@@ -15,7 +15,7 @@ to a problem; S: sufficient length; L_A: target length; L_T: first candidate len
     S(d)     = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1; infinity if there is none
     L_A(d)   = min(S(d), length of the longest response of the training batch)
 
-|C_d| is 2K/3 for easy and K/3 for medium problems, rounded to an integer. For hard problems, |C_d| is 1 by definition. For K = 8, |C_d| is
+|C_d| is 2K/3 for easy and K/3 for medium problems, rounded to an integer. For hard problems, |C_d| is set to 1. For K = 8, |C_d| is
 6, 3, 1 (easy, medium, hard) with ``rounding="ceil"``, as in the paper's text. It is 5, 2, 1 with ``"floor"`` (``SCRIPT_ROUNDING``), as in
 the released scripts of LASER-D and LASER-DE.
 
