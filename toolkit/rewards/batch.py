@@ -248,7 +248,7 @@ class RewardBatch:
 
     @cached_property
     def groups(self) -> Int[ndarray, " n"]:
-        """Group index of each row, ``[n]``. Rows with the same problem id form a group. Groups count from 0 in order of first appearance."""
+        """Group index of each row, ``[n]``. Rows with the same problem id form a group. Indices follow the order of first appearance."""
         # factorize gives a missing value, such as None or NaN, the code -1.
         codes, _ = pd.factorize(np.asarray(self.columns["problem_id"]))
         if len(codes) and codes.min() < 0:
