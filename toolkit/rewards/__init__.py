@@ -1,11 +1,12 @@
 """Length rewards from the literature, one file per paper. A reward maps a batch of rollouts to one number per rollout.
 
-The constant ``ALL`` lists the rewards by name.
+The constant ``ALL`` maps the name of each reward to its ``RewardEntry``. ``ALL[name].make(**parameters)`` returns a reward object.
 
 A reward object has three uses: training with ``toolkit.grpo``, training with any TRL script (``as_trl``), and scoring existing rollouts
 without training (``score``).
 
-Example: the reward "slpo" gives right answers 1, plus a bonus of up to alpha for short ones. The three rows are rollouts of one problem.
+Example: the reward "slpo" gives a right answer 1, plus a bonus of up to ``alpha`` if it is short. A wrong answer gets 0. The three rows are
+rollouts of one problem.
 
 >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
 >>> ALL["slpo"].make(alpha=0.5)(batch).values.tolist()

@@ -1,7 +1,8 @@
 """Adaptive deep reasoning: triggering deep thinking when needed, arXiv:2505.20101. The reward is partly ours.
 
-The prompt requests a mode: long thinking in half of the rollouts of a problem, short thinking in the other half. A problem counts as simple
-if the model mostly answers it right in the short mode, else as hard. A right answer earns more in the mode that suits the problem.
+The prompt requests a mode: long thinking in half of the rollouts of a problem, short thinking in the other half. The column ``mode`` holds
+the mode of each rollout, ``"long"`` or ``"short"``. A problem counts as simple if the model mostly answers it right in the short mode, else
+as hard. The short mode suits simple problems, and the long mode hard ones. A right answer earns more in the mode that suits its problem.
 
 Equations (p_s: accuracy of the problem's rollouts in the short mode; theta: threshold):
 
@@ -13,7 +14,7 @@ Deviations: we had no access to the full paper, only to its abstract and to part
 the value of theta (``assumed_threshold``) are our guesses. The paper also has format checks and a soft penalty on long responses; they are
 left out, because we found no details. A problem without a rollout in the short mode counts as hard.
 
-Units and signs: higher is better. All rollouts of a problem have the same problem_id, in both modes.
+Units and signs: higher is better. The long and the short rollouts of a problem must have the same ``problem_id``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ assumed_threshold = 0.5  # theta: ours
 class AdaptiveDeepReasoning:
     """Reward for right answers, higher in the mode that suits the problem: short if the problem is simple, long if it is hard.
 
-    In this example half of the short responses are right, so with the default threshold of 0.5 the problem is simple.
+    The mode is the kind of thinking that the prompt requested: the column ``mode`` holds ``"short"`` or ``"long"``. Wrong answers get 0.
+
+    In this example half of the responses in the short mode are right. With the default threshold of 0.5 the problem is therefore simple.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0, 1, 0], mode=["short", "short", "long", "long"])
     >>> AdaptiveDeepReasoning()(batch).values.tolist()
@@ -44,7 +47,8 @@ class AdaptiveDeepReasoning:
     Attributes:
         preferred: Reward of a right answer in the suitable mode.
         other: Reward of a right answer in the other mode.
-        threshold: theta, in [0, 1]: a problem is simple if at least this share of its responses in the short mode is right.
+        threshold: Least share of right answers, in [0, 1], among a simple problem's responses in the short mode. A problem with a smaller
+            share, or without responses in the short mode, is hard.
     """
 
     preferred: Number = PUBLISHED_PREFERRED

@@ -1,6 +1,6 @@
-r"""Functions that extract the answer from a response's text, and check whether it holds a number or a mathematical expression.
+r"""Functions that extract the answer from a response's text, and check whether the answer holds a number or a mathematical expression.
 
-Rewards for format or length use them.
+Rewards for format or length use these functions.
 
 The text of a response includes its special tokens. The answer is the text after the last closing think tag, or the whole text if
 there is no closing tag. End-of-sequence tokens do not belong to the answer.
@@ -29,18 +29,19 @@ def answer_text(text: str, close: str | None = CLOSE) -> str:
 
 
 def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, close: str | None = CLOSE) -> str:
-    """Return the answer as ``answer_text`` does, but "" if thinking was opened and never closed.
+    """Return the answer in a response's text, or "" if thinking was opened and never closed.
 
-    The response, or the end of the prompt, opens thinking with the opening tag. If the prompt ends with the closing tag, thinking is
-    switched off, and the whole response is the answer.
+    Thinking is opened by an opening tag in the response or at the end of the prompt. The answer is the text after the last closing tag,
+    without special tokens at its end. A response without a closing tag is all answer in two cases: nothing opened thinking, or the prompt
+    ends with the closing tag, so that thinking is switched off.
 
     >>> [closed_answer_text(text) for text in ("<think>3+4=7</think>7", "<think>3+4=7", "7")]
     ['7', '', '7']
 
     Args:
         text: Response, special tokens included.
-        prompt: Prompt as the model reads it; only its end counts.
-        open: Opening think tag of the model; ``None`` if thinking starts with the response.
+        prompt: Prompt as the model reads it. Only a think tag at its end matters.
+        open: Opening think tag of the model. ``None`` if the model has none: every response then begins with thinking.
         close: Closing think tag of the model. ``None`` if the model has none: the whole response is then the answer.
     """
     if close is None or close in text or _ends_with(prompt, close):
@@ -56,7 +57,8 @@ def _ends_with(prompt: str, tag: str) -> bool:
 def parses(answer: str) -> bool:
     r"""Return True if the answer contains a number, or a box whose content parses as mathematics.
 
-    If the answer has a ``\boxed{}``, only the content of the last one counts. Without a box, any number in the answer is enough.
+    If the answer has a ``\boxed{}``, only the content of the last one counts; if that box is never closed, return False. Without a box, any
+    number in the answer is enough.
 
     Args:
         answer: Answer of a response, from ``answer_text``.

@@ -1,7 +1,7 @@
 """Training language models to reason efficiently (Arora, Zanette), arXiv:2502.04463.
 
-Equation (c: 1 if right, else 0; L: length; mu, s: mean and standard deviation of the lengths of the *right* responses of the group; sigma:
-the logistic function):
+Equation (c: 1 if right, else 0; L: length; mu, s: mean and standard deviation of the lengths of the *right* responses to the same problem,
+called the group; alpha: largest possible length penalty; sigma: the logistic function):
 
     r = c (1 - alpha sigma((L - mu) / s))
 
@@ -35,8 +35,9 @@ PUBLISHED_ALPHA = 0.4  # from the comparison in the LASER paper, arXiv:2505.1561
 def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n"]:
     """Return the length penalty of each row, a number in [0, alpha] that the reward subtracts: 0 for wrong responses.
 
-    The penalty of a right response is ``alpha sigma((L - mu) / s)``, which rises with its length L.
-    The module docstring defines the symbols.
+    The penalty of a right response is ``alpha sigma((L - mu) / s)``, which rises with its length L. Here mu and s are the mean and the
+    standard deviation of the lengths of the right responses of its group (the responses to the same problem), and sigma is the logistic
+    function. If s is 0, the penalty is alpha/2.
 
     Args:
         batch: Rollouts.
@@ -50,6 +51,8 @@ def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n
 @dataclass(frozen=True)
 class AroraZanette:
     """Reward for right answers that falls with their length, relative to the lengths of all right answers of the group.
+
+    A right answer gets 1 minus a penalty between 0 and ``alpha``; the formula is in ``discount``. Wrong answers get 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> AroraZanette(alpha=0.4)(batch).values.round(3).tolist()
@@ -75,6 +78,9 @@ class AroraZanette:
 
 
 def check_alpha(alpha: Number) -> None:
-    """Raise ValueError if alpha is outside [0, 1], since a right answer could then earn less than a wrong one."""
+    """Raise ValueError if alpha, the largest possible length penalty, is outside [0, 1].
+
+    If alpha were above 1, a right answer could earn less than a wrong one.
+    """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: need 0 <= alpha <= 1, or a right answer may earn less than a wrong one.")

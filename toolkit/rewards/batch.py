@@ -1,16 +1,18 @@
 """The input of a reward (``RewardBatch``, columns of a batch of rollouts) and its output (``RewardValues``, one number per rollout).
 
 A *group* is the set of rows with the same ``problem_id``. Two problems with the same text but different ids are two groups. The rows of
-a group may be anywhere in the batch. Lengths are in tokens, entropies and log-probabilities in nats
-per token.
+a group may be anywhere in the batch. Lengths are in tokens. Entropies and log-probabilities are in nats per token.
 
 A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``name``, and ``needs``, the set of names of the columns that it
 reads. Its parameters are dataclass fields.
 
 Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. ``state_dict`` returns its
-state as a dict that can be written as JSON, and ``load_state_dict`` restores it. Set the class attribute ``state_by_problem = False`` if the
-state does not depend on problem ids, so that ids may differ from step to step. In a run of several processes, give every process the
-rollouts of all processes in the same order. All copies of a stateful reward then compute the same state, and no state has to be exchanged.
+state as a dict that can be written as JSON, and ``load_state_dict`` restores the state. By default the state is assumed to be stored by
+problem id, and a problem must then keep its id throughout training. If the state of your own reward does not depend on problem ids, declare
+this with the class attribute ``state_by_problem = False``.
+
+In a run of several processes, give every process the rollouts of all processes in the same order. All copies of a stateful reward then
+compute the same state, and no state has to be exchanged.
 
 Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose sampled responses are not
 trained on. Such a reward has two more methods. Before each batch of training rollouts the trainer calls ``monitoring()``. It returns
@@ -47,7 +49,7 @@ def _length_source(name: str, unit: str) -> str:
     """Return the text of ``COLUMN_SOURCES`` that says how to get the column ``{name}_{unit}``, for example ``target_words``.
 
     Args:
-        name: ``"target"``, a target length, or ``"low"`` or ``"high"``, an end of the range of lengths that match it.
+        name: ``"target"``: a target length; ``"low"`` or ``"high"``: the lower or upper end of the range of lengths that match a target.
         unit: ``"tokens"`` or ``"words"``.
     """
     other = UNITS[unit == UNITS[0]]  # the unit that is not ``unit``
@@ -84,11 +86,11 @@ COLUMN_SOURCES: Mapping[str, str] = {
 }
 """Column name -> text for error messages that says how to get the column."""
 META_COLUMNS = ("difficulty", *(f"{name}_{unit}" for unit in UNITS for name in ("target", "low", "high")))
-"""Names of the columns that are read from ``Problem.meta``, where they have the same names."""
+"""Names of the columns whose values come from the problems: column ``name`` holds ``Problem.meta[name]``."""
 
 
 class MissingColumnError(ValueError):
-    """A column is read that the batch does not have. The message says how to get it."""
+    """The batch lacks a column that is read. The message says how to get the column."""
 
     def __init__(self, column: str, available: Iterable[str], reward: str = "") -> None:
         problem = (
@@ -100,7 +102,7 @@ class MissingColumnError(ValueError):
 
 
 class RewardValues(NamedTuple):
-    """The reward of each row of a batch, and the components that it is the sum of.
+    """The reward of each row of a batch, and its components. A reward is the sum of its components.
 
     Attributes:
         values: Reward of each row, ``[n]``.
@@ -170,15 +172,21 @@ class RewardBatch:
     ) -> RewardBatch:
         """Make a batch from rollouts, with one row per rollout.
 
-        The batch always has the columns ``problem_id``, ``correct``, ``tokens`` (length of the response), ``think_tokens``, ``closed``
-        (True if the rollout has an answer span: thinking was closed, or never opened), ``think_closed`` (True if a think span was closed,
-        by the response or by its prompt), ``formatted`` (True if an answer that is not empty follows a closed think span), ``finish``,
-        ``text``, ``answer_text`` ("" if ``closed`` is False) and ``token_ids`` (of the response). If the model has no closing tag
-        (``close=None``), an answer span is enough for ``think_closed``.
+        The batch always has these columns:
 
-        If every rollout has log-probabilities, there is also ``logprob``, their mean over the response's tokens. If every rollout has
-        entropies, there are also ``think_entropy`` and ``answer_entropy``, the means over the tokens of thinking and of the answer. A
-        column of ``META_COLUMNS`` is present if every problem has a number of this name in its ``meta``.
+        - ``problem_id``, ``correct``, ``think_tokens``, ``finish`` and ``text``, which are the values of the rollout.
+        - ``tokens`` and ``token_ids``: number and ids of the response's tokens, without the prompt.
+        - ``closed``: True if the rollout has an answer span, because thinking was closed or was never opened.
+        - ``think_closed``: True if a think span was closed, by the response or by its prompt. For a model without a closing tag
+          (``close=None``), it equals ``closed``.
+        - ``formatted``: True if ``think_closed`` is True and the answer is not empty.
+        - ``answer_text``: text of the answer; "" if ``closed`` is False.
+
+        Other columns depend on the data:
+
+        - ``logprob``, if every rollout has log-probabilities: their mean over the response's tokens.
+        - ``think_entropy`` and ``answer_entropy``, if every rollout has entropies: their means over the tokens of each part.
+        - Each column of ``META_COLUMNS``, if every problem has a number of this name in its ``meta``.
 
         Args:
             rollouts: The rollouts.
@@ -240,7 +248,7 @@ class RewardBatch:
 
     @cached_property
     def groups(self) -> Int[ndarray, " n"]:
-        """Group index of each row, ``[n]``. Groups are numbered in order of first appearance."""
+        """Group index of each row, ``[n]``. Rows with the same problem id form a group. Indices follow the order of first appearance."""
         # factorize gives a missing value, such as None or NaN, the code -1.
         codes, _ = pd.factorize(np.asarray(self.columns["problem_id"]))
         if len(codes) and codes.min() < 0:
@@ -275,14 +283,14 @@ class RewardBatch:
 
 
 def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
-    """Return the states of the stateful rewards: reward name -> state. The dict can be written as JSON."""
+    """Return the states of those rewards that have one: reward name -> state. The dict can be written as JSON."""
     return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 
 def has_state_by_problem(rewards: Iterable[Reward]) -> bool:
-    """Return True if the state of a reward depends on problem ids, as HAPO's does, so that ids must stay the same from step to step.
+    """Return True if at least one of the rewards stores its state by problem id. Problems must then keep their ids throughout training.
 
-    A stateful reward without the attribute ``state_by_problem`` counts as one that does.
+    An example is HAPO, which stores a length for each problem. A stateful reward without the attribute ``state_by_problem`` also counts.
     """
     stateful = [r for r in rewards if hasattr(r, "state_dict") and r.state_dict()]
     return any(getattr(r, "state_by_problem", True) for r in stateful)
@@ -316,14 +324,14 @@ def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
 
 
 def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
-    """Pass responses to the monitoring set to every reward that needs new ones now: call its ``monitor(batch)``.
+    """Call ``monitor(batch)`` of every reward that now needs new responses from the monitoring set.
 
     A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on. All rewards get the
     same responses.
 
     Args:
         rewards: Rewards; those that use no monitoring set, or need no new responses now, are skipped.
-        batch: Responses to the problems of the monitoring set.
+        batch: Responses of the policy to the problems of the monitoring set.
     """
     for r in rewards:
         if hasattr(r, "monitoring") and r.monitoring():
@@ -350,10 +358,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Return ``(mean entropy of thinking, mean entropy of the answer)`` in nats per token; NaN for one without tokens.
+    """Return ``(mean entropy of thinking, mean entropy of the answer)`` in nats per token. The mean of a part without tokens is NaN.
 
     Thinking is everything before the closing tag, including an opening tag. The closing tag counts in neither mean. If the response has no
-    think span, all of it is the answer. A span that begins in the prompt counts from the response's first token.
+    think span, all of it is the answer. If thinking was never closed, all of it is thinking. A think span that begins in the prompt counts
+    from the response's first token.
     """
     h = r.entropies or ()  # one entropy per response token: index 0 is position prompt_len of the sequence
     if r.think is None:
@@ -389,8 +398,8 @@ def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarra
 def _number(name: str, meta: Mapping[str, Any]) -> float | None:
     """Return ``meta[name]`` as a float; ``None`` if it is missing or not a number.
 
-    Exception: if ``high_tokens`` or ``high_words``, the upper end of a range of lengths, is ``None``, the range has no upper end. Return
-    infinity then; problems are stored as JSON, which has no infinity.
+    For ``high_tokens`` and ``high_words``, the upper end of a range of lengths, a stored ``None`` means that the range has no upper end,
+    and the result is infinity. (Problems are stored as JSON, which has no infinity.)
     """
     if name.startswith("high_") and name in meta and meta[name] is None:
         return np.inf

@@ -1,17 +1,18 @@
 """Beyond monolithic rewards (HARMO), arXiv:2510.05283. **We did not find the formula of its length penalty; ours replaces it.**
 
 The paper says: r = R_correctness + R_len + R_fmt with equal weights, and advantages are not divided by the standard deviation. R_len
-penalises responses that are *short* relative to the right responses of the group, so that a policy gains nothing by very short answers.
-R_len is 0 if no response of the group is right, and at least -P_max. It has a parameter tau, whose role we do not know.
+penalises responses that are *short* relative to the right responses of the group (the responses to the same problem). A policy therefore
+gains nothing by very short answers. R_len is between -P_max, a constant, and 0. It is 0 if no response of the group is right. The paper's
+R_len has a parameter tau, whose role we do not know.
 
 Equations, with our R_len (L: length; m: mean length of the right responses of the group; R_correctness: 1 if right, else 0; R_fmt: 1 if
-well formed, else 0):
+well formed, else 0; P_max: largest penalty; tau: relative shortfall (m - L) / m at which the penalty reaches 63 % of P_max):
 
     r     = R_correctness + R_len + R_fmt
     R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 if no response of the group is right
 
-Deviations: the formula of R_len and the values of P_max and tau are ours. The paper's reward model for open answers and its embedding
-similarity are left out: correctness comes from the grader.
+Deviations: the formula of R_len and the values of P_max and tau are ours. The paper also has a reward model for open answers, and embedding
+similarity. Both are left out: here correctness comes from the grader of the task.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -36,7 +37,8 @@ class BeyondMonolithic:
     """Correctness plus format, minus a penalty for responses shorter than the mean length of the group's right responses.
 
     The penalty is ``most (1 - exp(-max(0, 1 - L/m) / tau))``. L is the length of the response, and m the mean length of the right responses
-    of its group. If the group has no right response, the penalty is 0. The formula is ours, since the paper's was not found.
+    of its group. If the group has no right response, the penalty is 0. The formula is ours: we did not find that of the paper
+    (arXiv:2510.05283).
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[200, 400, 150], formatted=True)
     >>> BeyondMonolithic(most=0.5, tau=0.5)(batch).values.round(3).tolist()

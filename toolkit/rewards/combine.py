@@ -54,8 +54,8 @@ class Schedule:
     Attributes:
         start: Weight up to step ``first``.
         end: Weight from step ``last`` on.
-        first: Optimizer step at which the change begins; no effect if ``kind`` is ``"step"``.
-        last: Optimizer step at which it ends.
+        first: Optimizer step at which the change begins; no effect if ``kind`` is ``"step"``. Steps count from 0.
+        last: Optimizer step at which the change ends.
         kind: Shape of the change: ``"linear"``, ``"cosine"`` (slow at both ends), or ``"step"`` (a jump from ``start`` to ``end`` at step
             ``last``).
     """
@@ -73,7 +73,7 @@ class Schedule:
             raise ValueError(f"kind={self.kind!r}: choose linear, cosine or step.")
 
     def __call__(self, step: int) -> float:
-        """Return the weight at an optimizer step."""
+        """Return the weight at ``step``, the number of optimizer steps done so far."""
         # x: share of the change that is done, from 0 at step first to 1 at step last.
         x = min(1.0, max(0.0, (step - self.first) / (self.last - self.first)))
         if self.kind == "cosine":
@@ -122,27 +122,31 @@ class WeightedSum:
 
     @property
     def state_by_problem(self) -> bool:
-        """True if the state of a part depends on problem ids."""
+        """True if at least one of the combined rewards stores its state by problem id. Problems must then keep their ids."""
         return has_state_by_problem([r for _, r in self.parts])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
+        """Return the states of the combined rewards, as far as they have one: reward name -> state. JSON can store the dict."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts; ``saved`` is the result of ``state_dict``."""
+        """Restore the states of the combined rewards from ``saved``, the result of ``state_dict``."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set that serves all parts, or ``None`` if no part needs new responses now.
+        """Return the size of a monitoring set for the combined rewards, or ``None`` if none of them needs new responses now.
 
-        The size is ``(number of problems, responses per problem)``, each the largest that a part requests. A monitoring set consists of
-        training problems whose sampled responses measure the policy and are not trained on.
+        The size is ``(number of problems, responses per problem)``, each the largest that one of them requests. A monitoring set consists
+        of training problems whose sampled responses measure the policy and are not trained on.
         """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, responses to the monitoring set, to every part that needs new responses now."""
+        """Pass new responses to the combined rewards, each only if it needs new responses now.
+
+        Args:
+            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
+        """
         monitor_parts([r for _, r in self.parts], batch)
 
 
@@ -183,27 +187,31 @@ class Gated:
 
     @property
     def state_by_problem(self) -> bool:
-        """True if the state of a part depends on problem ids."""
+        """True if at least one of the inner reward and the gates stores its state by problem id. Problems must then keep their ids."""
         return has_state_by_problem([self.inner, *self.gates])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
+        """Return the states of the inner reward and the gates, as far as they have one: reward name -> state. JSON can store the dict."""
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts; ``saved`` is the result of ``state_dict``."""
+        """Restore the states of the inner reward and the gates from ``saved``, the result of ``state_dict``."""
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set that serves all parts, or ``None`` if no part needs new responses now.
+        """Return the size of a monitoring set for the inner reward and the gates, or ``None`` if none of them needs new responses now.
 
-        The size is ``(number of problems, responses per problem)``, each the largest that a part requests. A monitoring set consists of
-        training problems whose sampled responses measure the policy and are not trained on.
+        The size is ``(number of problems, responses per problem)``, each the largest that one of them requests. A monitoring set consists
+        of training problems whose sampled responses measure the policy and are not trained on.
         """
         return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, responses to the monitoring set, to every part that needs new responses now."""
+        """Pass new responses to the inner reward and the gates, each only if it needs new responses now.
+
+        Args:
+            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
+        """
         monitor_parts([self.inner, *self.gates], batch)
 
 
@@ -246,27 +254,31 @@ class MeanOfAdvantages:
 
     @property
     def state_by_problem(self) -> bool:
-        """True if the state of a part depends on problem ids."""
+        """True if at least one of the combined rewards stores its state by problem id. Problems must then keep their ids."""
         return has_state_by_problem([r for _, r in self.parts])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
+        """Return the states of the combined rewards, as far as they have one: reward name -> state. JSON can store the dict."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts; ``saved`` is the result of ``state_dict``."""
+        """Restore the states of the combined rewards from ``saved``, the result of ``state_dict``."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set that serves all parts, or ``None`` if no part needs new responses now.
+        """Return the size of a monitoring set for the combined rewards, or ``None`` if none of them needs new responses now.
 
-        The size is ``(number of problems, responses per problem)``, each the largest that a part requests. A monitoring set consists of
-        training problems whose sampled responses measure the policy and are not trained on.
+        The size is ``(number of problems, responses per problem)``, each the largest that one of them requests. A monitoring set consists
+        of training problems whose sampled responses measure the policy and are not trained on.
         """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, responses to the monitoring set, to every part that needs new responses now."""
+        """Pass new responses to the combined rewards, each only if it needs new responses now.
+
+        Args:
+            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
+        """
         monitor_parts([r for _, r in self.parts], batch)
 
 
@@ -287,7 +299,7 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError if there are no parts, or if two parts share a name, since components and states are stored by name."""
+    """Raise ValueError if there are no rewards to combine, or if two have the same name: components and states are stored by name."""
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

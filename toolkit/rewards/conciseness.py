@@ -81,6 +81,8 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
 class ConcisenessHead:
     """A linear head that scores the conciseness of responses from their averaged hidden states, called features. ``fit`` trains it.
 
+    The score of a response with features x is ``0.1 + 0.9 sigma((w x - m) / s)``, where sigma is the logistic function.
+
     Attributes:
         weight: w, the weights of the features, ``[d]``. Features need no standardisation before they are multiplied by w.
         centre: m, the mean of w x (weights times features) over the training responses.
@@ -92,13 +94,20 @@ class ConcisenessHead:
     spread: float
 
     def logits(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return w x, weights times features, of each response. Higher is more concise. Only differences between responses have meaning."""
+        """Return the weights times the features of each response. Higher is more concise. Only differences between responses have meaning.
+
+        Args:
+            features: Averaged hidden states, ``[n, d]``, one row per response.
+        """
         return features @ self.weight
 
     def score(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return the conciseness score k of each response, in [0.1, 1]; higher is more concise.
+        """Return the conciseness score of each response, in [0.1, 1]; higher is more concise.
 
-        The reward CRF reads k from the column ``conciseness``.
+        The reward ``crf.CRF`` reads this score from the column ``conciseness``.
+
+        Args:
+            features: Averaged hidden states, ``[n, d]``, one row per response.
         """
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 

@@ -1,4 +1,4 @@
-"""CRF, the conciseness reward function of Efficient reasoning via reward model, arXiv:2511.09158.
+"""CRF, the conciseness reward function of the paper "Efficient reasoning via reward model", arXiv:2511.09158.
 
 Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; alpha: a constant; s: a term that falls during
 training; d: a term that depends on the difficulty of the problem; t: optimizer step; T: step at which s reaches 0):
@@ -31,16 +31,18 @@ assumed_steps = 1000  # optimizer steps until s is 0: ours
 
 @dataclass(frozen=True)
 class CRF:
-    """Reward for right answers, 1 plus a bonus that grows with the conciseness score of the response.
+    """Reward for right answers, 1 plus a bonus that grows with the conciseness score of the response. Wrong answers get 0.
+
+    The bonus is ``alpha k (s + d)``. Here k is the score, from the column ``conciseness``. The term s falls from 1 to 0 during training.
+    The term d is ``exp(accuracy)``, where the accuracy is the share of right answers among the responses to the same problem.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], conciseness=[1.0, 1.0])
     >>> CRF(alpha=0.2)(batch).values.round(2).tolist()
     [1.53, 0.0]
 
     Attributes:
-        alpha: Factor in the bonus ``alpha k (s + d)``: k is the conciseness score, s falls from 1 to 0 during training, and d is
-            ``exp(accuracy of the group)``.
-        steps: T, the number of optimizer steps in which s falls linearly from 1 to 0.
+        alpha: Factor of the bonus.
+        steps: Number of optimizer steps in which s falls linearly from 1 to 0.
     """
 
     alpha: Number = assumed_alpha
@@ -54,7 +56,11 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """Return s at an optimizer step: 1 at step 0, falling linearly to 0 at step T, and 0 from then on."""
+        """Return the term s of the bonus ``alpha k (s + d)``: 1 at step 0, falling linearly to 0 at step ``steps``, then 0.
+
+        Args:
+            step: Number of optimizer steps done so far.
+        """
         return max(0.0, 1.0 - step / self.steps)
 
     def __call__(self, batch: RewardBatch) -> RewardValues:

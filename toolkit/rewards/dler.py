@@ -1,13 +1,14 @@
 """DLER: doing length penalty right, and difficulty-aware DLER, arXiv:2510.15110.
 
-Equations (c: 1 if right, else 0; L_T: length limit; kept: reward of a right response that is too long, 0 in the paper; rho: share of right
-responses in the group, at any length):
+Equations (c: 1 if right, else 0; L_T: length limit; kept: reward of a right response that is longer than L_T or was cut off, 0 in the
+paper; rho: share of right responses, of any length, among the responses to the problem, its group):
 
     DLER       r = c    if the response ended by itself within L_T tokens, else kept * c
     DA-DLER    the same, with a limit that depends on rho: L_T = 4000 if rho < 0.5, L_T = 2000 if rho >= 0.5
 
 The rest of the method is outside the reward. Advantages normalised over the batch, a higher upper clipping bound (clip-higher) and dynamic
-sampling are settings of ``toolkit.grpo``. The paper also merges weights after training.
+sampling are settings of ``toolkit.grpo``. The paper also merges the trained weights into the base model after
+training: see ``toolkit.merging``.
 
 Deviations: in the paper a response beyond the limit gets 0; the released script keeps 10 % of its reward (``kept=0.1``). The paper does
 not say which limit holds at exactly rho = 0.5; here it is 2000.
@@ -59,15 +60,17 @@ class DLER:
 
 @dataclass(frozen=True)
 class DifficultyAwareDLER:
-    """DLER with a lower length limit for problems that the group mostly answers right.
+    """DLER with a lower length limit for problems that the policy mostly answers right.
+
+    A right response gets 1 if it ends by itself within the limit of its problem, else ``kept``. A wrong response gets 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[1500, 3000, 1500], finish="stop")
     >>> DifficultyAwareDLER()(batch).values.tolist()
     [1.0, 0.0, 0.0]
 
     Attributes:
-        tiers: Pairs ``(least accuracy of the group, length limit in tokens)``, in ascending order, the first with accuracy 0. The last pair
-            whose least accuracy the group reaches sets the limit of the group.
+        tiers: Pairs ``(least accuracy of the group, length limit in tokens)``, in ascending order, the first with accuracy 0. The limit of
+            a group comes from the last pair whose least accuracy the group reaches. The default is 4000 tokens, and 2000 from 0.5 on.
         kept: Reward of a right response that is longer than the limit or was cut off.
     """
 

@@ -17,7 +17,12 @@ Values = Float[ndarray, " n"]
 
 
 def count(groups: Groups, where: Mask | None = None) -> Int[ndarray, " n"]:
-    """Return for each row the number of rows of its group that are in the mask ``where``."""
+    """Return for each row the number of rows of its group that are in the mask ``where``.
+
+    Args:
+        groups: Group index of each row, ``[n]``.
+        where: Mask of rows, ``[n]``; ``None`` for all rows.
+    """
     weights = np.ones(len(groups)) if where is None else where.astype(float)
     return np.bincount(groups, weights).astype(np.int64)[groups]
 
@@ -27,6 +32,11 @@ def mean(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
 
     >>> mean(np.array([1.0, 3.0, 10.0]), np.array([0, 0, 1])).tolist()
     [2.0, 2.0, 10.0]
+
+    Args:
+        values: One number per row, ``[n]``.
+        groups: Group index of each row, ``[n]``.
+        where: Mask of rows, ``[n]``; ``None`` for all rows.
     """
     mask = np.ones(len(groups), bool) if where is None else where
     # bincount sums its weights per group; [groups] then copies the result of each group to its rows.
@@ -36,7 +46,13 @@ def mean(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
 
 
 def lowest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return for each row the smallest of ``values`` among the rows of its group in the mask ``where``; infinity if there are none."""
+    """Return for each row the smallest of ``values`` among the rows of its group in the mask ``where``; infinity if there are none.
+
+    Args:
+        values: One number per row, ``[n]``.
+        groups: Group index of each row, ``[n]``.
+        where: Mask of rows, ``[n]``; ``None`` for all rows.
+    """
     minima = np.full(int(groups.max()) + 1 if len(groups) else 0, np.inf)
     rows = slice(None) if where is None else where
     # minimum.at handles groups that occur several times; an assignment by index would keep one value per group only.
@@ -45,7 +61,13 @@ def lowest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values
 
 
 def highest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return for each row the largest of ``values`` among the rows of its group in the mask ``where``; minus infinity if there are none."""
+    """Return for each row the largest of ``values`` among the rows of its group in the mask ``where``; minus infinity if there are none.
+
+    Args:
+        values: One number per row, ``[n]``.
+        groups: Group index of each row, ``[n]``.
+        where: Mask of rows, ``[n]``; ``None`` for all rows.
+    """
     return -lowest(-np.asarray(values, float), groups, where)
 
 

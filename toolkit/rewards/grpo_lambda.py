@@ -39,7 +39,10 @@ assumed_alpha = 0.6  # from an implementation that is not by the authors
 
 @dataclass(frozen=True)
 class GRPOLambda:
-    """Correctness, with a length penalty in the most accurate groups only.
+    """Correctness, with a length penalty for right answers in the most accurate groups of the batch only. A group belongs to one problem.
+
+    The penalty is between 0 and ``alpha``, and rises with the length relative to the right answers of the group: see
+    ``arora_zanette.discount``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 300, 100, 300], problem_id=["easy", "easy", "hard", "hard"])
     >>> GRPOLambda(share=0.5, alpha=0.6)(batch).values.round(3).tolist()
@@ -65,7 +68,10 @@ class GRPOLambda:
             raise ValueError(f"share={self.share}: need 0 < share <= 1.")
 
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
-        """Return a mask ``[n]`` of the rows whose length is penalised: those of the efficiency groups."""
+        """Return a mask ``[n]`` of the rows whose length is penalised: those of the most accurate groups of the batch.
+
+        The number of these groups is ``share`` times the number of groups, rounded up. A hash of step and problem id breaks ties.
+        """
         g = batch.groups
         if not len(g):
             return np.zeros(0, bool)

@@ -18,7 +18,8 @@ counts as 1. The released code also updates h during evaluation, and takes h = 1
 has a repetition penalty, off by default: to add it, combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
-With ``memory="min"`` h never grows: one short response that is right by chance can set h for the rest of the run.
+By default (``memory="min"``) h never grows: one short response that is right by chance can set h for the rest of the run. With
+``memory="mean"``, an option of the released code, h is the mean length of all right responses so far.
 
 State: h of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of a batch after the batch was
 scored.
@@ -52,12 +53,12 @@ class HAPO:
     [1.707, 1.0, -0.707]
 
     Attributes:
-        weight: w, the weight of the length part l, in [0, 1] so that a right answer beats a wrong one.
-        form: Formula of the length part, ``"cosine"`` or ``"linear"``; the module docstring has both.
+        weight: Weight of the length part, in [0, 1] so that a right answer beats a wrong one.
+        form: Formula of the length part, ``"cosine"`` or ``"linear"``: see ``length_reward``.
         memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response so far, or ``"mean"``,
             the mean length of all right responses so far (an option of the released code).
         clip: Lower limit of the length part of a right answer; a negative number, -0.7 in the paper.
-        tolerance: t, used only by the linear form: a response longer than h by up to this share of h gets no penalty.
+        tolerance: Used only by the linear form: a response longer than h by up to this share of h gets no penalty.
         history: Problem id (as text) -> ``(h in tokens, number of right responses so far)``.
     """
 
@@ -88,7 +89,7 @@ class HAPO:
         return scored
 
     def _remember(self, batch: RewardBatch, right: Bool[ndarray, " n"]) -> None:
-        """Update the history with the right responses of a batch."""
+        """Update ``history``, which holds a length h per problem, with the right responses of a batch."""
         g, L = batch.groups, batch["tokens"]
         # Index of the first row of each group, in the order of group_ids.
         first = np.unique(g, return_index=True)[1]
@@ -104,11 +105,11 @@ class HAPO:
             self.history[problem] = float(value), old_count + count
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history as a dict that can be written as JSON."""
+        """Return ``history``, the length h of each problem, as a dict that can be written as JSON."""
         return {"history": {problem: list(entry) for problem, entry in self.history.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the history from ``saved``, the result of ``state_dict``."""
+        """Restore ``history``, the length h of each problem, from ``saved``, the result of ``state_dict``."""
         # JSON has stored the pairs as lists.
         self.history = {problem: (float(length), int(n)) for problem, (length, n) in saved["history"].items()}
 
@@ -116,13 +117,20 @@ class HAPO:
 def length_reward(
     L: Float[ndarray, " n"], right: Bool[ndarray, " n"], history: Float[ndarray, " n"], reward: HAPO
 ) -> Float[ndarray, " n"]:
-    """Return the length part l of each response, ``[n]``: a number in [-1, 1], not yet multiplied by the weight w.
+    """Return the length part of HAPO's reward for each response, ``[n]``: a number in [-1, 1], not yet multiplied by the weight.
+
+    The length part compares the length L with h, the length of the shortest right response to the problem so far (or the mean length, if
+    ``reward.memory`` is ``"mean"``). There are two forms:
+
+    - cosine: let u = cos(min(pi, (pi/2) L/h)). A right response gets max(clip, u), a wrong one min(0, u).
+    - linear: let e = max(0, L - (1 + tolerance) h) / h. A right response gets 1 - L/h if L < h, else max(clip, -e). A wrong one gets
+      max(-1, -e).
 
     Args:
         L: Length of each response, tokens.
         right: True for each right response.
-        history: h of each response's problem, tokens; NaN if the problem has no h yet, which gives l = 0.
-        reward: The reward; its ``form``, ``clip`` and ``tolerance`` select and set the formula.
+        history: h of each response's problem, tokens; NaN if the problem has no h yet: the length part is then 0.
+        reward: The reward that has the parameters ``form``, ``clip`` and ``tolerance``.
     """
     # Rows without history get a dummy h of 1 here and l = 0 in the last line.
     h = np.maximum(np.nan_to_num(history, nan=1.0), 1.0)

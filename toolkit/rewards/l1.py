@@ -60,6 +60,8 @@ class L1Exact:
 class L1Max:
     """Reward for right answers that falls linearly with length: ``delta`` at the budget, up to 1 below it, down to 0 above it.
 
+    A right answer gets ``alpha (budget - length) + delta``, limited to the range from 0 to 1. Wrong answers get 0.
+
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 980, 1000, 100], budget=1000)
     >>> L1Max(alpha=0.01, delta=0.5)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.5, 0.0]

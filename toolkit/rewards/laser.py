@@ -7,12 +7,13 @@ problem's difficulty, adapted during training, see ``laser_targets``):
     LASER-D    r = R + alpha 1[right] 1[L <= L_A]
     LASER-DE   r = R + alpha (1[right] 1[L <= L_A] + 1[wrong] 1[L > L_A])      also rewards long wrong answers
 
-A response is malformed unless an answer that is not empty follows a closed think span. Only other responses count as right or wrong.
+A response is well formed if an answer that is not empty follows a closed think span; otherwise it is malformed. *Right* and *wrong* refer
+to well-formed responses only: a malformed response has R = -1 and no bonus, whatever its answer.
 
-Deviations: those listed in ``laser_targets``. In the paper the answer must be boxed; here any answer is enough, since the toolkit's tasks do
-not ask for boxes. If a model has no closing think tag, no think span is expected (ours). LASER-DE gives no bonus to a wrong answer that repeats itself, as in the released code. That
-code detects such loops from 4-grams; we do not know its exact test. Here a response loops if the share of distinct 4-grams among its
-4-grams is below ``distinct`` (``assumed_distinct``).
+Deviations: those listed in ``laser_targets``. In the paper the answer must be boxed; here any answer is enough, since the toolkit's tasks
+do not ask for boxes. If a model has no closing think tag, no think span is expected (ours). LASER-DE gives no bonus to a wrong answer that
+repeats itself, as in the released code. That code detects such loops from 4-grams; we do not know its exact test. Here a response loops if
+the share of distinct 4-grams among its 4-grams is below ``distinct`` (``assumed_distinct``).
 
 Units and signs: lengths in tokens; higher is better. With alpha <= 1.5 a right answer never earns less than a wrong one.
 """
@@ -39,7 +40,7 @@ assumed_distinct = 0.2  # least share of distinct 4-grams in a response that doe
 
 @dataclass(frozen=True)
 class Outcome:
-    """The three values of R, the reward for being right, wrong or malformed. ``outcome(batch)`` returns R of each row.
+    """Reward R of a response for its outcome: right, wrong or malformed. Calling the object, ``outcome(batch)``, returns R of each row.
 
     Attributes:
         right: Reward of a well-formed right response.
@@ -90,9 +91,10 @@ class Laser:
 class LaserD:
     """Reward R of the outcome (right, wrong or malformed), plus a bonus for right answers within a target length.
 
-    There are three target lengths, for easy, medium and hard problems. They adapt to the policy's responses to a *monitoring set*: training
-    problems whose responses are not trained on. Before each batch of training rollouts, the trainer of ``toolkit.grpo`` calls
-    ``monitoring``. If new responses are due, the trainer samples them and passes them to ``monitor``.
+    There are three target lengths, for easy, medium and hard problems. They are set anew at intervals from the policy's responses to a
+    *monitoring set*: training problems whose responses are not trained on. The rule is in ``TargetSettings.length``. Before each batch of
+    training rollouts, the trainer of ``toolkit.grpo`` calls ``monitoring``. If new responses are due, the trainer samples them and passes
+    them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -100,7 +102,7 @@ class LaserD:
 
     Attributes:
         alpha: The bonus.
-        targets: Settings of the target lengths.
+        targets: Settings of the target lengths: first value, candidates, and how often they are set.
         outcome: Values of R for right, wrong and malformed responses.
         state: Current target lengths, and the data from which the next ones are set.
     """
@@ -125,27 +127,35 @@ class LaserD:
         return scored
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
-        """Return the target length L_A of each row, in tokens.
+        """Return the target length of each row, in tokens: the current one for the difficulty of the row's problem.
 
-        The accuracy of the row's group in this batch decides the difficulty of the problem, and the difficulty the target length.
+        The difficulty depends on the share of right responses to the problem in this batch: see ``laser_targets.difficulty``. The longest
+        response of the batch is an upper limit of the target lengths.
         """
         lengths = self.state.lengths_for(int(batch["tokens"].max(initial=0)))
         return np.array(lengths, float)[difficulty(batch, "reward")]
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return ``(number of problems, responses per problem)`` of the monitoring set if new responses are due, else ``None``."""
+        """Return ``(number of problems, responses per problem)`` of the monitoring set if new responses are due, else ``None``.
+
+        A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on.
+        """
         return (self.targets.problems, self.targets.samples) if self.state.due else None
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the target lengths from ``batch``, the responses to the monitoring set."""
+        """Set the target lengths from the policy's responses to the monitoring set.
+
+        Args:
+            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
+        """
         self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as a dict that can be written as JSON."""
+        """Return the target lengths, and the data that set the next ones, as a dict that can be written as JSON."""
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state from ``saved``, the result of ``state_dict``."""
+        """Restore the target lengths, and the data that set the next ones, from ``saved``, the result of ``state_dict``."""
         self.state.load_state_dict(saved)
 
 
@@ -177,7 +187,7 @@ class LaserDE(LaserD):
         return RewardValues.sum(**scored.components, exploration=bonus)
 
     def _free_of_loops(self, batch: RewardBatch, rows: Bool[ndarray, " n"]) -> Bool[ndarray, " n"]:
-        """Return the mask ``rows``, but False for responses that loop."""
+        """Return the mask ``rows``, but False for responses whose share of distinct 4-grams is below ``distinct``."""
         free = rows.copy()
         free[rows] = distinct_share(batch["token_ids"][rows], LOOP_NGRAM) >= self.distinct
         return free

@@ -2,19 +2,22 @@
 
 A right response earns the bonus of these rewards if it is at most as long as the target length for its problem's difficulty.
 
-Equations (a: accuracy of a problem, the share of its responses that are right; d: difficulty of a problem; the problems of one difficulty
-form a bucket; l: a candidate length; P_{l,d}: share of the responses to problems in bucket d whose length is at most l; K: responses per
-problem; |C_d|: least number of right responses out of K with which a problem is in bucket d, set to 1 for hard; ECR: expected number of
-correct responses; L_T: first candidate length):
+The idea: a length is *sufficient* for a difficulty if a problem of this difficulty can be expected to get at least one response that is
+right and no longer than this length. The target length is the least sufficient length, but at most the longest response.
+
+Equations (a: accuracy of a problem, the share of its responses that are right; d: difficulty; *bucket* d: the problems of difficulty d;
+l: a candidate length; K: responses per problem; P_{l,d}: share of the responses to the problems of bucket d that have at most l tokens;
+|C_d|: least number of right responses, out of K, of a problem in bucket d; ECR: expected number of correct responses of at most l tokens
+to a problem; S: sufficient length; L_A: target length; L_T: first candidate length):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
-    ECR_d(l) = P_{l,d} |C_d|       per problem, responses of at most l tokens
-    S(d)     = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1, the *sufficient length*; infinity if there is none
+    ECR_d(l) = P_{l,d} |C_d|
+    S(d)     = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1; infinity if there is none
     L_A(d)   = min(S(d), length of the longest response of the training batch)
 
-|C_d| is 2K/3 for easy and K/3 for medium problems, rounded to an integer. For K = 8, |C_d| is 6, 3, 1 (easy, medium, hard) with
-``rounding="ceil"``, as in the paper's text. It is 5, 2, 1 with ``"floor"`` (``SCRIPT_ROUNDING``), as in the released scripts of LASER-D and
-LASER-DE.
+|C_d| is 2K/3 for easy and K/3 for medium problems, rounded to an integer. For hard problems, |C_d| is set to 1. For K = 8, |C_d| is
+6, 3, 1 (easy, medium, hard) with ``rounding="ceil"``, as in the paper's text. It is 5, 2, 1 with ``"floor"`` (``SCRIPT_ROUNDING``), as in
+the released scripts of LASER-D and LASER-DE.
 
 S(d) is measured on a *monitoring set*: K = 8 responses to each of 500 training problems, which are not trained on. They are sampled before
 the first generation and every 20 generations after it. (A generation is one batch of training rollouts, however many optimizer steps use
@@ -88,31 +91,35 @@ class TargetSettings:
 
     @property
     def least_right(self) -> tuple[int, int, int]:
-        """Least numbers of right responses out of K for the buckets ``(easy, medium, hard)``: 2K/3 and K/3, rounded, and 1 for hard.
+        """Least number of right responses of an easy, of a medium and of a hard problem, in that order.
 
-        The module docstring calls them |C_d|.
+        If K is the number of responses per problem (``samples``), these are 2K/3 and K/3, rounded as ``rounding`` says, and 1.
         """
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
     def expected_right(self, within: Number, bucket: int) -> float:
-        """Return ECR, the expected number of correct responses per problem up to a candidate length.
+        """Return the expected number of right responses to a problem that are at most as long as some candidate length.
+
+        It is ``within * least_right[bucket]``: the least number of right responses of a problem of this difficulty, times the share of
+        responses that are short enough.
 
         Args:
-            within: Share of the responses to the bucket's problems that are at most as long as the candidate length, from 0 to 1.
-            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
+            within: Share of the responses, from 0 to 1, that are at most as long as the candidate length. Only responses to problems of
+                this difficulty count.
+            bucket: Difficulty of the problem, an index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
         """
         return float(within * self.least_right[bucket])
 
     def sufficient_length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
-        """Return the sufficient length S(d), in tokens, or ``None`` if no candidate length is sufficient.
+        """Return the least sufficient length for problems of one difficulty, in tokens; ``None`` if no candidate length is sufficient.
 
-        A candidate length is sufficient if at least one response per problem is expected to be correct and at most that long (ECR >= 1).
-        The least such length is S(d).
+        A candidate length (one of ``grid``) is sufficient if ``expected_right`` is at least 1 for it: a problem can be expected to get at
+        least one response that is right and at most that long.
 
         Args:
-            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
-            lengths: Lengths of the responses to the bucket's problems, tokens; at least one.
+            bucket: Difficulty of the problems, an index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
+            lengths: Lengths of the responses to problems of this difficulty, tokens; at least one.
         """
         ordered = np.sort(lengths)
         for candidate in self.grid:
@@ -122,28 +129,32 @@ class TargetSettings:
         return None
 
     def length(self, bucket: int, lengths: Int[ndarray, " responses"], longest: int | None = None) -> int:
-        """Return the target length L_A of a bucket, in tokens.
+        """Return the target length for problems of one difficulty, in tokens.
+
+        It is the least sufficient length (see ``sufficient_length``), or ``longest`` if that is less or if no length is sufficient.
 
         Args:
-            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
-            lengths: Lengths of the responses to the bucket's problems, tokens; at least one.
+            bucket: Difficulty of the problems, an index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
+            lengths: Lengths of the responses to problems of this difficulty, tokens; at least one.
             longest: Length of the longest response of the training batch, tokens; ``None`` takes the largest of ``lengths``.
         """
         return capped(self.sufficient_length(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
 
 
 def capped(length: int | None, longest: int) -> int:
-    """Return the target length L_A, in tokens: the sufficient length S, or the length of the longest response if that is less.
+    """Return the target length, in tokens: ``length``, or ``longest`` if that is less or if ``length`` is ``None``.
 
     Args:
-        length: Sufficient length S, tokens; ``None`` if no candidate length is sufficient, so that the longest response decides.
+        length: The least sufficient length, as ``TargetSettings.sufficient_length`` returns it, tokens; ``None`` if there is none.
         longest: Length of the longest response of the training batch, tokens.
     """
     return longest if length is None else min(length, longest)
 
 
 class TargetState:
-    """State of the target lengths: the current ones, and a histogram of response lengths per bucket that sets the next ones.
+    """The current target lengths of LASER-D, for easy, medium and hard problems, and the data from which the next ones are set.
+
+    The data are histograms of response lengths, one for each of the three difficulties.
 
     Args:
         targets: Settings of the target lengths.
@@ -159,14 +170,14 @@ class TargetState:
 
     @property
     def lengths(self) -> list[int]:
-        """Target lengths L_A of easy, medium and hard problems, in that order, in tokens.
+        """Target lengths for easy, medium and hard problems, in that order, in tokens.
 
-        The longest response of the newest training batch is the upper limit.
+        None exceeds the length of the longest response of the newest training batch.
         """
         return self.lengths_for(self._longest)
 
     def lengths_for(self, longest: int) -> list[int]:
-        """Return the target lengths L_A of easy, medium and hard problems, in that order, in tokens, for a batch of responses.
+        """Return the target lengths for easy, medium and hard problems, in that order, in tokens, for a batch of responses.
 
         Args:
             longest: Length of the longest response of the batch, tokens: the upper limit of the target lengths.
@@ -175,11 +186,15 @@ class TargetState:
 
     @property
     def due(self) -> bool:
-        """True if new responses to the monitoring set are needed before the next generation."""
+        """True if new responses to the monitoring set are needed before the next batch of training rollouts.
+
+        They are needed before the first batch, and then once per ``TargetSettings.every`` batches. A monitoring set consists of training
+        problems whose sampled responses measure the policy and are not trained on.
+        """
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
     def observe(self, batch: RewardBatch) -> None:
-        """Count a generation: a batch of rollouts in the ``"train"`` split. Batches of another split are ignored.
+        """Count a batch of training rollouts, called a generation. Batches whose split is not ``"train"`` are ignored.
 
         If ``monitor`` was never called, new target lengths are set once per ``TargetSettings.every`` generations, from the rollouts of
         these generations.
@@ -209,21 +224,24 @@ class TargetState:
         self._set()
 
     def _count(self, batch: RewardBatch) -> None:
-        """Add the response lengths of a batch to the histograms of their buckets."""
+        """Add the response lengths of a batch to the histograms, one for each difficulty of the problems."""
         bucket = difficulty(batch, "monitor")
         for d, counts in enumerate(self._counts):
             lengths, times = np.unique(batch["tokens"][bucket == d], return_counts=True)
             counts.update(dict(zip(lengths.tolist(), times.tolist(), strict=True)))
 
     def _set(self) -> None:
-        """Set the sufficient length S of every bucket that has responses, and clear the histograms."""
+        """Set the least sufficient length for each difficulty from its histogram of response lengths, then clear the histograms.
+
+        A difficulty without responses keeps its length. ``TargetSettings.sufficient_length`` has the rule.
+        """
         for d, counts in enumerate(self._counts):
             if counts:
                 self._sufficient[d] = self.targets.sufficient_length(d, np.repeat(np.array(list(counts)), list(counts.values())))
         self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as a dict that can be written as JSON."""
+        """Return the target lengths and histograms as a dict that can be written as JSON."""
         return {
             "enough": list(self._sufficient),
             "longest": self._longest,
@@ -234,7 +252,7 @@ class TargetState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state from ``saved``, the result of ``state_dict``."""
+        """Restore the target lengths and histograms from ``saved``, the result of ``state_dict``."""
         self._sufficient, self._longest = list(saved["enough"]), saved["longest"]
         self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]
@@ -243,7 +261,8 @@ class TargetState:
 def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
     """Return the difficulty of each row's problem: 0 is easy, 1 medium, 2 hard (index in ``BUCKETS``).
 
-    The accuracy of the problem's group in the batch decides: see the module docstring.
+    The difficulty depends on the share of right responses to the problem in this batch. Above 2/3 the problem is easy, between 1/3 and 2/3
+    medium, and below 1/3 hard.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=1)
     >>> difficulty(batch, "reward").tolist(), difficulty(batch, "monitor").tolist()
@@ -251,7 +270,7 @@ def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
 
     Args:
         batch: Rollouts.
-        boundaries: The rule for accuracies of exactly 2/3 and 1/3. ``"reward"``, used to score a batch: 2/3 is easy and 1/3 is medium.
+        boundaries: The rule for shares of exactly 2/3 and 1/3. ``"reward"``, used to score a batch: 2/3 is easy and 1/3 is medium.
             ``"monitor"``, used to set target lengths: 2/3 is medium and 1/3 is hard.
     """
     if boundaries not in ("reward", "monitor"):

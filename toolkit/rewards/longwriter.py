@@ -39,6 +39,8 @@ assumed_longest = 14000  # L_max in tokens: probably the output limit of the pap
 class LongWriter:
     """Reward 1 for a length within the target range, and less for shorter or longer responses.
 
+    Below the range, the reward is the length divided by ``low``. Above the range, it falls linearly from 1 at ``high`` to 0 at ``longest``.
+
     >>> batch = RewardBatch.from_columns(tokens=[50, 150, 300])
     >>> LongWriter(low=100, high=200, longest=400)(batch).values.tolist()
     [0.5, 1.0, 0.5]
@@ -46,7 +48,7 @@ class LongWriter:
     Attributes:
         low: Lower end of the target range, for all rows; ``None`` reads it from the column ``low_tokens`` or ``low_words``.
         high: Upper end of the target range, for all rows; ``None`` reads it from the column ``high_tokens`` or ``high_words``.
-        longest: L_max, above ``high``: the reward is 0 at this length and above.
+        longest: Length above ``high`` from which on the reward is 0. It has no effect if the range has no upper end.
         unit: Unit of all these lengths: ``"tokens"`` of the response, or ``"words"`` of its answer.
     """
 

@@ -1,12 +1,13 @@
 """MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
-one; lambda: decay; C: cap; penalty: the cost factor, from 0 to 1, where 1 means no loss of reward):
+one; lambda: factor per unit of cost above n; C: a constant, the largest cost with a reward in the linear form; F: cost factor, from 0 to 1,
+where 1 means no loss of reward):
 
-    r = c penalty(m)        the cost factor has one of these forms, named by ``kind``:
+    r = c F(m)        F has one of these forms, named by ``kind``:
     exp          lambda^(m - n)
     linear       max(0, 1 - m / (C + 1))
-    otc          cos(m pi / (2m + C)) if n = 0;   sin(f pi / (2n)) with f = 2mn / (m + n) if n > 0
+    otc          cos(pi m / (2m + C)) if n = 0;   sin(pi m / (m + n)) if n > 0
     otc_strict   as otc if n > 0;   if n = 0, 1 for m = 0 and 0 for m > 0
 
 ``otc`` is the formula of OTC (Optimal Tool Calls, arXiv:2504.14870). ``exp``, and ``otc`` if n > 0, compare the cost with that of the
@@ -46,15 +47,22 @@ def penalty(
 ) -> Float[ndarray, " rows"]:
     """Return the cost factor, from 0 to 1, by which the reward of a right response is multiplied. It falls with the cost of the response.
 
+    The parameter ``kind`` selects a formula. In these, m is the cost, and n the least cost of a right response to the problem so far:
+
+    - exp: decay^(m - n)
+    - linear: max(0, 1 - m / (cap + 1))
+    - otc: sin(pi m / (m + n)) if n > 0; cos(pi m / (2m + cap)) if n = 0
+    - otc_strict: as otc if n > 0; if n = 0, 1 for m = 0 and 0 for m > 0
+
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]
 
     Args:
         m: Cost of each response, in blocks of tokens.
         n: Least cost so far of a right response to the same problem, in blocks of tokens; at most m.
-        kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
-        decay: lambda, in (0, 1]; used only by ``"exp"``.
-        cap: C, in blocks of tokens; used only by ``"linear"`` and ``"otc"``.
+        kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
+        decay: Used only by ``"exp"``: each block above n multiplies the factor by this number, in (0, 1].
+        cap: Used only by ``"linear"`` and ``"otc"``, in blocks of tokens: a larger cap gives a slower fall with the cost.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
@@ -80,9 +88,9 @@ class MASH:
     [1.0, 0.7, 0.0]
 
     Attributes:
-        kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
-        decay: lambda, in (0, 1]; used only by ``"exp"``.
-        cap: C, in blocks of tokens; used only by ``"linear"`` and ``"otc"``.
+        kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; see ``penalty``.
+        decay: Used only by ``"exp"``: each block above the least cost multiplies the factor by this number, in (0, 1].
+        cap: Used only by ``"linear"`` and ``"otc"``, in blocks of tokens: a larger cap gives a slower fall with the cost.
         block: Number of tokens per block.
         best: Problem id (as text) -> least cost of a right response so far, in blocks of tokens.
     """
@@ -125,5 +133,5 @@ class MASH:
         return {"best": dict(self.best)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state from ``saved``, the result of ``state_dict``."""
+        """Restore the least cost of a right response to each problem from ``saved``, the result of ``state_dict``."""
         self.best = {problem: int(cost) for problem, cost in saved["best"].items()}

@@ -1,7 +1,8 @@
 """Score existing rollouts with rewards, without training, and compare the rewards.
 
-By default, scoring does not change the state of a stateful reward (``split="eval"``): a reward object that is new scores as in the first
-step of training. With ``split="train"`` each call updates the state, as a training step does.
+Some rewards have a state that training updates, such as the shortest right response to each problem. By default (``split="eval"``),
+scoring does not change this state: a new reward object scores all rollouts as in the first step of training. With ``split="train"`` each
+call updates the state, as a training step does.
 """
 
 from __future__ import annotations

@@ -39,8 +39,9 @@ class Overlong:
     [1.0, 0.5, -1.0]
 
     Attributes:
-        longest: L_max, the length limit, tokens: from this length on, the penalty is 1.
-        cache: L_cache, the number of tokens over which the penalty grows; 0 for a jump at the limit.
+        longest: L_max, the length limit, tokens. Longer responses have the penalty 1.
+        cache: L_cache, the number of tokens before the limit over which the penalty grows linearly from 0 to 1. With 0 there is no such
+            slope: only a response longer than the limit is penalised.
         correctness: Reward of a right answer before the penalty is subtracted; a wrong answer gets 0.
     """
 

@@ -31,14 +31,16 @@ assumed_format_reward = 0.0
 class PEAR:
     """Reward for right answers that falls with the excess entropy: entropy of thinking minus ``alpha`` times entropy of the answer.
 
+    A right answer gets ``min(1, scale - excess)``, where a negative excess counts as 0. A wrong answer gets ``wrong``.
+
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
     >>> PEAR()(batch).values.tolist()
     [0.75, 1.0, 0.0]
 
     Attributes:
         alpha: Weight of the answer's entropy.
-        scale: s, the reward of a right answer without excess entropy.
-        wrong: r_fmt, the reward of a wrong answer.
+        scale: Reward of a right answer without excess entropy, 1 in the paper. No right answer earns more than 1.
+        wrong: Reward of a wrong answer, in the paper a format reward.
         lowest: Smallest reward of a right answer; ``None`` for no lower limit.
     """
 

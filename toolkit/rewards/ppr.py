@@ -85,7 +85,7 @@ class ReNorm:
 
     @property
     def state_by_problem(self) -> bool:
-        """True if the state of the process reward depends on problem ids."""
+        """True if the process reward stores its state by problem id. Problems must then keep their ids throughout training."""
         return has_state_by_problem([self.process])
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,5 +105,9 @@ class ReNorm:
         return monitoring_size([self.process])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, responses to the monitoring set, to the process reward if it needs new responses now."""
+        """Pass new responses to the process reward if it needs them now.
+
+        Args:
+            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
+        """
         monitor_parts([self.process], batch)

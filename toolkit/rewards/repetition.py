@@ -1,16 +1,18 @@
-"""Rewards against repetition, from the share of distinct n-grams in a response: a penalty, and a factor for other rewards.
+"""Rewards against repetition, from the share of distinct n-grams in a response: a penalty, a product with correctness, and a factor.
 
 Equations (d: number of different n-grams of a response divided by the number of all its n-grams, 1 for a response shorter than n; c: 1 if
 right, else 0; most: largest possible penalty):
 
     RepetitionPenalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
-    Repetition         r = c d                after the regularised relevance reward R^3, arXiv:2402.03469, which is another reward times d
+    Repetition         r = c d                after R^3, arXiv:2402.03469
     Distinct           r = d                  the factor alone, for other rewards
 
 Combine one of these with any reward that favours long responses: repetition is an easy way to make a response long.
 
-Deviations: R^3 has 3-grams of words; here they are 3-grams of tokens, except for ``Distinct(unit="words")``, which splits at white space as
-published. The penalty equals TRL's ``get_repetition_penalty_reward``.
+R^3, the regularised relevance reward, multiplies another reward by d. ``Repetition`` multiplies correctness by d.
+
+Deviations: R^3 has 3-grams of words; here they are 3-grams of tokens. Only ``Distinct(unit="words")`` splits at white space, as published.
+The penalty equals TRL's ``get_repetition_penalty_reward``.
 
 Units and signs: d is a share from 0 to 1; higher is better. Memory: one Python set of n-grams per response.
 """
@@ -109,7 +111,7 @@ class Distinct:
 
     Attributes:
         n: Number of tokens or words per n-gram.
-        unit: ``"tokens"``, or ``"words"`` (separated by white space), as published.
+        unit: ``"tokens"``, or ``"words"``, as published: the parts of the response's text between white space, thinking included.
     """
 
     n: int = PUBLISHED_N

@@ -29,7 +29,7 @@ from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed
 
 @dataclass(frozen=True)
 class Ruler:
-    """Reward 1 if the length is within the range that matches its target, else 0.
+    """Reward 1 if the length is within a range around the target, the length that the prompt requests, else 0.
 
     >>> batch = RewardBatch.from_columns(tokens=[95, 130])
     >>> Ruler(ranges=None, share=0.2, unit="tokens", target=100)(batch).values.tolist()
@@ -37,8 +37,9 @@ class Ruler:
 
     Attributes:
         ranges: Table from target T to ``(low, high)``: ``stats.RULER_FLEXIBLE`` or ``stats.RULER_PRECISE``, both in words, or one of your
-            own. Targets that are missing in the table have the range ``T +- share T``; with ``None``, all targets have it.
-        share: Half width of the range ``T +- share T``, as a share of T, in (0, 1].
+            own. A target that is missing in the table has the range from ``(1 - share) T`` to ``(1 + share) T``. ``None``: all targets
+            have this range.
+        share: Half width of the range of a target that is missing in the table, as a share of the target T, in (0, 1].
         unit: Unit of all lengths: ``"words"`` of the answer, or ``"tokens"`` of the response.
         target: One target for all rows; ``None`` reads the column ``target_words`` or ``target_tokens``.
     """

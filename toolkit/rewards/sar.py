@@ -13,9 +13,9 @@ Deviations: the released code adds 1e-9 to the denominator, which makes no diffe
 that no perplexity can overflow. An empty response has R_SA = 0 (ours). lp(a) is computed with an empty user message and the same
 system prompt.
 
-Units and signs: Mean log-probabilities are in nats per token. A higher reward is better. R_SA is in [-1, 1]. It
-does not depend on correctness: a wrong answer can earn it too. Use advantages that are not divided by the standard deviation (as in Dr.
-GRPO). In a group without a right answer, the division would turn tiny differences of R_SA into large advantages.
+Units and signs: mean log-probabilities are in nats per token. A higher reward is better. R_SA is in [-1, 1]. It does not depend on
+correctness: a wrong answer can earn it too. Use advantages that are not divided by the standard deviation (as in Dr. GRPO). In a group
+without a right answer, the division would turn tiny differences of R_SA into large advantages.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PUBLISHED_ALPHA = 0.2
 def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"]:
     """Return the self-aligned reward R_SA of each response: in [-1, 1], positive if the response is more likely with the question.
 
+    It is ``clip(1 - exp(logprob_without - logprob), -1, 1)``.
+
     Args:
         logprob: Mean log-probability of each response with the question, nats per token.
         logprob_without: Mean log-probability of each response without the question, nats per token.
@@ -48,7 +50,8 @@ def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"
 class SAR:
     """Correctness plus ``alpha`` times R_SA, the self-aligned reward.
 
-    R_SA is in [-1, 1]. It is positive if the response is more likely with the question than without it.
+    R_SA is in [-1, 1]. It is positive if the response is more likely with the question in the prompt than without it; ``alignment`` has the
+    formula.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[10, 10], logprob=[-0.5, -0.5], logprob_without=[-1.5, -0.5])
     >>> SAR(alpha=0.2)(batch).values.round(3).tolist()

@@ -1,4 +1,4 @@
-"""The reward of "self-rewarded efficiency RL", arXiv:2506.15647. **We did not find the paper's formula of it; ours replaces it.**
+"""A replacement for the reward "self-rewarded efficiency RL", arXiv:2506.15647. **We did not find the paper's formula and use our own.**
 
 The paper (Zhao et al., 2025) says: right and concise responses are rewarded, and accuracy and brevity are balanced during training without
 an external signal. The paper also has a steering vector (``methods.efficiency_steering``), which contrasts the shortest with the longest
@@ -22,9 +22,10 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Our replacement for the reward "self-rewarded efficiency RL" (arXiv:2506.15647): ``SLPO`` under another name.
+    """Correctness plus a bonus for right answers: ``alpha`` for the shortest right answer of the group, falling to 0 for the longest.
 
-    The formula of the paper's reward was not found.
+    This is the reward ``slpo.SLPO`` under another name. It replaces the reward "self-rewarded efficiency RL" (arXiv:2506.15647), whose
+    formula we did not find.
 
     >>> from toolkit.rewards.batch import RewardBatch
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])

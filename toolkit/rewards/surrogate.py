@@ -38,7 +38,9 @@ SCRIPT_FORMAT = 0.5  # weight of the format in the run of the released code
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Reward for an answer that parses, plus a reward for a medium length. Correctness has no effect.
+    """Reward for an answer that parses as mathematics, plus a length part, which favours a medium length. Correctness has no effect.
+
+    The length part is between -1 and 1; ``length_reward`` has its formula. If the answer does not parse, the length part is at most 0.
 
     >>> batch = RewardBatch.from_columns(tokens=[1536, 0, 1536], answer_text=["7", "7", "unsure"])
     >>> Surrogate()(batch).values.tolist()
@@ -46,9 +48,9 @@ class Surrogate:
 
     Attributes:
         longest: L_max, tokens: the length part is -1 at this length and above.
-        best: p, the length at which the length part is highest, as a share of L_max, in (0, 1).
-        format: w, the reward for an answer that parses: 1 in the paper, 0.5 (``SCRIPT_FORMAT``) in the released code.
-        shape: Curve of the length part over the length: ``"parabola"``, or ``"polyline"``, which needs p = 1/2.
+        best: The length at which the length part is highest, as a share of L_max, in (0, 1).
+        format: Reward for an answer that parses: 1 in the paper, 0.5 (``SCRIPT_FORMAT``) in the released code.
+        shape: Curve of the length part over the length: ``"parabola"``, or ``"polyline"``, which needs ``best = 1/2``.
     """
 
     longest: Number = PUBLISHED_LONGEST
@@ -68,7 +70,14 @@ class Surrogate:
             raise ValueError(f"best={self.best}: the polyline is defined for best={PUBLISHED_BEST} only.")
 
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
-        """Return the length part R_l of each response, in [-1, 1]; ``tokens`` holds the lengths in tokens."""
+        """Return the length part of the reward of each response, in [-1, 1].
+
+        Let x be the length divided by ``longest``, at most 1, and p be ``best``. The parabola is ``1 - (1 - x/p)^2`` up to p and
+        ``1 - 2 ((x - p) / (1 - p))^2`` above. The polyline is ``2x`` up to 1/2 and ``3 - 4x`` above.
+
+        Args:
+            tokens: Length of each response, tokens.
+        """
         x, p = np.minimum(tokens / self.longest, 1.0), self.best
         if self.shape == "polyline":
             return np.where(x <= p, 2 * x, 3 - 4 * x)

@@ -9,7 +9,7 @@ optimizer step; B_0: first budget; gamma: factor by which each drop multiplies t
     r = w_c c + w_l R_len + w_f R_fmt
     R_len    closeness to the budget, of one of two shapes:
              triangle  R L/B if L <= B, R (1 - (L - B)/B) if B < L <= 2B, 0 if L > 2B
-             band      R if L <= B, otherwise as the triangle
+             band      R if L <= B, the same as the triangle if L > B
     R_fmt    format: a_think 1[think span closed] + a_answer 1[an answer follows it]
     B(t)     max(1, B_0 gamma^floor(t / T)), rounded to whole tokens in the prompt; the four budgets of the paper are 256, 179, 125, 87
 
@@ -48,22 +48,24 @@ SHAPES = ("triangle", "band")
 def budget_at(
     step: int, *, start: Number = PUBLISHED_START, gamma: Number = PUBLISHED_GAMMA, every: int = PUBLISHED_EVERY
 ) -> float:
-    """Return B(t), the budget at an optimizer step, in tokens and not rounded.
+    """Return the token budget that prompts state at an optimizer step of the curriculum, not rounded to whole tokens.
+
+    The budget is ``max(1, start * gamma**k)`` after k drops, and there is one drop after every ``every`` steps.
 
     >>> [stated_budget(budget_at(step)) for step in (0, 150, 300, 450)]
     [256, 179, 125, 87]
 
     Args:
-        step: Optimizer step t.
-        start: B_0, the first budget, tokens.
+        step: Number of optimizer steps done so far.
+        start: The first budget, tokens.
         gamma: Factor by which each drop multiplies the budget, below 1.
-        every: T, optimizer steps between drops.
+        every: Optimizer steps between drops.
     """
     return budget_after(step // every, start=start, factor=gamma)
 
 
 def budget_after(drops: int, *, start: Number, factor: Number) -> float:
-    """Return the budget after a number of drops, ``max(1, start * factor**drops)``, in tokens and not rounded.
+    """Return the token budget after a number of drops, ``max(1, start * factor**drops)``, not rounded to whole tokens.
 
     Args:
         drops: Number of drops so far.
@@ -74,23 +76,22 @@ def budget_after(drops: int, *, start: Number, factor: Number) -> float:
 
 
 def stated_budget(budget: Number) -> int:
-    """Return a budget rounded to whole tokens, the number that the prompt states."""
+    """Return a token budget rounded to a whole number. The prompt states this number."""
     return round(budget)
 
 
 def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
     """Return one pair ``(first optimizer step, budget in tokens)`` per stage of a curriculum that lowers the budget in drops.
 
-    If ``kind`` is ``"exponential"``, each drop multiplies the budget by ``(final / start)^(1 / drops)``; if it is ``"linear"``, each drop
-    lowers the budget by the same number of tokens. There are ``drops + 1`` stages of equal length. Budgets are not rounded:
-    ``stated_budget`` rounds them.
+    There are ``drops + 1`` stages of equal length, and steps count from 0. Budgets are not rounded: ``stated_budget`` rounds them.
 
     Args:
         start: First budget, tokens.
         final: Last budget, tokens.
         drops: Number of drops, at least 1.
         steps: Optimizer steps of the whole curriculum.
-        kind: ``"exponential"`` or ``"linear"``.
+        kind: ``"exponential"``: each drop multiplies the budget by the same factor, ``(final / start)^(1 / drops)``. ``"linear"``: each
+            drop changes the budget by the same number of tokens.
     """
     if drops < 1 or start <= 0 or final <= 0 or kind not in ("exponential", "linear"):
         raise ValueError(
@@ -104,13 +105,15 @@ def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: st
 
 
 def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assumed_most) -> Float[ndarray, " n"]:
-    """Return R_len, the closeness to the budget, of each response: from 0 to ``most``.
+    """Return the closeness of each response's length to its budget, from 0 to ``most``.
+
+    The closeness is ``most`` at the budget, and falls linearly above it to 0 at twice the budget.
 
     Args:
         L: Length of each response, tokens.
         budget: Budget of each response, tokens.
-        shape: ``"triangle"``: R_len falls on both sides of the budget; ``"band"``: R_len falls only above the budget.
-        most: R, the largest value, reached at the budget.
+        shape: Closeness below the budget. ``"triangle"``: it rises linearly from 0 at length 0; ``"band"``: it is ``most``.
+        most: The largest closeness.
     """
     if shape not in SHAPES:
         raise ValueError(f"shape={shape!r}: choose one of {', '.join(SHAPES)}.")
@@ -123,14 +126,16 @@ def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assume
 class TrainLongThinkShort:
     """Weighted sum of correctness, closeness of the length to the budget, and format.
 
+    Each of the three is between 0 and 1. The closeness is 1 at the budget; ``length_reward`` has its formula.
+
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[256, 128, 256], budget=256, think_closed=True, formatted=True)
     >>> TrainLongThinkShort()(batch).values.round(2).tolist()
     [1.0, 0.85, 0.4]
 
     Attributes:
-        correctness: w_c, weight of correctness.
-        length: w_l, weight of the closeness to the budget.
-        format: w_f, weight of the format: half of it is earned by a closed think span, half by an answer after it.
+        correctness: Weight of correctness.
+        length: Weight of the closeness to the budget.
+        format: Weight of the format: half of it is earned by a closed think span, half by an answer after it.
         shape: ``"triangle"``: the closeness falls on both sides of the budget; ``"band"``: it falls only above the budget.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """

@@ -14,10 +14,11 @@ cover whole groups, and the state of a reward is the same in all processes.
 For a stateful reward, pass ``callbacks=[toolkit.grpo.kept.Kept(wrapped)]`` to the trainer, where ``wrapped`` is the result of ``as_trl``.
 This callback saves the state of the reward in the checkpoints. TRL is not imported here.
 
-The column ``answer_text`` is that of ``RewardBatch.from_rollouts``: "" if thinking was opened but never closed. TRL's completions lack
-special tokens, which think tags may be, and a chat template may open thinking at the end of the prompt. So, where TRL passes its trainer
-(through ``log_metric``), the texts are decoded from the token ids, and the prompt's end is read from the chat template. Without a trainer,
-TRL's completions are the texts, and only a prompt that is a string can open thinking.
+The column ``answer_text`` holds the text after the closing think tag, or "" if thinking was opened but never closed. To find the tags, the
+text of a completion is decoded from its token ids, because TRL's completions lack special tokens, and a tag may be one. The prompt is
+rendered by the chat template, because the template may open thinking at the end of the prompt. Both need the trainer, which is known
+through TRL's argument ``log_metric``. Without it, the completions are taken as TRL passes them, and a prompt that is a list of messages
+counts as one that does not open thinking.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def as_trl(
         stop_ids: End-of-sequence token ids, for rewards that need the column ``finish``.
         gather: ``accelerate.utils.gather_object`` in a run of several processes; ``None`` in a run of one process.
         close: Closing think tag of the model, for rewards that need ``answer_text``; ``None`` if the model has none.
-        open: Opening think tag of the model, also for ``answer_text``; ``None`` if the model has none, so that thinking starts with the
-            response.
+        open: Opening think tag of the model, for rewards that need ``answer_text``. ``None`` if the model has none: every response then
+            begins with thinking.
     """
     both = generations if isinstance(generations, tuple) or generations is None else (generations, generations)
     return TRLReward(reward, dict(columns or {}), group, both, frozenset(stop_ids), gather, close, open)
@@ -120,10 +121,13 @@ class TRLReward:
         return scored.values[local].tolist()
 
     def _columns(self, arguments: Mapping[str, Any], split: str) -> dict[str, ndarray]:
-        """Return the columns that the reward needs and that are available, and ``problem_id``.
+        """Return those columns that the reward needs and that are available, and always ``problem_id``.
 
-        Each comes from the first of these that has it: a function in ``self.columns``, a dataset column, the computation from TRL's
-        completions.
+        A column comes from a function in ``self.columns``, else from the dataset, else from a computation on TRL's completions.
+
+        Args:
+            arguments: The keyword arguments with which TRL calls a reward function, dataset columns included.
+            split: ``"train"`` or ``"eval"``.
         """
         ids = arguments["completion_ids"]
         # Functions, so that only the columns that the reward needs are computed.
@@ -149,7 +153,14 @@ class TRLReward:
         return columns
 
     def _problem_ids(self, arguments: Mapping[str, Any], split: str) -> ndarray:
-        """Return the problem id of each completion: from the dataset if it has ids, else one new id per chunk of ``generations``."""
+        """Return the problem id of each completion.
+
+        If the dataset has no ids, every ``generations`` consecutive completions get one new id.
+
+        Args:
+            arguments: The keyword arguments with which TRL calls a reward function, dataset columns included.
+            split: ``"train"`` or ``"eval"``; the two may differ in the number of completions per problem.
+        """
         if self.group in arguments:
             return object_array(arguments[self.group])
         n = len(arguments["completion_ids"])
@@ -169,7 +180,9 @@ class TRLReward:
 
 
 def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
-    """Return ``(columns, rows)``: columns with the rows of all processes, in the order of the processes, and the slice of this process.
+    """Collect the rows of all processes. Return ``(columns, rows)``.
+
+    The columns have the rows of all processes, in the order of the processes. The slice ``rows`` selects those of this process.
 
     Args:
         columns: Column name -> values of the rows of this process.
@@ -184,12 +197,20 @@ def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list
 
 
 def trainer_of(arguments: Mapping[str, Any]) -> Any:
-    """Return the trainer that calls a reward function with these keyword arguments; ``None`` if it is unknown."""
+    """Return the trainer that calls a reward function; ``None`` if it is unknown.
+
+    Args:
+        arguments: The keyword arguments with which TRL calls a reward function.
+    """
     return getattr(arguments.get("log_metric"), "__self__", None)  # TRL passes a bound method of the trainer
 
 
 def response_texts(arguments: Mapping[str, Any]) -> list[str]:
-    """Return the text of each completion, special tokens included if the trainer's tokenizer is known."""
+    """Return the text of each completion, special tokens included if the trainer's tokenizer is known.
+
+    Args:
+        arguments: The keyword arguments with which TRL calls a reward function.
+    """
     tokenizer = getattr(trainer_of(arguments), "processing_class", None)
     if tokenizer is None:
         return [completion_text(c) for c in arguments["completions"]]
@@ -197,7 +218,14 @@ def response_texts(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def prompt_texts(arguments: Mapping[str, Any]) -> list[str]:
-    """Return each prompt as the model reads it, by the trainer's chat template; "" for messages if the template is unknown."""
+    """Return the text of each prompt as the model reads it.
+
+    A prompt that is a string stays as it is. A list of messages is rendered by the trainer's chat template; if the trainer is unknown, its
+    text is "".
+
+    Args:
+        arguments: The keyword arguments with which TRL calls a reward function.
+    """
     trainer = trainer_of(arguments)
     tokenizer: Any = getattr(trainer, "processing_class", None)
 

@@ -82,7 +82,7 @@ class ThinkPrune:
             raise ValueError(f"{self}: need at least one stage of at least one step.")
 
     def target(self, step: int) -> Number:
-        """Return the length limit at an optimizer step, in tokens."""
+        """Return the length limit, in tokens, after ``step`` optimizer steps: that of the stage in ``stages`` reached by then."""
         return self.stages[min(step // self.every, len(self.stages) - 1)]
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
