@@ -269,7 +269,7 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 
 @dataclass(frozen=True)
 class Cues:
-    """Regular expressions that split thinking in prose into steps, and mark failed and re-checking steps, by cue words. They are ours.
+    """Regular expressions that split thinking in prose into steps, and mark failed and re-checking steps, by cue words (ours).
 
     ``None`` disables the rule of a field. The *head* of a step is its first ``head`` characters.
 
@@ -364,8 +364,7 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
 
 
 def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """Return one ``Chain`` per rollout, in order: the steps of its thinking, with marks on those that failed or that re-check an earlier
-    one.
+    """Return one ``Chain`` per rollout, in order: the steps of its thinking, with marks on those that failed or that re-check others.
 
     Args:
         lm: The model whose tokenizer decodes the rollouts.
