@@ -87,7 +87,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """Decoding rule that prolongs thinking (also arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
+    """Decoding rule that prolongs thinking (arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
 
     If the closing tag has several tokens, only its last token is replaced; its other tokens remain part of the thinking.
 

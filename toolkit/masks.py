@@ -127,7 +127,7 @@ class Masking:
         return fn
 
     def _uniform(self, strengths: dict[int, Tensor], tracker: phases.Tracker | None):
-        """Return the wrapper of the attention function that scales the queries of masked heads down."""
+        """Return a wrapper of the attention function. The wrapper scales down the queries of masked heads."""
         layers = dict(strengths)
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -79,7 +79,7 @@ def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> boo
     """Return True if the response retrieved the needle, that is, if its recall of the needle's tokens is above ``above``.
 
     Recall is the share of the needle's tokens (0 to 1) that occur in the evaluated part of the response (``Example.span``). A token that
-    occurs twice in the needle counts twice only if it occurs twice there.
+    occurs twice in the needle counts twice only if that part has it twice, too.
 
     Args:
         example: Response to a prompt with a needle.

@@ -139,7 +139,8 @@ def classify_heads(
     Both are balanced accuracies on held-out problems, so chance is 0.5. The control is the score with shuffled labels.
 
     Args:
-        states: Activations of kind ``"z"`` (outputs of the heads), with a class for every row.
+        states: Activations of kind ``"z"`` (outputs of the heads), from ``collect.states``. Each row is a rollout, or a position in one;
+            column ``label`` of ``states.rows`` is its class.
         heads: ``lm.layout``, or the number of heads per layer if it is the same in all layers.
         label: The class that the probe separates from all other rows, by default ``"short"``.
         protocol: Settings of the cross-validation.

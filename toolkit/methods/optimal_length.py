@@ -105,7 +105,7 @@ def best_step_size(difficulty: Number, capability: Number, bound: Number) -> flo
 
 
 def check_parameters(difficulty: Number, capability: Number, bound: Number) -> None:
-    """Raise ValueError unless 0 < difficulty < bound and capability > 0, as the theory requires."""
+    """Raise ValueError unless 0 < difficulty < bound and capability > 0, as ``accuracy`` requires."""
     if not (0 < difficulty < bound and capability > 0):
         raise ValueError(
             f"difficulty={difficulty}, capability={capability}, bound={bound}: need 0 < difficulty < bound, capability > 0."
@@ -116,7 +116,7 @@ def check_parameters(difficulty: Number, capability: Number, bound: Number) -> N
 
 
 def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
-    """Return a table for ``peaks``, with one row per rollout.
+    """Return a table of difficulty, length and correctness for ``peaks``, with one row per rollout.
 
     Columns: ``problem_id``; ``difficulty`` (``meta["difficulty"]`` of the problem); ``length``; ``correct`` (True or False).
 
@@ -326,7 +326,7 @@ def majority(answers: Sequence[str | None]) -> str | None:
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Return the Shannon entropy (nats) of the distribution of at least one answer. Here ``None`` counts like any other answer.
+    """Return the Shannon entropy (nats) of the distribution of answers in a list that is not empty. ``None`` counts like any other answer.
 
     The value is rounded to 12 decimals, so that ties between buckets are exact.
 

@@ -174,7 +174,7 @@ def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> t
 
 
 def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) by relative position in the think span, tags excluded (not in the paper).
+    """Return the mean entropy (nats per token) by relative position in the think span, tags excluded (not in arXiv:2510.08026).
 
     The table has one row per bin of relative position. Columns: ``position`` (centre of the bin, 0 to 1); ``mean, low, high`` (95 %
     interval over problems); ``rollouts`` (number of rollouts).
@@ -255,7 +255,7 @@ def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame
 
 
 def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_min_problems, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, one row per step number (not in the paper).
+    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, with one row per step number (ours).
 
     Columns: ``step`` (step number, from 1, unlike in ``step_entropy``); ``mean, low, high`` (95 % interval over problems); ``rollouts``
     (number of rollouts that have this step). Later steps exist only in longer thinking, so their means are over fewer rollouts.
@@ -282,7 +282,7 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses (not in the paper).
+    """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses (ours).
 
     Return a table of means in nats per token, with three rows: ``marked``, ``others``, and the difference within each response, ``marked -
     others``. Columns: ``steps`` (name of the row); ``mean, low, high`` (95 % interval over problems); ``rollouts`` (number of rollouts).

@@ -146,7 +146,7 @@ def measure(
 ) -> HeadMetrics:
     """Measure how much each attention head retrieves the needle in each example, by all metrics in ``METRICS``.
 
-    The result has the examples in the given order.
+    The docstring of this module defines the metrics. The result has the examples in the given order.
 
     Args:
         lm: The model whose heads are measured.

@@ -85,7 +85,7 @@ def length_classes(
     long_above: float = PUBLISHED_LONG,
     at_least: int = assumed_min_class,
 ) -> LengthClasses:
-    """Return length classes with given thresholds; the defaults, 100 and 1000 think tokens, are the published ones.
+    """Return length classes with given thresholds; the defaults, 100 and 1000 think tokens, are those of ThinkEdit.
 
     >>> from toolkit.types import Span
     >>> def rollout(n):  # n think tokens
@@ -113,7 +113,7 @@ def length_classes(
 def quantile_classes(
     rollouts: Sequence[Rollout], *, share: float = assumed_share, at_least: int = assumed_min_class
 ) -> LengthClasses:
-    """Return length classes whose thresholds are quantiles of the length (not in the paper).
+    """Return length classes whose thresholds are quantiles of the length (ours, not ThinkEdit's).
 
     The ``share`` of the rollouts with the shortest thinking is the short class, and as large a share with the longest thinking is the long
     class. Only rollouts with a closed think span are considered.
@@ -172,7 +172,7 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
         moments: Mean activations of the classes ``long`` and ``short``, from ``collect.moments(lm, rollouts, by=classes)``. The classes are
             from ``length_classes`` or ``quantile_classes``.
         kind: Where the residual stream is read: ``"resid_mid"`` (after attention) or ``"resid_post"`` (after the block).
-        estimator: Function that computes the direction from ``moments`` and ``kind``. Default: the difference of means, as published;
+        estimator: Function that computes the direction from ``moments`` and ``kind``. Default: the difference of means, as in ThinkEdit;
             ``directions.whitened`` is ours.
     """
     return estimator(moments, kind)
@@ -235,7 +235,7 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
-    """Return the part of the length direction that the given heads write (not in the paper).
+    """Return the part of the length direction that the given heads write (ours, not in ThinkEdit).
 
     At layer l it is the vector u_l, at the site ``attn_out``:
 

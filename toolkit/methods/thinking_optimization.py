@@ -61,7 +61,7 @@ assumed_answering = Sampling(max_new_tokens=256)  # long enough for an answer: o
 
 @dataclass(frozen=True)
 class DTOSettings:
-    """Settings of DTO (dynamic thinking pattern optimisation).
+    """Settings of DTO (dynamic thinking pattern optimisation, arXiv:2505.21765).
 
     DTO splits the thinking of a sampled response, the trajectory, into segments. For each segment it samples answers that follow directly
     after it. The first segment after which enough of these answers are correct ends the thinking of a new response, the path.
