@@ -87,14 +87,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """Decoding rule that prolongs thinking (also arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
+    """Decoding rule that prolongs thinking (arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
 
     If the closing tag has several tokens, only its last token is replaced; its other tokens remain part of the thinking.
 
     Attributes:
         text: Text that is placed instead of the closing tag.
-        times: Number of closing tags that this rule replaces per response. The next closing tag ends thinking as usual. Replacements by
-            other rules of the condition do not count, unless the other rule is equal to this one.
+        times: Number of closing tags that this rule replaces per response. The next closing tag ends thinking as usual. If a condition has
+            two rules with the same ``text`` and ``times``, they share one count. Replacements by other rules do not count.
     """
 
     text: str = "Wait"
@@ -131,9 +131,8 @@ class Suppress:
 
     Attributes:
         words: Words to suppress.
-        during: Positions at which the logits are changed (not to be confused with the field ``Condition.during``, which holds
-            interventions). The token that follows such a position cannot be one of the words. Default: all
-            positions in the think phase.
+        during: Positions at which the logits are changed; the token after such a position cannot be one of the words. Default: all
+            positions in the think phase. (Another field of this name, ``Condition.during``, holds interventions.)
     """
 
     words: tuple[str, ...] = NOWAIT

@@ -47,7 +47,8 @@ class Masking:
         op: At strength 1, ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"``
             spreads the head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked.
-        reference: For ``"mean"``, moments that include ``z``, the heads' outputs. ``None`` for the other operations.
+        reference: For ``"mean"``, sums of the heads' outputs over reference rollouts, from ``collect.moments``. ``None`` for the other
+            operations.
     """
 
     plan: Plan
@@ -65,8 +66,7 @@ class Masking:
         """Return a context manager in which the heads of ``lm`` are masked.
 
         Raises:
-            WrongModelError: the plan or the reference was made from other weights. The call itself raises it, not the entering of the
-                context.
+            WrongModelError: the plan or the reference was made from other weights. It is raised here, before the context is entered.
         """
         edits.check_plan(lm, self.plan)
         if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
@@ -92,7 +92,15 @@ class Masking:
             yield
 
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
-        """Return the strength w (see the module docstring) of each head at each position, ``[batch or 1, seq or 1, heads]``."""
+        """Return the strength of masking of each head at each position, ``[batch or 1, seq or 1, heads]``.
+
+        It is ``strength`` at the positions to mask, and 0 at all others. A ``Scope`` with a ramp also gives values in between.
+
+        Args:
+            like: Tensor on the device that the result should be on.
+            strength: Strength of each head of the layer.
+            tracker: Knows the phase of every position; ``None`` masks all positions.
+        """
         strength = strength.to(like.device)[None, None]
         if tracker is None:  # all positions are masked
             return strength
@@ -119,7 +127,7 @@ class Masking:
         return fn
 
     def _uniform(self, strengths: dict[int, Tensor], tracker: phases.Tracker | None):
-        """Return the wrapper of the attention function that scales the queries of masked heads down."""
+        """Return a wrapper of the attention function. The wrapper scales down the queries of masked heads."""
         layers = dict(strengths)
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -133,9 +141,9 @@ class Masking:
 
 
 def _means(reference: Moments) -> Float[Tensor, "layers width"]:
-    """Return the mean of ``z`` over all examples (rollouts), whatever their class, each with weight 1.
+    """Return the mean of ``z``, the concatenated outputs of a layer's heads, over all rollouts of the reference.
 
-    ``z`` holds the outputs of all heads of a layer, concatenated.
+    Each rollout has weight 1, whatever its class.
     """
     return reference.sums["z"].sum(dim=0) / sum(reference.n)
 
@@ -152,8 +160,8 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
             spreads the head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked. ``"newest"``: the prompt's last token and all response tokens, as in
             arXiv:2404.15574. ``"all"``: the whole prompt too. Phases such as ``"think+answer"`` or a ``Scope`` choose other positions.
-        reference: Moments that include ``z`` (the heads' outputs), from ``collect.moments``. Required for ``"mean"``, ``None`` otherwise.
-            The mean is over all examples (rollouts) of the moments, whatever their class.
+        reference: Activations of reference rollouts, from ``collect.moments``, with the heads' outputs ``z``. Each head's mean is over all
+            these rollouts, whatever their class. Required for ``"mean"``, ``None`` otherwise.
 
     Raises:
         ValueError: ``op`` is unknown; an edit of the plan has another operation than ``scale`` or a strength outside [0, 1]; there is no

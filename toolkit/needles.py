@@ -79,7 +79,7 @@ def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> boo
     """Return True if the response retrieved the needle, that is, if its recall of the needle's tokens is above ``above``.
 
     Recall is the share of the needle's tokens (0 to 1) that occur in the evaluated part of the response (``Example.span``). A token that
-    occurs twice in the needle counts twice only if it occurs twice there.
+    occurs twice in the needle counts twice only if that part has it twice, too.
 
     Args:
         example: Response to a prompt with a needle.
@@ -94,15 +94,18 @@ def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> boo
 def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whole: bool = True) -> list[Example]:
     """Return the examples of all responses, in order: for each response, one example per needle of its prompt.
 
-    A needle is either a whole sentence, such as ``N=8;``, or only the answer in it, ``8``. The choice matters because early layers may copy
-    the answer to the tokens beside it. A retrieval head in a later layer may then attend to these tokens instead. The metric ``copy`` of
-    ``retrieval_heads`` never detects such a head. The metrics ``mass`` and ``write`` detect it only if the needle is the whole sentence.
+    A needle is the piece of the prompt that the response should retrieve. It is either a whole sentence, such as ``N=8;``, or only the
+    answer in it, ``8``.
+
+    The choice matters because early layers may copy the answer to other tokens of the sentence. A retrieval head in a later layer may then
+    attend to those tokens instead of the answer. The metric ``copy`` of ``retrieval_heads`` never detects such a head. The metrics ``mass``
+    and ``write`` detect it only if the needle is the whole sentence.
 
     Args:
         haystacks: Problems with needles in their prompts, from ``tasks.haystack``.
         rollouts: Responses to the haystacks, in any number and order.
-        whole: True: each needle is a whole sentence that the answer depends on (``Haystack.needed``). False: each needle is only the answer
-            in such a sentence (``Haystack.answers``), as in the released code of arXiv:2404.15574.
+        whole: True makes each needle a whole sentence that the answer depends on (``Haystack.needed``). False makes it only the answer in
+            such a sentence (``Haystack.answers``), as in the released code of arXiv:2404.15574.
 
     Raises:
         NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.

@@ -61,10 +61,11 @@ class Protocol:
 
 
 def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return a table of how well a logistic probe at each layer separates one class of rows from all other rows, on held-out problems.
+    """Return a table of how well a logistic probe at each layer separates one class from all others, on held-out problems.
 
     Args:
-        states: Activations, with a class for every row (column ``label`` of ``states.rows``).
+        states: Activations, from ``collect.states``. Each row is a rollout, or a position in one; column ``label`` of ``states.rows`` is
+            its class.
         label: The class to separate from the others, by default ``"short"``.
         protocol: Settings of the cross-validation.
 
@@ -87,7 +88,8 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
     already predicts the number of remaining tokens to some degree.
 
     Args:
-        states: Activations; one row per position if the target is ``"remaining"``.
+        states: Activations, from ``collect.states``. For the target ``"remaining"``, each row must be a position (``each=True``), not a
+            rollout.
         target: Number of tokens to predict: ``"remaining"`` (think tokens after the row's position) or ``"think_tokens"`` (length of the
             rollout's thinking). Rows where it is NaN are left out.
         protocol: Settings of the cross-validation.
@@ -119,7 +121,7 @@ def position_only(states: States, target: str = "remaining", *, protocol: Protoc
     columns of ``regress`` except ``layer``.
 
     Args:
-        states: Activations with one row per position. The activations themselves are not used.
+        states: From ``collect.states(..., each=True)``, so that each row is a position. Its activations are not used.
         target: Number of tokens to predict, ``"remaining"`` or ``"think_tokens"``, as for ``regress``.
         protocol: Settings of the cross-validation.
     """
@@ -137,7 +139,8 @@ def classify_heads(
     Both are balanced accuracies on held-out problems, so chance is 0.5. The control is the score with shuffled labels.
 
     Args:
-        states: Activations of kind ``"z"`` (outputs of the heads), with a class for every row.
+        states: Activations of kind ``"z"`` (outputs of the heads), from ``collect.states``. Each row is a rollout, or a position in one;
+            column ``label`` of ``states.rows`` is its class.
         heads: ``lm.layout``, or the number of heads per layer if it is the same in all layers.
         label: The class that the probe separates from all other rows, by default ``"short"``.
         protocol: Settings of the cross-validation.
@@ -234,9 +237,12 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
 
 
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Return shuffled labels: the problems are permuted at random, and each gets the labels of one problem, in random order.
+    """Return shuffled labels: the labels are exchanged between problems at random, each problem's as a group.
 
-    The labels of a problem move as a group, so they stay as similar to each other as they were. That makes the control fair: a probe that
+    A problem may get its own labels. Within each problem, the labels that it gets are in random order. If they are too few for its rows,
+    they are repeated; if they are too many, the rest is cut off.
+
+    The labels of a problem stay together, so they stay as similar to each other as they were. That makes the control fair: a probe that
     only recognises problems scores as well on the shuffled labels as on the true ones.
 
     Args:

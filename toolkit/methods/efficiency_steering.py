@@ -1,20 +1,22 @@
 """Efficiency Steering: the inherent efficiency within large reasoning models (Zhao et al., 2025), arXiv:2506.15647.
 
-Equations. Each problem has two classes of one response each: *short*, its shortest correct response, and *long*, its longest correct one.
-T_short and T_long are the positions of their think spans; h_l(t) is the residual stream at layer l and position t:
+The method steers the residual stream along a direction v: the mean difference between long and short thinking about the same problem.
+
+Equations. For each problem, *long* is its longest correct response and *short* its shortest. T_long and T_short are the positions that
+predict the think tokens of these responses; h_l(t) is the residual stream at layer l and position t:
 
     v_l = mean over problems of ( mean_{t in T_long} h_l(t)  -  mean_{t in T_short} h_l(t) )
     h_l <- h_l + strength * v_l       at one layer l, at the prompt's last token and at every response token
 
-Both classes have one response per problem, so v_l is also the mean of the long class minus the mean of the short class. One pass,
-``collect.moments(lm, rollouts, pairs(rollouts))``, collects both means.
+Each problem gives one long and one short response. So v_l is also the mean over all long responses minus the mean over all short ones.
+``collect.moments(lm, rollouts, pairs(rollouts))`` collects both means in one pass.
 
-Deviations: we could read only the paper's abstract, and what others write about it. From these we have the contrast of shortest and longest
-correct response, the difference of means, and the layer and positions of steering as above. The rest are our choices. They are arguments
-whose defaults are the constants ``assumed_...`` of this module:
+Deviations: we could read only the paper's abstract and other authors' descriptions of the paper. They say that the shortest and the longest
+correct response are compared, that v is a difference of means, and where v is added (see above). The rest are our choices. They are
+arguments whose defaults are the constants ``assumed_...`` of this module:
 
-* activations: ``resid_post``, mean over the positions that predict the think tokens; v is not normalised;
-* pairs: the longest response must have at least 2 times as many think tokens as the shortest; fewer than 8 such pairs are an error;
+* activations: ``resid_post`` (residual stream after the block), mean over the positions in T_long or T_short; v is not normalised;
+* pairs: the longest response must have at least 2 times as many think tokens as the shortest; fewer than 8 such pairs raise an error;
 * steering: the layers of the middle third are tried; ``choose`` picks layer and strength on a dev split.
 
 Units and signs: lengths are numbers of think tokens. **The sign is flipped.** In the paper, v points from long to short: adding it makes
@@ -22,8 +24,8 @@ thinking *more efficient* (shorter). Here, as for all directions of this toolkit
 does with strength lambda, use ``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself. The argument
 ``typical`` of ``direction`` rescales v to the typical norm of the residual stream at each layer.
 
-Cost: one forward pass over two rollouts per problem. ``choose`` itself is free, but its input is not: a table of length and accuracy for
-every layer and strength, which needs dev responses sampled under steering (``doses.choose_dose`` makes this table and calls ``choose``).
+Cost: one forward pass over two rollouts per problem. ``choose`` runs no model, but it needs a table of length and accuracy for every layer
+and strength, measured on dev responses under steering. ``doses.choose_dose`` measures this table and calls ``choose``.
 """
 
 from __future__ import annotations
@@ -53,11 +55,11 @@ assumed_max_loss = 1.0  # largest loss of accuracy, in percentage points: ours
 
 
 class TooFewPairsError(ValueError):
-    """Too few problems have two correct rollouts that differ enough in length."""
+    """Too few problems have a correct rollout that thinks much longer than another correct one. See ``pairs`` for both thresholds."""
 
 
 class NothingQualifiesError(ValueError):
-    """No combination of layer and strength shortens thinking within the allowed loss of accuracy."""
+    """No combination of layer and strength shortens thinking without losing more accuracy than ``max_loss`` of ``choose``."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class LengthPairs:
 def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least: int = assumed_min_pairs) -> LengthPairs:
     """Return the shortest and the longest correct rollout of each problem.
 
-    A problem is left out if its longest has less than ``ratio`` times as many think tokens as its shortest. Only correct rollouts with a
-    closed think span of at least one token are candidates. Of candidates with equal length, the one with the smallest sample index wins.
+    A problem is left out if its longest correct rollout has less than ``ratio`` times as many think tokens as its shortest. Rollouts that
+    are wrong, or have no closed think span of at least one token, are ignored. Of rollouts with equal length, the one with the smallest
+    sample index is taken.
 
     >>> from toolkit.types import Span
     >>> def rollout(sample, n):  # n think tokens
@@ -97,7 +100,7 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
 
     Args:
         rollouts: Graded rollouts, several per problem.
-        ratio: Smallest allowed ratio of the think tokens of the longest and the shortest rollout; above 1.
+        ratio: Smallest allowed value of (think tokens of the longest rollout) / (think tokens of the shortest); above 1.
         at_least: Smallest number of pairs to accept; with fewer pairs, an error is raised.
 
     Raises:
@@ -139,17 +142,17 @@ def direction(
 ) -> Direction:
     """Return the length direction of each layer: the mean residual stream of the longest minus that of the shortest correct responses.
 
-    Adding the direction makes thinking longer (the paper's v has the opposite sign).
+    Adding the direction makes thinking longer. (In the paper, arXiv:2506.15647, it has the opposite sign.)
 
     Args:
-        moments: From ``collect.moments(lm, rollouts, pairs(rollouts))``.
+        moments: Mean activations of the longest and of the shortest responses, from ``collect.moments(lm, rollouts, pairs(rollouts))``.
         kind: Where the residual stream is read: ``"resid_post"`` (after the block) or ``"resid_mid"`` (after attention).
         estimator: Function that computes the direction from ``moments`` and ``kind``; default: the difference of means.
         typical: Norm to which each layer's vector is scaled, usually the root mean square norm of the residual stream
             (``collect.typical_norm``). ``None`` leaves the vectors as they are.
 
     Raises:
-        ValueError: The two classes differ in size. This happens if the moments were not collected with ``pairs``.
+        ValueError: The moments have different numbers of longest and shortest responses, so they were not collected with ``pairs``.
     """
     counts = {name: moments.n[moments.index(name)] for name in (SHORT, LONG)}
     if counts[SHORT] != counts[LONG]:
@@ -190,22 +193,23 @@ class Choice:
 def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice:
     """Return the layer and strength that shorten thinking most, among those that cost at most ``max_loss`` points of accuracy.
 
-    The criterion is ours. Of equally good rows, the one with the smaller ``|strength|`` is chosen, then the one with the lower layer. The
-    choice is the best of many, so its effect on the dev split overestimates its true effect: measure it again on the test split.
+    The criterion is ours. Of rows that shorten thinking equally, the one with the smaller ``|strength|`` is chosen, then the one with the
+    lower layer. The choice is the best of many, so its effect on the dev split overestimates its true effect: measure it again on the test
+    split.
 
     >>> rows = [(3, -0.5, 40, 0.80, 50, 0.80), (3, -1.0, 30, 0.60, 50, 0.80)]
     >>> choose(pd.DataFrame(rows, columns=["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]))
     Choice(layer=3, strength=-0.5, shortening=0.2, loss=0.0)
 
     Args:
-        doses: One row per layer and strength of *one* direction, measured on the dev split. Columns: ``layer, strength``; ``think_tokens,
-            accuracy`` (means when steered); ``base_think_tokens, base_accuracy`` (means without steering). Accuracies are from 0 to 1.
-            Rows with strength 0 are ignored. A column ``direction`` is optional, but must not hold several names.
+        doses: Effects of steering along *one* direction on the dev split, one row per layer and strength. Columns: ``layer, strength``;
+            ``think_tokens, accuracy`` (means when steered); ``base_think_tokens, base_accuracy`` (means without steering). Accuracies are
+            from 0 to 1. Rows with strength 0 are ignored. If there is a column ``direction``, all its entries must be equal.
         max_loss: Largest allowed loss of accuracy, in percentage points.
 
     Raises:
         NothingQualifiesError: No row shortens thinking within ``max_loss``; the message describes the row that comes closest.
-        ValueError: A column is missing or has NaN, or the table holds several directions.
+        ValueError: A column is missing or has NaN, or the column ``direction`` has different entries.
     """
     needed = ["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]
     if missing := [name for name in needed if name not in doses]:

@@ -110,7 +110,10 @@ def review_ratio(chain: Chain) -> float:
 # --- readers -------------------------------------------------------------------------------------------------
 
 Judge = Callable[[Sequence[str]], tuple[list[bool], list[bool]]]
-"""Function from the texts of all steps to two lists of flags, ``(failed, review)``. Each list has one flag per step."""
+"""Function from the texts of all steps to ``(failed, review)``, two lists with one entry per step.
+
+``failed`` has True for each step that failed or was abandoned, ``review`` for each step that re-checks an earlier one.
+"""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,10 @@ class Reader:
 
 
 ReaderOf = Callable[[Problem], Reader]
-"""Function from a problem to the reader of its responses. Some readers need the prompt: ``lookup`` reads the variables' values there."""
+"""Function from a problem to a ``Reader``, the rules that split and mark the thinking of the problem's responses.
+
+The rules may depend on the prompt: those of ``lookup`` use the values that the prompt gives to variables.
+"""
 
 # tiny-reasoner's sums, such as "wait 12+30-2=40 fix". A re-checking line starts with "wait" and may end with its verdict, "ok" or "fix".
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
@@ -146,14 +152,14 @@ _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 
 
 def arithmetic(problem: Problem | None = None) -> Reader:
-    r"""Return a reader for the arithmetic of the shipped model ``tiny-reasoner``: each line is a step.
+    r"""Return a reader (rules that split and mark thinking) for the arithmetic of the shipped model ``tiny-reasoner``.
 
-    A line failed if its equation, a sum of whole numbers such as ``12+30=42``, is wrong. Each line is checked alone; whether it follows
-    from the line before does not matter. A line without a complete equation, such as ``=36``, counts as not failed. A line that starts with
-    ``wait`` re-checks.
+    Each line is a step. A line failed if its equation, a sum of whole numbers such as ``12+30=42``, is wrong. Each line is checked alone,
+    whatever the line before it says. A line without a complete equation, such as ``=36``, counts as not failed. A line that starts with
+    ``wait`` counts as re-checking an earlier step.
 
     Args:
-        problem: Not used. All readers' functions take a problem (see ``ReaderOf``).
+        problem: Not used. It is there so that ``arithmetic`` can be passed as ``reader_of`` to ``chains``.
 
     >>> arithmetic().read("12+30=42\n42+5=48\n").failed
     (False, True)
@@ -167,11 +173,11 @@ def arithmetic(problem: Problem | None = None) -> Reader:
 
 
 def lookup(problem: Problem) -> Reader:
-    """Return a reader for the variable lookups of the shipped model ``tiny-reasoner``: each line is a step.
+    """Return a reader (rules that split and mark thinking) for the variable lookups of the shipped model ``tiny-reasoner``.
 
-    The prompt sets variables to numbers or to other variables, such as ``K=M; M=5;``. A line such as ``K=5`` or ``K=M`` failed if its right
-    side is not reached from K by following the prompt. A line of another pattern counts as not failed. A line that starts with ``wait``
-    re-checks.
+    Each line is a step. The prompt sets variables to numbers or to other variables, such as ``K=M; M=5;``. So ``K=M`` and ``K=5`` are
+    correct lines. A line such as ``K=7`` failed: K has this value neither directly nor through other variables. A line that is no such
+    equation counts as not failed. A line that starts with ``wait`` counts as re-checking an earlier step.
     """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
@@ -191,13 +197,13 @@ def lookup(problem: Problem) -> Reader:
 
 
 def equations(problem: Problem | None = None) -> Reader:
-    """Return a reader for lines of prose that contain equations (task ``wordproblems``): each line is a step.
+    """Return a reader (rules that split and mark thinking) for lines of prose that contain equations (task ``wordproblems``).
 
-    A line failed if one of its equations is wrong. A line re-checks if it computes again what the line directly before it computed last:
-    its first equation and that line's last one have the same left side, character by character.
+    Each line is a step. A line failed if one of its equations is wrong. A line re-checks an earlier step if it repeats a computation: the
+    left side of its first equation equals, character by character, the left side of the last equation in the line directly before it.
 
     Args:
-        problem: Not used. All readers' functions take a problem (see ``ReaderOf``).
+        problem: Not used. It is there so that ``equations`` can be passed as ``reader_of`` to ``chains``.
     """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
@@ -230,7 +236,9 @@ def _value(expression: str) -> Fraction | None:
 
 
 def tiny(problem: Problem) -> Reader:
-    """Return the reader for responses of the shipped model ``tiny-reasoner``: ``arithmetic`` or ``lookup``, by the problem's task.
+    """Return the reader (rules that split and mark thinking) for responses of the shipped model ``tiny-reasoner``.
+
+    It is ``arithmetic(problem)`` or ``lookup(problem)``, by the problem's task.
 
     Raises:
         ValueError: The task is neither ``arithmetic`` nor ``lookup``.
@@ -247,7 +255,10 @@ def tiny(problem: Problem) -> Reader:
 
 
 def _by_line(wrong: Callable[[str], bool]) -> Judge:
-    """Return a ``Judge`` that looks at each line alone: it failed if ``wrong`` returns True, and re-checks if it starts with ``wait``."""
+    """Return a ``Judge`` that looks at each line alone.
+
+    A line failed if ``wrong`` returns True for it. It re-checks an earlier step if it starts with ``wait``.
+    """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         lines = [text.strip() for text in texts]
@@ -258,19 +269,19 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 
 @dataclass(frozen=True)
 class Cues:
-    """Rules (ours) that split thinking in prose into steps, and mark failed and re-checking steps, by cue words.
+    """Regular expressions that split thinking in prose into steps, and mark failed and re-checking steps, by cue words (ours).
 
-    Each field except ``head`` is a regular expression. ``None`` disables the field's rule. The *head* of a step is its first ``head``
-    characters.
+    ``None`` disables the rule of a field. The *head* of a step is its first ``head`` characters.
 
     Attributes:
         starts: A step starts at each match. (A step also starts at each paragraph.)
-        failed: Words of failure, such as "that's wrong". If the first match begins in the head of a step, the step before failed (in the
-            first step: the step itself). If it begins further on, the step itself failed.
+        failed: Words that report a failure, such as "that's wrong". If the first match begins in the head of a step, the step before failed
+            (in the first step: the step itself). If the first match begins after the head, the step itself failed.
         review: A match in the head of a step means that the step re-checks an earlier one.
-        back: Words of return, such as "back to step 2"; the group ``step`` captures the number. All steps with a larger number, including
-            the step with the match, are abandoned and count as failed. A step that begins with "Step 3" has number 3. Any other step is
-            numbered by its position among the steps that are not abandoned.
+        back: Words that return to an earlier step, such as "back to step 2"; the group ``step`` captures the number, here 2. Then all steps
+            so far with a larger number are abandoned, and count as failed. This includes the step that contains the words, if its number is
+            larger. A step that begins with "Step 3" has number 3. Any other step is numbered by its position among the steps that are not
+            abandoned.
         head: Length of the head of a step, in characters.
     """
 
@@ -281,7 +292,7 @@ class Cues:
     head: int = 40
 
     def reader(self) -> Reader:
-        """Return the reader that uses these cues.
+        """Return a ``Reader``, which splits and marks the text of a response's thinking by these cues.
 
         An invalid regular expression raises an error only when the reader reads a text: ValueError for ``starts``, re.error for the other
         cues.
@@ -313,15 +324,19 @@ class Cues:
 
 
 def cued(problem: Problem | None = None) -> Reader:
-    """Return the reader that uses the default cue words (``Cues()``). It is the same for all problems: ``problem`` is not used."""
+    """Return the reader (rules that split and mark thinking) that uses the default cue words, ``Cues().reader()``.
+
+    It is the same for all problems: ``problem`` is not used.
+    """
     return Cues().reader()
 
 
 def fitting(problem: Problem) -> Reader:
-    """Return the reader that fits a problem's task, ``problem.meta["task"]``.
+    """Return the reader (rules that split and mark thinking) that fits the task of a problem, ``problem.meta["task"]``.
 
-    For tasks ``arithmetic`` and ``lookup`` it is that of ``tiny``, for ``wordproblems`` that of ``equations``: these recompute each line.
-    For any other task it is that of ``cued``, which guesses by cue words.
+    * ``arithmetic`` and ``lookup``: ``tiny(problem)``, which recomputes each line.
+    * ``wordproblems``: ``equations(problem)``, which recomputes each equation.
+    * any other task: ``cued(problem)``, which guesses by cue words.
     """
     match problem.meta.get("task"):
         case "arithmetic" | "lookup":
@@ -335,9 +350,12 @@ def fitting(problem: Problem) -> Reader:
 
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
-    """Split a rollout's thinking into steps, mark them with a reader, and return them as a ``Chain`` with token spans.
+    """Return the steps of a rollout's thinking as a ``Chain``, with their token spans. The chain is empty if there is no thinking.
 
-    The chain is empty if the rollout has no thinking. ``lm`` is the model whose tokenizer decodes the rollout.
+    Args:
+        lm: The model whose tokenizer decodes the rollout.
+        rollout: The rollout.
+        reader: Rules that split the thinking into steps and mark the steps that failed or that re-check an earlier one.
     """
     parts = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in parts)
@@ -346,14 +364,14 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
 
 
 def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """Return one chain per rollout, in order: the steps of its thinking, with the marks of failed and re-checking steps.
+    """Return one ``Chain`` per rollout, in order: the steps of its thinking, with marks on those that failed or that re-check others.
 
     Args:
         lm: The model whose tokenizer decodes the rollouts.
         rollouts: The rollouts.
         problems: Problems, which must include that of every rollout.
-        reader_of: Function from a problem to the reader of its responses. The default fits ``tiny-reasoner``; ``cued`` fits thinking in
-            prose, and ``fitting`` chooses by task.
+        reader_of: Function from a problem to the reader (rules that split and mark thinking) of its responses. Default: ``tiny``, for
+            ``tiny-reasoner``. Use ``cued`` for thinking in prose; ``fitting`` chooses by task.
 
     Raises:
         KeyError: A rollout's problem is not among the problems.
@@ -363,11 +381,11 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
 
 
 def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
-    """Return a table of the measures, with one row per rollout that has at least one step of thinking.
+    """Return a table of the steps and lengths of thinking, with one row per rollout that has at least one step of thinking.
 
-    Columns: ``problem_id, sample, correct``; ``steps`` (number of all steps), ``failed`` (of failed or abandoned steps), ``reviews`` (of
-    steps that re-check); ``fsf`` (failed-step fraction, 0 to 1); ``review_ratio`` (share of characters in steps that re-check, 0 to 1);
-    ``characters, think_tokens`` (length of the thinking).
+    Columns: ``problem_id, sample, correct``; ``steps`` (number of steps); ``failed`` (number of steps that failed or were abandoned);
+    ``reviews`` (number of steps that re-check an earlier one); ``fsf`` (failed-step fraction, ``failed / steps``, 0 to 1); ``review_ratio``
+    (share of characters in steps that re-check, 0 to 1); ``characters, think_tokens`` (length of the thinking).
 
     Args:
         rollouts: The rollouts.
@@ -392,20 +410,22 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
 def correctness_correlations(
     rows: pd.DataFrame, measures: Sequence[str] = MEASURES, *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return a table of the correlations of measures with correctness, four rows per measure: each scope with each kind.
+    """Return a table of correlations with correctness, such as that of the failed-step fraction, with four rows per measure.
 
-    Columns: ``measure``; ``scope`` (``pooled`` or ``within``); ``kind`` (``pearson`` or ``spearman``); ``r`` (the correlation); ``low,
-    high`` (95 % interval over problems). A negative ``r`` means that a larger measure goes with wrong answers.
+    The four rows are the pairs of two scopes and two kinds of correlation. The scope ``pooled`` is over all rollouts. In the scope
+    ``within``, each problem's mean is subtracted first, so that difficulty cancels; problems with a single rollout are left out. The kinds
+    are ``pearson`` and ``spearman``.
 
-    The scope ``pooled`` is over all rollouts. In the scope ``within``, each problem's mean is subtracted first, so that difficulty cancels;
-    problems with a single rollout are left out. ``r`` is NaN if, in this scope, the measure or correctness never varies.
+    Columns: ``measure, scope, kind``; ``r`` (the correlation; negative if a larger measure goes with wrong answers; NaN if, in this scope,
+    the measure or correctness never varies); ``low, high`` (95 % interval over problems).
 
     The last four rows, of the measure ``fsf (shuffled)``, are a control: the failed-step fractions are shuffled among all rollouts, so
     ``r`` should be about 0.
 
     Args:
         rows: From ``table``.
-        measures: Columns of ``rows`` to correlate with the column ``correct``.
+        measures: Columns of ``rows`` to correlate with the column ``correct``. Default: failed-step fraction, review ratio, and length in
+            characters and in tokens.
         times: Number of bootstrap resamples.
         seed: Seed of the bootstrap and of the shuffled control.
 
@@ -426,18 +446,19 @@ def correctness_correlations(
 
 
 def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Return two estimates, ``(accuracy, gain)``, for selecting one rollout per problem: the one with the lowest value of a measure.
+    """Return the accuracy of selecting, for each problem, the rollout with the lowest value of a measure, and the gain over no selection.
 
-    This is the paper's test-time selection: of the samples of a problem, take the one with the lowest failed-step fraction. If several
-    samples share the lowest value, their correctness is averaged.
-
-    Accuracy is that of the selected rollouts, 0 to 1. Gain is this accuracy minus the mean accuracy of all rollouts in the table, -1 to 1,
-    paired by problem. Both have 95 % intervals over problems.
+    With the failed-step fraction as the measure, this is the test-time selection of arXiv:2509.19284. If several rollouts of a problem
+    share the lowest value, their correctness is averaged.
 
     Args:
         rows: From ``table``.
-        measure: Column of ``rows`` by which rollouts are selected.
+        measure: Column of ``rows`` by which rollouts are selected; default: the failed-step fraction.
         seed: Seed of the bootstrap.
+
+    Returns:
+        Two estimates, ``(accuracy, gain)``, with 95 % intervals over problems. Accuracy (0 to 1) is the mean over problems. Gain (-1 to 1)
+        is the accuracy minus the mean accuracy of all rollouts of the same problems, so it is positive if selection helps.
     """
     # best, mean: one value per problem, as a column [problems, 1], which is the form that stats.mean_of takes.
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")

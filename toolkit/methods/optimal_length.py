@@ -15,8 +15,8 @@ take the most frequent answer in them.
 
 Deviations:
 
-* In notes on the paper (not the paper itself), the argument of W_-1 has a misplaced e. The argument above follows from setting the
-  derivative of A to zero, and a grid search agrees.
+* The formula of N* follows from setting the derivative of A to zero, and a grid search agrees. Notes on the paper that others wrote (not
+  the paper itself) print the argument of W_-1 with a misplaced e.
 * The measured curve of accuracy against length is ours. It is a logistic regression on log length and its square, separately for each
   difficulty. Its intervals are bootstrap intervals over problems: whole problems are resampled, each with all its rollouts.
 * A bucket votes only if it has at least 2 answers (ours). A single answer has entropy 0, so its bucket would otherwise always be kept.
@@ -54,19 +54,20 @@ assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of s
 
 
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
-    """Return the accuracy A(N) that the theory predicts for each number of steps N.
+    """Return the accuracy A(N) that the theory of arXiv:2502.07266 predicts for each number of steps N of a chain of thought.
 
-    This is A(N) as in the module docstring, in which the error rate of a step is proportional to the step's work: ``T / (N M)``.
+    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. A step's error rate is T/(N M): its work, T/N, divided by M.
+    A(N) is 0 if this rate is 1 or more.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
 
     Args:
         steps: Numbers of steps N.
-        difficulty: T, the total work.
-        capability: M, the work that one step can do.
+        difficulty: T, the total work of the problem.
+        capability: M, the work that the model can do in one step.
         bound: C, upper bound of T.
-        alpha: Constant factor of the accuracy.
+        alpha: Constant by which all accuracies are multiplied.
 
     Raises:
         ValueError: The parameters do not satisfy 0 < T < C and M > 0.
@@ -79,14 +80,14 @@ def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Numb
 
 
 def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return N*, the number of steps at which the theory's accuracy A(N) is highest, not rounded.
+    """Return N*, the number of steps at which the predicted accuracy is highest (see ``accuracy`` for the prediction). It is not rounded.
 
     >>> round(best_steps(difficulty=2, capability=2, bound=10), 2)
     2.21
 
     Args:
-        difficulty: T, the total work.
-        capability: M, the work that one step can do.
+        difficulty: T, the total work of the problem.
+        capability: M, the work that the model can do in one step.
         bound: C, upper bound of T.
 
     Raises:
@@ -99,12 +100,12 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps(difficulty, capability, bound)``."""
+    """Return the best amount of work per step: ``difficulty`` divided by ``best_steps(difficulty, capability, bound)``."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
 def check_parameters(difficulty: Number, capability: Number, bound: Number) -> None:
-    """Raise ValueError unless 0 < difficulty < bound and capability > 0, as the theory requires."""
+    """Raise ValueError unless 0 < difficulty < bound and capability > 0, as ``accuracy`` requires."""
     if not (0 < difficulty < bound and capability > 0):
         raise ValueError(
             f"difficulty={difficulty}, capability={capability}, bound={bound}: need 0 < difficulty < bound, capability > 0."
@@ -115,7 +116,7 @@ def check_parameters(difficulty: Number, capability: Number, bound: Number) -> N
 
 
 def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
-    """Return a table for ``peaks``, with one row per rollout.
+    """Return a table of difficulty, length and correctness for ``peaks``, with one row per rollout.
 
     Columns: ``problem_id``; ``difficulty`` (``meta["difficulty"]`` of the problem); ``length``; ``correct`` (True or False).
 
@@ -218,9 +219,10 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
 
 
 def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], weights: Float[ndarray, "fits rows"]) -> list[Curve]:
-    """Return one curve per row of ``weights``. A row holds one weight per rollout, and its curve is the weighted logistic regression.
+    """Return fitted curves of accuracy against length, one per row of ``weights``.
 
-    All regressions have an L2 penalty, and are fitted at once with Newton's method.
+    A row of ``weights`` holds one weight per rollout. Its curve is a logistic regression in which the rollouts have these weights. All
+    regressions have an L2 penalty, and are fitted at once with Newton's method.
     """
     x = np.log(np.maximum(length, 1))
     centre, scale = float(x.mean()), float(x.std())
@@ -255,15 +257,15 @@ def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
 
 @dataclass(frozen=True)
 class Buckets:
-    """Settings of the length-filtered vote.
+    """Settings of the length-filtered vote, ``length_filtered_vote``.
 
     The answers to a problem are sorted into buckets by the length of their response. Only the buckets whose answers agree most (lowest
     entropy) vote.
 
     Attributes:
-        width: D, width of a bucket, in the unit of the lengths. Bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
-        keep: K, largest number of buckets that vote.
-        smallest: Buckets with fewer answers than this do not vote, unless no bucket has so many.
+        width: Width of a bucket, in the unit of the lengths. Bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
+        keep: Largest number of buckets that vote.
+        smallest: Smallest number of answers in a bucket that may vote. If all buckets have fewer answers, all of them vote.
     """
 
     width: Number = PUBLISHED_WIDTH
@@ -281,14 +283,14 @@ PUBLISHED_BUCKETS = Buckets()
 def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
     """Return the indices of the answers that vote: those in the ``buckets.keep`` buckets of lowest entropy.
 
-    The entropy of a bucket is that of the distribution of its answers. Buckets with fewer than ``buckets.smallest`` answers do not vote. If
-    all buckets are that small, all answers vote. Among buckets of equal entropy, those with more answers are kept first, then those with
-    shorter lengths. An answer ``None`` never votes.
+    The answers are sorted into buckets by length. The entropy of a bucket is that of the distribution of its answers. Buckets with fewer
+    than ``buckets.smallest`` answers do not vote. If all buckets are that small, all answers vote. Among buckets of equal entropy, those
+    with more answers are kept first, then those with shorter lengths. An answer ``None`` never votes.
 
     Args:
         answers: Answers to one problem, from ``final_answers``.
         lengths: Length of the response of each answer, in the unit of ``buckets.width``.
-        buckets: Settings of the vote.
+        buckets: Width of the buckets, how many of them vote, and how many answers a voting bucket needs.
     """
     members: dict[int, list[int]] = {}  # bucket -> indices of its answers
     for i, (answer, length) in enumerate(zip(answers, lengths, strict=True)):
@@ -324,7 +326,7 @@ def majority(answers: Sequence[str | None]) -> str | None:
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Return the Shannon entropy (nats) of the distribution of at least one answer. Here ``None`` counts like any other answer.
+    """Return the Shannon entropy (nats) of the distribution of answers in a list that is not empty. ``None`` counts like any other answer.
 
     The value is rounded to 12 decimals, so that ties between buckets are exact.
 
@@ -402,10 +404,10 @@ def _right_answers(problem: str, answers: Sequence[str | None], grades: Sequence
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Return a dict of estimates: the accuracy of a single sample and of each vote, and two differences between votes.
+    """Return a dict of estimates: the accuracy of a single sample, the accuracy of each vote, and two differences between votes.
 
-    Keys: ``one, majority, filtered, random`` (accuracies, 0 to 1; see ``votes``), and the differences ``filtered - majority`` and
-    ``filtered - random`` (-1 to 1, paired by problem). All have 95 % intervals over problems.
+    Keys: ``one, majority, filtered, random`` (accuracies, 0 to 1; ``votes`` defines them), and ``filtered - majority`` and ``filtered -
+    random`` (differences of accuracies, -1 to 1, paired by problem). All have 95 % intervals over problems.
 
     Args:
         rows: From ``votes``.

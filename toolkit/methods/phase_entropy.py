@@ -1,6 +1,7 @@
 """Entropy measurements of PEAR: phase entropy aware reward (Huang, Lu, Zhang; ICLR 2026), arXiv:2510.08026.
 
-PEAR is a reward for RL with the penalty P below; the reward itself is ``rewards.pear``. This module measures the entropies in it.
+PEAR is a reward for RL. It penalises responses whose thinking has a high entropy, by the penalty P below. This module measures the
+entropies of thinking and of the answer. The reward itself is ``rewards.pear``.
 
 Equations (t = 1 .. T: index of a token of the response; k: index of the closing think tag; z: the logits that predict token t; alpha:
 weight of the answer, 1 as published):
@@ -28,8 +29,8 @@ Deviations:
   entropy by position. *Step entropy* is the sum over the tokens of a step, as in arXiv:2508.03346.
 
 Units and signs: entropies in nats; lengths in tokens. Every entropy depends on the temperature of the softmax. For entropies that were
-recorded while sampling, that is the sampling temperature. ``toolkit.entropies.with_entropies``, which computes entropies of finished
-responses, takes it as an argument.
+recorded while sampling, that is the sampling temperature. ``toolkit.entropies.with_entropies``, which computes the entropies of finished
+responses, has an argument for it.
 
 Cost: ``Sampling(details=True)`` records entropies while sampling, without an extra pass. ``with_entropies`` needs one teacher-forced pass.
 ``filtering_experiment`` samples answers. Everything else is arithmetic.
@@ -70,11 +71,11 @@ DROPS: tuple[Drop, ...] = ("entropy", "random", "truncate")
 
 @dataclass(frozen=True)
 class PhaseMeans:
-    """Mean entropies (nats per token) of a response's two phases, from ``phase_means``.
+    """Mean entropies (nats per token) of a response's thinking and of its answer, from ``phase_means``.
 
     Attributes:
-        think: H_think, mean over the tokens before the closing think tag; ``None`` if there are no such tokens.
-        answer: H_answer, mean over the tokens after it; ``None`` if there are no such tokens.
+        think: Mean over the tokens before the closing think tag; ``None`` if there are no such tokens.
+        answer: Mean over the tokens after the closing think tag; ``None`` if there are no such tokens.
 
     >>> PhaseMeans(think=0.5, answer=0.25).penalty()
     0.25
@@ -84,9 +85,10 @@ class PhaseMeans:
     answer: float | None
 
     def penalty(self, alpha: float = PUBLISHED_ALPHA) -> float:
-        """Return PEAR's penalty P = max(0, H_think - alpha H_answer), in nats per token.
+        """Return the penalty max(0, think - alpha * answer), in nats per token, on which the reward PEAR (arXiv:2510.08026) is based.
 
-        The entropy of a phase without tokens counts as 0. ``alpha`` is the weight of the answer's entropy.
+        ``think`` and ``answer`` are the mean entropies of the two phases. One that is ``None`` (no such tokens) counts as 0. ``alpha`` is
+        the weight of the answer.
         """
         return max(0.0, (self.think or 0.0) - alpha * (self.answer or 0.0))
 
@@ -94,7 +96,8 @@ class PhaseMeans:
 def phase_means(rollout: Rollout) -> PhaseMeans:
     """Return the mean entropies (nats per token) of one rollout before and after its closing think tag.
 
-    A span that begins in the prompt counts from the response's first token.
+    Only response tokens count: a think span that begins in the prompt is counted from the response's first token. If thinking is never
+    closed, all tokens are thinking. If it is never opened, all tokens are the answer.
 
     Raises:
         NoEntropiesError: The rollout has no recorded entropies.
@@ -136,11 +139,20 @@ def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
 
 
 def by_phase(rollouts: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
-    """Return a table of mean entropies (nats per token), with three rows: thinking, the answer, and the difference of the two.
+    """Return a table of mean entropies (nats per token), with three rows: thinking, the answer, and thinking minus answer.
 
     Columns: ``phase`` (``think``, ``answer`` or ``think - answer``); ``mean, low, high`` (95 % interval over problems); ``rollouts``
-    (number of rollouts that have the phase). The difference is taken within each rollout that has both phases. A row without any rollout is
-    left out.
+    (number of rollouts in the row).
+
+    The row ``think - answer`` is the mean of the differences within each rollout that has both phases. A row that no rollout contributes to
+    is left out.
+
+    Args:
+        rollouts: Rollouts with entropies.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        NoEntropiesError: A rollout has no recorded entropies.
     """
     rows = table(rollouts)
     rows["think - answer"] = rows["think_entropy"] - rows["answer_entropy"]
@@ -162,13 +174,13 @@ def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> t
 
 
 def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) by relative position in the think span, tags excluded (not in the paper).
+    """Return the mean entropy (nats per token) by relative position in the think span, tags excluded (not in arXiv:2510.08026).
 
     The table has one row per bin of relative position. Columns: ``position`` (centre of the bin, 0 to 1); ``mean, low, high`` (95 %
     interval over problems); ``rollouts`` (number of rollouts).
 
-    In a span of n tokens, token i = 0 .. n-1 covers the relative positions from i/n to (i+1)/n. Its weight in a bin is the part of this
-    range that lies in the bin. So no bin is empty, even if a span has fewer tokens than there are bins.
+    In a span of n tokens, token i = 0 .. n-1 covers the relative positions from i/n to (i+1)/n. A token counts in each bin in proportion to
+    the part of this range that lies in the bin. So no bin is empty, even if a span has fewer tokens than there are bins.
 
     Args:
         rollouts: Rollouts with entropies; those without think tokens are left out.
@@ -243,20 +255,21 @@ def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame
 
 
 def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_min_problems, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, one row per step (not in the paper).
+    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, with one row per step number (ours).
 
-    Columns: ``step`` (from 1, unlike in ``step_entropy``), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (number of
-    rollouts that have this step). Later steps exist only in longer thinking, so their means are over fewer rollouts.
+    Columns: ``step`` (step number, from 1, unlike in ``step_entropy``); ``mean, low, high`` (95 % interval over problems); ``rollouts``
+    (number of rollouts that have this step). Later steps exist only in longer thinking, so their means are over fewer rollouts.
 
     Args:
         rollouts: Rollouts with entropies.
         steps_of: Function that splits a rollout's thinking into steps.
-        at_least: A step number is left out if the responses to fewer than this many problems have so many steps.
+        at_least: Smallest number of problems per row. A step number is left out if the rollouts that have this step are from fewer
+            problems.
         seed: Seed of the bootstrap.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
-        ValueError: Even the first step is left out, since there are fewer than ``at_least`` problems with steps.
+        ValueError: All step numbers are left out, since each occurs in the rollouts of fewer than ``at_least`` problems.
     """
     rows = step_entropy(rollouts, steps_of)
     part = pd.DataFrame({"bin": rows["step"], "entropy": rows["mean"], "problem_id": rows["problem_id"]})
@@ -269,12 +282,13 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses (not in the paper).
+    """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses (ours).
 
-    Return a table of means in nats per token, with three rows. Columns: ``steps`` (``marked``, ``others`` or ``marked - others``, the
-    difference within each response); ``mean, low, high`` (95 % interval over problems); ``rollouts`` (number of rollouts). Within a
-    response, all steps of a kind have equal weight, whatever their length. Only responses with both kinds of steps count; if there are
-    none, the table is empty.
+    Return a table of means in nats per token, with three rows: ``marked``, ``others``, and the difference within each response, ``marked -
+    others``. Columns: ``steps`` (name of the row); ``mean, low, high`` (95 % interval over problems); ``rollouts`` (number of rollouts).
+
+    Within a response, all marked steps have equal weight, whatever their length, and so do all others. Only responses with both marked and
+    other steps count. If there are none, the table is empty.
 
     Args:
         rows: From ``step_entropy``.
@@ -292,13 +306,14 @@ def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int =
 def correlations(
     rows: pd.DataFrame, x: str = "entropy", y: str = "response_tokens", *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return a table of the correlations of two columns of ``table``: by default, of mean entropy and response length.
+    """Return a table of the correlations of two columns of ``rows``: by default, of mean entropy and response length.
 
-    There are four rows: each scope with each kind. Columns: ``scope`` (``pooled`` or ``within``); ``kind`` (``pearson`` or ``spearman``);
-    ``r`` (the correlation); ``low, high`` (95 % interval over problems); ``problems, rollouts`` (how many).
+    The four rows are the pairs of two scopes and two kinds of correlation. The scope ``pooled`` is over all rollouts. In the scope
+    ``within``, each problem's means are subtracted first, so that difficulty cancels; problems with a single rollout are left out. The
+    kinds are ``pearson`` and ``spearman``.
 
-    The scope ``pooled`` is over all rollouts. In the scope ``within``, each problem's means are subtracted first, so that difficulty
-    cancels; problems with a single rollout are left out. Rollouts in which one of the two values is NaN are left out of both scopes.
+    Columns: ``scope, kind``; ``r`` (the correlation); ``low, high`` (95 % interval over problems); ``problems, rollouts`` (how many have
+    both values, the same numbers in all four rows). A rollout in which one of the two values is NaN is left out of both scopes.
 
     Args:
         rows: From ``table``.
@@ -376,7 +391,10 @@ def filtering_experiment(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Drop think tokens of each response in three ways, for each share in ``keeps``, and let the model answer. Return a table.
+    """Drop think tokens of each response, let the model answer from the rest, and return a table of the answers (entropy filtering).
+
+    Each response is used once for each share in ``keeps`` and each of three ways to choose the dropped tokens: those of highest entropy,
+    random ones, or the last ones.
 
     The table has one row per answer. Columns: ``drop`` (which tokens were dropped: ``entropy``, ``random`` or ``truncate``, see
     ``filtered_prompt``); ``keep`` (share of think tokens kept); ``problem_id, sample`` (of the original response); ``kept_tokens`` (number
@@ -385,11 +403,11 @@ def filtering_experiment(
 
     Args:
         target: Model, or model with interventions, that answers.
-        rollouts: Responses with entropies; responses without a closed think span are left out.
-        problems: Problems, which must include those of all other rollouts.
+        rollouts: Responses with entropies. Responses without a non-empty think span that is closed by a tag are left out.
+        problems: Problems, which must include those of the responses that are not left out.
         keeps: Shares of think tokens to keep, 0 to 1 each.
         sampling: How the answers are sampled; the default is greedy.
-        seed: Seed of the random control.
+        seed: Seed of the random choice of tokens.
         out: Folder for the finished answers; the same call resumes from them after a stop. ``None`` stores nothing.
 
     Raises:
@@ -413,11 +431,11 @@ def filtering_experiment(
 
 
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table with the accuracy after each way of dropping think tokens, one row per way and share kept.
+    """Return a table of the accuracy after think tokens were dropped, with one row per choice of the dropped tokens and share kept.
 
-    Columns: ``drop`` (which think tokens are dropped first: ``entropy``, those of highest entropy; ``random``, random ones; ``truncate``,
-    the last ones); ``keep`` (share of think tokens kept); ``kept_tokens, answer_tokens`` (means per answer); ``accuracy, low, high`` (0 to
-    1, 95 % interval over problems). For paired comparisons use ``filtering_effects``.
+    Columns: ``drop`` (which think tokens were dropped: ``entropy``, those of highest entropy; ``random``, random ones; ``truncate``, the
+    last ones); ``keep`` (share of think tokens kept); ``kept_tokens, answer_tokens`` (means per answer); ``accuracy, low, high`` (0 to 1,
+    95 % interval over problems). For paired comparisons use ``filtering_effects``.
 
     Args:
         rows: From ``filtering_experiment``.
@@ -431,9 +449,9 @@ def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def filtering_effects(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table of effects of dropping the tokens of highest entropy: the accuracy after it minus that of each control.
+    """Return a table of the effects of dropping the think tokens of highest entropy: the accuracy after it minus that of each control.
 
-    There is one row per share and control. Columns: ``keep`` (share of think tokens kept); ``against`` (name of the control);
+    There is one row per share kept and control. Columns: ``keep`` (share of think tokens kept, below 1); ``against`` (name of the control);
     ``difference, low, high`` (-1 to 1, paired by response, 95 % interval over problems). A negative difference means that answers are more
     often right in the control.
 

@@ -14,14 +14,14 @@ that predicts an emitted token; w_t = x_{t+1}: that token; a_h(t, j): attention 
 Deviations:
 
 * g_h is a set, as in the paper. The released code counts a token every time it is copied, so its scores can exceed 1.
-* All examples count by default. With ``when="success"``, an example counts only if its response retrieved the needle, as in the released
-  code (the paper does not mention this). To decide whether it did, the released code computes the recall of stemmed words, and this module
-  the recall of token ids (``needles.needle_recalled``).
+* All examples count by default. With ``scores(..., when="success")``, an example counts only if its response retrieved the needle, as in
+  the released code (the paper does not mention this). To decide whether it did, the released code computes the recall of stemmed words,
+  and this module the recall of token ids (``needles.needle_recalled``).
 * The caller gives the position of the needle. The released code searches for it.
 * The response is read teacher-forced: heads are measured while the model reads a finished response. The released code measures them while
   the model generates.
 
-The metrics (``METRICS``) are the published score, ``copy``, and our variants. Each has one value per example, layer and head:
+The metrics (``METRICS``) are the published score, ``copy``, and seven others. Each has one value per example, layer and head:
 
     copy           share of the needle's distinct tokens that the head copies, as above
     copy_no_sink   like copy, but the argmax j* is over all keys except the first ``sinks`` positions of the sequence
@@ -82,13 +82,14 @@ COPY_METRICS = METRICS[:4]
 
 @dataclass(frozen=True)
 class HeadMetrics:
-    """All metrics of every attention head in every example, from ``measure``.
+    """Metrics of how much each attention head retrieves a needle from the prompt, per head and example, from ``measure``.
 
-    ``a + b`` concatenates the examples of two measurements of the same model.
+    A needle is the piece of a prompt that the answer should be copied from. An example is one response to such a prompt. ``a + b``
+    concatenates the examples of two measurements of the same model.
 
     Attributes:
-        values: Name of a metric -> tensor ``[examples, layers, heads]``. Where a layer has fewer heads than others, the surplus entries are
-            NaN.
+        values: Name of a metric, such as ``"copy"`` (``METRICS`` has all names) -> tensor ``[examples, layers, heads]``. Where a layer has
+            fewer heads than others, the surplus entries are NaN.
         success: For each example, True if the response retrieved the needle.
         ids: Problem id of each example.
         provenance: Which model was measured, and on which problems.
@@ -143,14 +144,17 @@ class HeadMetrics:
 def measure(
     lm: LM, examples: Sequence[Example], *, success: Callable[[Example], bool] = needle_recalled, sinks: int = assumed_sinks
 ) -> HeadMetrics:
-    """Measure all metrics of all heads in each example. Return them with the examples in the given order.
+    """Measure how much each attention head retrieves the needle in each example, by all metrics in ``METRICS``.
+
+    The docstring of this module defines the metrics. The result has the examples in the given order.
 
     Args:
         lm: The model whose heads are measured.
-        examples: From ``needles.examples``.
+        examples: Responses to prompts with a needle, from ``needles.examples``.
         success: Function that returns True for an example whose response retrieved the needle. By default, more than half of the needle's
-            tokens must be emitted. With ``lambda e: e.rollout.correct``, the answer must be correct.
-        sinks: Number of positions at the start of the sequence among which ``copy_no_sink`` does not look for j*.
+            tokens must occur in the evaluated part of the response. With ``lambda e: e.rollout.correct``, the answer must be correct.
+        sinks: Number of positions at the start of the sequence (attention sinks) that the metric ``copy_no_sink`` ignores. It looks for the
+            position with the most attention among the other positions only.
 
     Raises:
         ValueError: There are no examples, or a sequence is longer than the model's context.
@@ -241,7 +245,7 @@ class _MetricSums:
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
     def take_mass(self, rows: attention.Rows) -> None:
-        """Add to ``mass`` the attention of one layer's heads on the needle, summed over the query positions."""
+        """Add the attention of one layer's heads on the needle to ``self.mass``, summed over the query positions."""
         # which: index in self.examples of each sequence of the batch. Queries at -1 only pad the batch and do not count.
         which = torch.tensor(rows.examples, device=rows.weights.device)
         needle = self.needle[which, : rows.weights.shape[-1]].to(rows.weights)
@@ -291,13 +295,17 @@ class _MetricSums:
         self.copied[name][which, layer, : hits.shape[1]] |= counts.scatter_add_(2, index, hits.float()) > 0
 
     def _write(self, rows: attention.Rows, which: Tensor, needle: Tensor, emitted: Tensor, in_needle: Tensor) -> None:
-        """Add one layer's terms to the sums of ``write``: a_h(t, j') <u(w_t), W_O^h v_h(j')> for each query t and head h.
+        """Add one layer's terms to the sums of the metric ``write``, one term for each head and query.
+
+        A term is the head's direct effect on the logit of the emitted token, through the needle position j' with the most attention: the
+        attention on j' times the dot product of two vectors. One is the head's output for the value at j', after W_O. The other is the
+        unembedding of the emitted token minus the mean unembedding. Queries whose token is not in the needle add 0.
 
         Args:
             rows: Attention rows of the layer.
             which: Index in ``self.examples`` of each sequence of the batch.
-            needle: Which keys belong to the needle, ``[batch, keys]``.
-            emitted: Token id w_t that each query predicts, ``[batch, queries]``.
+            needle: True for the keys that belong to the needle, ``[batch, keys]``.
+            emitted: Token id that each query predicts, ``[batch, queries]``.
             in_needle: True where this token is one of the needle's tokens, ``[batch, queries]``.
         """
         # Keys outside the needle get weight -1, below all true weights, so that the maximum lies in the needle.
@@ -352,12 +360,12 @@ def _absent(metrics: HeadMetrics) -> tuple[tuple[int, int], ...]:
 
 
 def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> HeadScores:
-    """Return the score of every head: the mean of a metric over examples. With ``"copy"`` this is the paper's retrieval score.
+    """Return the score of every head: the mean of a metric over examples. The default, ``"copy"``, gives the score of arXiv:2404.15574.
 
     Args:
         metrics: From ``measure``.
         metric: Name of the metric, one of ``METRICS``. Examples in which it is undefined (NaN) are left out.
-        when: Examples to use: ``"all"``, or ``"success"`` for only those that retrieved the needle, as in the released code.
+        when: Examples to use: ``"all"``, or ``"success"`` for only those that retrieved the needle (as in the paper's released code).
     """
     units = "logits" if metric == "write" else "share"
     return HeadScores(
@@ -368,6 +376,9 @@ def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> 
 def activation_frequency(metrics: HeadMetrics, *, when: str = "all") -> HeadScores:
     """Return, for each head, the share of examples (0 to 1) in which it copies at least one token of the needle.
 
+    A head copies a token if, at the position that predicts this token in the response, the head attends most to a needle position that
+    holds the same token.
+
     Args:
         metrics: From ``measure``.
         when: Examples to use: ``"all"``, or ``"success"`` for only those that retrieved the needle.
@@ -377,7 +388,7 @@ def activation_frequency(metrics: HeadMetrics, *, when: str = "all") -> HeadScor
 
 
 def heads(head_scores: HeadScores, *, above: float = PUBLISHED_THRESHOLD) -> list[tuple[int, int]]:
-    """Return the heads ``(layer, head)`` with a score above ``above`` (published threshold: 0.1), highest score first."""
+    """Return the heads, as pairs ``(layer, head)``, with a score above ``above``, highest score first. The published threshold is 0.1."""
     return [(layer, head) for layer, head in head_scores.ranked() if head_scores.score[layer, head] > above]
 
 
@@ -399,16 +410,16 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
 
 
 def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | float]:
-    """Return the paper's summary numbers as a dict, from the scores of every head in each example.
+    """Return the summary numbers that arXiv:2404.15574 reports on retrieval heads, from the scores of every head in each example.
 
-    A head's mean score is its mean over examples. Keys:
+    A head's mean score is its mean over examples. Keys of the result:
 
     - ``examples``: number of examples.
     - ``retrieval``: number of heads with a mean score above 0.1.
     - ``share_retrieval, share_strong, share_zero``: shares of all heads (0 to 1) whose mean score is above 0.1, above 0.5, and exactly 0.
     - ``always, often``: number of heads that copy a needle token in all examples, and in more than 95 % of them.
     - ``silent_examples``: number of examples in which no head copies a needle token.
-    - ``above_1``: number of scores (of one head in one example) above 1. Only the files of the released code can contain such scores.
+    - ``above_1``: number of scores (of one head in one example) above 1. Only files from the paper's released code can contain such scores.
 
     >>> numbers = statistics(torch.tensor([[[0.5, 0.0]], [[1.0, 0.0]]]))  # 2 examples, 1 layer, 2 heads
     >>> numbers["retrieval"], numbers["share_zero"], numbers["always"]
@@ -448,16 +459,17 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
 
 
 def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
-    """Return how stable the top heads are: their overlap (0 to 1) between ``n`` random examples and all examples, mean over draws.
+    """Return how stable the top heads are when fewer examples are used: from 0 (entirely other heads) to 1 (the same heads).
 
-    The top heads are the ``count`` heads with the highest mean score. Overlap is the share of the top heads on all examples that are also
-    top heads on the ``n`` examples. These are among all examples, so the overlap is higher than between separate sets of examples.
+    The top heads are the ``count`` heads with the highest mean score. Each draw takes ``n`` of the examples at random. Its overlap is the
+    share of the top heads on all examples that are also top heads on the draw. The result is the mean overlap of all draws. Draws are part
+    of all examples, so the overlap is higher than it would be between separate sets of examples.
 
     Args:
         copy: Score of every head in each example, such as ``metrics.select("copy")``.
         n: Number of examples per draw.
-        count: Number of highest-scoring heads to compare.
-        draws: Number of random draws.
+        count: Number of top heads.
+        draws: Number of draws.
         seed: Seed of the draws.
 
     Raises:
@@ -479,10 +491,10 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
 
 
 def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples layers heads"]:
-    """Return the scores of one of the paper's released files as a tensor. A file is ``{"<layer>-<head>": [score of each example, ...]}``.
+    """Return the head scores in a file that was released with arXiv:2404.15574, as a tensor.
 
-    An empty list stands for a head that the model does not have, and becomes NaN. The released files have no such lists: this is our
-    addition, for models whose layers differ in their number of heads.
+    The file holds ``{"<layer>-<head>": [score in each example, ...], ...}``. An empty list stands for a head that the model does not have,
+    and becomes NaN. The released files have no empty lists: they are our addition, for models whose layers differ in their number of heads.
 
     >>> from_lists({"0-0": [0.5, 1.0], "0-1": [0.0, 0.0]}).tolist()
     [[[0.5, 0.0]], [[1.0, 0.0]]]
@@ -507,9 +519,10 @@ def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples 
 
 
 def to_lists(copy: Float[Tensor, "examples layers heads"]) -> dict[str, list[float]]:
-    """Return the scores in the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``.
+    """Return head scores in the format of the files that were released with arXiv:2404.15574.
 
-    This is the inverse of ``from_lists``. A head that is NaN in all examples becomes an empty list.
+    The format is ``{"<layer>-<head>": [score in each example, ...], ...}``. A head that is NaN in all examples becomes an empty list.
+    ``from_lists`` is the inverse.
     """
     absent = copy.isnan().all(dim=0)
     places = [(i, j) for i in range(copy.shape[1]) for j in range(copy.shape[2])]

@@ -52,7 +52,7 @@ assumed_min_class = 8  # smallest number of rollouts in a class: ours
 
 
 class ClassTooSmallError(ValueError):
-    """A length class has too few rollouts to average."""
+    """The short or the long class of rollouts has too few rollouts to average, or the two classes cannot be separated."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def length_classes(
     long_above: float = PUBLISHED_LONG,
     at_least: int = assumed_min_class,
 ) -> LengthClasses:
-    """Return length classes with given thresholds; the defaults, 100 and 1000 think tokens, are the published ones.
+    """Return length classes with given thresholds; the defaults, 100 and 1000 think tokens, are those of ThinkEdit.
 
     >>> from toolkit.types import Span
     >>> def rollout(n):  # n think tokens
@@ -113,15 +113,15 @@ def length_classes(
 def quantile_classes(
     rollouts: Sequence[Rollout], *, share: float = assumed_share, at_least: int = assumed_min_class
 ) -> LengthClasses:
-    """Return length classes whose thresholds are quantiles of the length (not in the paper).
+    """Return length classes whose thresholds are quantiles of the length (ours, not ThinkEdit's).
 
     The ``share`` of the rollouts with the shortest thinking is the short class, and as large a share with the longest thinking is the long
     class. Only rollouts with a closed think span are considered.
 
     Args:
         rollouts: The rollouts to classify; their lengths set the thresholds.
-        share: Share of the rollouts in each class, above 0 and at most 0.5. A class is larger if several rollouts have the length at which
-            it ends.
+        share: Share of the rollouts in each class, above 0 and at most 0.5. If several rollouts have the length at the threshold, all of
+            them belong to the class, which is then larger.
         at_least: Smallest allowed number of rollouts per class.
 
     Raises:
@@ -156,30 +156,37 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
 
 
 Estimator = Callable[[Moments, str], Direction]
-"""Function from moments and a kind of site, such as ``"resid_mid"``, to the length direction at all sites of this kind."""
+"""Function ``(moments, kind) -> direction``, such as ``directions.mean_difference``.
+
+The moments hold mean activations in long and in short thinking. The kind, such as ``"resid_mid"``, says where activations are read. The
+direction has one vector per layer.
+"""
 
 
 def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = directions.mean_difference) -> Direction:
-    """Return the length direction v_l of each layer: the mean residual stream of long minus that of short thinking.
+    """Return the length direction of each layer: the mean residual stream of long thinking minus that of short thinking.
 
     The direction is a vector ``[d_model]`` per layer; adding it makes thinking longer.
 
     Args:
-        moments: From ``collect.moments(lm, rollouts, by=classes)``.
+        moments: Mean activations of the classes ``long`` and ``short``, from ``collect.moments(lm, rollouts, by=classes)``. The classes are
+            from ``length_classes`` or ``quantile_classes``.
         kind: Where the residual stream is read: ``"resid_mid"`` (after attention) or ``"resid_post"`` (after the block).
-        estimator: Function that computes the direction from ``moments`` and ``kind``. Default: the difference of means, as published;
+        estimator: Function that computes the direction from ``moments`` and ``kind``. Default: the difference of means, as in ThinkEdit;
             ``directions.whitened`` is ours.
     """
     return estimator(moments, kind)
 
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """Return ThinkEdit's score c(l, h) of each head: how strongly it writes towards *shorter* thinking while thinking is short.
+    """Return ThinkEdit's score of each attention head: how strongly it writes towards *shorter* thinking in responses with short thinking.
 
-    The score is the component along -v_l of what the head adds to the residual stream, mean over short thinking, in units of the stream.
+    Take what the head adds to the residual stream, averaged over the responses with short thinking. The score is the component of this
+    vector along the negative length direction of the head's layer, in units of the residual stream. It is positive if the head writes
+    towards shorter thinking.
 
     Args:
-        moments: Moments of the class ``short`` that include the heads' outputs ``z``, from ``collect.moments``.
+        moments: Mean activations of the class ``short``, including the heads' outputs ``z``, from ``collect.moments``.
         v: Length direction, from ``direction``, usually at ``resid_mid``; adding it makes thinking longer.
         lm: The model that the moments were collected from.
     """
@@ -187,16 +194,17 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """Return our score of each head: how much more it writes towards shorter thinking in short than in long thinking.
+    """Return our score of each attention head: how much more it writes towards shorter thinking in short than in long thinking.
 
     It differs from ThinkEdit's score (``head_scores``) in two ways:
 
-    1. It uses the head's output in short thinking minus that in long thinking. This removes output that does not depend on the length.
+    1. It uses the head's mean output in short thinking minus that in long thinking. This removes output that does not depend on the length.
     2. It projects the outputs of all heads on the direction of the *last* layer. A head's output stays in the residual stream to the end,
        where the next token is decided. The direction of an early layer mostly reflects content at that layer.
 
     Args:
-        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``, from ``collect.moments``.
+        moments: Mean activations of the classes ``short`` and ``long`` (responses with short and with long thinking), including the heads'
+            outputs ``z``, from ``collect.moments``.
         v: Length direction at ``resid_post``, from ``direction``; adding it makes thinking longer. Only its last layer is used.
         lm: The model that the moments were collected from.
     """
@@ -206,7 +214,7 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
-    """Return the component of each head's output along -v of its layer.
+    """Return the component of each head's output along -v, the direction of shorter thinking, at its layer.
 
     Args:
         z: Per layer, the mean outputs of all its heads before W_O (concatenated), or a difference of such means.
@@ -227,20 +235,23 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
-    """Return the part of the length direction that the given heads write (not in the paper).
+    """Return the part of the length direction that the given heads write (ours, not in ThinkEdit).
 
-    It is the summed output of the heads after W_O, mean over long thinking minus mean over short thinking:
+    At layer l it is the vector u_l, at the site ``attn_out``:
 
-        u_l = sum_{h of layer l} W_l^h (mean z_long^h - mean z_short^h)          at the site ``attn_out``
+        u_l = sum of W_l^h (mean z_long^h - mean z_short^h) over the given heads h of layer l
+
+    z^h is the output of head h before W_O, and W_l^h the head's part of W_O. The means are over the responses with long and with short
+    thinking.
 
     u_l is zero in layers without any of the heads. In post-norm families, z is divided by the divisor of the norm that follows W_O, so the
     heads' contribution to the residual stream is u_l times the norm's gain.
 
-    The full length direction v_l also contains what other parts of the network write, such as the difficulty of the problem. So v_l and u_l
-    point in different directions, and projecting out v_l leaves much of what the heads write along u_l.
+    The full length direction (``direction``) also contains what other parts of the network write, such as the difficulty of the problem. So
+    it does not have the direction of u_l, and projecting it out leaves much of what the heads write along u_l.
 
     Args:
-        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``, from ``collect.moments``.
+        moments: Mean activations of the classes ``short`` and ``long``, including the heads' outputs ``z``, from ``collect.moments``.
         heads: Heads as pairs ``(layer, head)``.
         lm: The model that the moments were collected from.
     """

@@ -3,8 +3,8 @@
 DTO makes preference pairs for training. A *trajectory* is a sampled response. A *path* is a better response that is made from it: some of
 its segments of thinking, then an answer.
 
-Method. Cue words split the thinking of a trajectory into segments d_1 .. d_n. Two texts end the thinking and begin the answer: the *exit
-text* when p_i is estimated, the *closing text* in the path. M, T and K are settings (``DTOSettings``):
+Method. Cue words split the thinking of a trajectory into segments d_1 .. d_n. Two texts can end thinking and begin the answer: the *exit
+text* in steps 1 and 4, and the *closing text* in step 3. M, T and K are settings (``DTOSettings``):
 
     1. p_i  = share of M sampled continuations of d_1 .. d_i + exit text that give the gold answer
     2. i'   = first i with p_i > T
@@ -20,7 +20,7 @@ Deviations:
   contributes if leaving it out makes a later segment of the path less likely by more than a tolerance. A test of the greedy answer alone is
   too weak: the answer can be copied from the last line of a chain of thought, so all lines but the last would be dropped.
 * If none of the K completions is correct, the next i with p_i > T is tried (ours). If no i is left, the trajectory has no path.
-* A path is discarded unless it is correct, and the trajectory is wrong or longer than the path.
+* A path is kept only if it is correct, and the trajectory is wrong or longer than the path.
 
 Units and signs: lengths in tokens; p_i from 0 to 1; tolerance in nats per token. Cost: about n M + K short continuations per trajectory.
 Dropping segments needs up to 2 n more forward passes and n more continuations.
@@ -61,20 +61,24 @@ assumed_answering = Sampling(max_new_tokens=256)  # long enough for an answer: o
 
 @dataclass(frozen=True)
 class DTOSettings:
-    """Settings of DTO (dynamic thinking pattern optimisation).
+    """Settings of DTO (dynamic thinking pattern optimisation, arXiv:2505.21765).
+
+    DTO splits the thinking of a sampled response, the trajectory, into segments. For each segment it samples answers that follow directly
+    after it. The first segment after which enough of these answers are correct ends the thinking of a new response, the path.
 
     Attributes:
         split: Function from the text of a response's thinking to the character positions at which segments start. ``None`` splits at cue
             words (``steps.at_cues(assumed_cues)``). For the shipped model ``tiny-reasoner`` use ``steps.lines``.
-        exit: Exit text, which ends thinking and begins the answer when p_i is estimated; ``None`` is the closing think tag.
-        closing: Closing text, which ends thinking and begins the answer in the path; ``None`` is the closing think tag.
-        probes: M, number of continuations that are sampled for each segment to estimate p_i.
-        threshold: T, at least 0 and below 1. A path may end its thinking after segment i if p_i is above this value.
-        completions: K, number of completions that are sampled after the shortened thinking; the shortest correct one becomes the path's
-            answer.
+        exit: Text that ends thinking when answers are only sampled as a test: after a segment, or without a segment that might be dropped.
+            ``None`` is the closing think tag.
+        closing: Text that ends thinking in the path. ``None`` is the closing think tag.
+        probes: Number of answers that are sampled after each segment to test it (M in the paper).
+        threshold: Thinking may end after a segment if the share of correct answers there is above this value; at least 0 and below 1 (T in
+            the paper).
+        completions: Number of answers that are sampled for the path; the shortest correct one is used (K in the paper).
         tolerance: A segment contributes nothing if leaving it out lowers the mean log-probability of each later segment of the path by at
             most this value, in nats per token.
-        answering: How continuations and completions are sampled; the field ``n`` is ignored.
+        answering: How answers are sampled; the field ``n`` is ignored.
     """
 
     split: Splitter | None = None
@@ -99,16 +103,18 @@ DEFAULT_SETTINGS = DTOSettings()
 
 @dataclass(frozen=True)
 class DTOResult:
-    """Result of DTO for one trajectory (sampled response), with the path if there is one.
+    """Result of DTO for one trajectory (a sampled response), with the path if there is one.
+
+    The path is a better response that is made from the trajectory: some of its segments of thinking, then a newly sampled answer.
 
     Attributes:
         original: The trajectory.
         segments: Segments of the trajectory's thinking.
-        shares: For each segment, p_i: the share of correct answers (0 to 1) if thinking ends after the segment. Empty if the trajectory has
+        shares: For each segment, the share of correct answers (0 to 1) if thinking ends after the segment. Empty if the trajectory has
             fewer than two segments.
         cut: Index (from 0) of the last segment in the path; ``None`` if there is no path.
         dropped: Indices of the segments before ``cut`` that are left out of the path; never the first segment.
-        path: Response that was made from the trajectory: correct, and shorter unless the trajectory is wrong. ``None`` if there is none.
+        path: The path. It is correct. If the trajectory is correct too, the path is shorter. ``None`` if no such path was made.
     """
 
     original: Rollout
@@ -121,14 +127,14 @@ class DTOResult:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the functions of one run of DTO share: the model with its interventions, the problems by id, and the settings."""
+    """Objects that the functions of one run of DTO share: the model with its interventions, the problems by id, and the settings."""
 
     condition: Condition
     problems: dict[str, Problem]
     settings: DTOSettings
 
     def ids(self, text: str | None) -> list[int]:
-        """Return the token ids of an exit or closing text; ``None`` is the closing think tag."""
+        """Return the token ids of a text that ends thinking (setting ``exit`` or ``closing``); ``None`` is the closing think tag."""
         lm = self.condition.lm
         if text is None and (lm.tags is None or lm.tags.close is None):
             raise NoThinkTagsError(
@@ -137,7 +143,7 @@ class _Work:
         return list(lm.tokenizer.encode(lm.tags.close if text is None else text, add_special_tokens=False))  # type: ignore[union-attr]
 
     def tail(self, text: str | None) -> str:
-        """Return the part of an exit or closing text that belongs to the answer.
+        """Return the part of ``text`` that belongs to the answer, where ``text`` is the setting ``exit`` or ``closing``.
 
         It is the part after the closing think tag, so it is empty if the text does not contain the tag. For a model without tags it is the
         whole text.
@@ -151,9 +157,10 @@ class _Work:
         """Sample answers: return a list of ``n`` graded continuations for each prompt.
 
         Args:
-            prompts: Pairs of a trajectory and the token ids to continue, without ``text``.
+            prompts: Pairs of a trajectory (a sampled response) and the token ids after which the answer is sampled.
             n: Number of continuations per prompt.
-            text: Exit or closing text, which is appended to the token ids. ``tail(text)`` is graded as part of the answer.
+            text: Text that ends thinking (setting ``exit`` or ``closing``). It is appended to the token ids of each prompt. Its part after
+                the closing think tag is graded as part of the answer (see ``tail``).
             greedy: True to decode greedily.
         """
         if not prompts:
@@ -173,11 +180,11 @@ class _Work:
 
 
 def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[Step, ...]:
-    """Return the segments of a trajectory's thinking; an empty tuple if it has no thinking.
+    """Return the segments into which DTO splits the thinking of a rollout; an empty tuple if it has no thinking.
 
     Args:
-        lm: The model whose tokenizer decodes the trajectory.
-        rollout: The trajectory.
+        lm: The model whose tokenizer decodes the rollout.
+        rollout: The rollout.
         split: Function from a text to the character positions at which segments start; ``None`` splits at cue words.
     """
     return tuple(steps.think_steps(lm, rollout, split or steps.at_cues(assumed_cues)))
@@ -186,19 +193,19 @@ def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[S
 def probe(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Estimate p_i for every segment of every trajectory: the share of correct answers if thinking ends after the segment.
+    """Estimate, for every segment of every rollout's thinking, the share of correct answers if thinking ends after the segment.
 
-    This is the first step of ``optimise``. Return one result per trajectory, in order. Only its fields ``original``, ``segments`` and
-    ``shares`` are set; there is no path yet. ``shares`` is empty for a trajectory with fewer than two segments.
+    This is the first step of ``optimise``. Return one result per rollout, in order. Only its fields ``original``, ``segments`` and
+    ``shares`` are set; there is no path yet. ``shares`` is empty for a rollout with fewer than two segments.
 
     Args:
         target: Model, or model with interventions, that samples the answers.
-        rollouts: Trajectories.
-        problems: Problems, which must include that of every trajectory.
-        settings: How thinking is split, and how continuations are sampled.
+        rollouts: The rollouts (the trajectories of DTO).
+        problems: Problems, which must include that of every rollout.
+        settings: Settings of DTO. Used here: ``split``, ``exit``, ``probes`` and ``answering``.
 
     Raises:
-        KeyError: A trajectory's problem is not among ``problems``.
+        KeyError: A rollout's problem is not among ``problems``.
         NoThinkTagsError: The model has no closing think tag, and ``settings.exit`` is ``None``.
     """
     work = _working(target, rollouts, problems, settings)
@@ -212,7 +219,9 @@ def probe(
 
 
 def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list[int]:
-    """Return the indices of the segments after which thinking may end: those whose share p_i is above ``threshold``, in order.
+    """Return the indices of the segments after which thinking may end, in order: those with a share above ``threshold``.
+
+    ``shares`` has, for each segment, the share of correct answers if thinking ends after it (``DTOResult.shares``).
 
     >>> exits([0.25, 0.75, 0.5, 1.0])
     [1, 3]
@@ -223,18 +232,20 @@ def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list
 def optimise(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Run DTO up to the preference pairs. Return one result per trajectory, in order, with the path if there is one.
+    """Make a better response, the path, from each rollout (the trajectory) by DTO. Return one result per rollout, in order.
 
-    ``pairs`` makes the training data from the results.
+    A path is the beginning of the trajectory's thinking, without segments that contribute nothing, and a newly sampled correct answer. A
+    result has no path if no sampled answer was correct, or if the path is not better than the trajectory. ``pairs`` makes preference pairs
+    for training from the results.
 
     Args:
         target: Model, or model with interventions, that samples the answers.
-        rollouts: Trajectories.
-        problems: Problems, which must include that of every trajectory.
-        settings: How thinking is split and shortened, and how continuations are sampled.
+        rollouts: The rollouts (the trajectories of DTO).
+        problems: Problems, which must include that of every rollout.
+        settings: How thinking is split and shortened, and how answers are sampled.
 
     Raises:
-        KeyError: A trajectory's problem is not among ``problems``.
+        KeyError: A rollout's problem is not among ``problems``.
         NoThinkTagsError: The model has no closing think tag, and ``settings.exit`` or ``settings.closing`` is ``None``.
     """
     work = _working(target, rollouts, problems, settings)
@@ -269,7 +280,7 @@ def _working(target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequ
 
 
 def _thought(o: DTOResult, kept: Sequence[int] | range) -> list[int]:
-    """Return the token ids of a response up to the end of its thinking, with only the segments whose indices are in ``kept``.
+    """Return the token ids of a trajectory up to the end of its thinking, with only the segments whose indices are in ``kept``.
 
     They begin with the prompt, and with any response tokens before the thinking, such as the opening tag.
     """
@@ -293,8 +304,8 @@ def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Se
 def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
     """Return the results with inner segments dropped from their paths. Each segment is tried in turn.
 
-    A segment is dropped if it contributes nothing (see ``_contributes``) and the greedy answer without it is correct. The first and
-    the last segment of a path always stay. The answer of the path does not change.
+    A segment is dropped if it contributes nothing (see ``_contributes``) and the greedy answer without it is correct. The first and the
+    last segment of a path always stay. The answer of the path does not change.
     """
     # Segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
     for at in range(1, max((o.cut or 0 for o in done), default=0)):
@@ -315,7 +326,7 @@ def _segments_of(o: DTOResult) -> list[int]:
 
 
 def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
-    """Return True if leaving out the segment with index ``at`` makes a later segment of the path less likely by more than the tolerance."""
+    """Return True if leaving out segment ``at`` makes a later segment of the path less likely by more than ``settings.tolerance``."""
     whole = _segments_of(o)
     # before, after: likelihoods of the later segments with and without the segment.
     before, after = (_likelihoods(work, o, kept, at) for kept in (whole, [j for j in whole if j != at]))
@@ -344,7 +355,10 @@ def _completion(work: _Work, o: DTOResult) -> Sequence[int]:
 
 
 def _without_worse_path(o: DTOResult) -> DTOResult:
-    """Return the result without its path, unless the path is correct and the trajectory is wrong or longer."""
+    """Return the result, without its path if the path is not better than the trajectory.
+
+    The path stays only if it is correct, and the trajectory is wrong or longer.
+    """
     better = (
         o.path is not None and o.path.correct and (not o.original.correct or o.path.response_tokens < o.original.response_tokens)
     )
@@ -352,12 +366,11 @@ def _without_worse_path(o: DTOResult) -> DTOResult:
 
 
 def table(results: Sequence[DTOResult]) -> pd.DataFrame:
-    """Return a table of the results, with one row per trajectory.
+    """Return a table of the results of DTO, with one row per trajectory (a sampled response).
 
-    Columns: ``problem_id, sample, correct`` (of the trajectory); ``segments`` (number of segments of the trajectory); ``exit`` (i' in the
-    module docstring: the path uses only the first i' segments); ``dropped`` (how many of these i' segments the path leaves out); ``tokens,
-    path_tokens`` (response lengths of trajectory and path, in tokens). Without a path, ``exit`` and ``path_tokens`` are NaN, and
-    ``dropped`` is 0.
+    Columns: ``problem_id, sample, correct`` (of the trajectory); ``segments`` (number of segments of its thinking); ``exit`` (number of
+    segments up to and including the last one in the path); ``dropped`` (how many of these the path leaves out); ``tokens, path_tokens``
+    (response lengths of trajectory and path, in tokens). Without a path, ``exit`` and ``path_tokens`` are NaN, and ``dropped`` is 0.
 
     Args:
         results: From ``optimise``.
@@ -378,10 +391,10 @@ def table(results: Sequence[DTOResult]) -> pd.DataFrame:
 
 
 def pairs(lm: LM, results: Sequence[DTOResult]) -> pd.DataFrame:
-    """Return a table for TRL's preference trainers, with one preference pair per trajectory that has a path.
+    """Return a table for TRL's preference trainers, with one preference pair per trajectory (sampled response) that has a path.
 
-    Columns: ``problem_id``; and three texts with special tokens: ``prompt``, ``chosen`` (response of the path) and ``rejected`` (response
-    of the trajectory).
+    The path is the better response that ``optimise`` made from the trajectory. Columns: ``problem_id``; and three texts with special
+    tokens: ``prompt``, ``chosen`` (response of the path) and ``rejected`` (response of the trajectory).
 
     Args:
         lm: The model whose tokenizer decodes the token ids.
