@@ -32,8 +32,9 @@ class Steering:
         layers: Layers to act at; ``None`` means all.
         where: Site in each layer to act at, such as ``"resid_post"`` (after the block). ``None`` means the site at which the direction was
             measured.
-        during: Positions to act at.
-        op: ``"add"``, ``"ablate"`` or ``"clamp"``; ``steering`` has the formulas.
+        during: Positions to act at, as a ``Scope``. The default is all positions.
+        op: ``"add"`` (add the direction), ``"ablate"`` (remove the component along it) or ``"clamp"`` (set this component to ``value``). The
+            docstring of ``steering`` has the formulas.
         value: For ``clamp``: value to which the component along the unit direction is set.
     """
 
@@ -61,8 +62,8 @@ class Steering:
         """Return a context manager inside which ``lm`` is steered.
 
         Raises:
-            WrongModelError: the direction differs from ``lm`` in width or number of layers. Or it was made neither from ``lm`` nor from
-                the model that ``lm`` was made from, for example by an edit (``lm.parent``).
+            WrongModelError: the direction differs from ``lm`` in width or number of layers, or it was computed from the activations of
+                another model. The model before an edit or training (``lm.parent``) is also accepted.
         """
         check_direction(self.direction, lm)
         return self._acting(lm) if self.strength else nullcontext()
@@ -167,9 +168,9 @@ def steering(
 
 
 def check_direction(direction: Direction, lm: LM) -> None:
-    """Raise WrongModelError unless a direction fits ``lm`` (``check_shape``) and was made from ``lm`` or its parent.
+    """Raise WrongModelError unless a direction has the shape of ``lm`` and was computed from activations of ``lm`` or its parent.
 
-    The parent is the model that ``lm`` was made from in memory, for example by an edit. A model loaded from disk has none.
+    If ``lm`` was edited or trained in memory, its parent is the model before this change. A model loaded from disk has no parent.
     """
     check_shape(direction, lm)
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
@@ -190,10 +191,11 @@ def check_shape(direction: Direction, lm: LM) -> None:
 
 
 def transfer(direction: Direction, lm: LM) -> Direction:
-    """Return a copy of another model's direction that may be used with ``lm``: ``check_direction`` accepts it.
+    """Return a copy of another model's direction that may be used with ``lm``.
 
-    For example, a direction from a model before training can then steer the model after training. The vectors stay the same. The field
-    ``estimator`` of the copy also names the original model.
+    Steering refuses a direction that was computed from another model's activations (see ``check_direction``). The copy is recorded as a
+    direction of ``lm``, so it is accepted. For example, a direction from a model before training can then steer the model after training.
+    The vectors stay the same. The field ``estimator`` of the copy also names the original model.
     """
     origin = f"{direction.estimator} from {direction.provenance.model}"
     about = lm.provenance(direction.provenance.seed)
