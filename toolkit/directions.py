@@ -62,7 +62,7 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
     """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg.
 
-    Components that vary within a class get less weight than in the mean difference. They vary for reasons other than length, such as
+    Components that vary much within a class get less weight than in the mean difference: they vary for other reasons than length, such as
     content. Each layer's vector is rescaled to the norm of the mean difference. This estimator is our addition.
 
     Args:

@@ -33,8 +33,8 @@ class Steering:
         where: Site in each layer to act at, such as ``"resid_post"`` (after the block). ``None`` means the site at which the direction was
             measured.
         during: Positions to act at, as a ``Scope``. The default is all positions.
-        op: ``"add"`` (add the direction), ``"ablate"`` (remove the component along it) or ``"clamp"`` (set this component to ``value``). The
-            docstring of ``steering`` has the formulas.
+        op: ``"add"`` (add the direction), ``"ablate"`` (remove the component along it) or ``"clamp"`` (set this component to ``value``).
+            See the function ``steering`` for the formulas.
         value: For ``clamp``: value to which the component along the unit direction is set.
     """
 
