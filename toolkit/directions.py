@@ -60,7 +60,7 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 
 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg.
+    """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference (long minus short).
 
     Components that vary much within a class get less weight than in the mean difference: they vary for other reasons than length, such as
     content. Each layer's vector is rescaled to the norm of the mean difference. This estimator is our addition.
@@ -92,7 +92,7 @@ Estimator = Callable[[States], Direction]
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean activation of class ``pos`` minus that of class ``neg``, per layer, fp64.
+    """Return the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short), per layer, fp64.
 
     Every row of ``states`` (one rollout or one position) has equal weight. If each rollout has one row, the result equals that of
     ``mean_difference``, which computes it from moments.
@@ -103,9 +103,9 @@ def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) ->
 def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
     """Return the difference between the classes within a problem, averaged over problems, per layer, fp64.
 
-    For each problem, it is the mean activation of class ``pos`` minus that of class ``neg``. Problems without both classes are left out;
-    all others have the same weight. What differs between problems, such as difficulty or wording, cancels; in ``unpaired_difference`` it
-    does not.
+    For each problem, it is the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short). Problems without both
+    classes are left out; all others have the same weight. What differs between problems, such as difficulty or wording, cancels; in
+    ``unpaired_difference`` it does not.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -143,7 +143,7 @@ def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Directio
 
 
 def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: float = assumed_penalty) -> Direction:
-    """Return the weight vector of a logistic probe that separates class ``pos`` from class ``neg``; it points towards ``pos``.
+    """Return the weights of a logistic probe that separates class ``pos`` (long thinking) from class ``neg``; they point towards ``pos``.
 
     The probe is fitted to standardised activations; its weights are converted back to raw activations. Each layer's vector is rescaled to
     the norm of the difference of means. ``probes.classify`` measures how well such a probe predicts.
@@ -186,9 +186,10 @@ def ridge(states: States, target: str = "think_tokens", *, penalty: float = assu
 
 
 def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, "problems layers width"]:
-    """Return each problem's difference between the classes: the mean of its ``pos`` rows minus the mean of its ``neg`` rows, fp64.
+    """Return each problem's difference between long and short thinking, fp64: the mean of its ``pos`` rows minus that of its ``neg`` rows.
 
-    Rows are rows of ``states`` (one rollout or one position each). Problems without rows of both classes are left out.
+    Rows are rows of ``states`` (one rollout or one position each); ``pos`` and ``neg`` name the classes long and short. Problems without
+    rows of both classes are left out.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -280,7 +281,7 @@ def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return d' (d-prime) per layer: how far the means of two classes lie apart along a direction, ``pos`` minus ``neg``.
+    """Return d' (d-prime) per layer: the distance between the means of two classes along a direction, ``pos`` (long) minus ``neg`` (short).
 
     The unit is the standard deviation within a class along the direction. It is that of activations at single positions, not of the means
     of rollouts.
@@ -319,6 +320,8 @@ def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
 def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
     """Return the norm of the vector that steering adds, ``strength * direction``, divided by the typical norm of activations, per layer.
 
+    The typical norm is a root mean square (see ``typical_norm``).
+
     Example: a vector of norm 2, strength -0.5 and a typical norm of 10 give 0.1.
 
     Args:
@@ -331,6 +334,8 @@ def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
     """Return the direction with each layer's vector rescaled to the typical norm of the activations (our addition).
+
+    The typical norm is a root mean square (see ``typical_norm``).
 
     Steering along the result with strength 0.1 adds a vector whose norm is a tenth of the typical norm.
 

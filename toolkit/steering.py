@@ -63,7 +63,7 @@ class Steering:
 
         Raises:
             WrongModelError: the direction differs from ``lm`` in width or number of layers, or it was computed from the activations of
-                another model. The model before an edit or training (``lm.parent``) is also accepted.
+                another model. One exception: if ``lm`` was edited or trained, directions of the model before that change are accepted.
         """
         check_direction(self.direction, lm)
         return self._acting(lm) if self.strength else nullcontext()
@@ -105,7 +105,7 @@ class Steering:
         """Return the norm of the added vector divided by the typical norm of the activations, per layer. Only for the operation ``add``.
 
         Args:
-            scale: Typical norm of the activations per layer, from ``collect.typical_norm``.
+            scale: Typical norm (root mean square) of the activations per layer, from ``collect.typical_norm``.
         """
         return abs(self.strength) * self.direction.norms / scale
 
@@ -133,8 +133,8 @@ def steering(
     falls between 0 and 1. With strength 0 the outputs equal those of the base model bit for bit. The effect at a position does not depend
     on KV cache, left padding, batching or beam search.
 
-    Useful strengths depend on the direction's norm and on the number of layers. ThinkEdit steers all layers along a difference of means
-    that is not normalised, with strengths from -0.08 to 0.08.
+    Useful strengths depend on the direction's norm and on the number of layers. ThinkEdit (arXiv:2503.22048) steers all layers along a
+    difference of means that is not normalised, with strengths from -0.08 to 0.08.
 
     Args:
         direction: Direction v, one vector per layer.

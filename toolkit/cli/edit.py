@@ -58,8 +58,7 @@ def demo(
     """Run the whole demo: sample, compute a length direction, edit heads that shorten thinking, steer, compare with random controls.
 
     The length direction is the mean activation in long thinking minus the mean activation in short thinking; adding it to activations
-    lengthens thinking. Writes
-    report.html, report.json, direction.safetensors, heads.json and the edited model.
+    lengthens thinking. Writes report.html, report.json, direction.safetensors, heads.json and the edited model.
 
     On the tiny reasoner this takes a few minutes on two cores. After a stop, run the same command again to resume.
 
@@ -130,8 +129,8 @@ def thinkedit(
     Writes an ordinary Hugging Face directory, OUT. Its model card lists the edited heads and compares base, edited model and random
     controls on the test split of --task (default: the task of --rollouts).
 
-    Rollouts, report.json and rows.parquet are saved in OUT.work, so after a stop the same command resumes. You may remove OUT.work
-    afterwards.
+    Rollouts, report.json and rows.parquet are saved in a second directory, OUT.work, so after a stop the same command resumes. You may
+    remove OUT.work when the command has finished.
 
     Examples:
 
@@ -204,6 +203,12 @@ def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings:
 
 def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:
     """Write the edit as a PEFT adapter, unless the directory already holds exactly this adapter.
+
+    Args:
+        lm: The base model.
+        finding: Head scores and plan of the edit.
+        directory: Directory of the adapter.
+        work: Directory for a temporary copy of the adapter, to compare with an existing one.
 
     Raises:
         FileExistsError: the directory holds something else.

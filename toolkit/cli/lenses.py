@@ -84,8 +84,8 @@ def retrieval_heads(
     second ranking also finds heads that attend to a token next to the answer in the prompt. Earlier layers may have copied the answer
     there.
 
-    Heads are masked as published: they attend uniformly to all tokens while decoding. For comparison, they are also masked by zero and by
-    mean ablation, and at the prompt's tokens too. For the task lookup and a model with think tags, the command also measures whether
+    Heads are masked as published: while decoding, they attend uniformly to all earlier tokens. For comparison, they are also masked by zero
+    and by mean ablation, and at the prompt's tokens too. For the task lookup and a model with think tags, the command also measures whether
     masking costs more accuracy when the model thinks than when it answers directly.
 
     Examples:

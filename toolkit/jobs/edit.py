@@ -109,7 +109,7 @@ class DirectionRecipe:
             * ``efficiency``: activation of the longest minus that of the shortest correct response to the same problem, averaged over
               problems (Efficiency Steering, arXiv:2506.15647).
             * ``probe``: weight vector of a logistic regression that separates long from short thinking.
-            * ``pca``: first principal component of the activations of both classes.
+            * ``pca``: first principal component of the activations of long and short thinking together.
         site: Where in a layer the residual stream is read: ``resid_mid`` (after attention) or ``resid_post`` (after the block). ``None``
             uses the method's default: ``resid_post`` for ``efficiency``, else ``resid_mid``.
         estimator: For ``thinkedit`` and ``efficiency``: ``mean_difference``, or ``whitened`` (the difference of means, multiplied by the
@@ -346,7 +346,8 @@ def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISH
 def plan_table(finding: Finding) -> pd.DataFrame:
     """Return a table of the heads to edit, highest score first: index ``rank`` (from 0), columns ``layer, head, score, strength``.
 
-    A positive score means that the head's output points towards short thinking. ``strength`` is the strength of the head's edit.
+    A positive score means that the head's output points towards short thinking. ``strength`` is that of the head's edit: 1 removes the
+    direction from the output, 2 reverses its sign.
     """
     rows = [(e.layer, e.head, float(finding.scores.score[e.layer, e.head]), e.strength) for e in finding.plan.edits]
     return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
@@ -380,6 +381,10 @@ def edited(lm: LM, plan: Plan) -> Condition:
 
     The condition holds a model with changed weights. If the weights are quantised or offloaded, it holds ``lm`` and an intervention that
     makes the same change in every forward pass.
+
+    Args:
+        lm: The base model; it is not changed.
+        plan: Heads to edit, strength of each edit, and the direction to remove from their outputs.
     """
     if tensors.storage(lm.model):
         return Condition(lm, (edits.RuntimeEdit(plan),), note=plan.name)
@@ -414,7 +419,7 @@ def edit_and_measure(
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
     """Return True if ``save_edited`` has already saved this edit in a directory, False if the directory is empty or missing.
 
-    The fingerprint of the edited weights in the directory's ``edit.json`` must be that of the edit in ``finding``.
+    The fingerprint of the edited weights that the directory's ``edit.json`` records is compared with that of the edit in ``finding``.
 
     Raises:
         FileExistsError: the directory holds another model, or other files.

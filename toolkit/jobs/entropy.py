@@ -302,7 +302,12 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
-    """Return the main results as text: one row per result (index ``measured``), column ``value`` with the number and its 95 % interval."""
+    """Return selected results as a table of texts, for the top of the report.
+
+    The rows are accuracy, think length, entropies by phase, correlations with length and with right answers, the effect of dropping think
+    tokens, and the gain from selecting responses. Index: ``measured`` (name of the result). Column: ``value`` (the number with its 95 %
+    interval).
+    """
     # Index every table by the columns that identify a row, then look up the rows of the headline.
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
     lengths = tables.lengths[tables.lengths["kind"] == "spearman"].set_index(["x", "scope"])
@@ -338,7 +343,7 @@ def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *
 
     Args:
         row: The estimate; its interval is in ``row["low"]`` and ``row["high"]``.
-        unit: Unit of the numbers, which sets the digits. The unit ``share`` is written in percent.
+        unit: Unit of the numbers, which sets the number of digits. The unit ``share`` is written in percent.
         mean: Name of the entry of ``row`` that holds the estimate.
         sign: ``"+"`` also writes the sign of positive numbers.
     """
@@ -451,7 +456,7 @@ def _filtering_section(tables: EntropyTables) -> Section:
 def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
     """Return ``EntropyTables.marked`` as a table of texts such as ``1.2 [1.0, 1.4]``, for reports.
 
-    It has one row per mark (failed, re-check), and the columns ``marked``, ``others`` and ``marked - others``.
+    It has one row per mark (failed, re-check). Columns: ``marked`` (steps with the mark), ``others`` and ``marked - others``.
     """
     cells = {
         f"{mark} ({part['rollouts'].iloc[0]} responses)": {row["steps"]: _cell(row, "nats") for _, row in part.iterrows()}

@@ -92,7 +92,7 @@ def grpo(
 
     Args:
         lm: Model to start from; it is not changed.
-        recipe: Reward, loss and numbers of the training.
+        recipe: Training setup: reward, loss, and numbers such as batch size and learning rate.
         study: Task, number of training problems, and seed of the problems.
         run: Output directory, training steps, checkpoints and evaluations. The problems in ``run.held_out`` are not used: the dev split
             replaces them.

@@ -53,7 +53,7 @@ class Atlas:
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """Table with one row per pair of lenses (measures of heads): how far they rank the same heads highest (see ``agreement``)."""
+        """Table with one row per pair of lenses (measures of heads): how well they agree on the highest heads (see ``agreement``)."""
         return self.tables["overlaps"]
 
 
@@ -132,8 +132,8 @@ def lenses(
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
     """Test for every pair of lenses whether both rank the same heads highest. A lens is a measure that gives each head one number.
 
-    Two lenses may share top heads only because both give high scores to all heads of some layers. The p-value ``p_in_layer`` rules this
-    explanation out, ``p`` does not.
+    If two lenses give high scores to all heads of the same layers, they share top heads for this reason alone. The p-value ``p_in_layer``
+    rules this explanation out; ``p`` does not.
 
     Args:
         scores: Name of a lens -> scores of all heads.

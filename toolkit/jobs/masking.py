@@ -47,7 +47,7 @@ class Mask:
 
 
 DURING = {"newest": "decode only", "all": "prefill too"}
-"""Value of ``Mask.during`` -> its name in tables and figures. "Decode only" includes the prompt's last position."""
+"""Positions at which heads are masked (``Mask.during``) -> their name in tables. "Decode only" includes the prompt's last position."""
 
 
 def planned_masks(search: Search) -> list[Mask]:
