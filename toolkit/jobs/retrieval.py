@@ -28,7 +28,7 @@ RANKINGS = {"copy, as published": ("copy", False), "write (ours)": ("write", Tru
 """Name of a ranking of the heads -> ``(metric, whole)``.
 
 ``metric`` is the entry of ``retrieval_heads.METRICS`` by which heads are ranked. ``whole`` says which tokens of the prompt count as the
-needle. True: the whole hidden fact, such as ``N=8;``. False: only the answer in it, such as ``8`` (as published).
+needle. True: the whole hidden fact, such as ``N=8;``. False: only the answer in it, such as ``8`` (as in arXiv:2404.15574).
 """
 
 
@@ -46,8 +46,8 @@ class Search:
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
         counts: Numbers of heads to mask: each of them is measured.
         ops: Masking operations to try at the largest of ``counts``: ``uniform`` (the head attends equally to all keys that it can see),
-            ``zero`` (its output is set to 0) or ``mean`` (its output is replaced by its mean). ``uniform``, the operation of
-            arXiv:2404.15574, is measured at every count, even if it is not listed.
+            ``zero`` (its output is set to 0) or ``mean`` (its output is replaced by its mean over all positions of prompts and responses).
+            ``uniform``, the operation of arXiv:2404.15574, is measured at every count, even if it is not listed.
         draws: Number of random controls per mask; each masks random other heads of the same layers.
         max_new_tokens: Token budget of a response.
         batch_size: Number of responses that are decoded together; does not change the responses.
