@@ -105,8 +105,8 @@ class EntropyTables:
         positions: Entropy by relative position in the think span (0 to 1), columns ``position, mean, low, high, rollouts, responses``.
         steps: Entropy of the first, second, ... step of thinking, columns ``step`` (from 1), ``mean, low, high, rollouts, responses``.
         marked: Entropy of failed or re-checking steps compared with the other steps of the same responses. Columns: ``mark`` (``failed`` or
-            ``re-check``), ``mean, low, high, rollouts``, and ``steps``: ``marked`` (steps with this mark), ``others``, or the paired difference
-            ``marked - others``.
+            ``re-check``), ``mean, low, high, rollouts``, and ``steps``: ``marked`` (steps with this mark), ``others``, or the paired
+            difference ``marked - others``.
         lengths: Correlation of an entropy with a length. Columns: ``scope, kind`` (``pearson`` or ``spearman``), ``r, low, high, problems,
             rollouts``, and the names of the two correlated columns of ``rows``: ``x`` (entropy) and ``y`` (length).
         correctness: Correlation of each measure in ``MEASURES`` with right answers, columns ``measure, scope, kind, r, low, high``. The
