@@ -36,7 +36,7 @@ assumed_resamples = 200  # number of resamples or splits in the stability measur
 
 
 class NoPairsError(ValueError):
-    """Raised if no problem has rows of both classes, so that no difference within a problem can be computed."""
+    """Raised if no problem has activations of both classes (long and short thinking), so that no problem has a difference."""
 
 
 def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = SHORT) -> Direction:
@@ -60,19 +60,19 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 
 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg.
+    """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference (long minus short).
 
-    Components that vary within a class, for reasons other than length such as content, get less weight than in the mean difference. Each
-    layer's vector is rescaled to the norm of the mean difference. This estimator is our addition.
+    Components that vary much within a class get less weight than in the mean difference: they vary for other reasons than length, such as
+    content. Each layer's vector is rescaled to the norm of the mean difference. This estimator is our addition.
 
     Args:
-        moments: Moments with outer products of ``kind``.
+        moments: Moments that include outer products ``h h^T`` of the activations h at the site ``kind``.
         kind: Site in each layer, such as ``"resid_mid"``.
         shrinkage: s in the regularised covariance ``(1 - s) C + s m I``, in (0, 1]. C is the within-class covariance, m the mean of its
             diagonal, I the identity. The default is our choice.
 
     Raises:
-        KeyError: outer products of ``kind`` were not collected.
+        KeyError: the moments have no outer products at this site.
         ValueError: ``shrinkage`` is outside (0, 1].
     """
     if not 0 < shrinkage <= 1:
@@ -92,18 +92,20 @@ Estimator = Callable[[States], Direction]
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean activation of class ``pos`` minus that of class ``neg``, per layer, fp64. Every row of ``states`` has equal weight.
+    """Return the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short), per layer, fp64.
 
-    If each rollout has one row, the result equals that of ``mean_difference``, which computes it from moments.
+    Every row of ``states`` (one rollout or one position) has equal weight. If each rollout has one row, the result equals that of
+    ``mean_difference``, which computes it from moments.
     """
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 
 def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean over problems of each problem's own difference of class means, pos minus neg, per layer, fp64.
+    """Return the difference between the classes within a problem, averaged over problems, per layer, fp64.
 
-    Only problems with rows of both classes count. Each of them has the same weight. Differences between problems, such as difficulty or
-    wording, cancel out; in ``unpaired_difference`` they do not.
+    For each problem, it is the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short). Problems without both
+    classes are left out; all others have the same weight. What differs between problems, such as difficulty or wording, cancels; in
+    ``unpaired_difference`` it does not.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -125,10 +127,10 @@ def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
 
 
 def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the problems' own differences (see ``differences``), per layer.
+    """Return the first principal component of the differences between long and short thinking within problems, per layer.
 
-    PCA subtracts the mean of its data first, which would remove the part that all differences share. So the data hold each difference
-    twice, once with its sign reversed: their mean is then zero.
+    There is one difference per problem (see ``differences``). PCA subtracts the mean of its data first, which would remove the part that
+    all differences share. So the data hold each difference twice, once with its sign reversed: their mean is then zero.
 
     The sign of the result is chosen so that it points from short to long thinking. Its norm is that of the mean difference.
 
@@ -141,7 +143,7 @@ def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Directio
 
 
 def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: float = assumed_penalty) -> Direction:
-    """Return the weight vector of a logistic probe that separates class ``pos`` from class ``neg``; it points towards ``pos``.
+    """Return the weights of a logistic probe that separates class ``pos`` (long thinking) from class ``neg``; they point towards ``pos``.
 
     The probe is fitted to standardised activations; its weights are converted back to raw activations. Each layer's vector is rescaled to
     the norm of the difference of means. ``probes.classify`` measures how well such a probe predicts.
@@ -161,7 +163,8 @@ def ridge(states: States, target: str = "think_tokens", *, penalty: float = assu
     The regression is fitted to standardised activations; its weights are converted back to raw activations. ``probes.regress`` measures how
     well such a probe predicts.
 
-    Each layer's vector is rescaled to the norm of a difference of means. For this, the rows are split at the median of the target.
+    Each layer's vector is rescaled to the norm of a difference of means: the mean activation of the rows whose target is above the median
+    minus that of the other rows.
 
     Args:
         target: Column of ``states.rows``, in tokens: ``"think_tokens"`` (length of thinking) or ``"remaining"`` (think tokens after the
@@ -183,7 +186,10 @@ def ridge(states: States, target: str = "think_tokens", *, penalty: float = assu
 
 
 def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, "problems layers width"]:
-    """Return, for each problem with rows of both classes, the mean of its ``pos`` rows minus the mean of its ``neg`` rows, fp64.
+    """Return each problem's difference between long and short thinking, fp64: the mean of its ``pos`` rows minus that of its ``neg`` rows.
+
+    Rows are rows of ``states`` (one rollout or one position each); ``pos`` and ``neg`` name the classes long and short. Problems without
+    rows of both classes are left out.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -275,7 +281,7 @@ def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return d' (d-prime) per layer: how far the means of two classes lie apart along a direction, ``pos`` minus ``neg``.
+    """Return d' (d-prime) per layer: the distance between the means of two classes along a direction, ``pos`` (long) minus ``neg`` (short).
 
     The unit is the standard deviation within a class along the direction. It is that of activations at single positions, not of the means
     of rollouts.
@@ -295,15 +301,15 @@ def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: 
 def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions.
 
-    Each rollout has the same weight, divided equally among its positions. The norm is computed from ``moments.outer``. If the moments lack
-    outer products, use ``collect.typical_norm``, which runs the model.
+    Each rollout has the same weight, divided equally among its positions. The norm is computed from the outer products ``h h^T`` in
+    ``moments.outer``. If the moments lack them, use ``collect.typical_norm``, which runs the model.
 
     Args:
-        moments: Moments with outer products of ``kind``.
+        moments: Moments that include outer products at the site ``kind``.
         kind: Site in each layer, such as ``"resid_mid"``.
 
     Raises:
-        KeyError: outer products of ``kind`` were not collected.
+        KeyError: the moments have no outer products at this site.
     """
     if kind not in moments.outer:
         raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},), or use collect.typical_norm.")
@@ -313,6 +319,8 @@ def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
 
 def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
     """Return the norm of the vector that steering adds, ``strength * direction``, divided by the typical norm of activations, per layer.
+
+    The typical norm is a root mean square (see ``typical_norm``).
 
     Example: a vector of norm 2, strength -0.5 and a typical norm of 10 give 0.1.
 
@@ -326,6 +334,8 @@ def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
     """Return the direction with each layer's vector rescaled to the typical norm of the activations (our addition).
+
+    The typical norm is a root mean square (see ``typical_norm``).
 
     Steering along the result with strength 0.1 adds a vector whose norm is a tenth of the typical norm.
 
@@ -418,7 +428,7 @@ def _problems(states: States, groups: list[np.ndarray], chosen: np.ndarray) -> S
 
 
 def _by_problem(states: States) -> dict[Any, np.ndarray]:
-    """Return a dict from problem id to the indices of its rows. The ids are in order of appearance."""
+    """Return a dict from problem id to the indices of the problem's rows in ``states``. The ids are in order of appearance."""
     return {k: np.asarray(v) for k, v in states.rows.groupby("problem_id", sort=False).indices.items()}
 
 

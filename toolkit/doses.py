@@ -44,7 +44,8 @@ class DoseSweep:
         during: Positions at which to steer. ``Scope.parse`` makes a scope from text such as ``"think"``. Default: all positions.
         where: Site in each layer at which to steer, such as ``"resid_post"`` (after the block). ``None`` means the site at which the
             direction was measured.
-        allow_overlap: True to allow evaluation on problems that a direction was made from; False raises an error for such problems.
+        allow_overlap: True to allow evaluation on problems from whose rollouts a direction was computed; False raises an error for such
+            problems.
     """
 
     strengths: tuple[float, ...]
@@ -63,16 +64,16 @@ class Doses:
     """Results of a sweep.
 
     Attributes:
-        table: One row per direction, strength and metric; functions for figures and reports take this table. Columns: ``direction,
-            strength, metric, mean, low, high``, where ``low`` and ``high`` bound a 95 % bootstrap interval over problems. Metrics:
+        table: One row per direction, strength and metric. Columns: ``direction, strength, metric, mean, low, high``. ``low`` and ``high``
+            are the ends of a 95 % bootstrap interval over problems. Metrics:
 
             * ``think_tokens``: mean number of think tokens of a response; ``think_tokens_q10``, ``_q50``, ``_q90``: 10 %, 50 % and 90 %
               quantiles of this number over responses.
             * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of correct responses, of closed think spans, and of responses that end
               in a loop.
             * ``perplexity``: perplexity per token of base's responses under the steered model. The interval is over responses.
-            * ``relative_dose``: norm of the added vector divided by the typical norm of the activations at the same layer. The largest
-              value of all steered layers counts. It has no interval (``low = mean = high``).
+            * ``relative_dose``: norm of the added vector divided by the root mean square norm of the activations at the same layer; the
+              largest such ratio over all steered layers. It has no interval (``low = mean = high``).
         report: Every response, from ``evaluate.compare``. Conditions are ``base`` and, for example, ``"length +0.5"`` (the direction named
             ``length`` with strength 0.5).
     """
@@ -167,16 +168,17 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 
 
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
-    """Return the lowest and the highest measured strength of the range around 0 in which steering does no damage (our definition).
+    """Return the usable range of strengths as ``(lowest, highest)``: the range around 0 in which steering does no damage (our definition).
 
-    A strength does damage in either of two cases: the share of closed think spans is lower than that of base by more than ``damage``, or
-    the share of responses that end in a loop is higher by more. On each side of 0, the range ends before the first such strength. A loss
-    of accuracy alone is not damage, since shorter thinking may cost accuracy.
+    Two shares of responses show damage: those that close their think span, and those that end in a loop. A strength does damage if the
+    first is more than ``damage`` below that of base, or the second more than ``damage`` above. On each side of 0, the range ends at the
+    last measured strength before the first one that does damage. A loss of accuracy alone is not damage, since shorter thinking may cost
+    accuracy.
 
     Args:
         doses: Results of a sweep.
         direction: Name of the direction.
-        damage: Largest tolerated change of a share; 0.05 is 5 percentage points.
+        damage: Largest tolerated change of either share; 0.05 is 5 percentage points.
     """
     closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
     intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
@@ -208,10 +210,12 @@ def monotonicity(doses: Doses, direction: str) -> float:
 
 
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
-    """Return, for each target length, the measured strength whose mean think length is closest, and how close its responses come to it.
+    """Return a table with the best strength for each target length: the one whose mean think length is closest to the target.
 
-    ``precise`` and ``flexible`` correspond to PM (precise match) and FM (flexible match) of Ruler, arXiv:2409.18943. The ranges of 10 % and
-    20 % are our choice.
+    Only strengths that the sweep measured are considered. The table also says how close single responses come to the target.
+
+    The columns ``precise`` and ``flexible`` correspond to PM (precise match) and FM (flexible match) of Ruler, arXiv:2409.18943. The ranges
+    of 10 % and 20 % are our choice.
 
     Args:
         doses: Results of a sweep.
@@ -270,7 +274,7 @@ def choose_dose(
         out: Directory for the rollouts; repeat the call to resume. ``None`` saves nothing.
 
     Returns:
-        The choice, and the table from which it was made. Fields of the choice: ``layer, strength``, ``shortening`` (share of base's think
+        The choice, and the table of all measurements. Fields of the choice: ``layer, strength``, ``shortening`` (share of base's think
         tokens that is saved, 0 to 1) and ``loss`` (of accuracy, percentage points). The table has one row per layer and strength, with the
         columns ``layer, strength, think_tokens, accuracy, base_think_tokens, base_accuracy``. Accuracies are shares, 0 to 1.
 

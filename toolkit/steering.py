@@ -32,8 +32,9 @@ class Steering:
         layers: Layers to act at; ``None`` means all.
         where: Site in each layer to act at, such as ``"resid_post"`` (after the block). ``None`` means the site at which the direction was
             measured.
-        during: Positions to act at.
-        op: ``"add"``, ``"ablate"`` or ``"clamp"``; ``steering`` has the formulas.
+        during: Positions to act at, as a ``Scope``. The default is all positions.
+        op: ``"add"`` (add the direction), ``"ablate"`` (remove the component along it) or ``"clamp"`` (set this component to ``value``).
+            See the function ``steering`` for the formulas.
         value: For ``clamp``: value to which the component along the unit direction is set.
     """
 
@@ -61,8 +62,8 @@ class Steering:
         """Return a context manager inside which ``lm`` is steered.
 
         Raises:
-            WrongModelError: the direction differs from ``lm`` in width or number of layers. Or it was made neither from ``lm`` nor from
-                the model that ``lm`` was made from, for example by an edit (``lm.parent``).
+            WrongModelError: the direction differs from ``lm`` in width or number of layers, or it was computed from the activations of
+                another model. One exception: if ``lm`` was edited or trained, directions of the model before that change are accepted.
         """
         check_direction(self.direction, lm)
         return self._acting(lm) if self.strength else nullcontext()
@@ -104,7 +105,7 @@ class Steering:
         """Return the norm of the added vector divided by the typical norm of the activations, per layer. Only for the operation ``add``.
 
         Args:
-            scale: Typical norm of the activations per layer, from ``collect.typical_norm``.
+            scale: Typical norm (root mean square) of the activations per layer, from ``collect.typical_norm``.
         """
         return abs(self.strength) * self.direction.norms / scale
 
@@ -132,8 +133,8 @@ def steering(
     falls between 0 and 1. With strength 0 the outputs equal those of the base model bit for bit. The effect at a position does not depend
     on KV cache, left padding, batching or beam search.
 
-    Useful strengths depend on the direction's norm and on the number of layers. ThinkEdit steers all layers along a difference of means
-    that is not normalised, with strengths from -0.08 to 0.08.
+    Useful strengths depend on the direction's norm and on the number of layers. ThinkEdit (arXiv:2503.22048) steers all layers along a
+    difference of means that is not normalised, with strengths from -0.08 to 0.08.
 
     Args:
         direction: Direction v, one vector per layer.
@@ -167,9 +168,9 @@ def steering(
 
 
 def check_direction(direction: Direction, lm: LM) -> None:
-    """Raise WrongModelError unless a direction fits ``lm`` (``check_shape``) and was made from ``lm`` or its parent.
+    """Raise WrongModelError unless a direction has the shape of ``lm`` and was computed from activations of ``lm`` or its parent.
 
-    The parent is the model that ``lm`` was made from in memory, for example by an edit. A model loaded from disk has none.
+    If ``lm`` was edited or trained in memory, its parent is the model before this change. A model loaded from disk has no parent.
     """
     check_shape(direction, lm)
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
@@ -190,10 +191,11 @@ def check_shape(direction: Direction, lm: LM) -> None:
 
 
 def transfer(direction: Direction, lm: LM) -> Direction:
-    """Return a copy of another model's direction that may be used with ``lm``: ``check_direction`` accepts it.
+    """Return a copy of another model's direction that may be used with ``lm``.
 
-    For example, a direction from a model before training can then steer the model after training. The vectors stay the same. The field
-    ``estimator`` of the copy also names the original model.
+    Steering refuses a direction that was computed from another model's activations (see ``check_direction``). The copy is recorded as a
+    direction of ``lm``, so it is accepted. For example, a direction from a model before training can then steer the model after training.
+    The vectors stay the same. The field ``estimator`` of the copy also names the original model.
     """
     origin = f"{direction.estimator} from {direction.provenance.model}"
     about = lm.provenance(direction.provenance.seed)

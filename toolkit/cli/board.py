@@ -89,6 +89,8 @@ def board(
 ) -> None:
     """Compare edits, steering, decoding rules, prompts and GRPO policies, with random controls and confidence intervals.
 
+    Each of these is a condition: a way to change the model or its sampling, measured on the same problems as the base model.
+
     Writes board.json, table.parquet and report.html (one file, works offline). After a stop, run the same command again to resume. A
     finished result is reused while its model, settings and code are unchanged. So if you add a condition, only that condition is measured.
 
@@ -146,5 +148,5 @@ def board(
 
 
 def _helper() -> subprocess.Popen[bytes]:
-    """Start this command again as a process that only measures conditions, and that ends when this process ends."""
+    """Start a helper process that runs the same ``toolkit board`` command. It only measures conditions, and ends when this process ends."""
     return processes.start_helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])

@@ -32,12 +32,13 @@ def check(
 ) -> None:
     """Load a model and say what the toolkit can do with it. Takes seconds once the model is loaded.
 
-    Prints the model's family, its layers with attention heads, its think tags, a rendered prompt, the estimated memory that commands need,
-    the decoding speed, and the features that do not work, with the reason. Also checks that the model's activations, attention and KV cache
-    behave as the toolkit assumes, and prints the largest numerical deviation of each check.
+    Prints the model's family, its layers with attention heads, its think tags, an example prompt, the estimated memory that commands need,
+    and the decoding speed. Lists the features of the toolkit that do not work with this model, with the reason. Also checks that the
+    model's activations, attention and KV cache behave as the toolkit assumes, and prints the largest numerical deviation of each check.
 
     With --problems, also loads up to five test problems of a task or a file. Prints the length of their longest prompt and the text of the
-    first problem, or the reason why they cannot be used. Of a file, every line is checked, and the reason names the first faulty line.
+    first problem, or the reason why they cannot be used. If it is a file, every line is checked, and the reason names the first faulty
+    line.
 
     With --rollouts, also prints the number of rollouts and whether they were sampled from this model.
 

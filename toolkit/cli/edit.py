@@ -57,8 +57,8 @@ def demo(
 ) -> None:
     """Run the whole demo: sample, compute a length direction, edit heads that shorten thinking, steer, compare with random controls.
 
-    The length direction is the mean activation of long thinking minus that of short thinking; adding it lengthens thinking. Writes
-    report.html, report.json, direction.safetensors, heads.json and the edited model.
+    The length direction is the mean activation in long thinking minus the mean activation in short thinking; adding it to activations
+    lengthens thinking. Writes report.html, report.json, direction.safetensors, heads.json and the edited model.
 
     On the tiny reasoner this takes a few minutes on two cores. After a stop, run the same command again to resume.
 
@@ -129,8 +129,8 @@ def thinkedit(
     Writes an ordinary Hugging Face directory, OUT. Its model card lists the edited heads and compares base, edited model and random
     controls on the test split of --task (default: the task of --rollouts).
 
-    Rollouts, report.json and rows.parquet are saved in OUT.work, so after a stop the same command resumes. You may remove OUT.work
-    afterwards.
+    Rollouts, report.json and rows.parquet are saved in a second directory, OUT.work, so after a stop the same command resumes. You may
+    remove OUT.work when the command has finished.
 
     Examples:
 
@@ -182,9 +182,15 @@ def thinkedit(
 
 
 def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, work: Path) -> Finding:
-    """Return length direction, head scores and plan of the edit.
+    """Return the length direction, the head scores and the plan of the edit, by one form of ThinkEdit.
 
-    They are computed from the rollouts of ``source`` or, if it is ``None``, from new rollouts that are saved in ``work``.
+    Args:
+        lm: Model whose heads are scored.
+        source: Rollouts to compute them from. ``None`` samples new ones, which are saved in ``work``.
+        study: Task, and numbers of problems and samples, of new rollouts.
+        settings: Share of heads to edit, strength of the edit, and classes of short and long thinking.
+        chosen: Key of the form in ``jobs.FORMS``.
+        work: Directory of new rollouts.
     """
     from toolkit import jobs
 
@@ -197,6 +203,12 @@ def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings:
 
 def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:
     """Write the edit as a PEFT adapter, unless the directory already holds exactly this adapter.
+
+    Args:
+        lm: The base model.
+        finding: Head scores and plan of the edit.
+        directory: Directory of the adapter.
+        work: Directory for a temporary copy of the adapter, to compare with an existing one.
 
     Raises:
         FileExistsError: the directory holds something else.
@@ -311,8 +323,9 @@ def direction(
 ) -> None:
     """Compute a direction of thinking length and save it with its provenance. Adding the direction lengthens thinking.
 
-    Methods: [bold]thinkedit[/bold], mean activation of long minus that of short thinking (arXiv 2503.22048). [bold]efficiency[/bold], mean
-    activation of the longest minus that of the shortest correct response to a problem, averaged over problems (arXiv 2506.15647).
+    Methods: [bold]thinkedit[/bold], mean activation in long thinking minus that in short thinking (arXiv 2503.22048).
+    [bold]efficiency[/bold], mean activation of the longest minus that of the shortest correct response to a problem, averaged over problems
+    (arXiv 2506.15647).
     [bold]probe[/bold], weights of a logistic regression that separates long from short thinking, scored by AUC on held-out problems.
     [bold]pca[/bold], first principal component of the activations of long and short thinking together.
 
@@ -377,8 +390,8 @@ def compare(
 
     The first model is the base. Each difference is a model minus the base, paired by problem.
 
-    A model that was edited or trained with this toolkit records the problems it was made from. A comparison on any of these problems is
-    refused (unless --allow-overlap). After a stop, run the same command again to resume.
+    A model that was edited or trained with this toolkit records the problems that were used for it. A comparison on any of these problems
+    is refused (unless --allow-overlap). After a stop, run the same command again to resume.
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """

@@ -97,12 +97,12 @@ def entropy(
     Does entropy rise with length? Correlation of entropy and length, pooled and [bold]within problem[/bold] (each problem's mean is
     subtracted, so that its difficulty cancels).
 
-    Does the answer need the tokens of high entropy? Accuracy lost if these think tokens are dropped, compared with dropping random tokens
-    and with cutting off the end.
+    Does the answer need the tokens of high entropy? Accuracy lost if these think tokens are dropped and the model answers again, compared
+    with dropping random tokens and with cutting off the end.
 
-    Which measures predict right answers? Correlation of right answers with failed steps (arXiv 2509.19284), re-checks (steps of thinking
-    that check an earlier step) and entropy. And the accuracy gained if the response with the lowest entropy, or with the lowest share of
-    failed steps, is selected for each problem.
+    Which measures predict right answers? Correlation of right answers with failed steps of thinking (wrong or abandoned ones, arXiv
+    2509.19284), re-checks (steps that check an earlier step) and entropy. Also the accuracy gained by selecting, for each problem, the
+    response with the lowest entropy or with the lowest share of failed steps.
 
     Intervals are 95 %, from resampling problems. Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and
     the rollouts.

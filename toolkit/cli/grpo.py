@@ -116,16 +116,18 @@ def grpo(
 ) -> None:
     """Train with GRPO and a length reward, with one log line per step and regular evaluations on held-out problems.
 
-    A recipe has the reward, loss and numbers of a paper. A reward that has no recipe is used with plain GRPO.
+    A recipe is the training setup of a paper: its reward, its loss, and numbers such as batch size and learning rate. A reward that has no
+    recipe is used with plain GRPO.
 
     After a stop, run the same command with [bold]--resume[/bold]. It continues from the last checkpoint, with the saved optimizer, order of
     problems and state of the reward. On several GPUs: accelerate launch $(which toolkit) grpo ...
 
-    Memory, besides activations: 20 bytes per weight. 16 of them are for training: fp32 weight, gradient and Adam's two moments. The other 4
-    are for the initial model, which stays in memory; with --dtype bfloat16, for the initial model (2) and the autocast copy (2).
+    Memory, besides activations: 20 bytes per weight. Training takes 16: 4 each for the fp32 weight, its gradient and Adam's two moments.
+    The initial model stays in memory and takes 4. With --dtype bfloat16 it takes 2, and the bfloat16 copy for autocast takes 2. Recipes
+    with a KL penalty (beta not 0) need 4 more, for a reference model.
 
-    Memory with --lora: 16 bytes per weight of the adapter. Per weight of the model: 8 bytes (frozen weight and initial model), or 4 with
-    --dtype bfloat16.
+    Memory with --lora: 16 bytes per weight of the adapter. In addition, 8 bytes per weight of the model: 4 for the frozen weight, 4 for the
+    initial model. With --dtype bfloat16 they are 2 each.
 
     To use less memory: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
 

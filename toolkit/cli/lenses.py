@@ -84,9 +84,9 @@ def retrieval_heads(
     second ranking also finds heads that attend to a token next to the answer in the prompt. Earlier layers may have copied the answer
     there.
 
-    As published, heads are masked by uniform attention while decoding. For comparison, they are also masked by zero and mean ablation, and
-    in the prompt too. For the task lookup and a model with think tags, the command also measures whether masking costs more accuracy when
-    the model thinks than when it answers directly.
+    Heads are masked as published: while decoding, they attend uniformly to all earlier tokens. For comparison, they are also masked by zero
+    and by mean ablation, and at the prompt's tokens too. For the task lookup and a model with think tags, the command also measures whether
+    masking costs more accuracy when the model thinks than when it answers directly.
 
     Examples:
 

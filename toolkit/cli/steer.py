@@ -188,7 +188,8 @@ def dose(
     Damage is shown by three numbers: the share of responses that close their thinking, the share that end in a loop, and the perplexity of
     the base model's responses under the steered model.
 
-    Writes report.html, doses.json, targets.json (the best strength for each target length) and the rollouts.
+    Writes report.html, doses.json, targets.json and the rollouts. targets.json has, for target lengths from 0.5 to 2 times the base model's
+    mean think length, the strength that comes closest.
 
     Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
     """
@@ -305,8 +306,9 @@ def import_(
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
-    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it. A file is refused if its vector does not fit the
-    model in site (place in a layer), width or layers. It is also refused if fields of its header contradict each other.
+    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it. A file is refused if its vectors do not fit the
+    model in width or number of layers, or belong to a place in a layer where vectors of this format do not act. It is also refused if
+    fields of its header contradict each other.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

@@ -26,8 +26,8 @@ class Findings:
     """Result of ``check``.
 
     Attributes:
-        facts: What is known about the model, problems and rollouts. Each section, such as ``"memory, estimated"``, is a dict from the
-            name of a quantity to its value as text.
+        facts: Facts about the model, the problems and the rollouts: title of a section -> name of a quantity -> its value as text. A title
+            is, for example, ``"memory, estimated"``.
         limits: Features of the toolkit that do not work with this model, each with the reason, one sentence each.
         faults: Reasons why the model, the problems or the rollouts cannot be used, one sentence each. Empty if there are none.
     """
@@ -43,13 +43,14 @@ class Findings:
 
 
 def check(lm: LM, *, problems: str | None = None, rollouts: str | Path | None = None) -> Findings:
-    """Check a loaded model, and optionally problems and rollouts to use with it. Return what was found.
+    """Check a loaded model, and optionally problems and rollouts to use with it. Return the facts, limits and faults as ``Findings``.
 
     Args:
         lm: The model.
         problems: Name of a task, or path of a JSONL file of problems. Up to five test problems are loaded, and their prompts are
             tokenized. If this fails, the error becomes a fault and is not raised.
-        rollouts: Directory of rollouts. It is a fault if they cannot be read, or were sampled from other weights than those of ``lm``.
+        rollouts: Directory of rollouts. Rollouts that cannot be read are a fault, and so are rollouts from other weights than those of
+            ``lm``.
     """
     found = Findings()
     found.facts["model"] = dict(_model(lm))
@@ -100,9 +101,10 @@ def _thinking(lm: LM) -> Iterator[tuple[str, str]]:
 
 
 def _exactness(lm: LM) -> dict[str, str]:
-    """Run the checks of ``toolkit.qualify`` on random tokens; return a dict from check to its largest deviation over all layers, as text.
+    """Run the checks of ``toolkit.qualify`` on random tokens. Return a dict from the name of a check to its largest deviation, as text.
 
-    In most checks, the deviation is that of activations or logits from their expected values, relative to the largest of these values.
+    The largest deviation is taken over all layers. In most checks it is the largest error of the activations or logits, divided by the
+    largest expected value. Checks of causality are left out: their number should be large.
     """
     worst: dict[str, float] = {}
     for result in lms.qualify(lm):
@@ -113,7 +115,11 @@ def _exactness(lm: LM) -> dict[str, str]:
 
 
 def _memory(lm: LM) -> Iterator[tuple[str, str]]:
-    """Yield pairs ``(use, memory)``, such as ``("GRPO, LoRA", "0.60 GB")``, computed from the numbers of weights, heads and layers."""
+    """Yield estimates of the memory for loading, sampling and training, as pairs such as ``("GRPO, LoRA", "0.60 GB")``.
+
+    Nothing is run: the estimates follow from the numbers of weights, heads and layers. Quantised or offloaded models cannot be trained, so
+    the estimates for GRPO are then left out.
+    """
     config, layout = lm.model.config.get_text_config(), lm.layout
     size = lm.model.dtype.itemsize
     weights, held = lm.model.num_parameters(), _bytes(lm)
@@ -140,7 +146,7 @@ def _gb(size: float | int) -> str:
 
 
 def _speed(lm: LM) -> float:
-    """Return the decoding speed for a single response, in tokens per second. One token is decoded before, to warm up."""
+    """Return the decoding speed for a single response, in tokens per second, measured on ten tokens after a warm-up."""
     generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=1), progress=False)
     began = time.perf_counter()
     (response,) = generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=TRIED), progress=False)

@@ -37,7 +37,8 @@ def demo(
 
     The demo first computes a *length direction*: the mean residual stream of long thinking minus that of short thinking. It then edits
     the attention heads whose outputs point most towards short thinking. This is ThinkEdit (arXiv:2503.22048). The demo compares two forms
-    of it, the published one and ours (see ``jobs.FORMS``). Our form is used for the saved model and for steering.
+    of it, the published one and ours (see ``jobs.FORMS``). The saved model has the edit of our form. Steering is along the direction that
+    this edit removes; it is not the length direction in ``direction.safetensors``.
 
     After a stop, call it again with the same arguments: finished rollouts are reused.
 
@@ -46,7 +47,7 @@ def demo(
         study: Task, number of problems per split, samples per problem, token budget, and seed.
         directory: Directory to write to: ``rollouts/``, ``direction.safetensors``, ``heads.json`` (scores and edited heads), ``edited/``
             (the saved model), ``report.json``, ``rows.parquet``, ``doses.json`` (effects by steering strength) and ``report.html``.
-        settings: Share of heads, strength, length classes and random controls of the edit.
+        settings: Share of heads to edit, strength of the edit, classes of short and long thinking, and random controls.
         say: Function that is called with one line of progress at a time.
 
     Returns:

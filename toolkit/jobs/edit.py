@@ -1,4 +1,4 @@
-"""Compute a length direction, edit the attention heads that write against it, and compare the edit with random controls.
+"""Compute a length direction, edit the attention heads whose outputs oppose it, and compare the edit with random controls.
 
 A *length direction* points from short to long thinking in the residual stream, with one vector per layer. Adding it lengthens thinking.
 ThinkEdit (arXiv:2503.22048) edits the heads whose outputs point most towards short thinking. The commands ``thinkedit`` and ``direction``
@@ -30,13 +30,13 @@ NOWHERE: Mapping[str, Any] = {}  # origin of rollouts whose task, split and seed
 
 @dataclass(frozen=True)
 class EditSettings:
-    """Settings of ThinkEdit's edit, which makes attention heads stop writing along a direction, and of its random controls.
+    """Settings of ThinkEdit's edit, which removes a direction from the outputs of attention heads, and of its random controls.
 
-    For each edited head, ``W <- (I - strength * v v^T) W``. W holds the columns of W_O that belong to the head; v is the direction's unit
-    vector.
+    For each edited head, ``W <- (I - strength * v v^T) W``. W holds the columns of W_O that belong to the head. v is the direction's vector
+    in the head's layer, scaled to norm 1.
 
     Attributes:
-        fraction: Share of all heads to edit, above 0 and at most 1.
+        fraction: Share of all heads to edit, those with the highest scores; above 0 and at most 1.
         strength: Factor in the edit. 1 removes the component along v from the head's output, 2 reverses its sign.
         share: Share of the rollouts in each length class if no thresholds are set, above 0 and at most 0.5. With 0.2, the fifth of the
             rollouts with the shortest thinking is the short class, and the fifth with the longest thinking is the long class.
@@ -44,8 +44,8 @@ class EditSettings:
             thresholds or neither.
         long_above: Threshold in think tokens. Rollouts with more than this are the long class. ``None`` uses ``share``.
         seed: Seed of the random controls.
-        draws: Number of controls per edit that remove a random direction instead. Use several, since a single random direction may have a
-            large effect by chance.
+        draws: Number of random directions per edit. Each gives a control that removes this direction from the same heads. Use several,
+            since a single random direction may have a large effect by chance.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -81,11 +81,12 @@ class Finding:
     """Result of ``find_heads``, for one form of ThinkEdit: the length direction, the head scores, and the edit to make.
 
     Attributes:
-        moments: Sums of activations per length class, from which the other attributes are computed.
+        moments: Sums of activations over the rollouts with short and with long thinking. The other attributes are computed from them.
         direction: Length direction, one vector per layer, used to score the heads; adding it lengthens thinking.
         scores: Score of every head; a positive score means that the head's output points towards short thinking.
-        plan: The heads to edit, with the direction to remove from their output, ``plan.direction``. In the published form this is the
-            length direction. In ours it is the mean output of these heads in long thinking minus that in short thinking.
+        plan: The heads to edit, with the direction to remove from their outputs, ``plan.direction``. The published form removes the length
+            direction. Our form removes a difference of two means of these heads' summed outputs: the mean over long thinking minus the mean
+            over short thinking.
     """
 
     moments: Moments
@@ -102,13 +103,13 @@ class DirectionRecipe:
     """Settings for computing a direction of thinking length from activations of the residual stream.
 
     Attributes:
-        method: How the direction is computed from activations.
+        method: How the direction is computed. Activations are first averaged over the chosen positions of each rollout.
 
-            * ``thinkedit``: mean over rollouts with long thinking minus mean over those with short thinking.
-            * ``efficiency``: mean of the longest minus mean of the shortest correct response to the same problem, averaged over problems
-              (Efficiency Steering, arXiv:2506.15647).
+            * ``thinkedit``: mean activation of rollouts with long thinking minus that of rollouts with short thinking.
+            * ``efficiency``: activation of the longest minus that of the shortest correct response to the same problem, averaged over
+              problems (Efficiency Steering, arXiv:2506.15647).
             * ``probe``: weight vector of a logistic regression that separates long from short thinking.
-            * ``pca``: first principal component of the activations of both classes.
+            * ``pca``: first principal component of the activations of long and short thinking together.
         site: Where in a layer the residual stream is read: ``resid_mid`` (after attention) or ``resid_post`` (after the block). ``None``
             uses the method's default: ``resid_post`` for ``efficiency``, else ``resid_mid``.
         estimator: For ``thinkedit`` and ``efficiency``: ``mean_difference``, or ``whitened`` (the difference of means, multiplied by the
@@ -134,11 +135,18 @@ class DirectionRecipe:
 
     @property
     def kind(self) -> str:
-        """Site where the residual stream is read, ``resid_mid`` or ``resid_post``: ``site`` if it is set, else the method's default."""
+        """Site where the residual stream is read: ``site`` if it is set, else the default of ``method``.
+
+        The default is ``resid_post`` for ``efficiency``, and ``resid_mid`` for all other methods.
+        """
         return self.site or (collect.MLP if self.method == "efficiency" else collect.ATTN)
 
     def where(self, lm: LM) -> collect.Positions:
-        """Return ``positions`` as the object that the functions of ``collect`` take. Line starts depend on the tokenizer of ``lm``."""
+        """Return the positions to average over as ``collect.Positions``, the argument of functions such as ``collect.moments``.
+
+        Args:
+            lm: Model whose tokenizer is used to find where lines of thinking start, for ``step_starts``.
+        """
         return collect.THINK if self.positions == "think" else collect.step_starts(lm)
 
 
@@ -155,8 +163,9 @@ class Form:
         recipe: How the length direction is computed.
         score: Function ``(moments, direction, model)`` that returns the head scores. A positive score means that the head's output points
             towards short thinking.
-        removes: Function ``(plan, moments, model)`` that returns the plan of the edit. The argument ``plan`` removes the length direction
-            from the heads with the highest scores. The returned plan may remove another direction from the same heads.
+        removes: Function ``(plan, moments, model)`` that chooses the direction to remove. It receives a plan that removes the length
+            direction from the heads with the highest scores. It returns this plan, or one that removes another direction from the same
+            heads.
         note: Description of the form in one or two sentences.
     """
 
@@ -203,9 +212,10 @@ def form_named(short: str) -> str:
 
 
 def _classes(rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe) -> collect.By:
-    """Return a function from a rollout to its class, ``"short"``, ``"long"`` or ``None``, for the method of a recipe.
+    """Return a function that maps a rollout to its class, ``"short"``, ``"long"`` or ``None`` for neither.
 
-    For ``efficiency`` the classes are the shortest and the longest correct response to each problem, otherwise the length classes.
+    If ``recipe.method`` is ``efficiency``, each problem's shortest correct response is in the class short, and its longest one in the class
+    long. For all other methods the classes are those of ``settings.classes``.
     """
     return efficiency_steering.pairs(rollouts) if recipe.method == "efficiency" else settings.classes(rollouts)
 
@@ -213,7 +223,10 @@ def _classes(rollouts: Sequence[Rollout], settings: EditSettings, recipe: Direct
 def _direction(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe, origin: Mapping[str, Any]
 ) -> tuple[Moments, Direction]:
-    """Collect activations, and return their moments and the direction. Only for ``thinkedit`` and ``efficiency``, which compare means."""
+    """Collect the activations of short and long thinking; return their moments (sums per class) and the direction.
+
+    Only for the methods ``thinkedit`` and ``efficiency``, which compare means. The moments also include the head outputs ``z``.
+    """
     by, kinds = (
         _classes(rollouts, settings, recipe),
         tuple(dict.fromkeys((recipe.kind, "z"))),
@@ -238,8 +251,9 @@ def extract_direction(
     Args:
         lm: Model whose activations are read.
         rollouts: Rollouts of ``lm``.
-        settings: Thresholds or quantiles of the length classes. The method ``efficiency`` ignores them: it compares correct responses to
-            the same problem, of which the longest must be at least twice as long as the shortest.
+        settings: Its thresholds or ``share`` say which thinking is short and which is long (see ``EditSettings.classes``). The method
+            ``efficiency`` ignores them. It compares the longest with the shortest correct response to the same problem, and leaves a
+            problem out if the longest has less than twice as many think tokens.
         recipe: Method, site, estimator and positions.
         origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the direction's provenance.
 
@@ -280,12 +294,12 @@ def extract_direction(
 def find_heads(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
 ) -> Finding:
-    """Compute the length direction, score all heads, and plan the edit, by one form of ThinkEdit. The model is not changed.
+    """Compute the length direction, score all heads, and choose the heads to edit, by one form of ThinkEdit. The model is not changed.
 
     Args:
         lm: Model whose heads are scored.
         rollouts: Rollouts of ``lm`` from the train split.
-        settings: Share of heads, strength and length classes.
+        settings: Share of heads to edit, strength of the edit, and classes of short and long thinking.
         name: Key of the form in ``FORMS``.
         origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the provenance of the direction and the plan.
     """
@@ -317,12 +331,12 @@ def separation(
 
 
 def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISHED) -> Plan:
-    """Return a new plan of the edit, with a different share of heads or a different strength. Head scores are reused; no model runs.
+    """Return a new plan of the edit, with the share of heads and the strength in ``settings``. Head scores are reused; no model runs.
 
     Args:
         lm: Model that the finding is from.
         finding: Result of ``find_heads``.
-        settings: Share of heads and strength of the new plan.
+        settings: Share of heads to edit and strength of the edit. Its length classes are not used.
         name: Key in ``FORMS`` of the form that ``find_heads`` used.
     """
     plan = edits.plan(finding.scores, finding.direction, fraction=settings.fraction, strength=settings.strength)
@@ -330,7 +344,11 @@ def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISH
 
 
 def plan_table(finding: Finding) -> pd.DataFrame:
-    """Return a table of the heads to edit, highest score first: index ``rank`` (from 0), columns ``layer, head, score, strength``."""
+    """Return a table of the heads to edit, highest score first: index ``rank`` (from 0), columns ``layer, head, score, strength``.
+
+    A positive score means that the head's output points towards short thinking. ``strength`` is that of the head's edit: 1 removes the
+    direction from the output, 2 reverses its sign.
+    """
     rows = [(e.layer, e.head, float(finding.scores.score[e.layer, e.head]), e.strength) for e in finding.plan.edits]
     return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
 
@@ -339,8 +357,8 @@ def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSetti
     """Return a dict from name to condition: base, the edited models, and random controls of each edit.
 
     An edit with the name NAME has two kinds of controls. ``NAME: random heads`` edits other heads of the same layers, chosen at random.
-    ``NAME: random direction 1``, ``2``, ... edit the same heads, but remove a random direction from the subspace that these heads can
-    write to.
+    ``NAME: random direction 1``, ``2``, ... edit the same heads, but remove a random direction instead. This direction lies in the subspace
+    that these heads can write to.
 
     Args:
         lm: The base model.
@@ -363,6 +381,10 @@ def edited(lm: LM, plan: Plan) -> Condition:
 
     The condition holds a model with changed weights. If the weights are quantised or offloaded, it holds ``lm`` and an intervention that
     makes the same change in every forward pass.
+
+    Args:
+        lm: The base model; it is not changed.
+        plan: Heads to edit, strength of each edit, and the direction to remove from their outputs.
     """
     if tensors.storage(lm.model):
         return Condition(lm, (edits.RuntimeEdit(plan),), note=plan.name)
@@ -395,10 +417,12 @@ def edit_and_measure(
 
 
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
-    """Return True if a directory already holds what ``save_edited`` would write, False if the directory is empty or missing.
+    """Return True if ``save_edited`` has already saved this edit in a directory, False if the directory is empty or missing.
+
+    The fingerprint of the edited weights that the directory's ``edit.json`` records is compared with that of the edit in ``finding``.
 
     Raises:
-        FileExistsError: the directory holds something else.
+        FileExistsError: the directory holds another model, or other files.
         DamagedFileError: the file ``edit.json`` in it is damaged.
     """
     if not Path(directory).is_dir() or not any(Path(directory).iterdir()):
@@ -412,7 +436,7 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
 
 
 def _fingerprint(lm: LM, plan: Plan) -> str:
-    """Return the fingerprint of the edited weights. If they are quantised or offloaded, return a hash of the base weights and the plan."""
+    """Return the fingerprint of the edited weights. Quantised or offloaded weights are not edited: return a hash of them and the plan."""
     condition = edited(lm, plan)
     return store.key([lm.fingerprint, str(condition.during[0])]) if condition.during else condition.lm.fingerprint
 
@@ -423,7 +447,8 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     If the weights of ``lm`` are quantised or offloaded, a PEFT adapter of rank 1 is saved instead (see ``vectors.save_adapter``). The
     directory also holds:
 
-    * ``edit.json``: plan, hashes of both models' weights, norms of the edited weights before and after (none for an adapter).
+    * ``edit.json``: plan, hashes of the base and of the edited weights, norms of the changed weights before and after the edit (none for an
+      adapter).
     * ``direction.safetensors``: the length direction, ``finding.direction``.
     * ``README.md``: model card with the edited heads and the measured effects.
 
@@ -470,8 +495,8 @@ def steering_conditions(lm: LM, v: Direction, settings: EditSettings) -> dict[st
 
     Args:
         lm: Model to steer.
-        v: Direction of thinking length; adding it lengthens thinking.
-        settings: Its ``seed`` is the seed of the random direction.
+        v: Length direction; adding it lengthens thinking.
+        settings: Its ``seed`` is the seed of the random direction. Its other fields are not used.
     """
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}

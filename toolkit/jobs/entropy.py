@@ -25,8 +25,10 @@ from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
 LENGTHS = (("entropy", "response_tokens"), ("think_entropy", "think_tokens"))
-"""Pairs of columns of ``EntropyTables.rows`` to correlate, an entropy and a length: of whole responses (as in PEAR, arXiv:2510.08026), and
-of thinking alone."""
+"""Pairs ``(entropy, length)`` of columns of ``EntropyTables.rows`` to correlate.
+
+The first pair is of whole responses, as in PEAR (arXiv:2510.08026). The second is of thinking alone.
+"""
 MEASURES = {
     "fsf": "failed-step fraction",
     "review_ratio": "re-check ratio",
@@ -35,7 +37,8 @@ MEASURES = {
 }
 """Columns of ``EntropyTables.rows`` to correlate with right answers -> their names in reports.
 
-A re-check is a step of thinking that checks an earlier step. The re-check ratio is the share of the thinking's characters in re-checks.
+The failed-step fraction is the share of the steps of thinking that are wrong or abandoned. A re-check is a step that checks an earlier
+step. The re-check ratio is the share of the thinking's characters in re-checks.
 """
 PHASES = {"think": "thinking", "answer": "answer", "think - answer": "thinking minus answer"}
 GROUPS: Mapping[str, Callable[[Rollout], bool]] = {
@@ -53,9 +56,10 @@ class EntropySettings:
     Attributes:
         temperature: Sampling temperature, above 0. Entropies are those of the softmax at this temperature.
         split: Split of the problems: ``train``, ``dev`` or ``test``.
-        keeps: Shares of think tokens to keep when filtering, 0 to 1. The share 1 (nothing dropped) and at least one other are required.
-        reader_of: Function that returns a ``failed_steps.Reader`` for a problem. The reader splits the thinking of a response into steps,
-            and marks steps that failed or that re-check an earlier step.
+        keeps: Shares of think tokens to keep, 0 to 1, when think tokens are dropped and the model answers again. The share 1 (nothing
+            dropped) and at least one other are required.
+        reader_of: Function from a problem to a ``failed_steps.Reader``: rules that split thinking into steps, and mark those that failed or
+            that re-check an earlier step.
     """
 
     temperature: float = 1.0
@@ -86,6 +90,9 @@ class EntropyTables:
     * ``scope``, of a correlation: ``pooled`` (over all rollouts) or ``within`` (each problem's mean is subtracted first, so that
       differences in difficulty cancel).
 
+    A step of thinking *failed* if it is wrong or abandoned. A step *re-checks* if it checks an earlier one. The rules that mark such steps
+    depend on the task (see ``failed_steps.Reader``).
+
     Attributes:
         rows: One row per rollout. Columns: ``problem_id, sample, correct, closed, think_tokens, response_tokens``; ``entropy`` (of the
             whole response), ``think_entropy, answer_entropy``. Columns on the steps of thinking: ``steps, failed, reviews`` (numbers of
@@ -98,16 +105,17 @@ class EntropyTables:
         positions: Entropy by relative position in the think span (0 to 1), columns ``position, mean, low, high, rollouts, responses``.
         steps: Entropy of the first, second, ... step of thinking, columns ``step`` (from 1), ``mean, low, high, rollouts, responses``.
         marked: Entropy of failed or re-checking steps compared with the other steps of the same responses. Columns: ``mark`` (``failed`` or
-            ``re-check``), ``mean, low, high, rollouts``, and ``steps``. The latter is ``marked`` (steps with this mark), ``others``, or the
-            paired difference ``marked - others``.
+            ``re-check``), ``mean, low, high, rollouts``, and ``steps``: ``marked`` (steps with this mark), ``others``, or the paired
+            difference ``marked - others``.
         lengths: Correlation of an entropy with a length. Columns: ``scope, kind`` (``pearson`` or ``spearman``), ``r, low, high, problems,
             rollouts``, and the names of the two correlated columns of ``rows``: ``x`` (entropy) and ``y`` (length).
         correctness: Correlation of each measure in ``MEASURES`` with right answers, columns ``measure, scope, kind, r, low, high``. The
             measure ``fsf (shuffled)`` is a control: see ``failed_steps.correctness_correlations``.
-        choices: Accuracy (0 to 1) if a rule selects one response per problem. Columns: ``kept`` (name of the rule, such as "shortest
+        choices: Accuracy (0 to 1) of one response per problem, selected by a rule. Columns: ``kept`` (name of the rule, such as "shortest
             thinking"), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the mean over all responses).
-        filtering: Accuracy after some think tokens are dropped. One row per choice of tokens (highest entropy, random, or the end) and per
-            share kept: see ``phase_entropy.filtering_summary``. ``None`` if the model has no closing think tag, which filtering needs.
+        filtering: Accuracy of new answers, after some think tokens were dropped and the think span was closed. One row per way to drop
+            tokens (highest entropy first, at random, or from the end) and share kept: see ``phase_entropy.filtering_summary``. ``None`` if
+            the model has no closing think tag.
         effects: Accuracy after dropping the tokens of highest entropy minus the accuracy of each control: see
             ``phase_entropy.filtering_effects``. ``None`` if ``filtering`` is ``None``.
     """
@@ -143,8 +151,8 @@ def entropy_report(
         study: Task, numbers of problems and samples, token budget and seed. If ``rollouts`` is given, samples and token budget are not
             used.
         directory: Directory to write to: ``report.html``, ``entropy.json`` (all tables except ``rows``), ``rows.parquet``, ``rollouts/``
-            (if sampled), and ``filtered/`` (answers after filtered thinking).
-        settings: Temperature, split, shares of think tokens to keep, and reader of steps.
+            (if sampled), and ``filtered/`` (answers that the model gives again after some of its think tokens were dropped).
+        settings: Temperature, split, shares of think tokens to keep, and the rules that split thinking into steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         say: Function that is called with one line of progress at a time.
 
@@ -196,7 +204,7 @@ def entropy_report(
 
 
 def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed: int = 0) -> EntropyTables:
-    """Compute all tables except ``filtering`` and ``effects``, which need new answers from a model.
+    """Compute all tables of ``EntropyTables`` except ``filtering`` and ``effects``, which need new answers from a model.
 
     Args:
         rollouts: Rollouts with the entropy of every token, several per problem.
@@ -251,11 +259,11 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
 
 
 def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFrame:
-    """Return the table ``EntropyTables.marked``: the entropy of failed and of re-checking steps compared with other steps.
+    """Return the table ``EntropyTables.marked``: the entropy of steps that failed or re-check, compared with other steps.
 
     Args:
         rows: From ``phase_entropy.step_entropy``: one row per step, in the order of ``chains``. Steps without tokens have no row.
-        chains: Steps of each response's thinking, with their marks (failed, re-check).
+        chains: Steps of each response's thinking, with two flags per step: failed, and re-checks an earlier step.
         seed: Seed of the bootstrap.
     """
     # One pair of marks (failed, re-check) per row of ``rows``. Steps with an empty token span have no row, so they are skipped.
@@ -266,9 +274,14 @@ def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFr
 
 
 def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return the table ``EntropyTables.choices``: the accuracy if each problem's response with the lowest value of a measure is selected.
+    """Return the table ``EntropyTables.choices``: the accuracy of one response per problem, selected by a rule.
 
-    The last rule is a control, which selects by failed-step fractions that are shuffled over all responses.
+    Each rule selects the response with the lowest (or highest) value of a measure, such as think entropy. One rule is a control: its
+    measure is the failed-step fraction, shuffled over all responses.
+
+    Args:
+        rows: One row per response, as in ``EntropyTables.rows``, without NaN in the measures.
+        seed: Seed of the shuffle and of the bootstrap.
     """
     rows = rows.sort_values(["problem_id", "sample"])  # so that the shuffle does not depend on the order of rows
     values = {
@@ -289,7 +302,12 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
-    """Return the main results as text: one row per result (index ``measured``), column ``value`` with the number and its 95 % interval."""
+    """Return selected results as a table of texts, for the top of the report.
+
+    The rows are accuracy, think length, entropies by phase, correlations with length and with right answers, the effect of dropping think
+    tokens, and the gain from selecting responses. Index: ``measured`` (name of the result). Column: ``value`` (the number with its 95 %
+    interval).
+    """
     # Index every table by the columns that identify a row, then look up the rows of the headline.
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
     lengths = tables.lengths[tables.lengths["kind"] == "spearman"].set_index(["x", "scope"])
@@ -325,7 +343,7 @@ def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *
 
     Args:
         row: The estimate; its interval is in ``row["low"]`` and ``row["high"]``.
-        unit: Unit of the numbers, which sets the digits. The unit ``share`` is written in percent.
+        unit: Unit of the numbers, which sets the number of digits. The unit ``share`` is written in percent.
         mean: Name of the entry of ``row`` that holds the estimate.
         sign: ``"+"`` also writes the sign of positive numbers.
     """
@@ -335,7 +353,11 @@ def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *
 
 
 def _gain(choice: pd.Series) -> str:
-    """Return the gain of a row of ``EntropyTables.choices`` as text, in percentage points."""
+    """Return, as text, the accuracy that a selection rule gains over the mean of all responses, with its interval.
+
+    Args:
+        choice: Row of ``EntropyTables.choices``. Its ``gain`` is a share; the text is in percentage points.
+    """
     return _cell({"mean": choice["gain"], "low": choice["gain_low"], "high": choice["gain_high"]}, "share", sign="+")
 
 
@@ -432,7 +454,10 @@ def _filtering_section(tables: EntropyTables) -> Section:
 
 
 def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
-    """Return ``EntropyTables.marked`` for reports: one row per mark, one column per kind of steps, cells such as ``1.2 [1.0, 1.4]``."""
+    """Return ``EntropyTables.marked`` as a table of texts such as ``1.2 [1.0, 1.4]``, for reports.
+
+    It has one row per mark (failed, re-check). Columns: ``marked`` (steps with the mark), ``others`` and ``marked - others``.
+    """
     cells = {
         f"{mark} ({part['rollouts'].iloc[0]} responses)": {row["steps"]: _cell(row, "nats") for _, row in part.iterrows()}
         for mark, part in marked.groupby("mark")
@@ -441,7 +466,11 @@ def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
-    """Return ``EntropyTables.choices`` for reports: one row per rule, columns ``accuracy`` and ``gain``, both in percent as text."""
+    """Return ``EntropyTables.choices`` as a table of texts, for reports.
+
+    It has one row per rule that selects a response. Columns: ``accuracy`` in percent, and ``gain`` (accuracy minus the mean over all
+    responses) in percentage points.
+    """
     rows = choices.set_index("kept")
     cells = {name: {"accuracy": _cell(row, "share", "accuracy"), "gain": _gain(row)} for name, row in rows.iterrows()}
     return pd.DataFrame(cells).T.rename_axis("response kept")
@@ -451,7 +480,7 @@ def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], p
     """Return transcripts of up to three responses: a sentence that names the responses, and their HTML.
 
     The responses are the wrong one with the most failed steps, the correct one to the same problem with the most steps, and the one with
-    the highest think entropy. If no response is wrong, a correct one takes the first place.
+    the highest think entropy. If no response is wrong, the first is the correct one with the most failed steps.
     """
     by_id, thought = {p.id: p for p in problems}, [i for i, chain in enumerate(chains) if chain.texts]
     # Wrong answers first, then most failed steps, then longest thinking. If no answer is wrong, this is a right one.
@@ -469,8 +498,8 @@ def _named(all_right: bool, solved: bool) -> str:
     """Return a sentence that names the responses of ``_transcripts``.
 
     Args:
-        all_right: True if no response with thinking is wrong, so that a correct one takes the place of the wrong one.
-        solved: True if a response to the problem of the first one is correct.
+        all_right: True if no response with thinking is wrong. The first transcript then shows a correct response.
+        solved: True if the problem of the first transcript has a correct response.
     """
     first = "No response with thinking is wrong: the correct one" if all_right else "The wrong response"
     second = "the correct response to the same problem with the most steps, " if solved else ""

@@ -1,4 +1,4 @@
-"""Train a policy with a length reward (command ``grpo``), or many policies for a comparison (learning curves in ``data/grpo``).
+"""Train one policy with a length reward (command ``grpo``), or many policies to compare their learning curves (``sweep``).
 
 A recipe is the training setup of a paper: reward, loss, and numbers such as batch size and learning rate.
 """
@@ -34,10 +34,10 @@ RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate
 def catalogue() -> pd.DataFrame:
     """Return a table of all rewards and recipes, one row each, for ``toolkit grpo --list``.
 
-    Index: ``name``. Columns:
+    A recipe is a paper's training setup: reward, loss, and numbers such as the batch size. Index: ``name``. Columns:
 
     * ``paper``: arXiv id.
-    * ``own``: ``"yes"`` if there is a recipe with the paper's numbers; ``""`` if the reward is used with plain GRPO.
+    * ``own``: ``"yes"`` if there is a recipe of this name; ``""`` if there is only a reward, which is used with plain GRPO.
     * ``pays``: one sentence that says which responses get a high reward.
     """
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
@@ -47,9 +47,9 @@ def catalogue() -> pd.DataFrame:
 
 
 def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
-    """Return a recipe with some settings changed, and a dict of those settings that are not the recipe's but fields of ``GRPOConfig``.
+    """Change settings of a recipe by name. Return the new recipe, and a dict of the settings that it does not have.
 
-    ``GRPOConfig`` is the configuration of TRL, the library that trains.
+    The settings in the dict are fields of ``GRPOConfig``, the configuration of TRL, which is the library that trains.
 
     Args:
         recipe: Recipe to change; the original is not modified.
@@ -87,14 +87,15 @@ def grpo(
 ) -> Trained:
     """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"`` with ``grpo.json`` beside the weights.
 
-    Evaluations during training use problems of the dev split: a quarter as many as training problems, at least 16. The train and the dev
-    split have no problem in common, even if the task is a file of problems.
+    Evaluations during training use problems of the dev split. Their number is a quarter of the number of training problems, but at least
+    16. The train and the dev split have no problem in common, even if the task is a file of problems.
 
     Args:
         lm: Model to start from; it is not changed.
-        recipe: Reward, loss and numbers of the training.
+        recipe: Training setup: reward, loss, and numbers such as batch size and learning rate.
         study: Task, number of training problems, and seed of the problems.
-        run: Output directory, training steps, checkpoints and evaluations. Its ``held_out`` is replaced by problems of the dev split.
+        run: Output directory, training steps, checkpoints and evaluations. The problems in ``run.held_out`` are not used: the dev split
+            replaces them.
         extras: Optional parts, such as a LoRA adapter or another engine that generates responses.
         resume: True to continue from the last checkpoint in ``run.out``, if there is one.
         say: Function that is called with one line of progress at a time.
@@ -119,9 +120,12 @@ def grpo(
 def before_and_after(done: Trained) -> pd.DataFrame:
     """Return a table of measures before and after training, one row per measure.
 
-    It has two columns, the first and the last training step at which the measures were logged, named by the step's number. The measures
-    are those on held-out problems if the log has any, else those of the training batches. Accuracy and ``truncated`` (responses that the
-    token budget cut off) are shares, 0 to 1; lengths are in tokens.
+    The first column holds the measures at the first training step that logged them, the second those at the last. The columns are named by
+    the number of the step. The measures are from held-out problems if the log has any, else from the training batches. Accuracy and
+    ``truncated`` (responses that the token budget cut off) are shares, 0 to 1; lengths are in tokens.
+
+    Args:
+        done: Trained model with its log.
     """
     rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
@@ -136,8 +140,9 @@ def sweep(
 
     To resume, call it again: a policy whose curve exists is not trained again. Several processes may run the same call to share the work.
 
-    A curve is outdated if the code, the model, the recipe or the plan has changed since. It is then moved to ``runs / "stale"``, and the
-    policy is trained again. Curves of version 0.1.0 have no hash of the code. Such a curve is kept if model, recipe and seed are the same.
+    A curve is outdated if the code, the model, the recipe or the plan has changed since it was written. It is then moved to
+    ``runs / "stale"``, and the policy is trained again. Curves of version 0.1.0 have no hash of the code. Such a curve is kept if model,
+    recipe and seed are the same.
 
     Args:
         lm: Model to start each training from; it is also the base of the comparison.
@@ -169,7 +174,10 @@ def sweep(
 
 
 def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: int, stale: Path, say: Say) -> bool:
-    """Return True if the curve file exists and its inputs and code are unchanged. An outdated file is moved to the directory ``stale``."""
+    """Return True if the curve file exists and is up to date. An outdated file is moved to the directory ``stale``.
+
+    A curve is outdated if ``basis`` (everything it depends on, from ``_curve_basis``) differs from the basis that its file records.
+    """
     if not file.exists():
         return False
     about, *rows = curves.lines(file)
@@ -203,7 +211,15 @@ def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: 
 
 
 def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: int) -> list[dict[str, Any]]:
-    """Compare a policy with base, and return the lines of its curve file (``grpo.curves`` describes the kinds of lines)."""
+    """Compare a policy with base, and return the lines of its curve file (``grpo.curves`` describes the kinds of lines).
+
+    Args:
+        lm: Base, from which the policy was trained.
+        done: The policy with its training log.
+        about: First line of the file: recipe, seed, and what the curve depends on.
+        runs: Directory whose subdirectory ``test`` receives the rollouts.
+        tested: Number of test problems.
+    """
     policy = merging.in_type_of(lm, done.lm)  # trained weights are fp32; compare them in the dtype of base
     # The folder of rollouts gets this name too. It holds the fingerprint, so that rollouts of other weights do not conflict.
     name = f"{about['recipe'].name}-seed{about['seed']}-{policy.fingerprint[:8]}"
@@ -218,7 +234,11 @@ def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: 
 
 
 def _summaries(report: Report) -> list[dict[str, Any]]:
-    """Return rows of ``evaluate.summary`` as dicts. The field ``problems`` is ``"all"`` or ``"hard"`` (those with 6 to 8 operands)."""
+    """Return rows of ``evaluate.summary`` as dicts, for all problems and for the hard ones (6 to 8 operands).
+
+    The field ``problems`` is ``"all"`` or ``"hard"``. The metrics are accuracy, think length, and the shares of responses that close their
+    thinking and that end in a loop.
+    """
     rows = []
     for name, part in (("all", report), ("hard", report.only(difficulty=HARD))):
         summary = evaluate.summary(part)

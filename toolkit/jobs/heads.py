@@ -44,15 +44,16 @@ class Atlas:
 
     @property
     def heads(self) -> pd.DataFrame:
-        """Table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens.
+        """Table with one row per head: ``head`` ("layer.head"), ``layer``, and the head's score by each lens, one column per lens.
 
-        The head that writes most towards short thinking comes first (lens ``short thinking``).
+        A lens is a measure that gives each head one number. Rows are sorted by the lens ``short thinking``: the head that writes most
+        towards short thinking comes first.
         """
         return self.tables["heads"]
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """Table with one row per pair of lenses: number of heads at the top of both, rank correlation, p-values (see ``agreement``)."""
+        """Table with one row per pair of lenses (measures of heads): how well they agree on the highest heads (see ``agreement``)."""
         return self.tables["overlaps"]
 
 
@@ -91,16 +92,18 @@ def lenses(
 ) -> dict[str, HeadScores]:
     """Return a dict from the name of a lens to the scores of all heads by it.
 
-    The first two lenses are the scores of ThinkEdit, from rollouts. The next three come from prompts that hide a fact, the *needle* (see
-    ``methods.retrieval_heads``).
+    A lens is a measure that gives each head one number. The first two lenses are scores of ThinkEdit, from rollouts. The next three come
+    from prompts that hide a fact, the *needle* (see ``methods.retrieval_heads``).
 
-    * ``short thinking, published``: how far the head's mean output in short thinking points towards short thinking, in units of the
+    * ``short thinking, published``: component of the head's output towards short thinking, mean over short thinking, in units of the
       residual stream (``thinkedit.head_scores``).
-    * ``short thinking``: our form, for the head's mean output in short minus that in long thinking (``thinkedit.contrast_scores``).
-    * ``copy``: share of the answer's distinct tokens that the head copies. A head copies a token if it attends most to this token in the
-      needle at the step that generates it.
-    * ``write``: what the head adds to the logit of a generated token of the needle by attending to the needle, mean over these tokens.
-    * ``attention from the question``: share of the head's attention from the question's tokens that is on the needle.
+    * ``short thinking``: our form. The same component, mean over short thinking minus mean over long thinking
+      (``thinkedit.contrast_scores``).
+    * ``copy``: share of the answer's distinct tokens that the head copies. A head copies a token if, at the step that generates the token,
+      it attends most to this token in the needle.
+    * ``write``: increase of the logit of a generated token of the needle that is due to the head's attention to the needle, mean over these
+      tokens.
+    * ``attention from the question``: share of the head's attention that goes to the needle, mean over the question's tokens.
     * ``entropy when masked``: rise of the think entropy when the head is ablated (see ``entropy_sensitivity``), on at most 127 rollouts.
     * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention that lies on this pattern, as TransformerLens
       measures it.
@@ -127,10 +130,10 @@ def lenses(
 
 
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Test for every pair of lenses whether both rank the same heads highest.
+    """Test for every pair of lenses whether both rank the same heads highest. A lens is a measure that gives each head one number.
 
-    Two lenses may share top heads only because both give high scores to all heads of some layers. The p-value ``p_in_layer`` rules this
-    explanation out, ``p`` does not.
+    If two lenses give high scores to all heads of the same layers, they share top heads for this reason alone. The p-value ``p_in_layer``
+    rules this explanation out; ``p`` does not.
 
     Args:
         scores: Name of a lens -> scores of all heads.
@@ -181,7 +184,10 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
 
 
 def _top(scores: ndarray, count: int) -> ndarray:
-    """Return one weight per head, with the sum ``count``: 1 in the top ``count``, 0 outside. Heads that tie at the cut share the rest."""
+    """Return one weight per head: 1 for the ``count`` heads with the highest scores, 0 for the others.
+
+    If heads tie for the last places, each of them gets the same fraction, so that the weights always sum to ``count``.
+    """
     cut = np.sort(scores)[-count]
     above, tied = scores > cut, scores == cut
     return above + tied * (count - above.sum()) / tied.sum()
@@ -201,7 +207,7 @@ def condition_effects(
         conditions: Name -> condition; the first is base.
         study: Task, numbers of problems and samples, and seed; its test problems are used.
         haystacks: Problems whose prompts hide the facts needed for the answer, from the test split.
-        heads: Heads whose effects the metric ``write`` sums, as pairs ``(layer, head)``; without heads, ``write`` is 0.
+        heads: Heads of the metric ``write``, as pairs ``(layer, head)``. The metric is 0 if there are none.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
@@ -211,8 +217,8 @@ def condition_effects(
         * ``accuracy`` (0 to 1) and ``think_tokens``, on the test problems.
         * ``think_entropy, answer_entropy``: in nats per token, on the test problems.
         * ``retrieved``: share of haystacks answered correctly (0 to 1), with greedy decoding.
-        * ``write``: how much ``heads`` together raise the logits of generated tokens of the hidden facts, by attending to these facts. All
-          conditions read the same responses for this: base's greedy responses to the haystacks.
+        * ``write``: increase of the logits of generated tokens of the hidden facts that is due to attention to these facts, summed over
+          ``heads``. It is measured on the same responses in all conditions: base's greedy responses to the haystacks.
     """
     problems = study.load("test", next(iter(conditions.values())).lm)
     evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
@@ -282,20 +288,23 @@ def atlas(
 ) -> Atlas:
     """Score every head by every lens, compare the lenses, and measure the effects of ThinkEdit's edit and of steering.
 
+    A lens is a measure that gives each head one number; ``lenses`` describes them.
+
     After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
         lm: Model whose heads are scored.
         study: Task, numbers of problems and samples, and seed.
-        search: Settings of the retrieval measurement.
+        search: Settings of the prompts that hide a fact, on which retrieval is measured.
         directory: Directory to write to: ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html``, and ``rollouts/``.
-        rollouts: Rollouts of ``lm`` from the train split, to compute the short-thinking scores from; ``None`` samples them.
+        rollouts: Rollouts of ``lm`` from the train split. The edit, the steering direction, and the lenses of thinking are computed from
+            them. ``None`` samples them.
         origin: ``task``, ``split`` and ``seed`` of ``rollouts``, for the provenance. Not used if ``rollouts`` is ``None``.
         say: Function that is called with one line of progress at a time.
 
     Raises:
         ImportError: TransformerLens is not installed. This is raised before anything is sampled.
-        evaluate.OverlapError: the edit or direction was made from problems that it would be evaluated on, and ``study.allow_overlap`` is
+        evaluate.OverlapError: a problem of ``rollouts`` is also among the problems of the evaluation, and ``study.allow_overlap`` is
             False.
     """
     bridges.check_transformer_lens()
@@ -338,10 +347,10 @@ def atlas(
 
 
 def head_table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
-    """Return a table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens.
+    """Return a table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens with the head's score.
 
     Args:
-        scores: Name of a lens -> scores of all heads. Rows are sorted by the first lens, highest score first.
+        scores: Name of a lens (measure of heads) -> scores of all heads. Rows are sorted by the first lens, highest score first.
     """
     order = next(iter(scores.values())).ranked()
     rows = [(f"{i}.{j}", i, *(float(s.score[i, j]) for s in scores.values())) for i, j in order]

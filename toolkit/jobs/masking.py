@@ -1,6 +1,6 @@
 """Measure the accuracy lost when retrieval heads are masked, compared with masking random heads of the same layers.
 
-``thinking_or_not`` also compares this loss between two ways to answer: with thinking, and directly. "As published" means as in
+``thinking_or_not`` also compares the loss when the model thinks with the loss when it answers directly. "As published" means as in
 arXiv:2404.15574.
 """
 
@@ -26,15 +26,15 @@ from toolkit.types import Moments, Plan, Problem, Rollout
 
 @dataclass(frozen=True)
 class Mask:
-    """A way to mask the top heads of a ranking: which heads, how, and when.
+    """A way to mask the top heads of a ranking: which heads, how, and at which positions.
 
     Attributes:
         ranking: Name of the ranking, a key in ``jobs.retrieval.RANKINGS``.
         count: Number of heads to mask, from the top of the ranking.
         op: Operation: ``uniform`` (the head attends equally to all keys that it can see), ``zero`` (its output is set to 0) or ``mean``
-            (its output is replaced by its mean).
-        during: Positions at which the heads are masked: ``newest`` (the prompt's last position and all response tokens, as published) or
-            ``all`` (the whole prompt too).
+            (its output is replaced by its mean over all positions of prompts and responses).
+        during: Positions at which the heads are masked: ``newest`` (the prompt's last position and all response tokens, as in
+            arXiv:2404.15574) or ``all`` (the whole prompt too).
     """
 
     ranking: str
@@ -47,14 +47,14 @@ class Mask:
 
 
 DURING = {"newest": "decode only", "all": "prefill too"}
-"""Value of ``Mask.during`` -> its name in tables and figures. "Decode only" includes the prompt's last position."""
+"""Positions at which heads are masked (``Mask.during``) -> their name in tables. "Decode only" includes the prompt's last position."""
 
 
 def planned_masks(search: Search) -> list[Mask]:
     """Return the masks to measure, for every ranking.
 
-    The published form (operation ``uniform``, ``during="newest"``) is measured at every number of heads in ``search.counts``. At the
-    largest number, every operation in ``search.ops`` is measured with both values of ``during``.
+    The form of arXiv:2404.15574 (operation ``uniform``, ``during="newest"``) is measured at every number of heads in ``search.counts``. At
+    the largest number, every operation in ``search.ops`` is measured with both values of ``during``.
     """
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
@@ -62,7 +62,10 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return moments with the mean output of every head over all positions of prompts and responses, for the operation ``mean``."""
+    """Return moments with the mean output of every head, over all positions of prompts and responses.
+
+    The masking operation ``mean`` replaces a head's output by this mean.
+    """
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)
 
@@ -70,9 +73,9 @@ def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
     """Return random controls of a plan: plans that mask equally many *other* heads of the same layers, chosen at random.
 
-    There may be fewer than ``draws`` controls: those that choose the same heads are returned once. If the plan masks more than half of all
-    heads, the list is empty, since too few others are left. If a layer has too few other heads, the missing ones come from the nearest
-    layer that has heads left.
+    There may be fewer than ``draws`` controls: if two of them choose the same heads, only one is returned. If the plan masks more than half
+    of all heads, the list is empty, since too few others are left. If a layer has too few other heads, the missing ones come from the
+    nearest layer that has heads left.
 
     Args:
         plan: Heads that are masked.
@@ -117,8 +120,8 @@ def masking_effects(
         * ``draws``: number of random controls.
         * ``tokens, random_tokens``: mean response length in tokens, of the masked model and of the controls.
 
-        Columns that end in ``low`` and ``high`` are the ends of 95 % intervals over problems. Those of ``random`` and ``more_than_random``
-        are also over the random controls; with fewer than three controls they are unreliable.
+        Columns that end in ``low`` and ``high`` are the ends of 95 % intervals, from resampling problems. The intervals of ``random`` and
+        ``more_than_random`` come from resampling the random controls too; with fewer than three controls they are unreliable.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
     done: dict[tuple, ndarray] = {}  # (heads, operation, positions) -> outcomes
@@ -209,15 +212,15 @@ def thinking_or_not(
 ) -> pd.DataFrame:
     """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly.
 
-    Heads are masked as published: from the prompt's last position on, they attend equally to all keys that they can see. To make the model
-    answer directly, its think span is closed at once.
+    Heads are masked as in arXiv:2404.15574: from the prompt's last position on, they attend equally to all keys that they can see. To make
+    the model answer directly, its think span is closed at once.
 
     Args:
         lm: Model to mask heads in.
         plan: Heads to mask.
         problems: Name of a task -> its problems.
         sampling: Sampling settings.
-        draws: Largest number of random controls, which mask other heads of the same layers (see ``controls``).
+        draws: Number of random controls, which mask other heads of the same layers. There may be fewer (see ``controls``).
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
@@ -231,7 +234,7 @@ def thinking_or_not(
           directly``: the loss when thinking minus the loss when answering directly.
         * ``think_tokens``: mean think length (NaN for ``thinking - directly``).
 
-        Intervals (``low`` to ``high``) are 95 %, over problems and, for ``random``, also over the controls.
+        Intervals (``low`` to ``high``) are 95 %, from resampling problems; for ``random``, the controls are resampled too.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}

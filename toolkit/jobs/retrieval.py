@@ -28,13 +28,15 @@ RANKINGS = {"copy, as published": ("copy", False), "write (ours)": ("write", Tru
 """Name of a ranking of the heads -> ``(metric, whole)``.
 
 ``metric`` is the entry of ``retrieval_heads.METRICS`` by which heads are ranked. ``whole`` says which tokens of the prompt count as the
-needle. True: the whole hidden fact, such as ``N=8;``. False: only the answer in it, such as ``8`` (as published).
+needle. True: the whole hidden fact, such as ``N=8;``. False: only the answer in it, such as ``8`` (as in arXiv:2404.15574).
 """
 
 
 @dataclass(frozen=True)
 class Search:
-    """Settings for finding retrieval heads and for masking them.
+    """Settings for finding retrieval heads (attention heads that copy from the prompt) and for masking them.
+
+    Heads are found and masked on *haystacks*: prompts that hide the facts needed for the answer.
 
     Attributes:
         task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of
@@ -42,10 +44,10 @@ class Search:
         instances: Number of haystacks per split (approximate for ``threading``). Heads are found on the dev split and masked on the test
             split.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
-        counts: Numbers of heads to mask.
+        counts: Numbers of heads to mask: each of them is measured.
         ops: Masking operations to try at the largest of ``counts``: ``uniform`` (the head attends equally to all keys that it can see),
-            ``zero`` (its output is set to 0) or ``mean`` (its output is replaced by its mean). ``uniform``, the published operation, is
-            measured at every count, even if it is not listed.
+            ``zero`` (its output is set to 0) or ``mean`` (its output is replaced by its mean over all positions of prompts and responses).
+            ``uniform``, the operation of arXiv:2404.15574, is measured at every count, even if it is not listed.
         draws: Number of random controls per mask; each masks random other heads of the same layers.
         max_new_tokens: Token budget of a response.
         batch_size: Number of responses that are decoded together; does not change the responses.
@@ -74,11 +76,15 @@ class Search:
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings: one greedy response per haystack, as published."""
+        """Sampling settings: one greedy response per prompt, as in arXiv:2404.15574."""
         return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
     def haystacks(self, lm: LM, split: str) -> list[Haystack]:
-        """Return the haystacks of a split, with the token positions of their needles in ``lm``'s chat prompt.
+        """Return the haystacks of a split: prompts that hide facts, with the token positions of the hidden facts.
+
+        Args:
+            lm: Model whose chat template and tokenizer give the positions.
+            split: ``train``, ``dev`` or ``test``.
 
         Raises:
             tasks.haystack.HaystackError: a prompt length is beyond the model's context, the hidden facts do not fit a length, or they
@@ -96,10 +102,10 @@ class Search:
 
 @dataclass(frozen=True)
 class RetrievalMeasurement:
-    """Retrieval metrics of every head on haystacks, from ``measure_retrieval``.
+    """Metrics that say how much every attention head retrieves from the prompt, from ``measure_retrieval``.
 
     Attributes:
-        haystacks: The haystacks, from the dev split.
+        haystacks: Haystacks of the dev split. A haystack is a prompt that hides facts (*needles*) which the answer needs.
         rollouts: The model's greedy responses to the haystacks.
         measured: Name of a ranking (see ``RANKINGS``) -> all metrics of every head in every example. An example is a response together with
             one needle of its prompt.
@@ -111,15 +117,16 @@ class RetrievalMeasurement:
 
     @property
     def scores(self) -> dict[str, HeadScores]:
-        """Name of a ranking -> scores of all heads: the metric of this ranking, averaged over examples."""
+        """Name of a ranking -> scores of all heads. A score is the metric by which the ranking sorts heads, averaged over examples."""
         return {name: retrieval_heads.scores(self.measured[name], metric) for name, (metric, _) in RANKINGS.items()}
 
     def recall(self) -> pd.DataFrame:
-        """Return the share of haystacks that the model answered correctly, one row per prompt length and needle depth.
+        """Return the share of haystacks answered correctly, one row per prompt length and depth of the hidden fact.
 
-        Columns: ``length`` (prompt length in tokens), ``depth`` (share of the prompt before the first needle, 0 to 1), ``correct`` (share
-        of right answers, 0 to 1) and ``n`` (number of haystacks). If there are more than 8 different lengths, they are grouped into at most
-        five quantile bins, and the column holds the middle of the bin. The same holds for more than 11 different depths.
+        Columns: ``length`` (prompt length in tokens), ``depth`` (share of the prompt before the first hidden fact, 0 to 1), ``correct``
+        (share of right answers, 0 to 1) and ``n`` (number of haystacks: prompts that hide facts). More than 8 different lengths are grouped
+        into at most five quantile bins, and ``length`` is then the middle of the bin. More than 11 different depths are grouped in the same
+        way.
         """
         by_id = {h.problem.id: h for h in self.haystacks}
         rows = []
@@ -136,7 +143,9 @@ class RetrievalMeasurement:
 
 
 def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> RetrievalMeasurement:
-    """Sample greedy responses to the dev haystacks, and measure how much every head retrieves from the prompt.
+    """Sample greedy responses to prompts that hide facts (haystacks), and measure how much every head retrieves from the prompt.
+
+    The haystacks are those of the dev split.
 
     Args:
         lm: Model to measure.
@@ -162,8 +171,9 @@ def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFram
     """Return a table of the heads with the highest scores in each ranking, one row per ranking and head.
 
     Columns: ``ranking, rank`` (1 is the highest score), ``layer, head, score``, and ``given_success``: the score averaged over correctly
-    answered haystacks only (NaN if there are none). Scores are shares (0 to 1) in the ranking by ``copy``, and logits in the ranking by
-    ``write``.
+    answered prompts only (NaN if there are none). There are two rankings (see ``RANKINGS``). In ``copy, as published`` the score is the
+    share (0 to 1) of the answer's tokens that the head copies. In ``write (ours)`` it is the head's mean contribution to the logits
+    of generated tokens of the hidden fact.
 
     Args:
         measurement: From ``measure_retrieval``.
@@ -199,9 +209,10 @@ def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
 
 
 def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -> pd.DataFrame:
-    """Return the overlap between the top heads on a few random examples and the top heads on all examples, as a table.
+    """Return a table that says whether a few examples suffice to find the top heads.
 
-    The few examples are part of all examples, so the overlap is optimistic.
+    An example is a response together with one hidden fact of its prompt. The top heads on a few random examples are compared with the top
+    heads on all examples. The few examples are among all examples, so the overlap is optimistic.
 
     Args:
         measurement: From ``measure_retrieval``.

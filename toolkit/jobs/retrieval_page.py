@@ -18,7 +18,7 @@ from toolkit.report import Section
 
 
 def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say = lambda text: None) -> dict[str, pd.DataFrame]:
-    """Find retrieval heads, mask them, and write a report.
+    """Find retrieval heads (attention heads that copy from the prompt), mask them, and write a report.
 
     After a stop, call it again with the same arguments: finished rollouts are reused.
 
@@ -26,8 +26,8 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
         lm: Model to find the heads of.
         search: Task, number of haystacks, masks and random controls.
         directory: Directory to write to: ``copy.safetensors`` and ``write.safetensors`` (head scores), ``copy_examples.json`` (copy scores
-            per example, in the format of the paper's released files), ``retrieval.json`` (all tables, with provenance), ``report.html``,
-            and ``rollouts/``.
+            per example, in the format of the files that arXiv:2404.15574 released), ``retrieval.json`` (all tables, with provenance),
+            ``report.html``, and ``rollouts/``.
         say: Function that is called with one line of progress at a time.
 
     Returns:

@@ -21,7 +21,7 @@ from toolkit.report import Section
 from toolkit.types import Direction, Problem, Rollout
 
 IN_DOSES = {"direction": str, "strength": float, "metric": str, "mean": float, "low": float, "high": float}
-"""Fields of a row of measurements in ``doses.json`` -> their types."""
+"""Field of a row in ``doses.json`` -> its type. A row is one metric, measured at one steering strength along one direction."""
 
 
 def dose_report(
@@ -93,7 +93,7 @@ def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
 
     Returns:
         A table and a text. The table has one row per direction, strength and metric, with the columns ``direction, strength, metric, mean,
-        low, high`` (95 % interval). The text says on which problems the doses were measured; it is "" for a file of version 0.1.0.
+        low, high`` (95 % interval). The text names the problems of the measurement; it is "" for a file of version 0.1.0.
 
     Raises:
         FileNotFoundError: ``directory`` has no ``doses.json``.
@@ -120,8 +120,8 @@ def vector_folder(
         v: Direction to write.
         directory: Folder to write.
         measured: Directory that ``dose_report`` wrote; its numbers and figures go into the card. ``None`` writes a card without numbers.
-        drop_layer_0: A GGUF file cannot hold a vector for layer 0. True leaves this vector out of it. False writes no GGUF file if the
-            vector is not zero. In both cases there is a GGUF file only for a direction at ``resid_post``.
+        drop_layer_0: What to do if the vector of layer 0 is not zero, since a GGUF file cannot hold it. True leaves the vector out of the
+            GGUF file. False writes no GGUF file. A direction at another site than ``resid_post`` never gets a GGUF file.
     """
     table, on, pages = None, "", {}
     if measured is not None:

@@ -29,8 +29,8 @@ class Study:
         max_new_tokens: Token budget of a response.
         batch_size: Number of responses that are decoded together; does not change the samples.
         seed: Seed of the problems, of the samples and of the bootstrap.
-        allow_overlap: True to allow that an edit or direction is evaluated on problems that it was made from. Reports then give the number
-            of these problems. False raises an error in this case.
+        allow_overlap: True to allow that an edit or direction is evaluated on problems from whose rollouts it was computed. Reports then
+            give the number of these problems. False raises an error in this case.
 
     Raises:
         ValueError: the task is unknown.
@@ -107,7 +107,7 @@ class RolloutDirectory:
 
     Attributes:
         directory: The directory.
-        header: Content of its ``header.json``: model, task, split, seed, number of rollouts, and sampling settings.
+        header: Content of its ``header.json``: model, task, split, seed, sampling settings, and number of rollouts in the complete run.
         rollouts: The saved rollouts.
     """
 
@@ -127,7 +127,7 @@ class RolloutDirectory:
 
     @property
     def expected(self) -> int:
-        """Number of rollouts in the complete run."""
+        """Number of rollouts in the complete run. If the header does not record it, the number of saved rollouts."""
         return self.header.get("rollouts") or len(self.rollouts)
 
     @property
