@@ -9,8 +9,8 @@ Equation (over the entries of all weights):
     theta = theta_base                elsewhere
 
 where theta_base and theta_trained are the weights of the two models, and theta those of the result. The paper uses keep = 25 % and
-scale = 0.7. In the paper, an 8B model lost accuracy in DLER training. The merged model was as accurate as the base model again, and its
-responses were almost as short as those of the trained model.
+scale = 0.7. In the paper, an 8B model lost accuracy in DLER training. The merged model regained this accuracy, and its responses were
+almost as short as those of the trained model.
 
 Our choices: the paper does not say whether the largest 25 % are taken within each weight tensor or over all tensors. The argument ``scope``
 sets this; the default is within each tensor. All entries that tie at the threshold are kept.

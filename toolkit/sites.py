@@ -410,9 +410,9 @@ class Layout:
 
         Return u with ``<v, contribution> = <u, attn_out> / scale``, where
 
-        - ``contribution`` is ``N(attn_out) * to_end(layer)``, the vector that the layer's attention adds to the last residual stream. N is
-          the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the identity. ``to_end`` is 1 in most
-          families.
+        - ``contribution`` is ``N(attn_out) * to_end(layer)``: the share of the residual stream after the last block that this layer's
+          attention has added. N is the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the
+          identity. ``Layout.to_end`` is 1 in most families.
         - ``scale`` is the number by which N divides at the position; 1 without a norm.
 
         Without a norm, u is ``v * to_end(layer)``. With an RMS norm of gain g, u is ``g * v * to_end(layer)``.
