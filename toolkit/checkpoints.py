@@ -95,7 +95,7 @@ class Placement:
         return self.device_map is None and self.quantization is None
 
     def options(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the arguments with which ``from_pretrained`` loads a model in this way.
+        """Return the arguments with which ``from_pretrained`` loads a model with this device, device map and quantisation.
 
         Args:
             config: Config of the model. Its checkpoint may be quantised already.

@@ -95,7 +95,7 @@ def moments(
     """Return sums of activations per class. Each rollout has weight 1: its activations are first averaged over its positions.
 
     Args:
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
         kinds: Site kinds to collect, at every layer. Default: ``"resid_mid"``, ``"resid_post"`` and ``"z"``. If a model has a norm between
             ``W_O`` and the residual stream, ``types.Z_OVER_NORM`` is collected with ``"z"``, because head scores need it there.
         positions: Positions of a rollout to average over (see the module ``positions``). Default: those that predict the think tokens. A
@@ -126,7 +126,7 @@ def moments_and_entropies(
     unchanged. To save memory, logits are computed for response tokens only, and in parts.
 
     Args:
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out of the moments.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out of the moments.
         kinds: Site kinds to collect, at every layer. Default: ``"resid_mid"``, ``"resid_post"`` and ``"z"``; see ``moments``.
         positions: Positions of a rollout to average activations over. Default: those that predict the think tokens.
         temperature: Temperature of the softmax.
@@ -290,7 +290,8 @@ def states(
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out. By default all rollouts are of class "all".
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out. By default all rollouts are
+            of class "all".
         positions: Positions of a rollout to read. Default: those that predict the think tokens. A rollout without such a position is left
             out. To limit the number of positions per rollout, use ``positions.sample_positions``.
         each: True for one row per position. False for one row per rollout: the mean over its positions.
@@ -395,7 +396,7 @@ def spread(
 
     Args:
         direction: The direction to project on. Activations are read at the direction's kind of site.
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
         positions: Positions of a rollout to read. Each rollout has weight 1, divided equally among its positions. Default: those that
             predict the think tokens.
         pos: One of the two classes, by default "long". d' is positive if its mean is the larger one.

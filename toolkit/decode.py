@@ -241,7 +241,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
+        """Remove rows: copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

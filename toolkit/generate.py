@@ -125,6 +125,7 @@ def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: lis
     ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. ``logprobs`` and ``entropies`` are ``None``.
 
     Args:
+        lm: The model from which the response was sampled. Its tokenizer and think tags are used.
         problem: The problem that the response answers; used to grade it.
         prompt: Token ids of the prompt.
         tokens: Token ids of the response, with the end-of-sequence token if one was sampled.

@@ -1,7 +1,7 @@
 """Language models: the class ``LM``, loading a model (``load``), and a model under interventions (``Condition``).
 
 ``load`` takes every causal language model of Hugging Face whose modules match a row in ``sites.py``, and checks its behaviour
-(``qualify``). An edited checkpoint is an ordinary directory.
+(``qualify``). An edited model is saved as an ordinary model directory, and is loaded like any other.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class LM:
         return {}
 
     def token_text(self, token: int) -> str:
-        """Return the text of one token, decoded alone and remembered."""
+        """Return the text of one token, decoded on its own. The text is cached."""
         if token not in self._token_texts:
             self._token_texts[token] = self.text([token])
         return self._token_texts[token]

@@ -1,6 +1,7 @@
-"""Records of the problems that a direction, plan or model was made from, so that it is not evaluated on the same problems.
+"""Records of problems: those with which a direction or plan was computed, or a model edited or trained.
 
-A record is a dict. That of a direction or plan is part of its provenance notes; those of a model are saved beside its weights. Its fields:
+With its records, a condition can be kept from being evaluated on the same problems. A record is a dict. The record of a direction or plan
+is part of its provenance notes. The records of a model are saved beside its weights. The fields of a record:
 
 | field | content |
 |---|---|
@@ -39,7 +40,7 @@ def check(notes: Mapping[str, Any]) -> None:
 
 
 def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
-    """Return a record: a dict that says from which problems a direction, plan or model was made.
+    """Return a record: a dict that says with which problems a direction or plan was computed, or a model edited or trained.
 
     Args:
         problem_ids: Ids of the problems. The record holds their hashes, under ``problem_ids``.
@@ -51,9 +52,9 @@ def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
 
 
 def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record (which problems a value was made from) that is part of the value's provenance notes.
+    """Return the record (see ``record``) in the provenance notes of a value, such as a direction.
 
-    The result is an empty dict if the notes hold no problem ids.
+    It says with which problems the value was computed. The result is an empty dict if the notes hold no problem ids.
     """
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
@@ -81,11 +82,11 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return those of some problems that were used to make a direction, plan or model.
+    """Return the problem ids that occur in any of the records, in their order.
 
     Args:
-        records: Records of the problems that were used (see ``record``).
-        problem_ids: Ids of the problems to look up. Plain ids, not hashes, are given and returned.
+        records: Records of the problems with which a condition was edited, steered or trained (see ``record``).
+        problem_ids: Ids to look up, usually of the problems of an evaluation. Plain ids, not hashes, are given and returned.
     """
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []

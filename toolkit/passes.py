@@ -43,7 +43,7 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
     """Return one ``Example`` for each rollout that has a class and at least one chosen position.
 
     Args:
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
         positions: Which positions to choose in each rollout (see the module ``positions``).
 
     Raises:

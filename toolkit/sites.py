@@ -81,8 +81,8 @@ class Site:
 class Row:
     """The module names of one architecture family. A model belongs to the family if each of its blocks has all the modules named here.
 
-    Two exceptions: in place of the attention module, a block may have a module named in ``MIXERS`` (it then has no attention heads); and
-    the module ``extra`` may be missing.
+    There are two exceptions. A block without attention heads has a module named in ``MIXERS`` in place of the attention module. The module
+    ``extra`` may be missing.
 
     Attributes:
         family: Name of the family, or of several with the same module names.

@@ -37,7 +37,10 @@ def is_packed(module: nn.Module) -> bool:
 
 
 def storage(model: nn.Module) -> str:
-    """Return ``"quantised"`` or ``"offloaded"`` if a model's weights are, so that they cannot be changed in place; else ``""``."""
+    """Return how a model's weights are stored: ``"quantised"``, ``"offloaded"``, or ``""`` if neither.
+
+    Quantised and offloaded weights cannot be changed in place.
+    """
     if getattr(model, "is_quantized", False):
         return "quantised"
     return "offloaded" if any(map(is_offloaded, model.modules())) else ""
@@ -151,8 +154,8 @@ def _parts(value: Tensor) -> list[Tensor]:
 def matrix(linear: Any, like: Tensor) -> Float[Tensor, "d_out d_in"]:
     """Return the weights of a linear layer as a matrix of floating-point numbers.
 
-    The result is a view, and writing to it edits the model. For quantised or offloaded weights it is a copy: they are measured by running
-    the layer on the unit vectors, which works for every form of storage.
+    The result is a view, and writing to it edits the model. Exception: if the weights are quantised or offloaded, it is a copy. It is then
+    computed by running the layer on the unit vectors, which works for every form of storage.
 
     Args:
         linear: The layer.

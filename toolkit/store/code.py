@@ -77,7 +77,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """Attributes that the module's code reads from each name: ``store.key`` in the code gives ``{"store": {"key"}}``."""
+        """Names in the module's code -> attributes that the code reads from them. So ``store.key`` gives ``{"store": {"key"}}``."""
         attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

@@ -24,19 +24,21 @@ from toolkit.types import Rollout, Span
 SAMPLING: Mapping[str, Any] = {
     "n": int, "temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int, "details": bool,
 }  # fmt: skip
-"""Setting -> type, for the field ``sampling`` of a header. The settings are those of ``Sampling``."""
+"""Setting -> type, for the field ``sampling`` in the header of a directory of rollouts. The settings are those of ``Sampling``."""
 IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
 }  # fmt: skip
-"""Field -> type, for the header fields that determine the rollouts. Sampling is resumed only if all of them are the same.
+"""Field -> type, for the header fields of a directory of rollouts that determine the rollouts. To resume sampling, all must be equal.
 
 ``fingerprint``: hash of the model's weights and config. ``template``, ``problems``: hashes of the chat template and of the problems.
 ``interventions``: texts from ``identity.describe_interventions``. ``tags``: the think tags. ``eos_ids``: token ids that end a response.
 ``sampling``: the settings listed in ``SAMPLING``.
 """
 OPTIONAL: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
-"""Field -> type, for the header fields that only describe the rollouts. They may be missing, and may differ when sampling is resumed.
+"""Field -> type, for the header fields of a directory of rollouts that only describe the rollouts.
+
+They may be missing, and may differ when sampling is resumed.
 
 ``seed`` is the seed of the problems, not of sampling. ``rollouts`` is the number of rollouts when sampling is complete.
 """
