@@ -218,7 +218,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
     The other files in ``checkpoint.folder`` are copied too, except weights and files that describe the old weights (``DESCRIBES``).
 
     Args:
-        checkpoint: Model and tokenizer to write. Its ``made_from`` is not written; put it into ``notes``.
+        checkpoint: Model and tokenizer to write. Its field ``made_from`` is not written; to write it, add it to ``notes``.
         directory: The new directory.
         notes: JSON files to add: file name -> content.
 

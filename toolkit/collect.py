@@ -44,7 +44,8 @@ class States:
     """Activations of single rollouts, or of single positions of them, at one kind of site in every layer.
 
     Attributes:
-        values: ``[rows, layers, width]``, fp32, on the CPU.
+        values: ``[rows, layers, width]``, fp32, on the CPU. If the width of ``z`` differs between layers, narrower layers are padded with
+            0.
         rows: Table with one row per row of ``values``, and these columns:
 
             - ``problem_id``, ``sample``: problem id and sample index of the rollout.
@@ -92,7 +93,9 @@ def moments(
     positions: Positions = THINK,
     second: Sequence[str] = (),
 ) -> Moments:
-    """Return sums of activations per class. Each rollout has weight 1: its activations are first averaged over its positions.
+    """Return sums of activations per class of rollouts, from which class means are computed (see ``Moments``).
+
+    Each rollout has weight 1: its activations are first averaged over its positions.
 
     Args:
         by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.

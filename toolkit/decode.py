@@ -184,8 +184,8 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 class Blocks(DynamicLayer):
     """One layer of a KV cache, in two blocks: ``newest`` holds the last ``count`` tokens, ``keys`` and ``values`` all tokens before them.
 
-    The attention function must be ``attend``, which reads both blocks. Another one would see only the newest token: ``update`` returns
-    only the keys and values of that token.
+    The model's attention function must be replaced by ``attend``, which reads both blocks. Any other attention function would see only the
+    newest token, because ``update`` returns only the keys and values of that token.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:

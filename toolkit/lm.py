@@ -59,8 +59,8 @@ class LM:
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model. ``save`` writes them beside the
             weights.
         template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
-        folder: Directory that the model was read from, or ``None``. ``save`` copies its other files, such as those of a multimodal
-            processor.
+        folder: Directory that the model was read from, or ``None``. ``save`` copies files from it that are neither weights nor tokenizer,
+            such as those of a multimodal processor.
         known_digests: Hashes of the weights that this LM shares with its parent: name -> hash. ``digests`` reuses them.
     """
 
@@ -91,7 +91,7 @@ class LM:
 
     @cached_property
     def caches_keys(self) -> bool:
-        """True if the KV cache holds the keys and values that attention reads. False for latent attention, which caches compressed ones."""
+        """True if the KV cache holds exactly the keys and values that attention reads. Latent attention caches compressed keys: False."""
         return behaviour.caches_keys(self.body, self.layout)
 
     @cached_property
@@ -261,8 +261,9 @@ class LM:
     def save(self, directory: str | Path) -> Path:
         """Save the model as an ordinary Hugging Face directory and return its path.
 
-        The directory holds the weights, tokenizer and chat template, and copies of the other files in ``folder``. It is written under a
-        temporary name and renamed when complete. So if it exists, it is complete.
+        The directory holds the weights, tokenizer and chat template. Other files, such as those of a multimodal processor, are copied from
+        ``LM.folder``, the directory that the model was read from. The new directory is written under a temporary name and renamed when
+        complete. So if it exists, it is complete.
 
         Raises:
             FileExistsError: the directory exists and is not empty.

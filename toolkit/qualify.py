@@ -322,9 +322,9 @@ def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
 
 @torch.inference_mode()
 def caches_keys(body: PreTrainedModel, layout: Layout) -> bool:
-    """Return True if the keys and values that attention reads in a decoding step are exactly those in the KV cache, in every layer.
+    """Return True if, in every layer, the KV cache holds exactly the keys and values that attention reads in a decoding step.
 
-    It is False, for example, for latent attention, which caches compressed keys.
+    The result is False, for example, for latent attention, which caches compressed keys.
 
     Args:
         body: The model without its LM head.

@@ -424,10 +424,10 @@ class Layout:
         return u if factor == 1.0 else factor * u
 
     def to_end(self, layer: int) -> float:
-        """Return the total factor by which a layer's attention output is multiplied on its way to the end of the residual stream.
+        """Return the total factor by which a layer's attention output is multiplied until the end of the residual stream.
 
-        It is the product of the field ``Layout.factor``, which applies when the output is added to the stream, and of the output scales
-        (``output_scale``) of this block and all later blocks. It is 1 in most families.
+        It is 1 in most families. It is the product of two parts: ``Layout.factor``, applied when the output is added to the stream, and the
+        factors by which this block and all later blocks multiply their outputs (see ``output_scale``).
         """
         return self.factor * math.prod(map(self.output_scale, range(layer, self.n_layers)))
 

@@ -1,8 +1,8 @@
 """Immutable dataclasses that the other modules exchange: problems, rollouts, activation sums, directions, head edits, reports.
 
 Nothing here runs a model, or reads or writes a file. Lengths are in tokens, entropies in nats. Directions are ``[layers, d_model]``;
-layer 0 is the first block. All directions follow one sign convention, **+ is longer**: a direction points from the activations of short
-thinking to those of long thinking.
+layer 0 is the first block. All directions follow one sign convention, **+ is longer**: adding a direction to the activations is meant to
+lengthen thinking.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """Kinds of sites, in the order in which a block computes them. A site is a place in a block where activations are read or changed.
 
-The table in ``sites`` describes each kind.
+The docstring of the module ``sites`` has a table that describes each kind.
 """
 Z_OVER_NORM = "z_over_norm"
 """Name of the quantity ``z / s``, one vector per position. It is not a site of the model; it is computed from two sites.
@@ -139,7 +139,11 @@ class Rollout:
 
     @property
     def closed(self) -> bool:
-        """True if the response has an answer span: thinking was closed, or it was never opened."""
+        """True if the response has an answer span.
+
+        It has one if thinking was closed or was never opened. If the whole response counts as thinking (``ThinkTags(None, None)``), it has
+        one if the response is complete.
+        """
         return self.answer is not None
 
     @property
@@ -190,18 +194,19 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums of activations per class of examples and per layer. The moments of two sets of examples can be added with ``+``.
+    """Sums of activations per class of examples and per layer. Class means and covariances are computed from them.
 
     An example is one rollout; its class is a label such as "long". For each example, the activations h at a site are first averaged over
-    the chosen positions (such as the think span). ``sums`` holds the sums of these averages over the examples of each class. ``outer``
-    holds the same sums for the outer products ``h h^T`` instead of h; ``covariance`` needs them.
+    the chosen positions (such as the think span). The averages are then summed over the examples of each class. The moments of two sets of
+    examples can be added with ``+``.
 
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.
         n: Number of examples per class, in the order of ``labels``.
         positions: Name of the chosen positions, e.g. ``"think"``.
-        sums: Site kind (or ``Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
-        outer: Site kind -> ``[labels, layers, width, width]``; empty if no outer products were collected.
+        sums: Site kind (or ``Z_OVER_NORM``) -> sums of h, ``[labels, layers, width]``, fp32 or wider.
+        outer: Site kind -> sums of the outer products ``h h^T``, ``[labels, layers, width, width]``; covariances need them. Empty if no
+            outer products were collected.
         provenance: Model and settings that the activations are from.
     """
 
@@ -309,7 +314,7 @@ class Moments:
 class Direction:
     """A direction in the residual stream that is meant to change the length of thinking, one vector per layer.
 
-    The sign convention is **+ is longer**: the vectors point from the activations of short thinking to those of long thinking.
+    The sign convention is **+ is longer**: adding the vectors to the activations is meant to lengthen thinking.
 
     Attributes:
         vector: ``[layers, d_model]``, not normalised.
@@ -358,8 +363,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"nats per token"``. If it is ``"residual stream norm"``, the score is the component along a unit
-            direction of the vector that the head adds to the residual stream. It is measured on the scale of the stream itself.
+        units: Unit of the score, e.g. ``"nats per token"``. ``"residual stream norm"`` has this meaning: the head adds a vector to the
+            residual stream, and the score is the component of this vector along a unit direction.
         provenance: Model and settings that the scores were computed with.
         absent: Entries ``(layer, head)`` of ``score`` for which there is no head, if some layers have fewer heads than others.
     """

@@ -268,7 +268,7 @@ def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file or a directory with its contents, if it exists.
+    """Remove a file, or a directory with its contents. Do nothing if it does not exist.
 
     A directory is first renamed to a temporary name. So under its own name it is complete or absent, even if the process is killed.
     Temporary files that killed processes left in the same parent directory are removed too.
@@ -338,7 +338,7 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert a value that ``json`` cannot write: a dataclass to a dict, a tensor to a list, a Path to a string.
+    """Return a value that ``json`` can write, in place of one that it cannot: a dict for a dataclass, a list for a tensor, text for a Path.
 
     Use it as ``json.dumps(value, default=jsonable)``.
 
