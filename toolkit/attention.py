@@ -41,10 +41,10 @@ class Rows:
         examples: Index of each sequence of the batch in ``sequences``, the argument of ``read``.
         queries: Position of each query. -1 is padding, for sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
-        scale: The number by which the norm after ``W_O`` divides, at each query, fp32; 1 if there is no such norm.
-        gate: Number by which each entry of a head's output is multiplied before ``W_O``, at each query, fp32: the input of ``W_O`` divided
-            by the output of the attention function. In gated attention it is the gate. If the model has a norm at this place, it is the
-            norm's gain divided by its divisor. It is 1 if the model has neither.
+        scale: Number by which the norm after ``W_O`` divides its input, at each query, fp32; 1 in models without such a norm.
+        gate: Factor between the output of the attention function and the input of ``W_O``, for each entry at each query, fp32. In most
+            models it is 1. In gated attention it is the gate. If a norm stands before ``W_O``, it is the norm's gain divided by the number
+            by which the norm divides.
     """
 
     layer: int
@@ -59,8 +59,8 @@ class Rows:
     def value_at(self, keys: Int[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads queries head_dim"]:
         """Return the value vector of each head at one key per query, fp32.
 
-        Do not use the result for keys outside the layer's sliding window. They are no longer in the cache, so it is the value vector of
-        another key.
+        Do not use the result for keys outside the layer's sliding window. Such keys are no longer in the cache, and the vector of another
+        key is returned in their place.
 
         Args:
             keys: Position of the key, for each head and query.

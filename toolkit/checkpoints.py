@@ -48,8 +48,9 @@ DESCRIBES = re.compile(
     r"^(\..*|README.*|edit\.json|grpo\.json|made_from\.json|made_by\.json|adapter_config\.json|chat_template.*|special_tokens_map\.json|added_tokens\.json"
     r"|trainer_state\.json|toolkit\.json|log\.(jsonl|parquet))$"
 )
-"""Pattern of the names of files that must not be copied when changed weights are saved: they describe the old weights, or the tokenizer
-writes them anew."""
+"""Pattern of the names of files that are not copied when changed weights are saved.
+
+These files describe the old weights, or they are written anew with the tokenizer."""
 
 
 QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -94,7 +95,7 @@ class Placement:
         return self.device_map is None and self.quantization is None
 
     def options(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the arguments with which ``from_pretrained`` loads a model in this way.
+        """Return the arguments with which ``from_pretrained`` loads a model with this device, device map and quantisation.
 
         Args:
             config: Config of the model. Its checkpoint may be quantised already.
@@ -125,7 +126,7 @@ def require(package: str, purpose: str) -> None:
 
     Args:
         package: Name of the package, such as ``"accelerate"``.
-        purpose: What needs the package, for the error message.
+        purpose: Name of the option or method that needs the package, for the error message.
     """
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"{purpose} needs {package}: pip install 'reasoning-length-toolkit[big]'.")
@@ -201,7 +202,10 @@ def _check_whole(where: str, placement: Placement) -> None:
 
 
 def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
-    """Return the records (see ``origins``) that are saved beside the weights in a directory or hub repository."""
+    """Return the records (see ``origins``) of the problems that a saved model was edited or trained with.
+
+    They are in a file beside the weights, in a directory or hub repository. The result is empty if there is no such file.
+    """
     path = Path(where) / MADE_FROM if Path(where).is_dir() else cached_file(where, MADE_FROM, revision=revision, **QUIET)
     if path is None or not Path(path).is_file():
         return ()
@@ -214,7 +218,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
     The other files in ``checkpoint.folder`` are copied too, except weights and files that describe the old weights (``DESCRIBES``).
 
     Args:
-        checkpoint: Model and tokenizer to write. Its ``made_from`` is not written; put it into ``notes``.
+        checkpoint: Model and tokenizer to write. Its field ``made_from`` is not written; to write it, add it to ``notes``.
         directory: The new directory.
         notes: JSON files to add: file name -> content.
 

@@ -44,11 +44,17 @@ class States:
     """Activations of single rollouts, or of single positions of them, at one kind of site in every layer.
 
     Attributes:
-        values: ``[rows, layers, width]``, fp32, on the CPU.
-        rows: Table with one row per row of ``values``. Columns: ``problem_id``, ``sample``, ``label`` (class of the rollout) and
-            ``think_tokens`` (length of its think span). If each row is a single position, there are two more. ``position``: number of think
-            tokens up to and including this position, so 0 at the position that predicts the first think token. ``remaining``: number of
-            think tokens after this position; NaN if thinking was never closed.
+        values: ``[rows, layers, width]``, fp32, on the CPU. If the width of ``z`` differs between layers, narrower layers are padded with
+            0.
+        rows: Table with one row per row of ``values``, and these columns:
+
+            - ``problem_id``, ``sample``: problem id and sample index of the rollout.
+            - ``label``: class of the rollout.
+            - ``think_tokens``: length of its think span.
+            - ``position`` (only if each row is a single position): number of think tokens up to and including this position. So it is 0 at
+              the position that predicts the first think token. Without a think span, response tokens are counted.
+            - ``remaining`` (only if each row is a single position): number of think tokens after this position; NaN if thinking was never
+              closed.
         kind: Kind of site, such as ``"resid_post"``.
         positions: Name of the positions that were collected, such as ``"think"``.
         provenance: Model and settings that the activations are from.
@@ -87,15 +93,18 @@ def moments(
     positions: Positions = THINK,
     second: Sequence[str] = (),
 ) -> Moments:
-    """Return sums of activations per class. Each rollout has weight 1: its activations are first averaged over its positions.
+    """Return sums of activations per class of rollouts, from which class means are computed (see ``Moments``).
+
+    Each rollout has weight 1: its activations are first averaged over its positions.
 
     Args:
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
-        kinds: Site kinds to collect, at every layer. If ``z`` is among them, ``types.Z_OVER_NORM`` is collected too in post-norm families,
-            since head scores need it there.
-        positions: Positions of a rollout to average over (see the module ``positions``). A rollout without such a position is left out.
-        second: Site kinds, among ``kinds``, for which outer products are summed too. Covariances need them. They take ``layers * width^2``
-            fp64 numbers per class.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
+        kinds: Site kinds to collect, at every layer. Default: ``"resid_mid"``, ``"resid_post"`` and ``"z"``. If a model has a norm between
+            ``W_O`` and the residual stream, ``types.Z_OVER_NORM`` is collected with ``"z"``, because head scores need it there.
+        positions: Positions of a rollout to average over (see the module ``positions``). Default: those that predict the think tokens. A
+            rollout without such a position is left out.
+        second: Kinds, all of them among ``kinds``, for which outer products of activations are summed too (``Moments.outer``). Covariances
+            need them. They take ``layers * width^2`` fp64 numbers per class and kind.
 
     Raises:
         ValueError: a kind in ``second`` is not in ``kinds``.
@@ -113,23 +122,22 @@ def moments_and_entropies(
     positions: Positions = THINK,
     temperature: float = 1.0,
 ) -> tuple[Moments, list[Rollout]]:
-    """Return ``moments`` and, from the same pass, all rollouts with their log-probabilities and entropies (in nats) filled in.
+    """Return two things from one pass: sums of activations per class, and all rollouts with log-probabilities and entropies (nats).
 
-    Log-probabilities and entropies are those of the softmax over the whole vocabulary, and equal those of ``entropies.with_entropies``.
-    Rollouts that have no class or no chosen position are returned unchanged. To save memory, logits are computed for response tokens only,
-    and in parts.
+    The sums are those of the function ``moments``, without outer products. Log-probabilities and entropies are those of the softmax over
+    the whole vocabulary, and equal those of ``entropies.with_entropies``. Rollouts that have no class or no chosen position are returned
+    unchanged. To save memory, logits are computed for response tokens only, and in parts.
 
     Args:
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out of the moments.
-        kinds: Site kinds to collect, at every layer, as in ``moments``.
-        positions: Positions of a rollout to average activations over.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out of the moments.
+        kinds: Site kinds to collect, at every layer. Default: ``"resid_mid"``, ``"resid_post"`` and ``"z"``; see ``moments``.
+        positions: Positions of a rollout to average activations over. Default: those that predict the think tokens.
         temperature: Temperature of the softmax.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
         ValueError: the temperature is not positive.
-        UnsupportedModelError: between its last hidden states and its logits, the model computes something else than the LM head and
-            soft-capping.
+        UnsupportedModelError: the model does not compute its logits from its last hidden states by the LM head and soft-capping alone.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0.")
@@ -163,7 +171,10 @@ def moments_and_entropies(
 def logprobs_and_entropies(
     logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float
 ) -> Float[Tensor, "2 ..."]:
-    """Return the natural log-probability of each token, stacked on the entropy (nats) of the softmax that predicts it.
+    """Return log-probabilities and entropies of tokens as one tensor.
+
+    Index 0 of its first axis holds the natural log-probability of each token. Index 1 holds the entropy (nats) of the softmax that predicts
+    the token.
 
     Args:
         logits: The logits that predict each token.
@@ -275,16 +286,17 @@ def states(
     positions: Positions = THINK,
     each: bool = False,
 ) -> States:
-    """Return the activations of each rollout, or of each position, at one kind of site in every layer.
+    """Return activations at one kind of site in every layer: one row per rollout (a mean over positions), or one row per position.
 
     Rows are in the order of the rollouts. The result takes ``4 * rows * layers * width`` bytes of CPU memory (1600 rollouts of a 28-layer
     model of width 1536: 275 MB). On top of that, only the activations of one batch are in memory at any time.
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out. By default all rollouts are of class "all".
-        positions: Positions of a rollout to read. A rollout without such a position is left out. To limit the number of positions per
-            rollout, use ``sample_positions``.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out. By default all rollouts are
+            of class "all".
+        positions: Positions of a rollout to read. Default: those that predict the think tokens. A rollout without such a position is left
+            out. To limit the number of positions per rollout, use ``positions.sample_positions``.
         each: True for one row per position. False for one row per rollout: the mean over its positions.
 
     Raises:
@@ -324,13 +336,14 @@ def _rows(e: Example, each: bool) -> list[dict]:
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions, fp64.
 
-    Each rollout has weight 1, divided equally among its positions. Steering uses this norm: the relative dose of an added vector is its
-    norm divided by the typical norm. ``directions.typical_norm`` computes the same numbers without a pass, from moments that were collected
-    with ``second=(kind,)``.
+    Each rollout has weight 1, divided equally among its positions. Steering uses this norm as its unit: the relative dose of an added
+    vector is the vector's norm divided by the typical norm. ``directions.typical_norm`` computes the same numbers without a pass, from
+    moments that were collected with ``second=(kind,)``.
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
-        positions: Positions of a rollout to read. A rollout without such a position is left out.
+        positions: Positions of a rollout to read. Default: those that predict the think tokens. A rollout without such a position is left
+            out.
 
     Raises:
         NoThinkTagsError: no rollout has a position.
@@ -353,12 +366,15 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
 @dataclass(frozen=True)
 class Spread:
-    """Size of the activations h at one kind of site, and how well a direction separates two classes of rollouts; per layer, fp64.
+    """Result of ``spread``: the size of the activations h at one kind of site, and how well a direction separates two classes of rollouts.
+
+    Both are given per layer, in fp64.
 
     Attributes:
         typical: Root mean square of ``|h|`` over positions, as in ``typical_norm``.
-        separation: d' (d-prime) along the direction, as in ``directions.separation``: the difference of the class means, divided by the
-            within-class standard deviation over single positions. Positive if the mean of class ``pos`` is larger.
+        separation: d' (d-prime) of the projections of h on the direction: the difference of the two class means, divided by the
+            within-class standard deviation over single positions. The first class is the argument ``pos`` of ``spread``, usually long
+            thinking. Positive if its mean is the larger one.
     """
 
     typical: Float[Tensor, " layers"]
@@ -375,17 +391,19 @@ def spread(
     pos: str = LONG,
     neg: str = SHORT,
 ) -> Spread:
-    """Return the typical norm of the activations and the separation d' of two classes along a direction, per layer: see ``Spread``.
+    """Return the typical norm of the activations, and the separation d' of two classes along a direction, per layer.
 
-    This runs one pass over the rollouts and needs little memory, since it stores only projections. ``directions.separation`` computes the
-    same d' without a pass, but needs moments with outer products: ``layers * d_model^2`` numbers per class.
+    ``Spread`` defines both numbers. This runs one pass over the rollouts and needs little memory, since it stores only projections.
+    ``directions.separation`` computes the same d' without a pass, but needs moments with outer products: ``layers * d_model^2`` numbers
+    per class.
 
     Args:
         direction: The direction to project on. Activations are read at the direction's kind of site.
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
-        positions: Positions of a rollout to read. Each rollout has weight 1, divided equally among its positions.
-        pos: One of the two classes. d' is positive if its mean is the larger one.
-        neg: The other class.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
+        positions: Positions of a rollout to read. Each rollout has weight 1, divided equally among its positions. Default: those that
+            predict the think tokens.
+        pos: One of the two classes, by default "long". d' is positive if its mean is the larger one.
+        neg: The other class, by default "short".
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
@@ -425,8 +443,8 @@ def spread(
 def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -> Float[Tensor, "response vocab"]:
     """Return the logits (fp32) that predict each response token, teacher-forced.
 
-    Row i predicts response token i. Prompt and response are run in two passes, because some interventions act only during thinking or only
-    during the answer: for them, the first pass is the prompt.
+    Row i predicts response token i. The prompt is run in a first pass and the response in a second one, as in sampling. Interventions that
+    act only during thinking or only during the answer need this: they take the first pass for the prompt.
 
     Args:
         intervention: Intervention that acts in both passes; ``None`` for the model alone.

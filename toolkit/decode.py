@@ -55,7 +55,9 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
-    """Run the model over left-padded prompts, and return what decoding starts from. Equal prompts are run once; their result is copied.
+    """Run the model over left-padded prompts, and return KV cache, logits and attention mask, with which decoding can start.
+
+    Equal prompts are run once, and their result is copied.
 
     Returns:
         Three parts, each with one row per prompt, in order: the KV cache, the logits that predict the first token after the prompt, and the
@@ -113,7 +115,11 @@ class Batch:
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Return a context manager in which ``step`` has to be called: it makes attention read the two-block caches, if there are any."""
+        """Return a context manager inside which ``step`` must be called.
+
+        On a CPU in fp32, the KV cache may be stored in two blocks per layer (``Blocks``), which the model's own attention cannot read.
+        Inside the context, attention reads both blocks. In all other cases the context does nothing.
+        """
         if not self.blocks:
             return nullcontext()
         layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
@@ -137,7 +143,7 @@ class Batch:
         return out.logits[:, -1]
 
     def keep(self, left: Sequence[int]) -> list[int]:
-        """Remove all rows except some, and return the old index of each remaining row, in the new order. The order may change.
+        """Keep only some rows. Return the old index of each of them, in their new order, which may differ from that of ``left``.
 
         Args:
             left: Indices of the rows to keep.
@@ -178,8 +184,8 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 class Blocks(DynamicLayer):
     """One layer of a KV cache, in two blocks: ``newest`` holds the last ``count`` tokens, ``keys`` and ``values`` all tokens before them.
 
-    The attention function must be ``attend``, which reads both blocks. Another one would see only the newest token: ``update`` returns
-    only the keys and values of that token.
+    The model's attention function must be replaced by ``attend``, which reads both blocks. Any other attention function would see only the
+    newest token, because ``update`` returns only the keys and values of that token.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -235,7 +241,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
+        """Remove rows: copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

@@ -56,8 +56,8 @@ def rollouts(
         out: Directory in which finished batches are stored as parquet files; ``None`` to store nothing. To resume after a stop, repeat the
             same call: stored rollouts are graded again, but not sampled again. If another process samples into the directory, this call
             waits.
-        about: ``task``, ``split`` and ``seed`` of the problems, to be recorded in the directory ``out``. Default: task and split from the
-            problems' ``meta``.
+        about: Facts about the problems that are stored with the rollouts in ``out``: a dict with ``task``, ``split`` and ``seed``. Default:
+            task and split from the problems' ``meta``.
         progress: True to show a progress bar.
 
     Raises:
@@ -85,8 +85,8 @@ def continuations(
 ) -> list[Rollout]:
     """Sample ``sampling.n`` continuations of each list of token ids and grade them. Return them in the order of the prompts.
 
-    Random numbers depend on the seed, the problem and the sample index, as in ``rollouts``. So two prompts of the same problem get the same
-    random numbers, and their continuations differ only because the prompts do.
+    The random numbers of a continuation depend only on the seed, the problem id and the sample index, as in ``rollouts``. So two prompts of
+    the same problem get the same random numbers, and their continuations differ only because the prompts do.
 
     How a continuation is split into spans depends on the last think tag in the prompt's assistant turn. After a closing tag, the whole
     continuation is the answer and the think span is empty. After an opening tag, the continuation begins with thinking. Without a tag,
@@ -95,8 +95,9 @@ def continuations(
     Args:
         target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
-        out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In
-            these files (only there), ``sample`` counts all responses of the call, not those of one prompt.
+        out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In the
+            returned rollouts, ``Rollout.sample`` counts the samples of one prompt. In the stored files it counts all responses of the call,
+            because several prompts may have the same problem.
         progress: True to show a progress bar.
 
     Raises:
@@ -124,6 +125,7 @@ def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: lis
     ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. ``logprobs`` and ``entropies`` are ``None``.
 
     Args:
+        lm: The model from which the response was sampled. Its tokenizer and think tags are used.
         problem: The problem that the response answers; used to grade it.
         prompt: Token ids of the prompt.
         tokens: Token ids of the response, with the end-of-sequence token if one was sampled.
@@ -283,7 +285,7 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
 
 @dataclass(frozen=True)
 class _Raw:
-    """One sampled response before its spans and grade are set. ``finish``, ``logprobs`` and ``entropies`` are as in ``Rollout``."""
+    """One sampled response, without spans and grade yet. ``finish``, ``logprobs`` and ``entropies`` are the fields of ``Rollout``."""
 
     row: _Row
     tokens: list[int]

@@ -87,8 +87,8 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 
     If the function returns the same tensor object that it got, nothing is written, and the pass stays bitwise the same.
 
-    Contexts can be nested. If two of them rewrite the same site, the outer one's function is called first. One limit: an outer rewrite of
-    ``resid_mid`` gets the value without the change that an inner rewrite of ``resid_pre`` makes.
+    Contexts can be nested. If two of them rewrite the same site, the outer one's function is called first. One case does not work: if an
+    inner context rewrites ``resid_pre``, an outer rewrite of ``resid_mid`` gets a value without the inner one's change.
 
     Args:
         rewrites: Site -> function ``(value, inputs) -> new value``, see ``Rewrite``.
@@ -139,7 +139,9 @@ keys, head_dim]``. The output is ``[batch, queries, heads, head_dim]``. Weights 
 keys]``, or ``None`` if the implementation does not return them (SDPA does not)."""
 
 AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""``wrapper(layer, attend, query, key, value) -> (output, weights)``: called in place of ``attend``, which it may call itself."""
+"""``wrapper(layer, attend, query, key, value) -> (output, weights)``: called in place of the attention function of a layer.
+
+``attend`` is that attention function. The wrapper may call it, with the same or other arguments. ``Attend`` describes the shapes."""
 
 _numbers = itertools.count()  # make the names of replaced attention implementations unique
 
@@ -178,13 +180,13 @@ class _WrappedAttention:
 def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False) -> Iterator[None]:
     """Call ``fn(layer, attend, query, key, value)`` instead of the attention function of every layer.
 
-    ``fn`` has to return ``(output, weights)``. If it returns ``attend(query, key, value)``, nothing changes. Contexts can be nested: the
-    ``attend`` that the inner function gets calls the outer function.
+    ``attend`` is the layer's attention function. ``fn`` has to return ``(output, weights)``. If it returns ``attend(query, key, value)``,
+    nothing changes. Contexts can be nested: the ``attend`` that the inner context's ``fn`` gets calls the ``fn`` of the outer context.
 
     Args:
         fn: The function, see ``AttentionWrapper``. ``Attend`` describes the shapes.
-        eager: Which attention ``attend`` computes. True: the model's eager implementation in transformers, which returns attention weights.
-            False: the implementation that the model is set to use; most of them return ``None`` instead of weights.
+        eager: True if ``attend`` is to be the model's eager implementation in transformers, which returns attention weights. False if it is
+            to be the implementation that the model is set to use. Most of these return ``None`` instead of weights.
     """
     layers = {id(layout.blocks[layer].attention): layer for layer in layout.attention_layers}
     current = attention_name(layout)

@@ -48,7 +48,7 @@ from toolkit.types import Problem, Provenance
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 """Mask of the flags of a code object that are part of a function's identity. Others, such as those of future imports, are ignored."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
-"""Modules of the toolkit from which only the functions in use are hashed. Other modules of the toolkit are hashed as a whole."""
+"""Modules of the toolkit that are not hashed as a whole: of these, only the functions to which a value refers are hashed."""
 HOUSEKEEPING = frozenset((
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
     "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
@@ -74,7 +74,7 @@ class UnknownIdentityError(ValueError):
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity of a value: a description that changes if the value's behaviour can change.
+    """The identity of a value: a description that changes if the value's behaviour may have changed.
 
     Attributes:
         body: The description, JSON-serialisable.

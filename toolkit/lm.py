@@ -1,7 +1,7 @@
 """Language models: the class ``LM``, loading a model (``load``), and a model under interventions (``Condition``).
 
 ``load`` takes every causal language model of Hugging Face whose modules match a row in ``sites.py``, and checks its behaviour
-(``qualify``). An edited checkpoint is an ordinary directory.
+(``qualify``). An edited model is saved as an ordinary model directory, and is loaded like any other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ UNCOMPUTED = frozenset((
 
 @dataclass(frozen=True)
 class LM:
-    """A model with its tokenizer and what the toolkit knows about them. An LM is never modified: edits return a new one.
+    """A model and its tokenizer, with facts about them such as layout and think tags. An LM is never modified: edits return a new one.
 
     Attributes:
         model: The model, from transformers.
@@ -59,9 +59,9 @@ class LM:
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model. ``save`` writes them beside the
             weights.
         template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
-        folder: Directory that the model was read from, or ``None``. ``save`` copies its other files, such as those of a multimodal
-            processor.
-        known_digests: Hashes of the weights that this LM shares with its parent, so that ``digests`` need not compute them again.
+        folder: Directory that the model was read from, or ``None``. ``save`` copies files from it that are neither weights nor tokenizer,
+            such as those of a multimodal processor.
+        known_digests: Hashes of the weights that this LM shares with its parent: name -> hash. ``digests`` reuses them.
     """
 
     model: PreTrainedModel
@@ -91,7 +91,7 @@ class LM:
 
     @cached_property
     def caches_keys(self) -> bool:
-        """True if the KV cache holds the keys and values that attention reads. False for latent attention, which caches compressed ones."""
+        """True if the KV cache holds exactly the keys and values that attention reads. Latent attention caches compressed keys: False."""
         return behaviour.caches_keys(self.body, self.layout)
 
     @cached_property
@@ -122,9 +122,10 @@ class LM:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
-        """Return the provenance of a value that is computed from this model, to be stored with the value.
+        """Return the provenance of a value that is computed with this model: facts about the model and settings, stored with the value.
 
-        If switches of the chat template are set (``LM.template``), they are part of the template's hash, and are added to the notes.
+        If switches (variables) of the chat template are set (``LM.template``), they are added to the notes, and the template's hash depends
+        on them.
 
         Args:
             seed: Random seed, or ``None`` if nothing was random.
@@ -154,7 +155,7 @@ class LM:
         return {}
 
     def token_text(self, token: int) -> str:
-        """Return the text of one token, decoded alone and remembered."""
+        """Return the text of one token, decoded on its own. The text is cached."""
         if token not in self._token_texts:
             self._token_texts[token] = self.text([token])
         return self._token_texts[token]
@@ -260,8 +261,9 @@ class LM:
     def save(self, directory: str | Path) -> Path:
         """Save the model as an ordinary Hugging Face directory and return its path.
 
-        The directory holds the weights, tokenizer and chat template, and copies of the other files in ``folder``. It is written under a
-        temporary name and renamed when complete. So if it exists, it is complete.
+        The directory holds the weights, tokenizer and chat template. Other files, such as those of a multimodal processor, are copied from
+        ``LM.folder``, the directory that the model was read from. The new directory is written under a temporary name and renamed when
+        complete. So if it exists, it is complete.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
@@ -342,9 +344,9 @@ def load(
         revision: Hub revision (branch, tag or commit).
         dtype: Dtype of the weights. Edits are computed in fp32 in any case.
         device: Device of the model. Default: CUDA if available, else CPU.
-        device_map: To use instead of ``device`` for big models. ``"auto"`` puts as much of the model on the GPU as fits, and offloads the
-            rest to the CPU. A map from modules to devices (also ``"cpu"`` and ``"disk"``) is as in accelerate. Offloaded weights cannot be
-            edited or trained.
+        device_map: Distribution of a big model over devices, in place of ``device``. ``"auto"`` puts as much of the model on the GPU as
+            fits, and offloads the rest to the CPU. A dict from module names to devices, including ``"cpu"`` and ``"disk"``, has the
+            meaning that it has in accelerate. Offloaded weights cannot be edited or trained.
         quantization: ``"4bit"`` or ``"8bit"`` to quantise the weights with bitsandbytes when they are loaded, or a quantisation config of
             transformers. Quantised weights cannot be edited or trained; interventions at run time work.
         tags: Think tags. Default: those that ``tags.find_tags`` finds in the chat template or the vocabulary, if any.
@@ -468,9 +470,9 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     """Return a copy of ``lm`` with another model, such as an edited one; ``lm`` becomes its parent.
 
     Args:
-        model: The other model. If it shares weights with the model of ``lm`` (the same memory), they must not be changed later.
+        model: The other model. It may share weights (the same memory) with the model of ``lm``; do not change the shared ones later.
         name: Name of the new LM.
-        made_from: Records (see ``origins``) of the problems that the change was made from; they are added to the records of ``lm``.
+        made_from: Records (see ``origins``) of the problems that were used to change the model. They are added to the records of ``lm``.
     """
     records = origins.distinct((*lm.made_from, *made_from))
     known = {key: lm.digests[key] for key in tensors.shared(lm.model, model)}
@@ -481,11 +483,11 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
 
 
 def check_plain(lm: LM, doing: str, instead: str) -> None:
-    """Raise an error unless the weights of a model can be changed: quantised and offloaded ones cannot.
+    """Check that the weights of a model can be changed. Quantised and offloaded weights cannot.
 
     Args:
-        doing: The change that is to be made, for the error message, such as ``"editing the weights"``.
-        instead: A sentence at the end of the message that says what the user can do instead.
+        doing: Name of the intended change, for the error message, such as ``"editing the weights"``.
+        instead: Advice to the user, put at the end of the error message.
 
     Raises:
         UnsupportedModelError: the weights are quantised or offloaded.
@@ -506,7 +508,7 @@ def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def halve_on_oom(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
-    """Call ``run(rows)``. If memory runs out, call it on each half instead, and so on down to single rows.
+    """Call ``run(rows)``. If memory runs out, call it on each half of the rows instead, and so on down to single rows.
 
     After a call that ran out of memory, ``run`` is called again with the same rows. So it must store its results only at its end, when it
     can no longer run out of memory.

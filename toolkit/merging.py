@@ -1,4 +1,6 @@
-"""Update-selective merging: add the largest weight changes of a trained model to its base model. DLER, arXiv:2510.15110.
+"""Update-selective merging: add the largest weight changes of a trained model to its base model.
+
+The method is from the paper on DLER, which trains models to respond with fewer tokens: arXiv:2510.15110.
 
 Equation (over the entries of all weights):
 
@@ -7,13 +9,14 @@ Equation (over the entries of all weights):
     theta = theta_base                elsewhere
 
 where theta_base and theta_trained are the weights of the two models, and theta those of the result. The paper uses keep = 25 % and
-scale = 0.7. In the paper, the merged 8B model regained the accuracy that DLER training had lost, and its responses were almost as short as
-those of the trained model.
+scale = 0.7. In the paper, an 8B model lost accuracy in DLER training. The merged model regained this accuracy, and its responses were
+almost as short as those of the trained model.
 
 Our choices: the paper does not say whether the largest 25 % are taken within each weight tensor or over all tensors. The argument ``scope``
 sets this; the default is within each tensor. All entries that tie at the threshold are kept.
 
-Memory: one more copy of the weights. The threshold is exact, but needs neither sorting nor all entries in memory: see ``threshold``.
+Merging takes the memory of one more copy of the weights. The threshold is exact, but needs neither sorting nor all entries in memory: see
+``threshold``.
 """
 
 from __future__ import annotations
@@ -54,9 +57,10 @@ def selective_merge(
     ``dtype``.
 
     Args:
-        keep: Share of the entries to change, above 0 and at most 1. These are the entries with the largest absolute change.
-        scale: Factor on the added changes.
-        scope: ``"tensor"`` takes the share ``keep`` within each weight tensor, ``"global"`` over all weights together.
+        keep: Share of the entries to change, above 0 and at most 1. These are the entries with the largest absolute change. Default: 0.25,
+            as in the paper.
+        scale: Factor on the added changes. Default: 0.7, as in the paper.
+        scope: ``"tensor"`` (the default) takes the share ``keep`` within each weight tensor, ``"global"`` over all weights together.
         dtype: Dtype of the new model. If it is narrower than fp32, rounding loses part of the change. The name of the new model then says
             how much.
 
@@ -107,9 +111,9 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
     """Return the number t, in fp32, such that the share ``keep`` of all entries of some tensors has ``|entry| >= t``.
 
-    It is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms give it exactly,
-    because non-negative floats have the order of their bit patterns. The first is over the upper 16 bits of all entries. It gives the upper
-    bits of t; the second is over the lower 16 bits of the entries with these upper bits.
+    It is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms give it exactly.
+    (Sorting non-negative floats sorts their bit patterns too.) The first histogram, over the upper 16 bits of all entries, gives the upper
+    16 bits of t. The second, over the lower 16 bits of the entries with these upper bits, gives the lower ones.
 
     Args:
         changes: Function that returns an iterator over the tensors. It is called twice, once per histogram.

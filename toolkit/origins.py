@@ -1,6 +1,7 @@
-"""Records of the problems that a direction, plan or model was made from, so that it is not evaluated on the same problems.
+"""Records of problems: those with which a direction or plan was computed, or a model edited or trained.
 
-A record is a dict. That of a direction or plan is part of its provenance notes; those of a model are saved beside its weights. Its fields:
+With its records, a condition can be kept from being evaluated on the same problems. A record is a dict. The record of a direction or plan
+is part of its provenance notes. The records of a model are saved beside its weights. The fields of a record:
 
 | field | content |
 |---|---|
@@ -32,32 +33,36 @@ def digest(text: str) -> str:
 
 
 def check(notes: Mapping[str, Any]) -> None:
-    """Raise ValueError if ``notes["problem_ids"]`` exists and is not a list of strings."""
+    """Check provenance notes: raise ValueError if ``notes["problem_ids"]`` exists and is not a list of strings."""
     ids = notes.get("problem_ids", [])
     if not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
         raise ValueError(f"notes.problem_ids is {str(ids)[:60]!r}, expected a list of hashes (text).")
 
 
 def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
-    """Return the record of some problems.
+    """Return a record: a dict that says with which problems a direction or plan was computed, or a model edited or trained.
 
     Args:
-        problem_ids: Ids of the problems. The record holds their hashes.
-        fields: Other fields of the record: ``task``, ``split``, ``seed``, ``rollouts``. A field that is ``None`` is left out.
+        problem_ids: Ids of the problems. The record holds their hashes, under ``problem_ids``.
+        fields: Other fields of the record. ``task``, ``split`` and ``seed`` say how the problems were loaded, ``rollouts`` which rollouts
+            of a run were used. A field that is ``None`` is left out.
     """
     ids = sorted({digest(i) for i in problem_ids})
     return {**{k: v for k, v in fields.items() if v is not None}, "problem_ids": ids}
 
 
 def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record in the notes of a provenance; an empty dict if the notes hold no problem ids."""
+    """Return the record (see ``record``) in the provenance notes of a value, such as a direction.
+
+    It says with which problems the value was computed. The result is an empty dict if the notes hold no problem ids.
+    """
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
 def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Return the provenance notes for the sum of two values, such as two ``Moments``.
 
-    The new notes hold the problem ids of both values. Any other note is included only if it is equal in both.
+    The new notes hold the (hashed) problem ids of both values. Any other note is included only if both values have it and it is equal.
 
     Args:
         first, second: Provenance notes of the two values.
@@ -68,7 +73,7 @@ def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str,
 
 
 def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Return the records without duplicates and without empty ones, in their order."""
+    """Return records of problems (see ``record``) in the same order, without duplicates and without empty records."""
     unique: list[Record] = []
     for one in records:
         if one and one not in unique:
@@ -77,13 +82,18 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return those of ``problem_ids`` that are in any of the records. They are given and returned as ids, not as hashes."""
+    """Return the problem ids that occur in any of the records, in their order.
+
+    Args:
+        records: Records of the problems with which a condition was edited, steered or trained (see ``record``).
+        problem_ids: Ids to look up, usually of the problems of an evaluation. Plain ids, not hashes, are given and returned.
+    """
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 
 
 def describe(one: Record) -> str:
-    """Return a text that describes a record: number of problems, task, split, seed and rollouts.
+    """Return a text that describes the problems in a record: their number, task, split and seed, and the rollouts that were used.
 
     >>> describe(record(["a", "b"], task="arithmetic", split="train", seed=0))
     '2 problems of arithmetic (train, seed 0)'
@@ -95,5 +105,5 @@ def describe(one: Record) -> str:
 
 
 def describe_all(records: Sequence[Record]) -> str:
-    """Return the texts (``describe``) of several records, without duplicates, joined by "and"."""
+    """Return one text that describes the problems in several records: the texts of ``describe``, without duplicates, joined by "and"."""
     return " and ".join(dict.fromkeys(describe(one) for one in records))

@@ -43,7 +43,7 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
     """Return one ``Example`` for each rollout that has a class and at least one chosen position.
 
     Args:
-        by: Function from a rollout to its class. It returns ``None`` to leave the rollout out.
+        by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
         positions: Which positions to choose in each rollout (see the module ``positions``).
 
     Raises:
@@ -120,12 +120,12 @@ class Picker:
         return value.flatten(0, 1)[self.flat].float()
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weight with which each chosen position enters the sum of each class, so that every example has weight 1 in its class.
+        """Return the weight of each chosen position in the sum of each class. The weights of one example sum to 1 in its class.
 
-        For a position of an example with n chosen positions, the weight is 1 / n in the class of the example and 0 in all other classes.
+        So for an example with n chosen positions, each of them has weight 1 / n in the example's class, and 0 in all other classes.
 
         Args:
-            classes: 1 if the example is of the class, else 0.
+            classes: Class membership: 1 if the example is of the class, else 0.
         """
         owner = torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
         return classes[:, owner] * self.weights.flatten()[self.flat]

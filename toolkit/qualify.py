@@ -299,7 +299,9 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
 
 @torch.inference_mode()
 def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
-    """Return the layers in which a gate or a norm changes the attention function's output before ``z``, so that the two differ.
+    """Return the layers in which ``z``, the input of ``W_O``, differs from the output of the attention function.
+
+    In such a layer, a gate or a norm changes this output before ``W_O``.
 
     Args:
         body: The model without its LM head.
@@ -320,9 +322,9 @@ def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
 
 @torch.inference_mode()
 def caches_keys(body: PreTrainedModel, layout: Layout) -> bool:
-    """Return True if the keys and values that attention reads in a decoding step are exactly those in the KV cache, in every layer.
+    """Return True if, in every layer, the KV cache holds exactly the keys and values that attention reads in a decoding step.
 
-    It is False, for example, for latent attention, which caches compressed keys.
+    The result is False, for example, for latent attention, which caches compressed keys.
 
     Args:
         body: The model without its LM head.

@@ -38,7 +38,7 @@ class Rounding:
 
     @property
     def small(self) -> bool:
-        """True if the error is at most ``assumed_tolerance``, so that no warning is needed."""
+        """True if the rounding error is at most a tenth of the change (``assumed_tolerance``), so that no warning is needed."""
         return self.error <= assumed_tolerance
 
     def __str__(self) -> str:

@@ -95,7 +95,9 @@ class Streams:
 def draw(
     logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"], sampling: Sampling
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
-    """Draw one token per row: the first at which the cumulative distribution exceeds ``uniform``. At temperature 0, take the most likely.
+    """Draw one token per row: the first token id at which the cumulative probability exceeds ``uniform``.
+
+    The probabilities are those after temperature, top-k and top-p. At temperature 0, the most likely token is taken instead.
 
     Args:
         logits: Logits of the token to draw.

@@ -15,10 +15,11 @@ kind            width                  value
 ``resid_post``  d_model                output of the block, before any final norm
 ==============  =====================  ==============================================================
 
-Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. So a head's part of ``attn_out``
-is not yet the vector that the head adds to the stream. That vector, the head's contribution, is linear in ``Z_OVER_NORM``: ``z`` divided
-at each position by the number by which the norm divides there. This quantity is computed from two sites and is not a site itself. The norm
-also multiplies by a gain. ``Layout.to_attn_out`` takes it into account when it maps a direction of the stream to ``attn_out``.
+*Post-norm families* (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. So a head's part of
+``attn_out`` is not yet the vector that the head adds to the stream, its *contribution*. The contribution is a linear function of
+``Z_OVER_NORM``. This is ``z / s``, where s is the number by which the norm divides at the position. It is computed from two sites and is
+not a site itself. The norm also multiplies by a gain. ``Layout.to_attn_out`` takes it into account when it maps a direction of the stream
+to ``attn_out``.
 
 In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is only a partial sum that no module reads.
 """
@@ -80,8 +81,8 @@ class Site:
 class Row:
     """The module names of one architecture family. A model belongs to the family if each of its blocks has all the modules named here.
 
-    Two exceptions: in place of the attention module, a block may have a module named in ``MIXERS`` (it then has no attention heads); and
-    the module ``extra`` may be missing.
+    There are two exceptions. A block without attention heads has a module named in ``MIXERS`` in place of the attention module. The module
+    ``extra`` may be missing.
 
     Attributes:
         family: Name of the family, or of several with the same module names.
@@ -192,7 +193,8 @@ class Block:
 class Norm:
     """An RMS norm or LayerNorm as a formula: ``norm(x) = gain * centre(x) / scale(x) + shift``.
 
-    ``centre`` and ``scale`` are methods of this class. The shift (the bias of the norm) is not stored: it is the same for all x.
+    ``centre`` and ``scale`` are methods of this class. The shift (the bias of the norm) is not stored, because it adds the same vector to
+    every output and so belongs to no head.
 
     Attributes:
         gain: Factor on each entry of the vector.
@@ -205,15 +207,19 @@ class Norm:
     eps: float
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """Return the number by which the norm divides at each position, in fp32: ``sqrt(mean(centre(x)^2) + eps)``."""
+        """Return the number by which the norm divides its input at each position, in fp32: ``sqrt(mean(centre(x)^2) + eps)``."""
         return (self.centre(x.float()).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
     def back(self, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a direction v from the norm's output to its input: return u with ``<v, norm(x) - shift> = <u, x> / scale(x)`` for all x."""
+        """Map a direction v from the norm's output to its input.
+
+        Return u with ``<v, norm(x) - shift> = <u, x> / scale(x)`` for all x, where ``<a, b>`` is the inner product and the shift is the
+        norm's bias.
+        """
         return self.centre(self.gain.to(v) * v)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return x minus its mean over the last axis if ``centred``, else x."""
+        """Return x minus its mean over the last axis if the norm is a LayerNorm; return x itself if it is an RMS norm."""
         # As a matrix, this map is symmetric: so ``back`` can apply it to the direction instead of to x.
         return x - x.mean(dim=-1, keepdim=True) if self.centred else x
 
@@ -266,9 +272,9 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
 class Layout:
     """Modules, head geometry and output projections of one model.
 
-    Layers may differ in the number and size of their heads, and may have none (linear attention, state spaces, convolutions). So tables of
-    heads are ``[layers, n_heads]``, with NaN for heads that a layer does not have. Tensors that hold ``z`` of all layers are padded with 0
-    to ``width("z")`` along the last axis.
+    Layers may differ in the number and size of their heads, and may have none (linear attention, state spaces, convolutions). Two rules
+    follow. A table with one number per head is ``[layers, n_heads]``, with NaN for heads that a layer does not have. A tensor that holds
+    ``z`` of all layers has the width of the widest layer, ``width("z")``; narrower layers are padded with 0.
 
     Attributes:
         row: The architecture family, with its module names.
@@ -367,12 +373,15 @@ class Layout:
         return slice(head * self.head_dims[layer], (head + 1) * self.head_dims[layer])
 
     def by_head(self, layer: int, z: Float[Tensor, "... z"]) -> Float[Tensor, "... heads head_dim"]:
-        """Return a layer's ``z`` with the last axis split into heads. Padding up to ``width("z")`` is removed first."""
+        """Return a layer's ``z`` (the heads' outputs, the input of ``W_O``) with the last axis split into heads.
+
+        If ``z`` is padded with 0 to the width of the widest layer, the padding is removed first.
+        """
         n, size = self.heads[layer], self.head_dims[layer]
         return z[..., : n * size].unflatten(-1, (n, size))
 
     def table(self, rows: Mapping[int, Float[Tensor, " _"]]) -> Float[Tensor, "layers heads"]:
-        """Return values per head as one table, fp64. It is NaN for heads that do not exist, and for layers that are not in ``rows``.
+        """Return one value per head as a table, fp64, with NaN for heads that do not exist and for layers that are not in ``rows``.
 
         Args:
             rows: Layer -> one value per head of the layer.
@@ -384,10 +393,10 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """Name of the activation of which a head's contribution to the residual stream is a linear function.
+        """Name of the activation whose mean determines the heads' mean contributions to the residual stream.
 
-        It is ``"z"``, or ``Z_OVER_NORM`` in post-norm families. Because the function is linear, a head's mean contribution can be computed
-        from the mean of this activation.
+        A head's contribution is the vector that it adds to the stream. It is a linear function of ``"z"``, or of ``Z_OVER_NORM`` in models
+        with a norm between ``W_O`` and the stream. So its mean can be computed from the mean of that activation.
         """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
@@ -397,25 +406,28 @@ class Layout:
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a direction v of the residual stream to ``attn_out``: return u with ``<v, contribution> = <u, attn_out> / scale``.
+        """Map a direction v of the residual stream to ``attn_out``, the output of ``W_O``.
 
-        - ``contribution`` is the vector that the layer's attention adds to the residual stream, as it arrives at the end of the stream:
-          ``N(attn_out) * to_end(layer)``. N is the norm that follows attention, without its shift, or the identity if there is no norm.
+        Return u with ``<v, contribution> = <u, attn_out> / scale``, where
+
+        - ``contribution`` is ``N(attn_out) * to_end(layer)``: the share of the residual stream after the last block that this layer's
+          attention has added. N is the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the
+          identity. ``Layout.to_end`` is 1 in most families.
         - ``scale`` is the number by which N divides at the position; 1 without a norm.
 
         Without a norm, u is ``v * to_end(layer)``. With an RMS norm of gain g, u is ``g * v * to_end(layer)``.
 
-        The contribution of one head along v is ``u @ W_O[:, columns] @ (z[columns] / scale)``; ``Layout.head`` returns its columns.
+        One head's contribution along v is ``u @ W_O[:, columns] @ (z[columns] / scale)``, with the head's columns from ``Layout.head``.
         """
         norm, factor = self.norm(layer), self.to_end(layer)
         u = v if norm is None else norm.back(v)
         return u if factor == 1.0 else factor * u
 
     def to_end(self, layer: int) -> float:
-        """Return the total factor by which a layer's attention output is multiplied on its way to the end of the residual stream.
+        """Return the total factor by which a layer's attention output is multiplied until the end of the residual stream.
 
-        It is the product of the field ``Layout.factor``, which applies when the output is added to the stream, and of the output scales
-        (``output_scale``) of this block and all later blocks. It is 1 in most families.
+        It is 1 in most families. It is the product of two parts: ``Layout.factor``, applied when the output is added to the stream, and the
+        factors by which this block and all later blocks multiply their outputs (see ``output_scale``).
         """
         return self.factor * math.prod(map(self.output_scale, range(layer, self.n_layers)))
 
@@ -429,9 +441,9 @@ class Layout:
 
 
 def text_model(model: Any) -> Any:
-    """Return the stack of blocks in a model that reads and writes text, with its embedding and final norm.
+    """Return the text part of a model without its LM head: the embedding, the blocks and the final norm.
 
-    It has no LM head. In a multimodal model, it is the part without the encoders of images or sound.
+    The encoders of images or sound in a multimodal model do not belong to it.
     """
     inner = model.get_decoder()
     if inner is model and model.get_output_embeddings() is not None:

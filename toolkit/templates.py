@@ -32,16 +32,16 @@ CONVERSATIONS = (
 # Values of add_generation_prompt to try: both are used later, and the template may loop endlessly for only one of them.
 OPENED = (True, False)
 SECONDS, BYTES, CHARACTERS = 3, 2**30, 200_000
-"""Limits of a trial: seconds of CPU time, bytes of memory, characters in a rendered prompt."""
+"""Limits for rendering a template in a separate process: seconds of CPU time, bytes of memory, characters in a rendered prompt."""
 WALL = 15.0  # limit of a trial in seconds of wall-clock time; on a busy machine a trial takes longer than its CPU time
 RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now")
 )
-"""Names that transformers defines when it renders a template; they are not switches."""
+"""Variables that transformers sets when it renders a template. They are not switches (variables that a user may set)."""
 
 
 class TemplateProblem(ValueError):
-    """A chat template cannot be used, or it does not read a switch that the user has set."""
+    """A chat template cannot be used, or it does not read a switch (variable, such as ``enable_thinking``) that the user has set."""
 
 
 class _Generation(Extension):
@@ -68,12 +68,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any]) -> None:
-    """Raise TemplateProblem unless a chat template can render a question within limits of time and memory, and reads all ``switches``.
+    """Check that a chat template can render a question within limits on time and memory, and that it reads all ``switches``.
 
     Args:
         template: Text of the template.
         tokens: Special tokens: name, such as ``eos_token`` -> text.
-        switches: Variables to set in the template: name -> value, such as ``{"enable_thinking": False}``.
+        switches: Variables to set in the template: name -> value, such as ``{"enable_thinking": False}``. The template must read them all.
 
     Raises:
         TemplateProblem: the template is not valid Jinja, raises an error, leaves out the question, needs too much time or memory, or does
@@ -104,7 +104,7 @@ def variables(template: str, tokens: Iterable[str] = ()) -> frozenset[str]:
 
 @cache
 def _try(template: str, arguments: str) -> None:
-    """Run a trial in a new process; raise TemplateProblem if it fails.
+    """Render a template in a new process with limits on time and memory. Raise TemplateProblem if this fails.
 
     Args:
         template: Text of the template.
@@ -136,7 +136,10 @@ def _limit() -> None:
 
 
 def _trial() -> None:
-    """Render the template on standard input, under the limits. If it fails, print the reason on standard error and exit with code 1."""
+    """Read a template from standard input and render it, within limits on time and memory.
+
+    If this fails, print the reason on standard error and exit with code 1.
+    """
     template, tokens, switches = json.loads(sys.stdin.read())
     _limit()
     try:

@@ -22,19 +22,25 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Return True if accelerate loads the module's own tensors only while the module runs. At other times they are on the meta device."""
+    """Return True if a module's own tensors are offloaded. Accelerate then loads them only while the module runs.
+
+    At other times they are on the meta device.
+    """
     return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Return True if a linear layer is quantised: its weights are not one matrix of floating-point numbers."""
+    """Return True if a linear layer is quantised, so that its weights are not stored as one matrix of floating-point numbers."""
     weight: Any = getattr(module, "weight", None)
     plain = type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor
     return not plain or not weight.is_floating_point() or weight.ndim != 2
 
 
 def storage(model: nn.Module) -> str:
-    """Return ``"quantised"`` or ``"offloaded"`` if a model's weights are, so that they cannot be changed in place; else ``""``."""
+    """Return how a model's weights are stored: ``"quantised"``, ``"offloaded"``, or ``""`` if neither.
+
+    Quantised and offloaded weights cannot be changed in place.
+    """
     if getattr(model, "is_quantized", False):
         return "quantised"
     return "offloaded" if any(map(is_offloaded, model.modules())) else ""
@@ -58,7 +64,7 @@ def present(module: nn.Module) -> AbstractContextManager[None]:
 def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and value of every parameter and persistent buffer of a model. A tied weight is yielded under each of its names.
 
-    Use each tensor before the next is yielded: those of an offloaded module are not valid longer.
+    Use each tensor before you take the next one: the tensors of an offloaded module are unloaded again when the iteration goes on.
     """
     for path, module in model.named_modules():
         with present(module):
@@ -148,8 +154,8 @@ def _parts(value: Tensor) -> list[Tensor]:
 def matrix(linear: Any, like: Tensor) -> Float[Tensor, "d_out d_in"]:
     """Return the weights of a linear layer as a matrix of floating-point numbers.
 
-    The result is a view, and writing to it edits the model. For quantised or offloaded weights it is a copy: they are measured by running
-    the layer on the unit vectors, which works for every form of storage.
+    The result is a view, and writing to it edits the model. Exception: if the weights are quantised or offloaded, it is a copy. It is then
+    computed by running the layer on the unit vectors, which works for every form of storage.
 
     Args:
         linear: The layer.

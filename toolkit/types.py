@@ -1,7 +1,8 @@
 """Immutable dataclasses that the other modules exchange: problems, rollouts, activation sums, directions, head edits, reports.
 
-Nothing here runs a model, or reads or writes a file. Lengths are in tokens, entropies in nats. Every direction has the same sign,
-**+ is longer**: adding it to activations lengthens thinking. Directions are ``[layers, d_model]``; layer 0 is the first block.
+Nothing here runs a model, or reads or writes a file. Lengths are in tokens, entropies in nats. Directions are ``[layers, d_model]``;
+layer 0 is the first block. All directions follow one sign convention, **+ is longer**: adding a direction to the activations is meant to
+lengthen thinking.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """Kinds of sites, in the order in which a block computes them. A site is a place in a block where activations are read or changed.
 
-The table in ``sites`` describes each kind.
+The docstring of the module ``sites`` has a table that describes each kind.
 """
 Z_OVER_NORM = "z_over_norm"
-"""Name of a quantity that is computed from two sites: ``z`` (the heads' outputs before ``W_O``), divided as by the norm after ``W_O``.
+"""Name of the quantity ``z / s``, one vector per position. It is not a site of the model; it is computed from two sites.
 
-At each position, ``z`` is divided by the number by which that norm divides its input there (in an RMS norm the root mean square). In models
-without a norm after ``W_O``, the quantity is ``z`` itself.
+``z`` is the heads' outputs, the input of ``W_O``. Some models have a norm after ``W_O``; s is the number by which this norm divides its
+input at the position (in an RMS norm, the root mean square). In models without such a norm, s is 1.
 """
 Op = Literal["project_out", "scale"]
 
@@ -112,11 +113,11 @@ class Rollout:
         finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the response reached ``Sampling.max_new_tokens``.
         text: Decoded response, special tokens included.
         correct: True if the grader accepts the answer; False if it does not or if there is no answer span.
-        logprobs: Natural log-probability of each response token; ``None`` if not recorded. If recorded during sampling, it is under the
-            distribution that the token was drawn from (after temperature, top-k and top-p; if greedy, the softmax at temperature 1). If
-            computed afterwards by ``entropies.with_entropies``, it is under the full softmax.
-        entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token; ``None`` if not recorded. The
-            softmax has the sampling temperature (1 if greedy), or the temperature passed to ``with_entropies``.
+        logprobs: Natural log-probability of each response token; ``None`` if not recorded. ``Sampling.details`` records it under the
+            distribution that the token was drawn from: after temperature, top-k and top-p. (Greedy: under the softmax at temperature 1.
+            Token placed by a decoding rule: 0.) ``entropies.with_entropies`` computes it afterwards, under the full softmax.
+        entropies: Entropy in nats of the softmax that predicts each response token, without top-k and top-p; ``None`` if not recorded. Its
+            temperature is that of the sampling (1 if greedy), or the one passed to ``entropies.with_entropies``.
     """
 
     problem_id: str
@@ -138,7 +139,11 @@ class Rollout:
 
     @property
     def closed(self) -> bool:
-        """True if the response has an answer span, usually because thinking was closed or was never opened."""
+        """True if the response has an answer span.
+
+        It has one if thinking was closed or was never opened. If the whole response counts as thinking (``ThinkTags(None, None)``), it has
+        one if the response is complete.
+        """
         return self.answer is not None
 
     @property
@@ -171,8 +176,8 @@ class Provenance:
         template_hash: Hash of the chat template.
         toolkit_version: Version of the toolkit that computed the value.
         seed: Random seed, or ``None`` if nothing was random.
-        notes: Other facts (sampling settings, thresholds), JSON-serialisable. If the value was computed from problems, they include the
-            hashed ids of these problems (see ``origins``).
+        notes: Other facts, JSON-serialisable, such as sampling settings or the lengths that count as short and long. If the value was
+            computed from problems, ``notes["problem_ids"]`` holds the hashed ids of these problems (see ``origins``).
     """
 
     model: str
@@ -189,18 +194,19 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums of activations per class of examples and per layer. The moments of two sets of examples can be added with ``+``.
+    """Sums of activations per class of examples and per layer. Class means and covariances are computed from them.
 
     An example is one rollout; its class is a label such as "long". For each example, the activations h at a site are first averaged over
-    the chosen positions (such as the think span). ``sums`` holds the sums of these averages over the examples of each class. ``outer``
-    holds the same sums for the outer products ``h h^T`` instead of h; ``covariance`` needs them.
+    the chosen positions (such as the think span). The averages are then summed over the examples of each class. The moments of two sets of
+    examples can be added with ``+``.
 
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.
         n: Number of examples per class, in the order of ``labels``.
         positions: Name of the chosen positions, e.g. ``"think"``.
-        sums: Site kind (or ``Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
-        outer: Site kind -> ``[labels, layers, width, width]``; empty if no outer products were collected.
+        sums: Site kind (or ``Z_OVER_NORM``) -> sums of h, ``[labels, layers, width]``, fp32 or wider.
+        outer: Site kind -> sums of the outer products ``h h^T``, ``[labels, layers, width, width]``; covariances need them. Empty if no
+            outer products were collected.
         provenance: Model and settings that the activations are from.
     """
 
@@ -258,9 +264,9 @@ class Moments:
         return self.sums[kind][row] / self.n[row]
 
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
-        """Return the covariance matrix of the activations at one kind of site, per layer.
+        """Return the within-class covariance matrix of the activations at one kind of site, per layer.
 
-        It is the covariance over single positions around the mean of their class, pooled over all classes. Every example has weight 1,
+        The activation at each single position is compared with the mean of its class. The classes are pooled. Every example has weight 1,
         divided equally among its positions.
 
         Raises:
@@ -308,18 +314,18 @@ class Moments:
 class Direction:
     """A direction in the residual stream that is meant to change the length of thinking, one vector per layer.
 
-    The sign is **+ is longer**: adding the vectors to the activations lengthens thinking.
+    The sign convention is **+ is longer**: adding the vectors to the activations is meant to lengthen thinking.
 
     Attributes:
         vector: ``[layers, d_model]``, not normalised.
         kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` or ``"resid_post"``. The ThinkEdit paper calls
-            these two "attn" and "mlp". ``"attn_out"`` is the output of ``W_O``; in post-norm families a norm follows it, so it is not in
-            the residual stream.
+            these two "attn" and "mlp". A direction can also be measured at ``"attn_out"``, the output of ``W_O``. In models with a norm
+            between ``W_O`` and the residual stream, it is then not a direction of the stream.
         positions: Name of the positions that activations were averaged over, such as ``"think"``.
         estimator: Name of the estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
-        n_pos: Number of rollouts in the long class. For an estimator that compares pairs, one long and one short rollout of the same
-            problem, it is the number of pairs.
-        n_neg: Number of rollouts in the short class, or of pairs as in ``n_pos``.
+        n_pos: Number of examples in the long class, usually rollouts. For estimators that compare long and short thinking problem by
+            problem (their names begin with "paired"), it is the number of problems. 0 if unknown.
+        n_neg: The same number for the short class. For the paired estimators it equals ``n_pos``.
         provenance: Model and settings that the direction was computed with.
     """
 
@@ -357,8 +363,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"nats per token"``. With ``"residual stream norm"``, the score is a length in the residual stream:
-            the component, along a unit direction, of the vector that the head adds to the stream.
+        units: Unit of the score, e.g. ``"nats per token"``. ``"residual stream norm"`` has this meaning: the head adds a vector to the
+            residual stream, and the score is the component of this vector along a unit direction.
         provenance: Model and settings that the scores were computed with.
         absent: Entries ``(layer, head)`` of ``score`` for which there is no head, if some layers have fewer heads than others.
     """
@@ -410,11 +416,16 @@ class HeadScores:
 class HeadEdit:
     """A change to the weights of one attention head: to ``W_h``, the head's columns of the output projection ``W_O``.
 
-    The field ``op`` says which change:
+    Attributes:
+        layer: Index of the layer.
+        head: Index of the head in the layer.
+        op: Kind of change.
 
-    - ``project_out``: ``W_h <- (I - strength v v^T) W_h``. Here v is the direction of the ``Plan`` at this layer, scaled to norm 1. In
-      post-norm families it is first mapped from the residual stream to ``attn_out`` (``edits.unit_at``).
-    - ``scale``: ``W_h <- (1 - strength) W_h``. Strength 1 silences the head, 0 changes nothing.
+            - ``"project_out"``: ``W_h <- (I - strength v v^T) W_h``. Here v is the direction of the ``Plan`` at this layer, scaled to norm
+              1. If the model has a norm after ``W_O``, v is first mapped to the output of ``W_O`` (see ``edits.unit_at``).
+            - ``"scale"``: ``W_h <- (1 - strength) W_h``.
+        strength: Strength of the change; 0 changes nothing. 1 removes the component along v entirely (``"project_out"``), or silences the
+            head (``"scale"``).
     """
 
     layer: int
@@ -434,11 +445,11 @@ class HeadEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A set of head edits, with the direction that they project out; ``edits.apply`` writes them into the weights of a model.
+    """A set of head edits, and the direction for those among them that project it out. ``edits.apply`` applies a plan to a model.
 
     Attributes:
         edits: The head edits.
-        direction: Direction that the ``project_out`` edits remove; may be ``None`` if there is no such edit.
+        direction: Direction that the edits with ``op="project_out"`` remove; may be ``None`` if there is no such edit.
         name: Description for reports, e.g. ``"top 2 of 32 heads, mean_difference"``.
         provenance: Model and settings that the plan was made with.
     """
@@ -474,10 +485,14 @@ class Report:
         rows: One row per rollout. Columns: ``condition, problem_id, sample, task, difficulty, correct, think_tokens, response_tokens,
             closed, looping, leaking, finish``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat;
             ``leaking`` is True if the answer goes on thinking (see ``leaks``).
-        conditions: Condition name -> dict that describes the condition. Its keys are ``model``, ``fingerprint``, ``parent`` (fingerprint of
-            the model that it was edited or trained from, or ``None``), ``interventions`` (texts, ``identity.describe_interventions``),
-            ``note``, ``made_from`` (text that names the problems used to edit, steer or train) and ``overlap`` (number of those problems
-            that are also in this report).
+        conditions: Condition name -> dict that describes the condition, with these keys:
+
+            - ``model``, ``fingerprint``: name of the model, and hash of its weights and config.
+            - ``parent``: fingerprint of the model that it was edited or trained from, or ``None``.
+            - ``interventions``: texts from ``identity.describe_interventions``.
+            - ``note``: one line that describes the condition.
+            - ``made_from``: text that names the problems used to edit, steer or train.
+            - ``overlap``: number of those problems that are also in this report.
         base: Name of the condition that the others are compared with.
         provenance: Provenance of the base model. Its notes hold the sampling settings, and the number, task and split of the problems.
     """

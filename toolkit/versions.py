@@ -1,4 +1,4 @@
-"""What differs between the versions of other libraries that the toolkit runs with. No other module looks at versions."""
+"""Code that depends on the versions of other libraries. No other module checks versions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import transformers
 
 
 def unpacked_gguf() -> dict[str, Any]:
-    """Return the arguments of ``from_pretrained`` with which a GGUF file becomes plain weights.
+    """Return the arguments of ``from_pretrained`` with which the weights of a GGUF file are dequantised when they are loaded.
 
-    Since transformers 5.22, blocks stay packed on a GPU that has kernels for them, unless the config says otherwise. Before, they never did.
+    Since transformers 5.22, they otherwise stay quantised on a GPU for which transformers has kernels. Older versions always dequantise
+    them, so the arguments are empty.
     """
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}

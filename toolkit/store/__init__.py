@@ -7,9 +7,11 @@ Models are an exception: the modules ``checkpoints`` and ``adapters`` read and w
 | ``Direction``, ``HeadScores``, ``Moments``, ``Plan`` (classes of ``toolkit.types``) | one safetensors file each, with a JSON header |
 | rollouts | a directory of parquet files, with a JSON header |
 | tables | parquet |
+| problems | JSON lines, one problem per line |
 
-A header says how the content was made: model, settings, problems. Every file is written under a temporary name and renamed once it is
-complete. So a file under its final name is always complete. (Exception: ``append_line`` appends to a file in place.)
+A header says how the content was made: model, settings, problems. Tables and problems have none. Every file is written under a temporary
+name and renamed once it is complete. So a file under its final name is always complete. (Exception: ``append_line`` appends to a file in
+place.)
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers

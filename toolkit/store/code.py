@@ -77,7 +77,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """Attributes that the module's code reads from each name: ``store.key`` in the code gives ``{"store": {"key"}}``."""
+        """Names in the module's code -> attributes that the code reads from them. So ``store.key`` gives ``{"store": {"key"}}``."""
         attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -119,8 +119,9 @@ def sources() -> Mapping[str, Module]:
 def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return ``{module: hash of its code}`` for ``roots`` and all modules of the toolkit that they import, directly or indirectly.
 
-    If a name is imported from a package, the module that defines the name is included, not the whole package. Modules in ``NO_NUMBERS`` are
-    left out, and the imports of modules in ``LISTS`` are not followed.
+    If a name is imported from a package, the module that defines the name is included, not the whole package. Modules that cannot change a
+    number in a result are left out (``code.NO_NUMBERS``). Imports of modules that only list the members of a package are not followed
+    (``code.LISTS``).
 
     Args:
         roots: Dotted names such as ``"toolkit.generate"``. ``"module:function"`` stands for one function and the definitions in the same
@@ -181,9 +182,10 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """Return the modules that the module ``name`` imports from, except those in ``LISTS``.
+    """Return the modules of the toolkit that the module ``name`` imports from.
 
-    The result is empty if ``name`` itself is in ``LISTS`` or ``CLASSES_ONLY``.
+    Modules in ``LISTS`` (they only list the members of a package) are left out. The result is empty if ``name`` itself is in ``LISTS`` or
+    ``CLASSES_ONLY``.
     """
     module, targets = sources()[name], set[str]()
     for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
@@ -215,9 +217,9 @@ def _defining(source: str, attribute: str) -> str:
 
 @dataclass(frozen=True)
 class Basis:
-    """Everything that a saved result depends on, in two parts: the inputs and the toolkit's code.
+    """The inputs and the code that a saved result depends on. If either changes, the result has to be computed again.
 
-    It gives the result's cache key, and the record that is saved beside the result.
+    The property ``key`` is the result's cache key. The property ``record`` is saved beside the result.
 
     Attributes:
         depends: The inputs, such as settings, model and problems; JSON-serialisable.
@@ -229,12 +231,12 @@ class Basis:
 
     @property
     def code(self) -> str:
-        """One hash over the code of all ``modules``."""
+        """One hash over the code of all modules that the result depends on."""
         return key(dict(self.modules))
 
     @property
     def key(self) -> str:
-        """Cache key of the result: a hash over ``depends`` and ``code``."""
+        """Cache key of the result: a hash over its inputs and over the code that it depends on."""
         return key([self.depends, self.code])
 
     @property
@@ -244,27 +246,33 @@ class Basis:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record that is saved beside the result: ``made_by``, ``code`` and ``modules``, and a hash of ``depends`` under that name."""
+        """The record that is saved beside the result, with four fields.
+
+        - ``made_by``: version of the toolkit and hash of the code, as readable text.
+        - ``code``: one hash over the code of all modules that the result depends on.
+        - ``modules``: module -> hash of its code.
+        - ``depends``: hash of the result's inputs.
+        """
         return {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
 
     def write(self, folder: Path) -> None:
-        """Write the record to ``made_by.json`` in the folder of the result."""
+        """Write the record (see ``Basis.record``) to ``made_by.json`` in a result's folder."""
         write_json(self.record, folder / MADE_BY)
 
     def changed(self, earlier: Iterable[Mapping[str, Any]]) -> set[str]:
-        """Return the names of the modules whose code has changed since earlier results with the same ``depends``.
+        """Return the names of the modules whose code has changed since earlier results with the same inputs.
 
-        Modules that were added or dropped count as changed.
+        If this result uses a module that an earlier one did not, or the other way round, the module counts as changed.
 
         Args:
-            earlier: Records of the earlier results, from ``records``. Records with another ``depends`` are ignored.
+            earlier: Records of the earlier results, from ``records``. Records of results with other inputs are ignored.
         """
         same = [old["modules"] for old in earlier if old["depends"] == key(self.depends) and old["code"] != self.code]
         return {name for old in same for name in {*old, *self.modules} if old.get(name) != self.modules.get(name)}
 
 
 def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
-    """Return the records (see ``Basis.record``) of all results in a directory.
+    """Return the records of all results in a directory. A record says which inputs and code made a result (see ``Basis.record``).
 
     Args:
         parent: Directory with one folder per result.
@@ -278,7 +286,7 @@ def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
 
 
 def made_by(code: str) -> str:
-    """Return a text that names the toolkit's version and a hash of its code. Output files hold it in their field ``made_by``.
+    """Return the text "toolkit VERSION, code HASH", which output files hold in their field ``made_by``.
 
     Args:
         code: Hash of the code that the file depends on, such as ``Basis.code``.

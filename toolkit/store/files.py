@@ -71,11 +71,12 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
-    """Write a file atomically: yield a temporary path for the body to write to.
+    """Context manager that writes a file atomically. It yields a temporary path, to which the body of the ``with`` statement writes.
 
     If the body succeeds, the temporary file is renamed to ``path``. If it fails, the temporary file is removed.
 
     Args:
+        path: Final path of the file.
         needed: Number of bytes that will be written, for the message of DiskFullError; ``None`` if unknown.
 
     Raises:
@@ -111,9 +112,9 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Check that a path can become a new directory, and return it. The path must be free or an empty directory.
+    """Check that a directory can be written under a path, and return the path. It must not exist yet, or be an empty directory.
 
-    The directory itself is not created; its parent is, if it is missing.
+    The directory itself is not created. Its parent is created if it is missing.
 
     Raises:
         FileExistsError: the directory is not empty, or the path is a file.
@@ -130,7 +131,7 @@ def new_directory(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_directory(directory: str | Path) -> Iterator[Path]:
-    """Fill a directory atomically: yield a temporary directory for the body to write into.
+    """Context manager that writes a directory atomically. It yields a temporary directory, into which the body of ``with`` writes.
 
     If the body succeeds, the temporary directory is renamed to ``directory``. If it fails, the temporary directory is removed. So
     ``directory`` is complete or absent, even if the process is killed. An empty directory of this name is replaced.
@@ -267,7 +268,7 @@ def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file or a directory with its contents, if it exists.
+    """Remove a file, or a directory with its contents. Do nothing if it does not exist.
 
     A directory is first renamed to a temporary name. So under its own name it is complete or absent, even if the process is killed.
     Temporary files that killed processes left in the same parent directory are removed too.
@@ -307,17 +308,17 @@ def safe_name(text: str) -> str:
 
 
 def key(value: Any) -> str:
-    """Return a hash of a value as 12 hexadecimal digits, for cache keys. The value is hashed as JSON text with sorted keys."""
+    """Return a hash of a value as 12 hexadecimal digits, for cache keys. The hash is that of the value as JSON with sorted keys."""
     text = json.dumps(value, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock while the body runs. Yield True if this process holds the lock, False if another process does.
+    """Context manager that holds a lock while its body runs. It yields True if this process holds the lock, False if another one does.
 
-    The lock only keeps out processes that call this function too. It is held on a file ``PATH.lock``, and released when the body ends or
-    the process ends for any reason.
+    The lock only keeps out processes that call this function too. It is a lock on the file ``PATH.lock``. It is released when the body
+    ends, or when the process ends for any reason.
 
     Args:
         path: Name of the lock, usually the file or directory to protect. It need not exist.
@@ -337,7 +338,7 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert a value that ``json`` cannot write: a dataclass to a dict, a tensor to a list, a Path to a string.
+    """Return a value that ``json`` can write, in place of one that it cannot: a dict for a dataclass, a list for a tensor, text for a Path.
 
     Use it as ``json.dumps(value, default=jsonable)``.
 

@@ -21,7 +21,12 @@ class Misfit(ValueError):
 
 @contextmanager
 def read_from(path: str | Path, remedy: str) -> Iterator[None]:
-    """Context manager that turns a Misfit in its body into a DamagedFileError: ``path``, then the Misfit's message, then ``remedy``."""
+    """Context manager that raises DamagedFileError if its body raises Misfit (a value does not fit its type hint).
+
+    Args:
+        path: File that is read, put at the start of the error message. The message of the Misfit follows.
+        remedy: Advice to the user, put at the end of the error message.
+    """
     try:
         yield
     except Misfit as error:

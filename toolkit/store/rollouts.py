@@ -24,18 +24,21 @@ from toolkit.types import Rollout, Span
 SAMPLING: Mapping[str, Any] = {
     "n": int, "temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int, "details": bool,
 }  # fmt: skip
-"""Setting -> type, for the field ``sampling`` of a header. The settings are those of ``Sampling``."""
+"""Setting -> type, for the field ``sampling`` in the header of a directory of rollouts. The settings are those of ``Sampling``."""
 IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
 }  # fmt: skip
-"""Field -> type, for the header fields that determine the rollouts. Sampling is resumed only if all of them are the same.
+"""Field -> type, for the header fields of a directory of rollouts that determine the rollouts. To resume sampling, all must be equal.
 
 ``fingerprint``: hash of the model's weights and config. ``template``, ``problems``: hashes of the chat template and of the problems.
-``interventions``: texts from ``identity.describe_interventions``. ``tags``: the think tags.
+``interventions``: texts from ``identity.describe_interventions``. ``tags``: the think tags. ``eos_ids``: token ids that end a response.
+``sampling``: the settings listed in ``SAMPLING``.
 """
 OPTIONAL: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
-"""Field -> type, for the header fields that only describe the rollouts. They may be missing, and may differ when sampling is resumed.
+"""Field -> type, for the header fields of a directory of rollouts that only describe the rollouts.
+
+They may be missing, and may differ when sampling is resumed.
 
 ``seed`` is the seed of the problems, not of sampling. ``rollouts`` is the number of rollouts when sampling is complete.
 """
@@ -94,11 +97,11 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Create a directory of rollouts, or open it to resume sampling. Return the rollouts that it already holds.
 
-    If the directory has a header, each field in ``IDENTITY`` must be equal in that header and in ``header``. The stored values of all
-    other fields are kept, and fields that only ``header`` has are added to the file.
+    A new directory gets ``header`` as its header file. If there is a header file already, its fields in ``IDENTITY`` must equal those of
+    ``header``. Its other fields keep their stored values. Fields that are only in ``header`` are added to it.
 
     Args:
-        header: How the rollouts are sampled: the fields of ``IDENTITY`` and ``OPTIONAL``.
+        header: Facts about the sampling, as a dict with the fields of ``IDENTITY`` (all needed) and ``OPTIONAL``.
         vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:

@@ -38,8 +38,8 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
 
     Args:
         columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these. Required columns
-            must not have missing values. In a CSV file, a column with the hint ``str`` is read as text ("007" stays "007"), and "NA" is
-            text in every column. ``None``: no column is required.
+            must not have missing values. ``None``: no column is required. Two rules for CSV files: a column with the hint ``str`` is read
+            as text, so "007" stays "007". In all columns, "NA" is an ordinary text and not a missing value.
         remedy: Advice to the user, put at the end of the message of DamagedFileError.
 
     Raises:

@@ -59,14 +59,15 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
 
     Args:
         kind: Class of the value: ``Direction``, ``HeadScores``, ``Moments`` or ``Plan``.
-        fingerprint: Fingerprint (hash of weights and config) of the model that the value must have been made from. ``None``: any model.
+        fingerprint: Fingerprint (hash of weights and config) of the model with which the value must have been computed. ``None``: any
+            model.
 
     Raises:
         FileNotFoundError: no such file.
         DamagedFileError: the file is truncated or not safetensors; a field is missing, has the wrong type, or is not a field of the
             class; the shapes of two tensors do not fit together; or a tensor holds NaN or infinity.
         ForeignFileError: the file was not written by this toolkit, or holds another kind of value.
-        WrongModelError: the value was made from a model with another fingerprint.
+        WrongModelError: the value was computed with a model that has another fingerprint.
     """
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
