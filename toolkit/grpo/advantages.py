@@ -66,7 +66,8 @@ def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return Dr. GRPO's advantages (arXiv 2503.20783): the reward minus the mean reward of the rollout's group, without division.
 
-    TRL computes the same with ``scale_rewards="none"``. The module ``advantages`` explains the arguments; ``tokens`` is not used.
+    The reward of a rollout is the sum of its ``components``. A group is the set of rollouts of one problem. TRL computes the same with
+    ``scale_rewards="none"``. The module ``advantages`` explains the arguments; ``tokens`` is not used.
     """
     r = components.sum(axis=1)
     return r - group_mean(r, groups)
@@ -75,8 +76,9 @@ def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray,
 def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return RLOO's advantages (arXiv 2402.14740): the reward minus the mean reward of the *other* rollouts of the group.
 
-    For a group of G rollouts this is ``G / (G - 1)`` times the advantage of ``dr_grpo``; for a group of one it is 0. The module
-    ``advantages`` explains the arguments; ``tokens`` is not used.
+    The reward of a rollout is the sum of its ``components``. A group is the set of rollouts of one problem. For a group of G rollouts the
+    result is ``G / (G - 1)`` times the advantage of ``dr_grpo``; for a group of one it is 0. The module ``advantages`` explains the
+    arguments; ``tokens`` is not used.
     """
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)[which]  # size of each rollout's group
@@ -86,7 +88,9 @@ def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[nd
 def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return DLER's advantages as in the paper (arXiv 2510.15110): ``(A - mean(A)) / (std(A) + 1e-8)``.
 
-    A is the reward minus the mean reward of the rollout's group. Mean and standard deviation of A are taken over all rollouts of the batch.
+    A is the reward of a rollout, the sum of its ``components``, minus the mean reward of its group. A group is the set of rollouts of one
+    problem. Mean and standard deviation of A are taken over all rollouts of the batch.
+
     TRL's ``scale_rewards="batch"`` differs: its divisor is the standard deviation of the rewards, not of A. The module ``advantages``
     explains the arguments; ``tokens`` is not used.
     """
@@ -97,17 +101,18 @@ def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return DLER's advantages as in its released code (verl's ``masked_whiten``): ``(A - mean(A)) / (std(A) + 1e-8)``.
 
-    A is the reward minus the mean reward of the rollout's group. Mean and standard deviation of A are taken over all response *tokens* of
-    the batch, so a long rollout counts more than a short one. The module ``advantages`` explains the arguments.
+    A is the reward of a rollout, the sum of its ``components``, minus the mean reward of its group. A group is the set of rollouts of one
+    problem. Mean and standard deviation of A are taken over all response *tokens* of the batch: each token has the A of its rollout, so a
+    long rollout counts more than a short one. The module ``advantages`` explains the arguments.
     """
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
 
 def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the values minus their weighted mean, divided by their weighted standard deviation.
+    """Return ``values`` minus their weighted mean, divided by their weighted standard deviation.
 
-    The weight of a value says how many observations it stands for: 1, or the number of a rollout's tokens. If the weights sum to less than
-    2, there is no standard deviation, and all returned values are 0.
+    A weight is the number of observations with that value: 1 to count rollouts, or the rollout's number of tokens to count tokens. If the
+    weights sum to less than 2, there is no standard deviation, and all returned values are 0.
     """
     total = weights.sum()
     if total < 2:

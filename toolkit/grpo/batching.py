@@ -36,20 +36,25 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
 
 
 def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
-    """Split the rows with a nonzero advantage into micro-batches, sorted by length; drop the others, which add nothing to the gradient.
+    """Split a batch into micro-batches, without the rows whose advantage is 0. A row is one response.
 
-    A row is one response. Multiply the loss of each micro-batch by its entry ``share``, a factor that corrects for the dropped rows. The
-    total loss then has the same gradient as with all rows. If fewer than ``parts`` rows have a nonzero advantage, rows with advantage 0 are
-    kept, so that no micro-batch is empty.
+    In a loss without KL term, entropy bonus or other added term, a row with advantage 0 adds nothing to the gradient. Use this function
+    only with such losses. The rows that stay are sorted by response length, then split, so each micro-batch has rows of similar length.
+
+    The caller must multiply the loss of each micro-batch by its entry ``share``, a factor that corrects for the dropped rows. The total
+    loss then has the same gradient as with all rows.
+
+    If fewer than ``parts`` rows have a nonzero advantage, some rows with advantage 0 are kept, so that no micro-batch is empty.
 
     Args:
         scored: A batch of responses with their rewards, as TRL's dict of tensors ``[rows, ...]``. Numbers and 0-d tensors are copied into
             every micro-batch.
         parts: Number of micro-batches.
-        loss_type: TRL's name of the loss. It must be in ``BY_ROWS`` (TRL divides the loss by the rows of the micro-batch) or ``BY_TOKENS``
-            (TRL divides it by the tokens of the whole batch).
-        least: Smallest number of rows to keep; rows with advantage 0 are kept if needed to reach it. Pass the same number on every process:
-            TRL gathers metrics from all processes, and each must contribute the same number of rows.
+        loss_type: TRL's name of the loss. It must be in ``BY_ROWS`` (TRL divides the loss by the number of rows of the micro-batch) or
+            ``BY_TOKENS`` (TRL divides it by the number of tokens of the whole batch).
+        least: Smallest number of rows to keep; rows with advantage 0 are kept if needed to reach it. If several processes train together,
+            count the rows with a nonzero advantage on each, and pass the largest count on all. All processes then keep equally many rows.
+            TRL needs this, since it gathers metrics of the same shape from every process.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()

@@ -57,7 +57,7 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
 def check_unsharded(trainer: Any) -> None:
     """Raise ValueError if the trainer shards weights over processes (FSDP, ZeRO stage 3).
 
-    One process alone evaluates and saves the finished model, so it must hold all weights.
+    Sharding is not supported: the main process evaluates and saves the finished model alone, so it must hold all weights.
     """
     how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed's ZeRO stage 3" if is_deepspeed_zero3_enabled() else ""
     if how:

@@ -58,8 +58,9 @@ def lines(file: Path) -> list[dict[str, Any]]:
     """Return the lines of one curve file as dicts. The entry ``kind`` is ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: a line lacks a required field or has one of the wrong type, or the file lacks one of the four kinds of
-            lines. The message says which.
+        store.DamagedFileError: a line lacks a required field or has one of the wrong type; the file lacks one of the four kinds of lines,
+            or does not begin with its only ``about`` line; or it does not have exactly one ``outcomes`` line, with lists of equal length.
+            The message says what is wrong.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
@@ -88,12 +89,13 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
         A pair ``(logs, tests)``. ``logs`` maps each recipe's name to its training logs, one table per seed. ``tests`` is a table of test
         results, one row per policy (or base model), metric and set of problems. Its columns:
 
-        * ``name``: the recipe, or ``base``; ``seed``: the policy's seed, -1 for the base model, which appears once.
-        * ``problems``: ``all`` or ``hard``.
+        * ``name``: the recipe, or ``base`` for the base model.
+        * ``seed``: the policy's training seed; -1 for the base model.
+        * ``problems``: ``all`` test problems, or the ``hard`` ones, which have the most operands.
         * ``metric``: ``accuracy``, ``think_tokens``, ``closed`` (share of responses that closed their think span) or ``looping`` (share of
           responses that end in a loop).
-        * ``mean``, ``low``, ``high``: the metric and the 95 % interval of its mean.
-        * ``difference``, ``difference_low``, ``difference_high``: policy minus base model, and the 95 % interval of this difference.
+        * ``mean``: the metric's mean over the problems; ``low``, ``high``: its 95 % interval.
+        * ``difference``: ``mean`` of the policy minus that of the base model; ``difference_low``, ``difference_high``: its 95 % interval.
 
     Raises:
         FileNotFoundError: the folder holds no curve files.
@@ -166,10 +168,10 @@ def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
 
         * ``name``: the recipe, or ``base``.
         * ``seed``: the policy's seed, -1 for the base model.
-        * ``accuracy`` (0 to 1) and ``think_tokens``: the mean over problems.
-        * ``accuracy_low``, ``accuracy_high``: 95 % interval of the mean, over problems.
+        * ``accuracy``: mean accuracy over the problems, 0 to 1; ``accuracy_low``, ``accuracy_high``: its 95 % interval.
         * ``accuracy_difference``: policy minus base model; ``accuracy_difference_low``, ``accuracy_difference_high``: its 95 % interval.
-        * the same five columns for ``think_tokens``, such as ``think_tokens_low``.
+        * ``think_tokens``, ``think_tokens_low``, ``think_tokens_high``, ``think_tokens_difference``, ``think_tokens_difference_low``,
+          ``think_tokens_difference_high``: likewise for the mean number of think tokens.
     """
     columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]

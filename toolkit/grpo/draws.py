@@ -143,11 +143,11 @@ class Dynamic:
 
     A group is the set of rollouts of one problem. If all of them get the same reward, the group adds nothing to the gradient. Such groups
     are dropped, and groups of other problems are sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first,
-    dropped groups fill the rest of the batch. Both limits are ours; DAPO has a limit of its own, at which it stops the run.
+    dropped groups fill the rest of the batch. Both limits are ours. DAPO has another limit; if it is reached, the run stops.
 
-    In DLER a correct but truncated rollout gets reward 0. Take a group of correct rollouts of which half are truncated: its rewards differ,
-    and the group is kept, as in DLER's paper. DLER's released script compares the rewards before truncation is penalised, and drops such a
-    group.
+    DLER's paper and its released script differ. In DLER a correct but truncated rollout gets reward 0. So a group of correct rollouts, half
+    of them truncated, has different rewards. The paper, like this class, keeps such a group. The script compares the rewards before
+    truncation is penalised, and drops it.
 
     Attributes:
         rounds: Maximum number of rounds of sampling per batch, the first included.
@@ -186,13 +186,13 @@ class Dynamic:
 
 
 def seed_of(seed: int, step: int, stream: int = 0) -> int:
-    """Return the random seed for the rollouts that are sampled after ``step`` optimizer steps. It is a hash of the three arguments.
+    """Return the random seed for what is sampled after ``step`` optimizer steps. It is a hash of the three arguments.
 
     Args:
         seed: Seed of the run.
         step: Number of optimizer steps done so far.
-        stream: Number that distinguishes several uses of a seed at the same step. For example, long and short responses to the same
-            problems are sampled with different numbers.
+        stream: Number that keeps apart several samplings at one step: a different ``stream`` gives an unrelated seed. For example, prompts
+            that request long thinking and prompts that request short thinking have one ``stream`` each.
     """
     # 48 bits of a hash, so that neighbouring steps have unrelated seeds.
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
@@ -238,7 +238,8 @@ def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
     """Return the rollouts with ``first_sample`` added to their sample numbers.
 
-    Long and short rollouts of a problem are sampled separately, and both are numbered from 0. After this shift of the short ones, no two
-    rollouts of the problem have the same number.
+    If a recipe requests long and short thinking, the long and the short rollouts of a problem are sampled separately, and both are numbered
+    from 0. The sampler calls this function on the short ones, with the number of long ones as ``first_sample``. Then no two rollouts of the
+    problem have the same number.
     """
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]

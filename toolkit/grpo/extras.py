@@ -1,4 +1,6 @@
-"""Parts of a training run that the recipe does not set: your reward object, columns for it, the sampling engine, LoRA, callbacks.
+"""Parts of a training run that the recipe does not set: your reward object, columns that it reads, the sampling engine, LoRA, callbacks.
+
+A *recipe* holds the training settings of one paper, such as its reward and loss (see ``recipes``).
 
 A *column* is an array with one value per rollout, such as ``tokens`` or ``correct``. Rewards read columns by name.
 """
@@ -22,7 +24,9 @@ It is needed only for a column that the toolkit does not compute itself.
 
 @dataclass(frozen=True)
 class Extras:
-    """Settings of a training run that its recipe does not have, such as your own reward or a LoRA adapter.
+    """Settings of a training run that are not part of its recipe, such as your own reward or a LoRA adapter.
+
+    A recipe holds the training settings of one paper (see ``recipes.Recipe``).
 
     Attributes:
         reward: Reward object that replaces the recipe's; ``None`` means the recipe's.

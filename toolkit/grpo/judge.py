@@ -43,7 +43,8 @@ RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_i
 def mean_states(lm: LM, rollouts: Sequence[Rollout]) -> np.ndarray:
     """Return one feature vector per rollout, ``[n, d_model]``: the mean hidden state after the last block.
 
-    The mean runs over the positions that predict the response's tokens, so every response must have at least one token.
+    The mean runs over the positions that predict the response's tokens: from the last token of the prompt to the last but one token of the
+    response. Every response must have at least one token.
     """
     return collect.states(lm, rollouts, "resid_post", positions=RESPONSE).values[:, lm.layout.n_layers - 1].numpy()
 
@@ -52,11 +53,11 @@ def mean_states(lm: LM, rollouts: Sequence[Rollout]) -> np.ndarray:
 class ConcisenessJudge:
     """Function that computes the reward column ``conciseness``: one score in [0.1, 1] per rollout; a more concise response scores higher.
 
-    An empty response gets 0.1.
+    An empty response gets 0.1. The score of any other response is computed from its mean hidden state (see ``mean_states``).
 
     Attributes:
-        lm: The initial model, whose hidden states are the features.
-        head: Linear head that turns features into scores.
+        lm: The initial model of the training run, which computes the hidden states.
+        head: Linear head that turns mean hidden states into scores.
     """
 
     lm: LM
@@ -73,11 +74,12 @@ class ConcisenessJudge:
 def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
     """Train a conciseness judge on responses that are sampled from ``lm``, and return the judge.
 
-    It learns from all pairs of correct responses to the same problem whose lengths differ by a factor of at least 1.25
-    (``conciseness.assumed_ratio``).
+    A conciseness judge scores how concise a response is: a linear head on the mean hidden state of ``lm``. It learns from pairs of correct
+    responses to the same problem to give the shorter one the higher score. All pairs are used whose lengths differ by a factor of at least
+    1.25 (``conciseness.assumed_ratio``).
 
     Args:
-        lm: The initial model.
+        lm: The model before training, from which the GRPO run starts. Its weights are not changed.
         problems: Problems to sample responses to.
         sampling: Sampling settings. ``n`` (samples per problem) must be at least 2, or there are no pairs.
 
@@ -94,7 +96,7 @@ def read_head(lm: LM, path: Path) -> ConcisenessHead:
 
     Raises:
         store.DamagedFileError: the file is damaged, the head does not have one weight per dimension of ``lm``'s residual stream, or its
-            ``spread`` is not above 0.
+            ``spread`` (the standard deviation by which logits are divided) is not above 0.
     """
     remedy = "Remove it: a new head is then trained."
     head = ConcisenessHead.from_state_dict(store.read_json(path, HEAD, remedy=remedy))

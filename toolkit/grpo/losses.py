@@ -81,11 +81,11 @@ def drpo_objective(
 def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
     """Return an estimate of KL(pi_old || pi) in nats per token: the mean of ``log pi_old - log pi`` over response tokens.
 
-    The estimate may be negative.
+    ``pi`` is the current policy and ``pi_old`` the policy that sampled the tokens. The estimate may be negative.
 
     Args:
-        new: Log-probabilities of the response tokens under the current policy ``pi``.
-        old: Log-probabilities under ``pi_old``, the policy that sampled.
+        new: Log-probabilities of the response tokens under ``pi``.
+        old: Log-probabilities of the response tokens under ``pi_old``.
         mask: 1 for a response token, 0 for padding.
     """
     # At least 1, so that a micro-batch without response tokens gives 0.

@@ -1,8 +1,8 @@
 """Columns of the training log: statistics of a training batch and its rewards, and results on held-out problems.
 
-Shares lie between 0 and 1, lengths are in tokens, entropies in nats per token. If there is nothing to average, a mean is NaN here and
-``null`` in the log. Three other sources add columns to the log: TRL (such as ``reward``, ``grad_norm``, ``kl``), ``sampler.Sampler``
-(``dynamic/...``) and the trainer (``sampler/...``, ``switch_loss``).
+Shares lie between 0 and 1, lengths are in tokens, entropies in nats per token. A group is the set of rollouts of one problem. If there is
+nothing to average, a mean is NaN here and ``null`` in the log. Three other sources add columns to the log: TRL (such as ``reward``,
+``grad_norm``, ``kl``), ``sampler.Sampler`` (``dynamic/...``) and the trainer (``sampler/...``, ``switch_loss``).
 
 =========================  ==================================================================================================
 column                     meaning
@@ -15,7 +15,7 @@ tokens/truncated           mean length of responses that the token limit cut off
 tokens/correct, /wrong     mean length of correct responses; the same for wrong ones
 think_tokens               mean length of the think span
 loops                      share of responses that the token limit cut off in a repeating sequence of tokens (``stats.looping``)
-answers/most_common        share of the most common answer among all answers of the batch; answers are the same if their tokens are
+answers/most_common        share of the most common answer among all answers of the batch; equal answers have the same token ids
 zero_std                   share of rollouts in groups whose rewards are all equal
 entropy/think, /answer     mean entropy of the tokens of think spans; the same for answers
 component/NAME             mean of a component of the reward; ``component/NAME/std``: its standard deviation over the batch
@@ -99,7 +99,7 @@ def _entropy(rollouts: Sequence[Rollout], phase: str) -> float:
 
 
 def _most_common(rollouts: Sequence[Rollout]) -> float:
-    """Return the share of the most common answer among all answers; NaN without answers. Answers are the same if their tokens are."""
+    """Return the share of the most common answer among all answers; NaN without answers. Equal answers have the same token ids."""
     answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in rollouts if r.answer is not None)
     return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
 

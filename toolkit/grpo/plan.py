@@ -23,11 +23,11 @@ class TrainingPlan:
         evaluate_every: Optimizer steps between two points of the learning curve; 0 for no curve.
         tiny: True to scale recipes to the tiny reasoner, the small model in this package (see ``Recipe.scaled``). False to keep the numbers
             of their papers.
-        changes: Fields to replace in every recipe, as pairs ``(name, value)``, such as ``(("problems", 32),)``.
+        changes: Fields of ``Recipe`` to replace in every recipe, as pairs ``(name, value)``, such as ``(("problems", 32),)``.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process.
         lora: Rank of a LoRA adapter, which is merged into the model at the end; ``None`` trains every weight.
         engine: Library that samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
-        overrides: Fields of TRL's ``GRPOConfig`` as pairs ``(name, value)``; they override the recipe's.
+        overrides: Fields of TRL's ``GRPOConfig`` to set in every run, as pairs ``(name, value)``. They override ``Recipe.config``.
     """
 
     task: str = "arithmetic"
@@ -48,10 +48,11 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Those settings of this plan that are themselves part of a policy's cache key, as a dict ``{name: value}``.
+        """Settings of this plan for a policy's cache key, as a dict ``{name: value}``.
 
-        ``task``, ``pool``, ``tiny`` and ``changes`` enter the key through the problems and the recipe, which ``policies.basis`` adds. It
-        adds ``micro_batch`` only for a recipe with DRPO's loss, whose value depends on it.
+        The other settings are left out, since ``policies.basis`` adds to the key what they determine. ``task`` and ``pool`` determine the
+        training problems; ``tiny`` and ``changes`` determine the recipe. ``micro_batch`` matters only for DRPO's loss, so
+        ``policies.basis`` adds it for recipes with that loss alone.
         """
         return {
             "steps": self.steps,

@@ -177,7 +177,8 @@ def plain(reward: str, **options: Any) -> Recipe:
 def length_penalty_mild() -> Recipe:
     """Return our recipe of the reward ``length_penalty`` with half the default weight of its penalty (``alpha=0.5``).
 
-    A weight that is too small has no effect, and a weight that is too large makes training collapse. The range between them is narrow.
+    Compare it with the recipe ``length_penalty``. A penalty with too small a weight has no effect; with too large a weight, training
+    collapses. Only a narrow range of weights lies between.
     """
     return replace(
         plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
@@ -185,7 +186,7 @@ def length_penalty_mild() -> Recipe:
 
 
 def grpo_lambda() -> Recipe:
-    """Return the recipe of GRPO-lambda (arXiv 2505.18086): length is penalised only on the problems solved most often in the batch."""
+    """Return the recipe of GRPO-lambda (arXiv 2505.18086): length is penalised only on the batch's problems with the highest accuracy."""
     return Recipe(
         "grpo_lambda",
         "2505.18086",

@@ -89,7 +89,8 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
     Args:
         checkpoint: Folder of the checkpoint.
-        main: True to remove the incomplete checkpoint. Of several processes that write together, pass it in one only.
+        main: True if this process removes the incomplete checkpoint, False if it leaves it. If several processes write one checkpoint, pass
+            True in exactly one of them.
 
     Raises:
         DiskFullError: the disk is full.

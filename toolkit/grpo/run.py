@@ -194,7 +194,8 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 def process_of(run: Run) -> tuple[int, int]:
     """Return ``(index, number)`` for this process: its index among the processes that train together, and their number.
 
-    The main process has index 0. accelerate sets both values; ``run`` only supplies the directory that TRL's config requires.
+    The main process has index 0. Both values come from accelerate. Of ``run``, only the directory is used: TRL's config, through which the
+    values are read, cannot be made without one.
     """
     config = GRPOConfig(str(run.out), bf16=False, report_to="none")
     return config.process_index, config.world_size

@@ -46,8 +46,8 @@ class PolicyView:
         accelerator: The trainer's ``accelerate.Accelerator``.
         step: Function that returns the number of optimizer steps done so far.
         weights: Function that returns the model in training.
-        generating: Function that returns a context manager. The manager yields the model for generation: without wrappers, under the
-            autocast of training.
+        generating: Function that returns a context manager. The manager yields the model for generation: without the wrappers of
+            accelerate, under the autocast of training.
         rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards that
             change during training, such as HAPO's, are not changed by it.
         log_probs: Function ``(token ids, attention mask, length of the longest response) -> log-probabilities`` (nats) of the response
@@ -90,7 +90,7 @@ def view_of(trainer: Any) -> PolicyView:
 
 @contextmanager
 def _generating(trainer: Any) -> Iterator[Any]:
-    """Return a context manager that yields the trainer's model for generation, without wrappers and under the autocast of training."""
+    """Return a context manager that yields the model for generation: without accelerate's wrappers, under the autocast of training."""
     # Both calls that gather sharded weights do nothing here, since sharding is refused (``checks.check_unsharded``).
     gathered = {"gather_deepspeed3_params": trainer.args.ds3_gather_for_generation}
     with (
@@ -247,9 +247,10 @@ class Sampler:
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
         """Drop groups whose rewards are all equal. Return the groups that remain in ``pool``, and all dropped groups.
 
-        The first ``wanted`` groups of ``pool`` are the batch; only they are scored. If some are dropped, later groups of ``pool`` take
-        their places. The new batch is then scored as a whole, since a reward may compare the groups of a batch. This repeats until no group
-        is dropped. A reward that changes during training is not changed by this.
+        The first ``wanted`` groups of ``pool`` are the batch; only their rewards are computed. If some groups are dropped, later groups of
+        ``pool`` take their places, as far as there are any. The rewards of the new batch are then all computed again, since a reward may
+        compare the groups of a batch. This repeats until no group is dropped or the pool is empty. The state of a reward that changes
+        during training, such as HAPO's, stays the same.
 
         Args:
             pool: Groups of all processes, one list of rollouts per problem.

@@ -161,8 +161,9 @@ def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, dev
 def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
     """Return how much of the trained weight changes is kept if the policy is saved in ``dtype``.
 
-    The result is a dict of the fields of ``rounding.Rounding``: the dtype, the share of the changes that is kept, and the error. If the
-    initial model has another dtype than ``dtype``, the entry ``given`` holds the same fields for saving in the initial model's dtype.
+    The result is a dict with three entries, the fields of ``rounding.Rounding``: ``dtype``, ``kept`` (share of the changes that is kept)
+    and ``error`` (rounding error divided by the size of the changes). If the initial model has another dtype, a fourth entry, ``given``,
+    holds a dict with the same three entries for saving in that dtype.
     """
     start = merge_adapter(deepcopy(initial.model)) if has_adapter(initial.model) else initial.model
     before, after = (dict(model.named_parameters()) for model in (start, policy.model))
@@ -188,9 +189,9 @@ def _rounding_message(facts: Mapping[str, Any]) -> str:
 
 @torch.inference_mode()
 def _log_probs(lm: LM, prompts: Sequence[list[int]]) -> list[Float[Tensor, "tokens vocab"]]:
-    """Return log-probabilities over the vocabulary at the last 16 positions of each prompt (``assumed_positions``).
+    """Return log-probabilities over the vocabulary at the last positions of each prompt, ``[positions, vocab]`` per prompt.
 
-    All positions of a long prompt would take gigabytes.
+    The constant ``assumed_positions`` is the largest number of positions, 16. All positions of a long prompt would take gigabytes.
 
     Args:
         lm: The model.

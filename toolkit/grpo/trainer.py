@@ -63,7 +63,7 @@ class ScoredBatch:
 
     Attributes:
         drawn: Rollouts with their prompts.
-        batch: The argument of the reward for the same rollouts: arrays with one value per rollout, by name.
+        batch: The data that the reward was computed from: arrays with one value per rollout, by name.
         scored: Rewards of the rollouts and their components.
         advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
     """
@@ -263,7 +263,9 @@ class Trainer(ResumableTrainer):
         return drawn
 
     def batch_of(self, drawn: Sequence[Drawn], local: Sequence[Drawn], step: int, split: Any) -> RewardBatch:
-        """Return the argument of the reward: a batch with columns from the rollouts, their prompts and ``Extras.columns``.
+        """Return the batch that is passed to the reward. Its columns come from the rollouts, their prompts and ``Extras.columns``.
+
+        A column is an array with one value per rollout. ``Extras.columns`` are columns that the user's own functions compute.
 
         Args:
             drawn: Rollouts of all processes.
@@ -280,7 +282,7 @@ class Trainer(ResumableTrainer):
         return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """Return the argument of the reward with the columns that need only the rollouts, such as response lengths.
+        """Return a batch for the reward with those columns that need only the rollouts, such as response lengths.
 
         ``batch_of`` adds columns about the prompts and those of ``Extras.columns``. The batch also gets the model's closing think tag,
         since some rewards read the text after it.
@@ -317,8 +319,11 @@ class Trainer(ResumableTrainer):
     def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
         """Return True if rows (responses) with advantage 0 can be left out of the micro-batches.
 
-        Three conditions must hold: these rows add nothing to the loss; TRL's divisor of the loss is known (``batching.BY_ROWS`` or
-        ``BY_TOKENS``); and sampling has recorded the entropies of all rows, which the log needs.
+        Three conditions must hold:
+
+        * These rows add nothing to the gradient. This excludes losses with, for example, a KL term or an entropy bonus.
+        * The number by which TRL divides the loss is known: the loss is in ``batching.BY_ROWS`` or ``batching.BY_TOKENS``.
+        * Sampling has recorded the entropies of all rows. The log needs them, also for the rows that are left out.
         """
         assert self.newest is not None
         # ``plain``: the loss has no term that is nonzero at advantage 0. ``whole``: all tokens count, with one advantage per row.
@@ -350,12 +355,16 @@ class Trainer(ResumableTrainer):
         return outputs
 
     def _note_gap(self, inputs: Mapping[str, Any]) -> None:
-        """Log how far the log-probabilities of sampling and training differ, in nats per token, for the policy that sampled.
+        """Log how far the log-probabilities of the same tokens differ between sampling and training, in nats per token.
 
-        A token's difference is its log-probability in sampling minus that in training. ``sampler/kl`` is the mean difference, an estimate
-        of KL(sampler || trainer); ``sampler/gap`` is the mean absolute difference. In exact arithmetic both would be 0. They show rounding,
-        or that the engine samples in another dtype. They are logged only until the first update with the batch: the policy changes then.
-        With top-k or top-p they are not logged, since these sample from another distribution.
+        A token's difference is its log-probability in sampling minus that in training, both with the same weights. Two columns are logged:
+
+        * ``sampler/kl``: the mean difference, an estimate of KL(sampler || trainer).
+        * ``sampler/gap``: the mean absolute difference.
+
+        In exact arithmetic both would be 0. They show rounding, or that the engine samples in another dtype. They are logged only until the
+        first update with the batch, since the policy changes then. With top-k or top-p they are not logged, since these sample from another
+        distribution.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
         # True after the first update with a generation, when the policy is no longer the one that sampled.
