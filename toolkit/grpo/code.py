@@ -16,7 +16,7 @@ JUDGE = "toolkit.grpo.judge"  # needed only by the reward CRF: trains the head t
 def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict[str, str]:
     """Return a hash of the code of each toolkit module that a trained policy depends on, as a dict ``{module name: hash}``.
 
-    Modules that are only imported by another such module are included (see ``store.modules_of``).
+    Modules that the policy depends on only through an import in another module are included too (see ``store.modules_of``).
 
     Args:
         recipe: Recipe that the policy is trained with.

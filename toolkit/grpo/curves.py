@@ -38,7 +38,10 @@ CURVE = (
     "step", "accuracy", "think_tokens", "tokens", "truncated", "zero_std", "entropy/think", "entropy/answer", "reward", "grad_norm",
     "answers/most_common", "step_time", "alarms",
 )  # fmt: skip
-"""Columns of the training log that are copied into a curve file, besides all ``held_out/...`` and ``component/...`` columns."""
+"""Columns of the training log that are copied into a curve file. All ``held_out/...`` and ``component/...`` columns are copied too.
+
+The module ``measures`` says what the columns mean.
+"""
 
 
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
@@ -96,6 +99,7 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
           responses that end in a loop).
         * ``mean``: the metric's mean over the problems; ``low``, ``high``: its 95 % interval.
         * ``difference``: ``mean`` of the policy minus that of the base model; ``difference_low``, ``difference_high``: its 95 % interval.
+          All three are 0 for the base model.
 
     Raises:
         FileNotFoundError: the folder holds no curve files.

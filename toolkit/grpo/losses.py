@@ -148,8 +148,8 @@ def preference(
 ) -> Int[ndarray, " n"]:
     """Return, for each rollout, the preferred mode of its problem: 1 for long thinking, -1 for short thinking, 0 for none.
 
-    No mode is preferred if all rollouts of the problem are wrong. Otherwise short is preferred if the accuracy of the rollouts with a short
-    prompt is at least ``form.assumed_simple``, else long.
+    No mode is preferred if all rollouts of the problem are wrong. Otherwise short is preferred if the rollouts whose prompt requested short
+    thinking have an accuracy of at least ``form.assumed_simple``, else long.
 
     Args:
         correct: True for each correct rollout.

@@ -53,7 +53,8 @@ def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.R
 
     Args:
         drawn: Rollouts of the batch, of all processes.
-        batch: The reward's argument for the same rollouts. Only its field ``groups`` (the group of each rollout) is used.
+        batch: The batch that was passed to the reward, for the same rollouts. Only its field ``groups`` (the group of each rollout) is
+            used; a group is the set of rollouts of one problem.
         scored: Rewards of the rollouts and their components.
     """
     rollouts = [d.rollout for d in drawn]

@@ -177,8 +177,8 @@ def plain(reward: str, **options: Any) -> Recipe:
 def length_penalty_mild() -> Recipe:
     """Return our recipe of the reward ``length_penalty`` with half the default weight of its penalty (``alpha=0.5``).
 
-    Compare it with the recipe ``length_penalty``. A penalty with too small a weight has no effect; with too large a weight, training
-    collapses. Only a narrow range of weights lies between.
+    It is meant for comparison with ``find("length_penalty")``, which has the full weight. A penalty with too small a weight has no effect.
+    With too large a weight, training collapses. The range of weights between is narrow.
     """
     return replace(
         plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
@@ -257,7 +257,11 @@ def laser(reward: str = "laser") -> Recipe:
 
 
 def _adapted(reward: str) -> Recipe:
-    """Return the recipe of a LASER variant whose target lengths are adapted during training. Its ``sources`` say how they are adapted."""
+    """Return the recipe of a LASER variant whose target lengths are adapted during training; ``Recipe.sources`` says how.
+
+    Args:
+        reward: Name of the reward, ``"laser_d"`` or ``"laser_de"``.
+    """
     recipe = laser(reward)
     more = " Targets: 500 problems monitored every 20 generations; |C_d| rounded up (paper; scripts: down, laser_targets.SCRIPT_ROUNDING)."
     return replace(recipe, sources=recipe.sources + more)

@@ -124,7 +124,7 @@ class Trained:
     """A trained model and its log.
 
     Attributes:
-        lm: The trained model. The main process has read it back from disk; other processes have the model in memory.
+        lm: The trained model. The main process has saved it and read it back from disk; in other processes it is the model that was trained.
         log: One row per optimizer step; row 0 describes the model before training. ``measures`` describes the columns. Empty in processes
             other than the main one.
         main: True in the main process, which writes the files.

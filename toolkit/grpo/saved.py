@@ -141,11 +141,9 @@ def _free_optimizer(trainer: Trainer) -> None:
 
 
 def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
-    """Load a saved policy. It gets the think tags of the model from which it was trained, and the same variables in the chat template.
+    """Load a saved policy. It gets the think tags of ``like`` and its variables of the chat template, such as ``enable_thinking``.
 
-    An example of such a variable is ``enable_thinking``.
-
-    Custom code in the policy's directory (``trust_remote_code``) runs only if that model was loaded with custom code.
+    Custom code in the policy's directory (``trust_remote_code``) runs only if ``like`` was loaded with custom code.
 
     Args:
         like: The model from which the policy was trained.

@@ -77,6 +77,8 @@ class ScoredBatch:
 class Trainer(ResumableTrainer):
     """TRL's GRPO trainer with a recipe. It trains ``lm.model`` in place, so pass a copy if you still need the weights.
 
+    A recipe holds the training settings of one paper (see ``recipes.Recipe``).
+
     Args:
         lm: The model to train, with its tokenizer and think tags.
         recipe: The recipe. Its numbers must already be in ``args``, as ``run.arguments`` puts them there.
@@ -93,8 +95,8 @@ class Trainer(ResumableTrainer):
         sampler: Object that samples the responses.
 
     Raises:
-        ValueError: a group would be split across processes; a group would be split across micro-batches although the loss needs whole
-            groups; or the options cannot be combined (see ``checks.check_args``).
+        ValueError: the responses to one problem would be split across processes, or across micro-batches although the loss needs them
+            together; weights would be sharded over processes; or the options cannot be combined (see ``checks.check_args``).
     """
 
     # TRL and transformers leave these types open or too narrow.
