@@ -124,7 +124,8 @@ class Trained:
     """A trained model and its log.
 
     Attributes:
-        lm: The trained model. The main process has saved it and read it back from disk; in other processes it is the model that was trained.
+        lm: The trained model. In the main process it was saved and read back from disk. In other processes it is the model in memory, in
+            fp32, without the rounding to ``Run.save_dtype``.
         log: One row per optimizer step; row 0 describes the model before training. ``measures`` describes the columns. Empty in processes
             other than the main one.
         main: True in the main process, which writes the files.
