@@ -170,8 +170,9 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
     """Return the usable range of strengths as ``(lowest, highest)``: the range around 0 in which steering does no damage (our definition).
 
-    A strength does damage if it changes one of two shares of responses by more than ``damage``, compared with base. Either fewer responses
-    close their think span, or more of them end in a loop. A loss of accuracy alone is not damage, since shorter thinking may cost accuracy.
+    A strength does damage in either of two cases. The share of responses that close their think span is more than ``damage`` below that of
+    base. Or the share of responses that end in a loop is more than ``damage`` above that of base. A loss of accuracy alone is not damage,
+    since shorter thinking may cost accuracy.
 
     On each side of 0, the range ends at the last measured strength before the first one that does damage.
 

@@ -420,7 +420,7 @@ def edit_and_measure(
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
     """Return True if ``save_edited`` has already saved this edit in a directory, False if the directory is empty or missing.
 
-    The fingerprint of the edited weights that the directory's ``edit.json`` records is compared with that of the edit in ``finding``.
+    ``edit.json`` in the directory records a hash of the edited weights. It is compared with the hash for the edit in ``finding``.
 
     Raises:
         FileExistsError: the directory holds another model, or other files.

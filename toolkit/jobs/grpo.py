@@ -147,8 +147,8 @@ def sweep(
 
     Args:
         lm: Model to start each training from; it is also the base of the comparison.
-        todo: Pairs ``(recipe, seed)``, in the order of training. Give recipes with their papers' batch sizes and token budgets. If
-            ``plan.tiny`` is True, these numbers are scaled down for the tiny reasoner.
+        todo: Pairs ``(recipe, seed)``, in the order of training. Give recipes as their papers publish them. If ``plan.tiny`` is
+            True, they are scaled down to the tiny reasoner (see ``Recipe.scaled``).
         plan: Training settings that all policies share.
         out: Directory of the learning curves, one small file per policy.
         runs: Directory of policies, logs and rollouts.
@@ -177,7 +177,8 @@ def sweep(
 def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: int, stale: Path, say: Say) -> bool:
     """Return True if the curve file exists and is up to date. An outdated file is moved to the directory ``stale``.
 
-    A curve is outdated if ``basis`` (everything it depends on, from ``_curve_basis``) differs from the basis that its file records.
+    A curve is outdated if ``basis`` (everything it depends on, from ``_curve_basis``) differs from the basis that its file records. If the
+    file records none (version 0.1.0), the curve is current if its recipe, seed and model are the same.
     """
     if not file.exists():
         return False

@@ -95,10 +95,10 @@ def lenses(
     A lens gives each head one number. The first two lenses are scores of ThinkEdit, from rollouts. The next three come from prompts that
     hide a fact, the *needle* (see ``methods.retrieval_heads``).
 
-    * ``short thinking, published``: component of the head's output towards short thinking, mean over short thinking, in units of the
-      residual stream (``thinkedit.head_scores``).
-    * ``short thinking``: our form. The same component, mean over short thinking minus mean over long thinking
-      (``thinkedit.contrast_scores``).
+    * ``short thinking, published``: component of the head's mean output in responses with short thinking, along the direction towards
+      short thinking of the head's layer (see ``thinkedit.head_scores``).
+    * ``short thinking``: our form. How much larger the component towards short thinking is in responses with short thinking than in those
+      with long thinking. All heads use the direction of the last layer (see ``thinkedit.contrast_scores``).
     * ``copy``: share of the answer's distinct tokens that the head copies. A head copies a token if, at the step that generates the token,
       it attends most to this token in the needle.
     * ``write``: how much the head raises the logit of a token of the needle at the step that generates this token, through the position of
