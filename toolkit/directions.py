@@ -43,7 +43,7 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
     """Return the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short), per layer, not normalised.
 
     Args:
-        moments: Moments with both classes.
+        moments: Sums of activations per class, with both classes (from ``collect.moments``).
         kind: Site in each layer, such as ``"resid_mid"``.
 
     Raises:
@@ -66,7 +66,8 @@ def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = 
     content. Each layer's vector is rescaled to the norm of the mean difference. This estimator is our addition.
 
     Args:
-        moments: Moments that include outer products ``h h^T`` of the activations h at the site ``kind``.
+        moments: Sums per class, from ``collect.moments``. They must include the outer products ``h h^T`` of the activations h at the site
+            ``kind``.
         kind: Site in each layer, such as ``"resid_mid"``.
         shrinkage: s in the regularised covariance ``(1 - s) C + s m I``, in (0, 1]. C is the within-class covariance, m the mean of its
             diagonal, I the identity. The default is our choice.
@@ -88,7 +89,7 @@ def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = 
 # --- estimators over states ----------------------------------------------------------------------------------
 
 Estimator = Callable[[States], Direction]
-"""Function that estimates a direction from states, such as ``paired_difference``."""
+"""Function that computes a direction from ``States`` (activations of single rollouts or positions), such as ``paired_difference``."""
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
@@ -118,7 +119,8 @@ def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
     """Return the first principal component of the activations of both classes together, per layer.
 
     This is the direction of largest variance, which may have nothing to do with length: compare it with other directions by ``cosine``. Its
-    sign is chosen so that it points from class ``neg`` (short) to ``pos`` (long), and its norm is that of the difference of means.
+    sign is chosen so that it points from class ``neg`` (short thinking) to ``pos`` (long). Its norm is that of the difference of the two
+    class means.
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     delta = _gap(states, pos, neg)
@@ -302,7 +304,7 @@ def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions.
 
     Each rollout has the same weight, divided equally among its positions. The norm is computed from the outer products ``h h^T`` in
-    ``moments.outer``. If the moments lack them, use ``collect.typical_norm``, which runs the model.
+    ``moments.outer``, so no model runs. If the moments lack them, use ``collect.typical_norm``, which runs the model.
 
     Args:
         moments: Moments that include outer products at the site ``kind``.
@@ -361,8 +363,8 @@ def bootstrap_cosine(
     the cosine would still be about 0.7 (1 / sqrt 2). In ``split_half_cosine`` it would be about 0.
 
     Args:
-        states: States of all problems.
-        estimator: Function that estimates a direction from states.
+        states: Activations of single rollouts or positions, of all problems.
+        estimator: Function that computes a direction from states, such as ``paired_difference``.
         times: Number of resamples.
         seed: Seed of the resampling.
         level: Share of the resamples, 0 to 1, whose cosine lies between the columns ``low`` and ``high``.
@@ -384,8 +386,8 @@ def split_half_cosine(
     Each half has only half of the problems. Two directions from separate samples of full size would be expected to agree at least as well.
 
     Args:
-        states: States of all problems.
-        estimator: Function that estimates a direction from states.
+        states: Activations of single rollouts or positions, of all problems.
+        estimator: Function that computes a direction from states, such as ``paired_difference``.
         times: Number of random splits.
         seed: Seed of the splits.
         level: Share of the splits, 0 to 1, whose cosine lies between the columns ``low`` and ``high``.
@@ -452,7 +454,13 @@ def _first_component(values: Float[Tensor, "rows layers width"]) -> Float[Tensor
 
 
 def _probe_normals(states: States, target: np.ndarray, model: Any) -> Float[Tensor, "layers width"]:
-    """Fit a linear probe to each layer, and return its weights for raw (not standardised) activations."""
+    """Fit a linear probe to each layer, and return its weights for raw (not standardised) activations.
+
+    Args:
+        states: Activations, one row per rollout or position.
+        target: What the probe predicts, one value per row.
+        model: Unfitted pipeline from ``logistic_model`` or ``ridge_model``.
+    """
     normals = []
     for x in _layers(states.values):
         scaler, probe = model.fit(x, target).named_steps.values()

@@ -170,10 +170,11 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
     """Return the usable range of strengths as ``(lowest, highest)``: the range around 0 in which steering does no damage (our definition).
 
-    Two shares of responses show damage: those that close their think span, and those that end in a loop. A strength does damage if the
-    first is more than ``damage`` below that of base, or the second more than ``damage`` above. On each side of 0, the range ends at the
-    last measured strength before the first one that does damage. A loss of accuracy alone is not damage, since shorter thinking may cost
-    accuracy.
+    A strength does damage in either of two cases. The share of responses that close their think span is more than ``damage`` below that of
+    base. Or the share of responses that end in a loop is more than ``damage`` above that of base. A loss of accuracy alone is not damage,
+    since shorter thinking may cost accuracy.
+
+    On each side of 0, the range ends at the last measured strength before the first one that does damage.
 
     Args:
         doses: Results of a sweep.
@@ -212,7 +213,8 @@ def monotonicity(doses: Doses, direction: str) -> float:
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
     """Return a table with the best strength for each target length: the one whose mean think length is closest to the target.
 
-    Only strengths that the sweep measured are considered. The table also says how close single responses come to the target.
+    Only strengths that the sweep measured are considered, and all of them, even those that do damage (see ``usable_range``). The table also
+    says how close single responses come to the target.
 
     The columns ``precise`` and ``flexible`` correspond to PM (precise match) and FM (flexible match) of Ruler, arXiv:2409.18943. The ranges
     of 10 % and 20 % are our choice.
@@ -261,8 +263,8 @@ def choose_dose(
 ) -> tuple[efficiency_steering.Choice, pd.DataFrame]:
     """Choose the layer and the strength that shorten thinking most while accuracy falls by at most ``max_loss`` percentage points.
 
-    Every layer is steered alone, at every strength. The effect of the choice is overestimated, since it is the best of many. Measure it
-    again on the test split.
+    Each layer of ``plan`` is steered alone, at each strength of ``plan``. The effect of the choice is overestimated, since it is the best of
+    many. Measure it again on the test split.
 
     Args:
         lm: The base model.

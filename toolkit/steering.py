@@ -104,6 +104,8 @@ class Steering:
     def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
         """Return the norm of the added vector divided by the typical norm of the activations, per layer. Only for the operation ``add``.
 
+        The value is given for every layer of the model, also for layers that are not steered.
+
         Args:
             scale: Typical norm (root mean square) of the activations per layer, from ``collect.typical_norm``.
         """

@@ -80,9 +80,9 @@ def retrieval_heads(
 ) -> None:
     """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
-    Heads are ranked in two ways: by the published copy score, and by how much they raise the logit of the generated token (ours). The
-    second ranking also finds heads that attend to a token next to the answer in the prompt. Earlier layers may have copied the answer
-    there.
+    Heads are ranked in two ways: by the published copy score (the share of the answer's tokens that the head copies from the prompt), and by
+    how much they raise the logit of the generated token (ours). The second ranking also finds heads that attend to a token next to the
+    answer in the prompt. Earlier layers may have copied the answer there.
 
     Heads are masked as published: while decoding, they attend uniformly to all earlier tokens. For comparison, they are also masked by zero
     and by mean ablation, and at the prompt's tokens too. For the task lookup and a model with think tags, the command also measures whether

@@ -112,6 +112,8 @@ def steer(
 ) -> None:
     """Show responses at several steering strengths side by side, with thinking in colour and its length below.
 
+    With --op add, the vector times the strength is added to the activations: positive strengths lengthen thinking, negative ones shorten it.
+
     Examples:
 
     [bold]toolkit steer -v runs/direction.safetensors -a -0.5,0,0.5 -p "17+5-9+23=?"[/bold]
@@ -306,9 +308,10 @@ def import_(
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
-    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it. A file is refused if its vectors do not fit the
-    model in width or number of layers, or belong to a place in a layer where vectors of this format do not act. It is also refused if
-    fields of its header contradict each other.
+    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it.
+
+    A file is refused if its vectors do not fit the model in width or number of layers. It is also refused if its header contradicts itself,
+    or names a site in a layer (such as resid_mid) at which vectors of this format do not act.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

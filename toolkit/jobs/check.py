@@ -28,7 +28,7 @@ class Findings:
     Attributes:
         facts: Facts about the model, the problems and the rollouts: title of a section -> name of a quantity -> its value as text. A title
             is, for example, ``"memory, estimated"``.
-        limits: Features of the toolkit that do not work with this model, each with the reason, one sentence each.
+        limits: One sentence per feature of the toolkit that does not work with this model. The sentence gives the reason.
         faults: Reasons why the model, the problems or the rollouts cannot be used, one sentence each. Empty if there are none.
     """
 
@@ -83,7 +83,12 @@ def _model(lm: LM) -> Iterator[tuple[str, str]]:
 
 
 def _ranges(values: Sequence[str], value: str) -> str:
-    """Return the layers whose entry in ``values`` is ``value``, as text such as ``layers 0-2, 4``."""
+    """Return text such as ``layers 0-2, 4``: the numbers of the layers that have a given value.
+
+    Args:
+        values: One value per layer.
+        value: The value to look for.
+    """
     runs: list[list[int]] = []
     for layer in (layer for layer, each in enumerate(values) if each == value):
         if runs and runs[-1][-1] == layer - 1:
@@ -104,7 +109,10 @@ def _exactness(lm: LM) -> dict[str, str]:
     """Run the checks of ``toolkit.qualify`` on random tokens. Return a dict from the name of a check to its largest deviation, as text.
 
     The largest deviation is taken over all layers. In most checks it is the largest error of the activations or logits, divided by the
-    largest expected value. Checks of causality are left out: their number should be large.
+    largest expected value.
+
+    Checks whose names end in "is causal" are left out. They perturb activations and require that the logits change. So their number is
+    not an error.
     """
     worst: dict[str, float] = {}
     for result in lms.qualify(lm):

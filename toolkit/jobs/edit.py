@@ -36,7 +36,8 @@ class EditSettings:
     in the head's layer, scaled to norm 1.
 
     Attributes:
-        fraction: Share of all heads to edit, those with the highest scores; above 0 and at most 1.
+        fraction: Share of all heads to edit, above 0 and at most 1. The heads that write most towards short thinking are edited (see
+            ``find_heads``).
         strength: Factor in the edit. 1 removes the component along v from the head's output, 2 reverses its sign.
         share: Share of the rollouts in each length class if no thresholds are set, above 0 and at most 0.5. With 0.2, the fifth of the
             rollouts with the shortest thinking is the short class, and the fifth with the longest thinking is the long class.
@@ -85,8 +86,8 @@ class Finding:
         direction: Length direction, one vector per layer, used to score the heads; adding it lengthens thinking.
         scores: Score of every head; a positive score means that the head's output points towards short thinking.
         plan: The heads to edit, with the direction to remove from their outputs, ``plan.direction``. The published form removes the length
-            direction. Our form removes a difference of two means of these heads' summed outputs: the mean over long thinking minus the mean
-            over short thinking.
+            direction. Our form sums the outputs of these heads. It removes the mean of this sum over long thinking minus its mean over
+            short thinking.
     """
 
     moments: Moments
@@ -346,8 +347,8 @@ def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISH
 def plan_table(finding: Finding) -> pd.DataFrame:
     """Return a table of the heads to edit, highest score first: index ``rank`` (from 0), columns ``layer, head, score, strength``.
 
-    A positive score means that the head's output points towards short thinking. ``strength`` is that of the head's edit: 1 removes the
-    direction from the output, 2 reverses its sign.
+    A positive score means that the head's output points towards short thinking. ``strength`` is the factor in the edit of this head. 1
+    removes the component along ``finding.plan.direction`` from the head's output; 2 reverses the sign of this component.
     """
     rows = [(e.layer, e.head, float(finding.scores.score[e.layer, e.head]), e.strength) for e in finding.plan.edits]
     return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
@@ -419,7 +420,7 @@ def edit_and_measure(
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
     """Return True if ``save_edited`` has already saved this edit in a directory, False if the directory is empty or missing.
 
-    The fingerprint of the edited weights that the directory's ``edit.json`` records is compared with that of the edit in ``finding``.
+    ``edit.json`` in the directory records a hash of the edited weights. It is compared with the hash for the edit in ``finding``.
 
     Raises:
         FileExistsError: the directory holds another model, or other files.
@@ -436,7 +437,10 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
 
 
 def _fingerprint(lm: LM, plan: Plan) -> str:
-    """Return the fingerprint of the edited weights. Quantised or offloaded weights are not edited: return a hash of them and the plan."""
+    """Return a hash of the edited model: the fingerprint of its weights.
+
+    Quantised or offloaded weights cannot be edited. The hash is then that of the unchanged weights together with the plan.
+    """
     condition = edited(lm, plan)
     return store.key([lm.fingerprint, str(condition.during[0])]) if condition.during else condition.lm.fingerprint
 

@@ -97,13 +97,15 @@ class EntropyTables:
         rows: One row per rollout. Columns: ``problem_id, sample, correct, closed, think_tokens, response_tokens``; ``entropy`` (of the
             whole response), ``think_entropy, answer_entropy``. Columns on the steps of thinking: ``steps, failed, reviews`` (numbers of
             all, failed and re-checking steps), ``fsf`` (failed-step fraction: share of steps that failed), ``review_ratio`` (share of the
-            thinking's characters in re-checking steps) and ``characters`` (length of thinking). These are NaN without thinking.
+            thinking's characters in re-checking steps) and ``characters`` (length of thinking). In responses without thinking, the columns
+            on steps are NaN.
         overall: Means over all rollouts, columns ``metric, mean, low, high``. Metrics: ``correct`` and ``closed`` (shares, 0 to 1),
             ``think_tokens``, ``response_tokens`` and ``entropy`` (of the whole response).
         phases: Entropy by phase, columns ``phase, mean, low, high, rollouts, responses``. Phases: ``think``, ``answer``, and their paired
             difference ``think - answer``.
         positions: Entropy by relative position in the think span (0 to 1), columns ``position, mean, low, high, rollouts, responses``.
-        steps: Entropy of the first, second, ... step of thinking, columns ``step`` (from 1), ``mean, low, high, rollouts, responses``.
+        steps: Entropy of the first, second, ... step of thinking, columns ``step`` (from 1), ``mean, low, high, rollouts, responses``. Late
+            steps that occur in too few problems are left out (see ``phase_entropy.assumed_min_problems``).
         marked: Entropy of failed or re-checking steps compared with the other steps of the same responses. Columns: ``mark`` (``failed`` or
             ``re-check``), ``mean, low, high, rollouts``, and ``steps``: ``marked`` (steps with this mark), ``others``, or the paired
             difference ``marked - others``.

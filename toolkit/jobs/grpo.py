@@ -47,9 +47,10 @@ def catalogue() -> pd.DataFrame:
 
 
 def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
-    """Change settings of a recipe by name. Return the new recipe, and a dict of the settings that it does not have.
+    """Change settings of a recipe by name. Return the changed recipe, and a dict of the settings that are not part of a recipe.
 
-    The settings in the dict are fields of ``GRPOConfig``, the configuration of TRL, which is the library that trains.
+    The settings in the dict are fields of ``GRPOConfig``, the configuration of TRL (the library that trains). Pass them as
+    ``Run(overrides=...)``.
 
     Args:
         recipe: Recipe to change; the original is not modified.
@@ -120,8 +121,8 @@ def grpo(
 def before_and_after(done: Trained) -> pd.DataFrame:
     """Return a table of measures before and after training, one row per measure.
 
-    The first column holds the measures at the first training step that logged them, the second those at the last. The columns are named by
-    the number of the step. The measures are from held-out problems if the log has any, else from the training batches. Accuracy and
+    There are two columns, each named by the number of an optimizer step. If the log has evaluations on held-out problems, the columns are
+    the first evaluation (step 0 is before training) and the last. Otherwise they are the first and the last training batch. Accuracy and
     ``truncated`` (responses that the token budget cut off) are shares, 0 to 1; lengths are in tokens.
 
     Args:
@@ -141,13 +142,13 @@ def sweep(
     To resume, call it again: a policy whose curve exists is not trained again. Several processes may run the same call to share the work.
 
     A curve is outdated if the code, the model, the recipe or the plan has changed since it was written. It is then moved to
-    ``runs / "stale"``, and the policy is trained again. Curves of version 0.1.0 have no hash of the code. Such a curve is kept if model,
-    recipe and seed are the same.
+    ``runs / "stale"``, and the policy is trained again. Curves of version 0.1.0 do not record the code: they are kept if model, recipe and
+    seed are the same.
 
     Args:
         lm: Model to start each training from; it is also the base of the comparison.
-        todo: Pairs ``(recipe, seed)``, in the order of training. Give recipes with their papers' numbers. If ``plan.tiny`` is True, they
-            are scaled down to the tiny reasoner.
+        todo: Pairs ``(recipe, seed)``, in the order of training. Give recipes as their papers publish them. If ``plan.tiny`` is
+            True, they are scaled down to the tiny reasoner (see ``Recipe.scaled``).
         plan: Training settings that all policies share.
         out: Directory of the learning curves, one small file per policy.
         runs: Directory of policies, logs and rollouts.
@@ -176,7 +177,8 @@ def sweep(
 def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: int, stale: Path, say: Say) -> bool:
     """Return True if the curve file exists and is up to date. An outdated file is moved to the directory ``stale``.
 
-    A curve is outdated if ``basis`` (everything it depends on, from ``_curve_basis``) differs from the basis that its file records.
+    A curve is outdated if ``basis`` (everything it depends on, from ``_curve_basis``) differs from the basis that its file records. If the
+    file records none (version 0.1.0), the curve is current if its recipe, seed and model are the same.
     """
     if not file.exists():
         return False

@@ -31,7 +31,7 @@ SHORT, WRITE, COPY, ENTROPY = "short thinking", "write", "copy", "entropy when m
 
 @dataclass(frozen=True)
 class Atlas:
-    """Scores of every head by every lens, and tables that compare them. A lens is a measure that gives each head one number.
+    """Scores of every attention head by several lenses (measures that give each head one number), and tables that compare them.
 
     Attributes:
         scores: Name of a lens -> scores of all heads.
@@ -90,19 +90,19 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
 def lenses(
     lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
 ) -> dict[str, HeadScores]:
-    """Return a dict from the name of a lens to the scores of all heads by it.
+    """Score all heads by nine measures, called lenses; return a dict from the name of a lens to the scores of all heads.
 
-    A lens is a measure that gives each head one number. The first two lenses are scores of ThinkEdit, from rollouts. The next three come
-    from prompts that hide a fact, the *needle* (see ``methods.retrieval_heads``).
+    A lens gives each head one number. The first two lenses are scores of ThinkEdit, from rollouts. The next three come from prompts that
+    hide a fact, the *needle* (see ``methods.retrieval_heads``).
 
-    * ``short thinking, published``: component of the head's output towards short thinking, mean over short thinking, in units of the
-      residual stream (``thinkedit.head_scores``).
-    * ``short thinking``: our form. The same component, mean over short thinking minus mean over long thinking
-      (``thinkedit.contrast_scores``).
+    * ``short thinking, published``: component of the head's mean output in responses with short thinking, along the direction towards
+      short thinking of the head's layer (see ``thinkedit.head_scores``).
+    * ``short thinking``: our form. How much larger the component towards short thinking is in responses with short thinking than in those
+      with long thinking. All heads use the direction of the last layer (see ``thinkedit.contrast_scores``).
     * ``copy``: share of the answer's distinct tokens that the head copies. A head copies a token if, at the step that generates the token,
       it attends most to this token in the needle.
-    * ``write``: increase of the logit of a generated token of the needle that is due to the head's attention to the needle, mean over these
-      tokens.
+    * ``write``: how much the head raises the logit of a token of the needle at the step that generates this token, through the position of
+      the needle that it attends to most. Mean over the generated tokens of the needle.
     * ``attention from the question``: share of the head's attention that goes to the needle, mean over the question's tokens.
     * ``entropy when masked``: rise of the think entropy when the head is ablated (see ``entropy_sensitivity``), on at most 127 rollouts.
     * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention that lies on this pattern, as TransformerLens
@@ -130,7 +130,7 @@ def lenses(
 
 
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Test for every pair of lenses whether both rank the same heads highest. A lens is a measure that gives each head one number.
+    """Test for every pair of lenses (measures that give each head one number) whether both rank the same heads highest.
 
     If two lenses give high scores to all heads of the same layers, they share top heads for this reason alone. The p-value ``p_in_layer``
     rules this explanation out; ``p`` does not.
@@ -217,8 +217,8 @@ def condition_effects(
         * ``accuracy`` (0 to 1) and ``think_tokens``, on the test problems.
         * ``think_entropy, answer_entropy``: in nats per token, on the test problems.
         * ``retrieved``: share of haystacks answered correctly (0 to 1), with greedy decoding.
-        * ``write``: increase of the logits of generated tokens of the hidden facts that is due to attention to these facts, summed over
-          ``heads``. It is measured on the same responses in all conditions: base's greedy responses to the haystacks.
+        * ``write``: how much ``heads`` together raise the logits of the hidden facts' tokens, at the steps that generate them, by attending
+          to these facts. It is measured on the same responses in all conditions: base's greedy responses to the haystacks.
     """
     problems = study.load("test", next(iter(conditions.values())).lm)
     evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
@@ -286,9 +286,9 @@ def atlas(
     origin: Mapping[str, Any] | None = None,
     say: Say = lambda text: None,
 ) -> Atlas:
-    """Score every head by every lens, compare the lenses, and measure the effects of ThinkEdit's edit and of steering.
+    """Score every head by several measures (*lenses*), compare them, and measure the effects of ThinkEdit's edit and of steering.
 
-    A lens is a measure that gives each head one number; ``lenses`` describes them.
+    A lens gives each head one number. The function ``lenses`` describes all of them.
 
     After a stop, call it again with the same arguments: finished rollouts are reused.
 
@@ -347,10 +347,12 @@ def atlas(
 
 
 def head_table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
-    """Return a table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens with the head's score.
+    """Return a table with one row per head, and one column of scores per lens (a measure that gives each head one number).
+
+    Two further columns name the head: ``head`` ("layer.head") and ``layer``. Rows are sorted by the first lens, highest score first.
 
     Args:
-        scores: Name of a lens (measure of heads) -> scores of all heads. Rows are sorted by the first lens, highest score first.
+        scores: Name of a lens -> scores of all heads.
     """
     order = next(iter(scores.values())).ranked()
     rows = [(f"{i}.{j}", i, *(float(s.score[i, j]) for s in scores.values())) for i, j in order]

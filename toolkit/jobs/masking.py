@@ -51,10 +51,10 @@ DURING = {"newest": "decode only", "all": "prefill too"}
 
 
 def planned_masks(search: Search) -> list[Mask]:
-    """Return the masks to measure, for every ranking.
+    """Return the masks to measure, for every ranking of the heads (see ``jobs.retrieval.RANKINGS``).
 
     The form of arXiv:2404.15574 (operation ``uniform``, ``during="newest"``) is measured at every number of heads in ``search.counts``. At
-    the largest number, every operation in ``search.ops`` is measured with both values of ``during``.
+    the largest number, every operation in ``search.ops`` is measured at both sets of positions, ``during="newest"`` and ``during="all"``.
     """
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]

@@ -39,8 +39,8 @@ class Search:
     Heads are found and masked on *haystacks*: prompts that hide the facts needed for the answer.
 
     Attributes:
-        task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of
-            keys).
+        task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of keys
+            and values that the question follows).
         instances: Number of haystacks per split (approximate for ``threading``). Heads are found on the dev split and masked on the test
             split.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
@@ -193,7 +193,8 @@ def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFram
 def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
     """Return the shares of heads with a high and with a zero copy score, for this model and for seven models of arXiv:2404.15574.
 
-    The copy score of a head is the share of the answer's distinct tokens that it copies from the needle, averaged over examples.
+    The copy score of a head is the share of the answer's distinct tokens that the head copies from the *needle*, the fact that the prompt
+    hides. It is averaged over examples: an example is a response together with one needle of its prompt.
 
     Args:
         measurement: From ``measure_retrieval``.
