@@ -46,7 +46,7 @@ class Masking:
         plan: Heads to mask, with strengths in [0, 1]; 1 masks a head fully.
         op: At strength 1, ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"``
             spreads the head's attention evenly over the keys that it can see.
-        during: Positions at which the heads are masked.
+        during: Positions at which the heads are masked, as a ``phases.Scope``. ``masking`` makes it from a text such as ``"newest"``.
         reference: For ``"mean"``, sums of the heads' outputs over reference rollouts, from ``collect.moments``. ``None`` for the other
             operations.
     """
