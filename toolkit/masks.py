@@ -94,7 +94,8 @@ class Masking:
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
         """Return the strength of masking of each head at each position, ``[batch or 1, seq or 1, heads]``.
 
-        It is ``strength`` at the positions to mask, and 0 at all others. A ``Scope`` with a ramp also gives values in between.
+        It is ``strength`` at the positions to mask, and 0 at all others. If ``during`` has a ramp, the strength rises or falls gradually
+        over the positions of the ramp.
 
         Args:
             like: Tensor on the device that the result should be on.

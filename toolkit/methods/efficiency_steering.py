@@ -198,7 +198,7 @@ class Choice:
 
 
 def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice:
-    """Return the layer and strength that shorten thinking most, among those that cost at most ``max_loss`` points of accuracy.
+    """Return the layer and strength that shorten thinking most, among those that lower accuracy by at most ``max_loss`` percentage points.
 
     The criterion is ours. Of rows that shorten thinking equally, the one with the smaller ``|strength|`` is chosen, then the one with the
     lower layer. The choice is the best of many, so its effect on the dev split overestimates its true effect: measure it again on the test

@@ -182,6 +182,9 @@ def lookup(problem: Problem) -> Reader:
     Each line is a step. The prompt sets variables to numbers or to other variables, such as ``K=M; M=5;``. So ``K=M`` and ``K=5`` are
     correct lines. A line such as ``K=7`` failed: K has this value neither directly nor through other variables. A line that is no such
     equation counts as not failed. A line that starts with ``wait`` counts as re-checking an earlier step.
+
+    Args:
+        problem: Problem whose prompt sets the variables.
     """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
