@@ -44,12 +44,13 @@ def _closing_tag(lm: LM) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget forcing (arXiv:2501.19393), a decoding rule that ends thinking: after ``tokens`` think tokens, the closing tag is placed.
+    """Decoding rule that ends thinking after a number of tokens (budget forcing, arXiv:2501.19393).
 
-    The tag replaces the token that the model sampled next.
+    Pass it in ``Condition.rules``. Once a response has ``tokens`` think tokens, the next sampled token is replaced by the closing think
+    tag. Then the model goes on to answer. If the model closes its thinking earlier, the rule changes nothing.
 
     Attributes:
-        tokens: Largest number of think tokens that the model may write; the tokens of ``before`` do not count.
+        tokens: Largest number of think tokens per response; the tokens of ``before`` do not count.
         before: Text that is placed directly before the closing tag, such as a line break.
     """
 
@@ -65,6 +66,8 @@ class Budget:
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
         """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
+
+        ``generate`` calls this once per sampled token that no other rule has replaced.
 
         Args:
             lm: The model.
@@ -89,7 +92,8 @@ class Budget:
 class SecondLook:
     """Decoding rule that prolongs thinking (arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
 
-    If the closing tag has several tokens, only its last token is replaced; its other tokens remain part of the thinking.
+    Pass it in ``Condition.rules``. If the closing tag has several tokens, only its last token is replaced; its other tokens remain part of
+    the thinking.
 
     Attributes:
         text: Text that is placed instead of the closing tag.
@@ -105,6 +109,8 @@ class SecondLook:
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
         """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
+
+        ``generate`` calls this once per sampled token that no other rule has replaced.
 
         Args:
             lm: The model.
@@ -126,13 +132,13 @@ class SecondLook:
 class Suppress:
     """Intervention that suppresses words (NoWait, arXiv:2506.08343): their tokens get logit -inf while the model thinks.
 
-    A token is suppressed if its text, in lower case and without surrounding white space, is one of the words. A word that takes several
-    tokens is not suppressed.
+    Pass it in ``Condition.during``. A token is suppressed if its text, in lower case and without surrounding white space, is one of the
+    words. A word that takes several tokens is not suppressed.
 
     Attributes:
         words: Words to suppress.
         during: Positions at which the logits are changed; the token after such a position cannot be one of the words. Default: all
-            positions in the think phase. (Another field of this name, ``Condition.during``, holds interventions.)
+            positions in the think phase. (This is not ``Condition.during``, which holds interventions.)
     """
 
     words: tuple[str, ...] = NOWAIT
@@ -169,7 +175,7 @@ class Suppress:
 
 @dataclass(frozen=True)
 class Instruction:
-    """Change of the prompt that adds the sentence ``text`` at the end of the last user message.
+    """Change of the prompt that adds the sentence ``text`` at the end of the last user message. Pass it as ``Condition.ask``.
 
     >>> Instruction()([{"role": "user", "content": "What is 2+2?"}])
     [{'role': 'user', 'content': 'What is 2+2? Think briefly.'}]

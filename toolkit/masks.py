@@ -46,7 +46,7 @@ class Masking:
         plan: Heads to mask, with strengths in [0, 1]; 1 masks a head fully.
         op: At strength 1, ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"``
             spreads the head's attention evenly over the keys that it can see.
-        during: Positions at which the heads are masked.
+        during: Positions at which the heads are masked, as a ``phases.Scope``. ``masking`` makes it from a text such as ``"newest"``.
         reference: For ``"mean"``, sums of the heads' outputs over reference rollouts, from ``collect.moments``. ``None`` for the other
             operations.
     """
@@ -94,7 +94,8 @@ class Masking:
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
         """Return the strength of masking of each head at each position, ``[batch or 1, seq or 1, heads]``.
 
-        It is ``strength`` at the positions to mask, and 0 at all others. A ``Scope`` with a ramp also gives values in between.
+        It is ``strength`` at the positions to mask, and 0 at all others. If ``during`` has a ramp, the strength rises or falls gradually
+        over the positions of the ramp.
 
         Args:
             like: Tensor on the device that the result should be on.

@@ -2,7 +2,8 @@
 
 Probes are scored on problems that they were not fitted on. Cross-validation is by problem, since rollouts of one problem share its wording
 and difficulty. Every score comes with a control: labels are shuffled among problems, and a probe of the same kind is fitted to the shuffled
-labels and scored on them. Score minus control is the *selectivity*: the part of the score that needs information in the activations.
+labels and scored on them. Score minus control is the *selectivity*: how much better a probe predicts the true labels than labels that have
+no relation to the activations.
 
 Intervals are 95 % bootstrap intervals over problems: whole problems are resampled, each with all its rows.
 
@@ -259,6 +260,8 @@ def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndar
 
 def _resampled(metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: Sequence[np.ndarray]) -> stats.Statistic:
     """Return a function for ``stats.bootstrap``. It takes resamples of problems and returns the metric on the rows of each resample.
+
+    The resamples are an array ``[resamples, problems]`` of indices into ``groups``.
 
     Args:
         metric: Function ``(truth, prediction) -> score``.

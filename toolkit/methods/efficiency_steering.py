@@ -55,11 +55,17 @@ assumed_max_loss = 1.0  # largest loss of accuracy, in percentage points: ours
 
 
 class TooFewPairsError(ValueError):
-    """Too few problems have a correct rollout that thinks much longer than another correct one. See ``pairs`` for both thresholds."""
+    """Too few problems have a correct rollout that thinks much longer than another correct one. Raised by ``pairs``.
+
+    "Much longer" is its argument ``ratio``, "too few" its argument ``at_least``.
+    """
 
 
 class NothingQualifiesError(ValueError):
-    """No combination of layer and strength shortens thinking without losing more accuracy than ``max_loss`` of ``choose``."""
+    """No combination of layer and strength shortens thinking at an allowed loss of accuracy. Raised by ``choose``.
+
+    Its argument ``max_loss`` sets the allowed loss.
+    """
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,7 @@ def direction(
 ) -> Direction:
     """Return the length direction of each layer: the mean residual stream of the longest minus that of the shortest correct responses.
 
+    Each response is first averaged over the positions that the moments were collected at, by default those that predict its think tokens.
     Adding the direction makes thinking longer. (In the paper, arXiv:2506.15647, it has the opposite sign.)
 
     Args:
@@ -191,7 +198,7 @@ class Choice:
 
 
 def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice:
-    """Return the layer and strength that shorten thinking most, among those that cost at most ``max_loss`` points of accuracy.
+    """Return the layer and strength that shorten thinking most, among those that lower accuracy by at most ``max_loss`` percentage points.
 
     The criterion is ours. Of rows that shorten thinking equally, the one with the smaller ``|strength|`` is chosen, then the one with the
     lower layer. The choice is the best of many, so its effect on the dev split overestimates its true effect: measure it again on the test

@@ -1,5 +1,8 @@
 """What characterizes effective reasoning? Failed-step fraction, length and review ratio (2025), arXiv:2509.19284.
 
+This module splits thinking into steps, marks the steps that failed, and tests whether responses with many failed steps are more often
+wrong.
+
 Equations. The thinking of each response is split into steps. m_i is a measure of rollout i, such as FSF; c_i is its correctness (0 or 1).
 mean_q m and mean_q c are their means over all rollouts of the same problem q:
 
@@ -65,7 +68,8 @@ class Chain:
         texts: Text of each step; joined, the texts are the whole thinking.
         failed: For each step, True if it failed or was abandoned.
         review: For each step, True if it re-checks an earlier one.
-        spans: Token span of each step in the full sequence (prompt and response). Empty if the chain was made from a text, without tokens.
+        spans: Token span of each step in the full sequence (prompt and response). Empty if the chain was made from a text alone, by
+            ``Reader.read``.
     """
 
     texts: tuple[str, ...]
@@ -178,6 +182,9 @@ def lookup(problem: Problem) -> Reader:
     Each line is a step. The prompt sets variables to numbers or to other variables, such as ``K=M; M=5;``. So ``K=M`` and ``K=5`` are
     correct lines. A line such as ``K=7`` failed: K has this value neither directly nor through other variables. A line that is no such
     equation counts as not failed. A line that starts with ``wait`` counts as re-checking an earlier step.
+
+    Args:
+        problem: Problem whose prompt sets the variables.
     """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
@@ -271,17 +278,19 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 class Cues:
     """Regular expressions that split thinking in prose into steps, and mark failed and re-checking steps, by cue words (ours).
 
-    ``None`` disables the rule of a field. The *head* of a step is its first ``head`` characters.
+    The first ``head`` characters of a step are called its *head*. An expression that is ``None`` is not used.
+
+    Steps are numbered, for ``back``. A step that begins with "Step 3" has number 3. Any other step is counted from 1 among the steps that
+    are not abandoned so far.
 
     Attributes:
-        starts: A step starts at each match. (A step also starts at each paragraph.)
-        failed: Words that report a failure, such as "that's wrong". If the first match begins in the head of a step, the step before failed
-            (in the first step: the step itself). If the first match begins after the head, the step itself failed.
-        review: A match in the head of a step means that the step re-checks an earlier one.
-        back: Words that return to an earlier step, such as "back to step 2"; the group ``step`` captures the number, here 2. Then all steps
-            so far with a larger number are abandoned, and count as failed. This includes the step that contains the words, if its number is
-            larger. A step that begins with "Step 3" has number 3. Any other step is numbered by its position among the steps that are not
-            abandoned.
+        starts: Words that begin a step. (Each paragraph begins a step, too.)
+        failed: Words that report a failure, such as "that's wrong". Only the first match in a step counts. If it begins in the head, the
+            step before failed (in the first step: the step itself). If it begins after the head, the step itself failed.
+        review: Words in the head of a step that say that the step re-checks an earlier one.
+        back: Words that return to an earlier step, such as "back to step 2". The expression must have a group ``step`` for the number, here
+            2. All steps so far with a larger number are then abandoned, and count as failed. The step that contains the words is one of
+            them if its own number is larger.
         head: Length of the head of a step, in characters.
     """
 
@@ -292,10 +301,10 @@ class Cues:
     head: int = 40
 
     def reader(self) -> Reader:
-        """Return a ``Reader``, which splits and marks the text of a response's thinking by these cues.
+        """Return a ``Reader``, which splits thinking into steps and marks failed and re-checking steps by the expressions of this object.
 
-        An invalid regular expression raises an error only when the reader reads a text: ValueError for ``starts``, re.error for the other
-        cues.
+        The expressions are not checked here. An invalid one raises an error when the reader reads a text: ValueError for ``starts``,
+        re.error for ``failed``, ``review`` and ``back``.
         """
         return Reader(self._split, self._judge)
 
@@ -423,7 +432,7 @@ def correctness_correlations(
     ``r`` should be about 0.
 
     Args:
-        rows: From ``table``.
+        rows: One row per rollout, from the function ``failed_steps.table``.
         measures: Columns of ``rows`` to correlate with the column ``correct``. Default: failed-step fraction, review ratio, and length in
             characters and in tokens.
         times: Number of bootstrap resamples.
@@ -446,13 +455,13 @@ def correctness_correlations(
 
 
 def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Return the accuracy of selecting, for each problem, the rollout with the lowest value of a measure, and the gain over no selection.
+    """Return the accuracy if the rollout with the lowest value of a measure is selected for each problem, and the gain by the selection.
 
     With the failed-step fraction as the measure, this is the test-time selection of arXiv:2509.19284. If several rollouts of a problem
     share the lowest value, their correctness is averaged.
 
     Args:
-        rows: From ``table``.
+        rows: One row per rollout, from the function ``failed_steps.table``.
         measure: Column of ``rows`` by which rollouts are selected; default: the failed-step fraction.
         seed: Seed of the bootstrap.
 

@@ -1,5 +1,8 @@
 """When more is less: understanding chain-of-thought length in LLMs (2025; ICLR 2026), arXiv:2502.07266.
 
+The paper predicts that accuracy is highest at a certain number of steps of thinking. This module computes that prediction, measures the
+length of highest accuracy in rollouts, and implements the paper's vote among samples of suitable length.
+
 Equations (T: difficulty, the total work; M: capability, the work that one step can do; C: upper bound of T; N: number of steps; alpha:
 constant factor):
 
@@ -56,8 +59,9 @@ assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of s
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
     """Return the accuracy A(N) that the theory of arXiv:2502.07266 predicts for each number of steps N of a chain of thought.
 
-    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. A step's error rate is T/(N M): its work, T/N, divided by M.
-    A(N) is 0 if this rate is 1 or more.
+    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The bracket is the probability that a step is right. It has
+    two error rates: T/C grows with the difficulty of the problem; T/(N M) is the work of the step, T/N, divided by M. A(N) is 0 if T/(N M)
+    is 1 or more.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
@@ -66,7 +70,7 @@ def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Numb
         steps: Numbers of steps N.
         difficulty: T, the total work of the problem.
         capability: M, the work that the model can do in one step.
-        bound: C, upper bound of T.
+        bound: C, upper bound of the work of all problems; above T.
         alpha: Constant by which all accuracies are multiplied.
 
     Raises:
@@ -88,7 +92,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
     Args:
         difficulty: T, the total work of the problem.
         capability: M, the work that the model can do in one step.
-        bound: C, upper bound of T.
+        bound: C, upper bound of the work of all problems; above T.
 
     Raises:
         ValueError: The parameters do not satisfy 0 < T < C and M > 0.
@@ -116,7 +120,7 @@ def check_parameters(difficulty: Number, capability: Number, bound: Number) -> N
 
 
 def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
-    """Return a table of difficulty, length and correctness for ``peaks``, with one row per rollout.
+    """Return a table of difficulty, length and correctness, with one row per rollout. ``peaks`` fits accuracy against length from it.
 
     Columns: ``problem_id``; ``difficulty`` (``meta["difficulty"]`` of the problem); ``length``; ``correct`` (True or False).
 
@@ -193,7 +197,7 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
     the difficulty.
 
     Args:
-        rows: From ``table``, or a table with the same columns.
+        rows: One row per rollout, from the function ``optimal_length.table``, or a table with the same columns.
         times: Number of bootstrap resamples of problems.
         seed: Seed of the bootstrap.
     """
@@ -265,7 +269,8 @@ class Buckets:
     Attributes:
         width: Width of a bucket, in the unit of the lengths. Bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
         keep: Largest number of buckets that vote.
-        smallest: Smallest number of answers in a bucket that may vote. If all buckets have fewer answers, all of them vote.
+        smallest: A bucket with fewer answers than this does not vote. If this rules out all buckets, all of them vote instead, and ``keep``
+            does not apply.
     """
 
     width: Number = PUBLISHED_WIDTH
@@ -284,7 +289,7 @@ def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], b
     """Return the indices of the answers that vote: those in the ``buckets.keep`` buckets of lowest entropy.
 
     The answers are sorted into buckets by length. The entropy of a bucket is that of the distribution of its answers. Buckets with fewer
-    than ``buckets.smallest`` answers do not vote. If all buckets are that small, all answers vote. Among buckets of equal entropy, those
+    than ``buckets.smallest`` answers do not vote. If this rules out all buckets, all answers vote. Among buckets of equal entropy, those
     with more answers are kept first, then those with shorter lengths. An answer ``None`` never votes.
 
     Args:
@@ -348,11 +353,12 @@ def votes(
 ) -> pd.DataFrame:
     """Return a table with one row per problem: the accuracy of a single sample, and whether each of three votes is right.
 
-    Columns: ``problem_id``; ``samples`` (number of samples); ``one`` (mean accuracy of the samples, 0 to 1); and ``majority, filtered,
-    random``, one per vote: True if the answer with most votes is graded correct, False if it is not or if nobody votes.
+    Columns: ``problem_id``; ``samples`` (number of samples); ``one`` (expected accuracy of a single sample, that is, the mean over the
+    samples, 0 to 1); and ``majority, filtered, random``, one per vote: True if the answer with most votes is graded correct. A vote is
+    False if that answer is wrong, or if all answers are ``None``.
 
-    All answers take part in the vote ``majority``. Only the answers that ``filter_by_length`` selects take part in ``filtered``. The vote
-    ``random`` is a control: as many answers as in ``filtered`` take part, chosen at random.
+    Answers that are ``None`` never vote. All others take part in the vote ``majority``. Only the answers that ``filter_by_length`` selects
+    take part in ``filtered``. The vote ``random`` is a control: as many answers as in ``filtered`` take part, chosen at random.
 
     Args:
         rollouts: Graded rollouts, several per problem. Their grades say which answers are right.

@@ -118,7 +118,7 @@ def _mean(values: ndarray) -> float | None:
 
 
 def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
-    """Return a table of entropies and lengths for ``correlations``, with one row per rollout.
+    """Return a table of entropies and lengths, with one row per rollout. ``correlations`` correlates its columns.
 
     Columns: ``problem_id, sample, correct``; ``closed`` (True if the response has an answer span, because thinking was closed or was never
     opened); ``think_tokens, response_tokens`` (numbers of tokens); ``entropy, think_entropy, answer_entropy`` (means over the whole
@@ -211,10 +211,13 @@ def _think_entropies(r: Rollout) -> list[float]:
 
 
 def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], float], n: int, seed: int) -> pd.DataFrame:
-    """Return a table with one row per bin: its centre, its mean entropy (columns ``mean, low, high``), and its number of ``rollouts``.
+    """Return mean entropies per bin of thinking, such as a range of relative positions or a step number.
+
+    The table has one row per bin: its centre, its mean entropy with a 95 % interval over problems (columns ``mean, low, high``), and its
+    number of ``rollouts``.
 
     Args:
-        parts: Tables with columns ``bin`` (index), ``entropy`` and ``problem_id``, one row per rollout and bin.
+        parts: Tables with one row per rollout and bin. Columns: ``bin`` (index of the bin), ``entropy``, ``problem_id``.
         name: Name of the column for the centre.
         centre: Function from the index of a bin to its centre.
         n: Number of rollouts, for the error message.
@@ -234,9 +237,9 @@ StepsOf = Callable[[Rollout], Sequence[Step]]
 def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
     """Return a table of the entropy of each step of thinking, with one row per step that has at least one token.
 
-    Columns: ``problem_id, sample``; ``step`` (index of the step in the rollout, from 0); ``of`` (total number of steps in the rollout);
+    Columns: ``problem_id, sample``; ``step`` (index of the step in the rollout, from 0); ``of`` (number of steps in the rollout);
     ``tokens`` (number of tokens in the step); ``entropy`` (sum over the tokens of the step, nats); ``mean`` (mean over its tokens, nats per
-    token); ``text`` (text of the step).
+    token); ``text`` (text of the step). Steps without tokens are not counted in ``step`` and ``of``.
 
     Args:
         rollouts: Rollouts with entropies.
@@ -291,7 +294,7 @@ def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int =
     other steps count. If there are none, the table is empty.
 
     Args:
-        rows: From ``step_entropy``.
+        rows: One row per step, from ``step_entropy``.
         marked: One flag per row of ``rows``: True to mark the step, for example because it re-checks an earlier one.
         seed: Seed of the bootstrap.
     """
@@ -316,7 +319,7 @@ def correlations(
     both values, the same numbers in all four rows). A rollout in which one of the two values is NaN is left out of both scopes.
 
     Args:
-        rows: From ``table``.
+        rows: One row per rollout, from the function ``phase_entropy.table``.
         x: Name of the first column of ``rows``.
         y: Name of the second column of ``rows``.
         times: Number of bootstrap resamples.

@@ -146,7 +146,7 @@ def measure(
 ) -> HeadMetrics:
     """Measure how much each attention head retrieves the needle in each example, by all metrics in ``METRICS``.
 
-    The docstring of this module defines the metrics. The result has the examples in the given order.
+    The metrics are defined at the top of the module ``retrieval_heads``. The result has the examples in the given order.
 
     Args:
         lm: The model whose heads are measured.
@@ -209,10 +209,10 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
 
 
 class _MetricSums:
-    """Sums over query positions for some examples, from which ``values`` computes the metrics.
+    """Running sums for the metrics of some examples, over query positions. ``values`` computes the metrics from the sums.
 
-    ``attention.read`` computes attention rows, the attention probabilities of queries over all keys. It passes them to ``take`` or
-    ``take_mass`` layer by layer, and these add to the sums.
+    The sums are: attention on the needle, direct effects on logits, and which needle tokens each head copies. ``attention.read`` passes
+    the attention probabilities to ``take`` or ``take_mass``, layer by layer, and these methods add them up.
     """
 
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
@@ -280,7 +280,7 @@ class _MetricSums:
         self._write(rows, which, needle, emitted, in_needle)
 
     def _copy(self, name: str, which: Tensor, layer: int, number: Int[Tensor, "b q"], hits: Bool[Tensor, "b h q"]) -> None:
-        """Mark in ``copied[name]`` the needle tokens that each head copies.
+        """Record for one copy metric which needle tokens each head copies, as True in ``self.copied[name]``.
 
         Args:
             name: Name of the metric.
@@ -361,6 +361,8 @@ def _absent(metrics: HeadMetrics) -> tuple[tuple[int, int], ...]:
 
 def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> HeadScores:
     """Return the score of every head: the mean of a metric over examples. The default, ``"copy"``, gives the score of arXiv:2404.15574.
+
+    ``"copy"`` is the share of the needle's distinct tokens that the head copies. The module ``retrieval_heads`` defines all metrics.
 
     Args:
         metrics: From ``measure``.

@@ -52,7 +52,11 @@ assumed_min_class = 8  # smallest number of rollouts in a class: ours
 
 
 class ClassTooSmallError(ValueError):
-    """The short or the long class of rollouts has too few rollouts to average, or the two classes cannot be separated."""
+    """The class of rollouts with short thinking, or that with long thinking, has fewer rollouts than the argument ``at_least`` allows.
+
+    With ``quantile_classes``, the reason may be that many rollouts have the same length. If both thresholds are at that length, all these
+    rollouts count as short, and few or none are left for the other class.
+    """
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ def quantile_classes(
         at_least: Smallest allowed number of rollouts per class.
 
     Raises:
-        ClassTooSmallError: There are too few rollouts with a closed think span, or too many of equal length to separate the classes.
+        ClassTooSmallError: A class has fewer than ``at_least`` rollouts. Either too few rollouts have a closed think span, or so many have
+            the same length that few are left for the long class.
         ValueError: ``share`` is out of range.
     """
     if not 0 < share <= 0.5:
@@ -166,7 +171,8 @@ direction has one vector per layer.
 def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = directions.mean_difference) -> Direction:
     """Return the length direction of each layer: the mean residual stream of long thinking minus that of short thinking.
 
-    The direction is a vector ``[d_model]`` per layer; adding it makes thinking longer.
+    The direction is a vector ``[d_model]`` per layer; adding it makes thinking longer. Each response is first averaged over the positions
+    that the moments were collected at, by default those that predict its think tokens.
 
     Args:
         moments: Mean activations of the classes ``long`` and ``short``, from ``collect.moments(lm, rollouts, by=classes)``. The classes are
@@ -181,12 +187,14 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return ThinkEdit's score of each attention head: how strongly it writes towards *shorter* thinking in responses with short thinking.
 
-    Take what the head adds to the residual stream, averaged over the responses with short thinking. The score is the component of this
-    vector along the negative length direction of the head's layer, in units of the residual stream. It is positive if the head writes
-    towards shorter thinking.
+    Take what the head adds to the residual stream. Average it over the positions of each response, by default those that predict think
+    tokens, then over the responses with short thinking. The score is the dot product of this mean and the unit vector along -v, where v is
+    the length direction of the head's layer. It is in units of the residual stream, and positive if the head writes towards shorter
+    thinking.
 
     Args:
-        moments: Mean activations of the class ``short``, including the heads' outputs ``z``, from ``collect.moments``.
+        moments: Mean activations of the class ``short``, including the heads' outputs ``z``, from ``collect.moments``. Its argument
+            ``positions`` sets the positions.
         v: Length direction, from ``direction``, usually at ``resid_mid``; adding it makes thinking longer.
         lm: The model that the moments were collected from.
     """
@@ -196,11 +204,14 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return our score of each attention head: how much more it writes towards shorter thinking in short than in long thinking.
 
-    It differs from ThinkEdit's score (``head_scores``) in two ways:
+    ThinkEdit's score (``head_scores``) projects a head's mean output in short thinking on the negative length direction of the head's own
+    layer. Our score differs in two ways:
 
     1. It uses the head's mean output in short thinking minus that in long thinking. This removes output that does not depend on the length.
-    2. It projects the outputs of all heads on the direction of the *last* layer. A head's output stays in the residual stream to the end,
-       where the next token is decided. The direction of an early layer mostly reflects content at that layer.
+    2. It projects the outputs of all heads on the negative direction of the *last* layer. A head's output stays in the residual stream to
+       the end, where the next token is decided. The direction of an early layer mostly reflects content at that layer.
+
+    The score is in units of the residual stream.
 
     Args:
         moments: Mean activations of the classes ``short`` and ``long`` (responses with short and with long thinking), including the heads'
@@ -214,11 +225,11 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
-    """Return the component of each head's output along -v, the direction of shorter thinking, at its layer.
+    """Return, for each head, the dot product of what it adds to the residual stream and the unit vector along -v at its layer.
 
     Args:
         z: Per layer, the mean outputs of all its heads before W_O (concatenated), or a difference of such means.
-        v: Length direction; adding it makes thinking longer.
+        v: Length direction; adding it makes thinking longer, so -v stands for shorter thinking.
         lm: The model that z and v come from.
         method: Name of the score, stored with it.
     """
@@ -237,18 +248,19 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
     """Return the part of the length direction that the given heads write (ours, not in ThinkEdit).
 
-    At layer l it is the vector u_l, at the site ``attn_out``:
+    At layer l it is the vector u_l:
 
         u_l = sum of W_l^h (mean z_long^h - mean z_short^h) over the given heads h of layer l
 
     z^h is the output of head h before W_O, and W_l^h the head's part of W_O. The means are over the responses with long and with short
-    thinking.
+    thinking. u_l is zero in layers without any of the heads.
 
-    u_l is zero in layers without any of the heads. In post-norm families, z is divided by the divisor of the norm that follows W_O, so the
-    heads' contribution to the residual stream is u_l times the norm's gain.
+    u_l belongs to the site ``attn_out``, the output of W_O. In most models this output is added to the residual stream directly. In
+    post-norm families (such as Gemma 2) a norm comes between, which divides by a root mean square and multiplies by a gain. There, z is
+    already divided, so the heads add u_l times the gain to the stream.
 
     The full length direction (``direction``) also contains what other parts of the network write, such as the difficulty of the problem. So
-    it does not have the direction of u_l, and projecting it out leaves much of what the heads write along u_l.
+    it is not parallel to u_l. An edit that removes the full direction leaves much of what the heads write along u_l.
 
     Args:
         moments: Mean activations of the classes ``short`` and ``long``, including the heads' outputs ``z``, from ``collect.moments``.

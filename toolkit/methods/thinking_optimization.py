@@ -69,8 +69,8 @@ class DTOSettings:
     Attributes:
         split: Function from the text of a response's thinking to the character positions at which segments start. ``None`` splits at cue
             words (``steps.at_cues(assumed_cues)``). For the shipped model ``tiny-reasoner`` use ``steps.lines``.
-        exit: Text that ends thinking when answers are only sampled as a test: after a segment, or without a segment that might be dropped.
-            ``None`` is the closing think tag.
+        exit: Text that ends thinking when answers are sampled as a test and then discarded. There are two such tests: whether thinking may
+            end after a segment, and whether a segment may be dropped. ``None`` is the closing think tag.
         closing: Text that ends thinking in the path. ``None`` is the closing think tag.
         probes: Number of answers that are sampled after each segment to test it (M in the paper).
         threshold: Thinking may end after a segment if the share of correct answers there is above this value; at least 0 and below 1 (T in
@@ -326,7 +326,10 @@ def _segments_of(o: DTOResult) -> list[int]:
 
 
 def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
-    """Return True if leaving out segment ``at`` makes a later segment of the path less likely by more than ``settings.tolerance``."""
+    """Return True if leaving out segment ``at`` lowers a later segment's mean log-probability by more than ``settings.tolerance``.
+
+    The log-probabilities are those of the model, in nats per token. Only segments of the path are considered.
+    """
     whole = _segments_of(o)
     # before, after: likelihoods of the later segments with and without the segment.
     before, after = (_likelihoods(work, o, kept, at) for kept in (whole, [j for j in whole if j != at]))
