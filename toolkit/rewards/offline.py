@@ -33,8 +33,8 @@ def score(
 ) -> pd.DataFrame:
     """Return a table with the reward of each rollout, one row per rollout in the given order.
 
-    Columns: ``problem_id, sample, correct, tokens`` (of the response), ``think_tokens, finish, reward``, and ``component.NAME`` for each
-    component of the reward. The components add up to ``reward``.
+    Columns: ``problem_id``, ``sample`` (index of the response among those to the problem), ``correct``, ``tokens`` (of the response),
+    ``think_tokens``, ``finish``, ``reward``, and ``component.NAME`` for each component of the reward. The components add up to ``reward``.
 
     >>> from toolkit.rewards.correctness import LengthPenalty
     >>> from toolkit.types import Span

@@ -97,7 +97,13 @@ class TRLReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **extra: Any
     ) -> list[float]:
-        """Return the reward of each completion.
+        """Return the reward of each completion. The arguments are those with which TRL calls a reward function.
+
+        Args:
+            prompts: Prompt of each completion: a string or a list of messages.
+            completions: The completions: strings or lists of messages.
+            completion_ids: Token ids of each completion.
+            **extra: Dataset columns by name, and TRL's ``trainer_state`` and ``log_metric``.
 
         Raises:
             MissingColumnError: A column that the reward needs is neither in the dataset nor in ``columns``.
