@@ -31,9 +31,9 @@ def answer_text(text: str, close: str | None = CLOSE) -> str:
 def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, close: str | None = CLOSE) -> str:
     """Return the answer in a response's text, or "" if thinking was opened and never closed.
 
-    Thinking is opened by an opening tag in the response or at the end of the prompt. The answer is the text after the last closing tag,
-    without special tokens at its end. A response without a closing tag is all answer in two cases: nothing opened thinking, or the prompt
-    ends with the closing tag, so that thinking is switched off.
+    The answer is the text after the last closing tag, without special tokens at its end. Without a closing tag in the response, the whole
+    response is the answer if thinking was never opened, or if the prompt ends with the closing tag, which switches thinking off. Thinking
+    is opened by an opening tag in the response or at the end of the prompt.
 
     >>> [closed_answer_text(text) for text in ("<think>3+4=7</think>7", "<think>3+4=7", "7")]
     ['7', '', '7']
@@ -41,7 +41,7 @@ def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, 
     Args:
         text: Response, special tokens included.
         prompt: Prompt as the model reads it. Only a think tag at its end matters.
-        open: Opening think tag of the model. ``None`` if the model has none: every response then begins with thinking.
+        open: Opening think tag of the model. ``None`` if the model has none: every response then counts as one that opened thinking.
         close: Closing think tag of the model. ``None`` if the model has none: the whole response is then the answer.
     """
     if close is None or close in text or _ends_with(prompt, close):
@@ -55,10 +55,9 @@ def _ends_with(prompt: str, tag: str) -> bool:
 
 
 def parses(answer: str) -> bool:
-    r"""Return True if the answer contains a number, or a box whose content parses as mathematics.
+    r"""Return True if the answer has a ``\boxed{}`` whose content parses as mathematics, or has no ``\boxed{}`` but contains a number.
 
-    If the answer has a ``\boxed{}``, only the content of the last one counts; if that box is never closed, return False. Without a box, any
-    number in the answer is enough.
+    Of several boxes only the last one counts. If it is never closed, return False.
 
     Args:
         answer: Answer of a response, from ``answer_text``.

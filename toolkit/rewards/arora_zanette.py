@@ -52,7 +52,8 @@ def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n
 class AroraZanette:
     """Reward for right answers that falls with their length, relative to the lengths of all right answers of the group.
 
-    A right answer gets 1 minus a penalty between 0 and ``alpha``; the formula is in ``discount``. Wrong answers get 0.
+    The group consists of the responses to the same problem. A right answer gets 1 minus a penalty between 0 and ``alpha``; ``discount`` has
+    the formula. Wrong answers get 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> AroraZanette(alpha=0.4)(batch).values.round(3).tolist()

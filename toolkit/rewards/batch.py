@@ -7,9 +7,9 @@ A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``nam
 reads. Its parameters are dataclass fields.
 
 Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. ``state_dict`` returns its
-state as a dict that can be written as JSON, and ``load_state_dict`` restores the state. By default the state is assumed to be stored by
-problem id, and a problem must then keep its id throughout training. If the state of your own reward does not depend on problem ids, declare
-this with the class attribute ``state_by_problem = False``.
+state as a dict that can be written as JSON, and ``load_state_dict`` restores the state. If a state is stored by problem id, a problem must
+keep its id throughout training. The toolkit assumes this of every stateful reward, unless the reward has the class attribute
+``state_by_problem = False``.
 
 In a run of several processes, give every process the rollouts of all processes in the same order. All copies of a stateful reward then
 compute the same state, and no state has to be exchanged.
@@ -84,13 +84,16 @@ COLUMN_SOURCES: Mapping[str, str] = {
     "conciseness": f"{_GRPO} (it trains a conciseness head first); offline, use rewards.conciseness: train a head on pooled states, "
     "then score the responses with it",
 }
-"""Column name -> text for error messages that says how to get the column."""
+"""Column name -> how to get this column, as a text. ``MissingColumnError`` prints the text. Rewards of your own may read other columns."""
 META_COLUMNS = ("difficulty", *(f"{name}_{unit}" for unit in UNITS for name in ("target", "low", "high")))
-"""Names of the columns whose values come from the problems: column ``name`` holds ``Problem.meta[name]``."""
+"""Names of the columns that ``RewardBatch.from_rollouts`` reads from the problems: column ``name`` holds ``Problem.meta[name]``.
+
+They are the difficulty and, in tokens and in words, the target length and the two ends of the range of lengths that match it.
+"""
 
 
 class MissingColumnError(ValueError):
-    """The batch lacks a column that is read. The message says how to get the column."""
+    """A batch lacks a column that a reward, or your code, tries to read. The message says how to get the column."""
 
     def __init__(self, column: str, available: Iterable[str], reward: str = "") -> None:
         problem = (
@@ -185,7 +188,8 @@ class RewardBatch:
         Other columns depend on the data:
 
         - ``logprob``, if every rollout has log-probabilities: their mean over the response's tokens.
-        - ``think_entropy`` and ``answer_entropy``, if every rollout has entropies: their means over the tokens of each part.
+        - ``think_entropy`` and ``answer_entropy``, if every rollout has entropies: their mean over the thinking
+          and their mean over the answer.
         - Each column of ``META_COLUMNS``, if every problem has a number of this name in its ``meta``.
 
         Args:
@@ -193,8 +197,8 @@ class RewardBatch:
             problems: The problems of the rollouts; needed only for the columns of ``META_COLUMNS``.
             step: Optimizer steps done so far.
             split: ``"train"`` or ``"eval"``.
-            close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none,
-                so that no think span is expected.
+            close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none:
+                ``think_closed`` and ``formatted`` then require no think span.
 
         Raises:
             ValueError: There are no rollouts, or a rollout's problem is not among ``problems``.
@@ -290,7 +294,8 @@ def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
 def has_state_by_problem(rewards: Iterable[Reward]) -> bool:
     """Return True if at least one of the rewards stores its state by problem id. Problems must then keep their ids throughout training.
 
-    An example is HAPO, which stores a length for each problem. A stateful reward without the attribute ``state_by_problem`` also counts.
+    An example is HAPO, which stores a length for each problem. A reward that has a state but no attribute ``state_by_problem`` is assumed
+    to store it by problem id.
     """
     stateful = [r for r in rewards if hasattr(r, "state_dict") and r.state_dict()]
     return any(getattr(r, "state_by_problem", True) for r in stateful)

@@ -37,15 +37,15 @@ class BeyondMonolithic:
     """Correctness plus format, minus a penalty for responses shorter than the mean length of the group's right responses.
 
     The penalty is ``most (1 - exp(-max(0, 1 - L/m) / tau))``. L is the length of the response, and m the mean length of the right responses
-    of its group. If the group has no right response, the penalty is 0. The formula is ours: we did not find that of the paper
-    (arXiv:2510.05283).
+    of its group (the responses to the same problem). If the group has no right response, the penalty is 0. The formula is ours: we did not
+    find that of the paper (arXiv:2510.05283).
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[200, 400, 150], formatted=True)
     >>> BeyondMonolithic(most=0.5, tau=0.5)(batch).values.round(3).tolist()
     [1.757, 2.0, 0.684]
 
     Attributes:
-        most: P_max, the upper limit of the penalty.
+        most: Upper limit of the penalty, P_max in the paper.
         tau: Relative shortfall 1 - L/m at which the penalty reaches 63 % (1 - 1/e) of ``most``.
     """
 

@@ -9,11 +9,13 @@ the logistic function):
     k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and standard deviation of w x over the training responses
 
 Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model scored. Here a linear head is trained on averaged
-hidden states, which the caller provides. They are standardised for the fit only: w is converted back to the scale of x. The training
-labels come from lengths: of two right answers to the same problem, the shorter counts as more concise if the longer has at least ``ratio``
-times its length (``assumed_ratio``). To score a response, the head needs only its features, not its length or grade.
+hidden states, which the caller provides. In training runs these come from ``grpo.judge.mean_states``: the residual stream after the last
+block, averaged over the positions that predict the response. The features x are standardised for the fit only; w is then converted back to
+the scale of x. The training labels come from lengths: of two right answers to the same problem, the shorter counts as more concise if the
+longer has at least ``ratio`` times its length (``assumed_ratio``). To score a response, the head needs only its features, not its length or
+grade.
 
-Units and signs: higher is more concise; k is in [0.1, 1]. Inputs and outputs are arrays; ``collect.states`` returns hidden states.
+Units and signs: higher is more concise; k is in [0.1, 1]. Inputs and outputs are arrays.
 """
 
 from __future__ import annotations
@@ -79,7 +81,10 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
 
 @dataclass(frozen=True)
 class ConcisenessHead:
-    """A linear head that scores the conciseness of responses from their averaged hidden states, called features. ``fit`` trains it.
+    """A linear head that scores the conciseness of responses from their features. ``fit`` trains it.
+
+    The features of a response are the residual stream after the last block, averaged over the positions that predict the response:
+    ``grpo.judge.mean_states`` computes them. Other features work too, but have to be the same in training and in use.
 
     The score of a response with features x is ``0.1 + 0.9 sigma((w x - m) / s)``, where sigma is the logistic function.
 
@@ -94,10 +99,13 @@ class ConcisenessHead:
     spread: float
 
     def logits(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return the weights times the features of each response. Higher is more concise. Only differences between responses have meaning.
+        """Return the unscaled score ``w x`` of each response: its features x times the weights w. Higher is more concise.
+
+        The zero of this scale is arbitrary, so only differences between responses have meaning.
 
         Args:
-            features: Averaged hidden states, ``[n, d]``, one row per response.
+            features: Hidden states, averaged over each response as for the training of the head, ``[n, d]``, one row per response. See
+                ``grpo.judge.mean_states``.
         """
         return features @ self.weight
 
@@ -107,7 +115,8 @@ class ConcisenessHead:
         The reward ``crf.CRF`` reads this score from the column ``conciseness``.
 
         Args:
-            features: Averaged hidden states, ``[n, d]``, one row per response.
+            features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
+                predict the response. ``grpo.judge.mean_states`` computes them.
         """
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
@@ -117,7 +126,8 @@ class ConcisenessHead:
         Ties count one half; chance is 0.5.
 
         Args:
-            features: Averaged hidden states, ``[n, d]``, one row per response.
+            features: Hidden states, averaged over each response as for the training of the head, ``[n, d]``, one row per response. See
+                ``grpo.judge.mean_states``.
             pairs: Row indices into ``features``, ``(more concise, less concise)``, from ``pairs_by_length``.
         """
         z = self.logits(features)[pairs]
@@ -137,7 +147,8 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
     """Train a ``ConcisenessHead`` on pairs of responses, and return it.
 
     Args:
-        features: Averaged hidden states, ``[n, d]``, one row per response.
+        features: Hidden states, averaged over the tokens of each response, ``[n, d]``, one row per response. ``grpo.judge.mean_states``
+            computes them.
         pairs: Row indices into ``features``, ``(more concise, less concise)``, from ``pairs_by_length``.
         strength: C of scikit-learn's logistic regression, the inverse of the L2 penalty: a lower value gives smaller weights.
 

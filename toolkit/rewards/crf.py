@@ -3,7 +3,7 @@
 Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; alpha: a constant; s: a term that falls during
 training; d: a term that depends on the difficulty of the problem; t: optimizer step; T: step at which s reaches 0):
 
-    r = c (1 + alpha k (s + d))        d = exp(accuracy of the group)
+    r = c (1 + alpha k (s + d))        d = exp(share of right answers to the problem)
     s(t) = max(0, 1 - t / T)
 
 Deviations: alpha and the schedule of s were not found. We use ``assumed_alpha`` and a linear decay over ``assumed_steps`` steps. The

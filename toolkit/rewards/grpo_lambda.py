@@ -39,7 +39,10 @@ assumed_alpha = 0.6  # from an implementation that is not by the authors
 
 @dataclass(frozen=True)
 class GRPOLambda:
-    """Correctness, with a length penalty for right answers in the most accurate groups of the batch only. A group belongs to one problem.
+    """Correctness, minus a length penalty for right answers in those groups of the batch that have the highest accuracy.
+
+    A group consists of the responses to one problem. Its accuracy is the share of right answers. The reward is that of GRPO-lambda
+    (arXiv:2505.18086).
 
     The penalty is between 0 and ``alpha``, and rises with the length relative to the right answers of the group: see
     ``arora_zanette.discount``.
@@ -70,7 +73,8 @@ class GRPOLambda:
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
         """Return a mask ``[n]`` of the rows whose length is penalised: those of the most accurate groups of the batch.
 
-        The number of these groups is ``share`` times the number of groups, rounded up. A hash of step and problem id breaks ties.
+        The number of groups with a penalty is the field ``share`` times the number of groups in the batch, rounded up. Among groups of
+        equal accuracy, a hash of optimizer step and problem id decides.
         """
         g = batch.groups
         if not len(g):

@@ -89,7 +89,10 @@ class HAPO:
         return scored
 
     def _remember(self, batch: RewardBatch, right: Bool[ndarray, " n"]) -> None:
-        """Update ``history``, which holds a length h per problem, with the right responses of a batch."""
+        """Update the field ``history`` with the right responses of a batch.
+
+        ``history`` holds for each problem a length h, the least or mean length of its right responses so far, and their number.
+        """
         g, L = batch.groups, batch["tokens"]
         # Index of the first row of each group, in the order of group_ids.
         first = np.unique(g, return_index=True)[1]
@@ -105,11 +108,11 @@ class HAPO:
             self.history[problem] = float(value), old_count + count
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``history``, the length h of each problem, as a dict that can be written as JSON."""
+        """Return the state, for each problem its length h and its number of right responses, as a dict that can be written as JSON."""
         return {"history": {problem: list(entry) for problem, entry in self.history.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore ``history``, the length h of each problem, from ``saved``, the result of ``state_dict``."""
+        """Restore the state, for each problem its length h and its number of right responses, from ``saved``, made by ``state_dict``."""
         # JSON has stored the pairs as lists.
         self.history = {problem: (float(length), int(n)) for problem, (length, n) in saved["history"].items()}
 

@@ -32,7 +32,8 @@ from toolkit.stats import Number
 class Kimi:
     """Correctness plus a length part: from ``+weight / 2`` for the group's shortest response to ``-weight / 2`` for its longest.
 
-    In between, the length part is linear in the length. A wrong answer never gets a positive length part.
+    In between, the length part is linear in the length. A wrong answer never gets a positive length part. The group consists of the
+    responses to the same problem.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], tokens=[100, 300, 150, 500])
     >>> Kimi()(batch).values.tolist()

@@ -104,7 +104,7 @@ class LaserD:
         alpha: The bonus.
         targets: Settings of the target lengths: first value, candidates, and how often they are set.
         outcome: Values of R for right, wrong and malformed responses.
-        state: Current target lengths, and the data from which the next ones are set.
+        state: Current target lengths, and the response lengths counted since they were last set.
     """
 
     alpha: Number = PUBLISHED_ALPHA
@@ -129,8 +129,8 @@ class LaserD:
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
         """Return the target length of each row, in tokens: the current one for the difficulty of the row's problem.
 
-        The difficulty depends on the share of right responses to the problem in this batch: see ``laser_targets.difficulty``. The longest
-        response of the batch is an upper limit of the target lengths.
+        The difficulty depends on the share of right responses to the problem in this batch: see ``laser_targets.difficulty``. No target
+        length is above the length of the longest response of the batch.
         """
         lengths = self.state.lengths_for(int(batch["tokens"].max(initial=0)))
         return np.array(lengths, float)[difficulty(batch, "reward")]
@@ -151,11 +151,17 @@ class LaserD:
         self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the target lengths, and the data that set the next ones, as a dict that can be written as JSON."""
+        """Return the state as a dict that can be written as JSON.
+
+        The state consists of the current target lengths, the response lengths counted since they were last set, and counts of batches.
+        """
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the target lengths, and the data that set the next ones, from ``saved``, the result of ``state_dict``."""
+        """Restore the state from ``saved``, the result of ``state_dict``.
+
+        The state consists of the current target lengths, the response lengths counted since they were last set, and counts of batches.
+        """
         self.state.load_state_dict(saved)
 
 

@@ -24,10 +24,10 @@ the first generation and every 20 generations after it. (A generation is one bat
 it.) The trainer of ``toolkit.grpo`` samples the responses and calls ``TargetState.monitor``; until then S(d) is L_T in every bucket. When a
 training batch is scored, the accuracy of each group in this batch decides the bucket of the group.
 
-Deviations: if ``monitor`` is never called (in a plain TRL script, or if rollouts are scored without training), the training rollouts of
-the last ``every`` generations set S(d), once per ``every`` generations (ours). A bucket without responses keeps its S(d) (ours; the
-released code takes the length of the longest response instead). For an accuracy of exactly 1/3 or 2/3, the paper uses different buckets
-when it measures S(d) and when it scores a batch. So do we: see ``difficulty``.
+Deviations: ``monitor`` may never be called, as in a plain TRL script, or if rollouts are scored without training. Then, once per
+``TargetSettings.every`` generations, S(d) is set from the training rollouts of these generations (ours). A bucket without responses keeps
+its S(d) (ours; the released code takes the length of the longest response instead). For an accuracy of exactly 1/3 or 2/3, the paper uses
+different buckets when it measures S(d) and when it scores a batch. So do we: see ``difficulty``.
 
 Units and signs: lengths in tokens. In a run of several processes, give every process the rollouts of all processes.
 """
@@ -99,10 +99,10 @@ class TargetSettings:
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
     def expected_right(self, within: Number, bucket: int) -> float:
-        """Return the expected number of right responses to a problem that are at most as long as some candidate length.
+        """Return the expected number of right responses to a problem within a candidate length, that is, at most as long as it.
 
-        It is ``within * least_right[bucket]``: the least number of right responses of a problem of this difficulty, times the share of
-        responses that are short enough.
+        The candidate length itself is not an argument; ``within`` describes it. The result is ``within * least_right[bucket]``: the share
+        of responses that are short enough, times the least number of right responses of a problem of this difficulty.
 
         Args:
             within: Share of the responses, from 0 to 1, that are at most as long as the candidate length. Only responses to problems of
@@ -152,9 +152,9 @@ def capped(length: int | None, longest: int) -> int:
 
 
 class TargetState:
-    """The current target lengths of LASER-D, for easy, medium and hard problems, and the data from which the next ones are set.
+    """The current target lengths of LASER-D, one each for easy, medium and hard problems, and histograms to set the next ones from.
 
-    The data are histograms of response lengths, one for each of the three difficulties.
+    There is one histogram for each of the three difficulties. It counts the lengths of the responses to problems of this difficulty.
 
     Args:
         targets: Settings of the target lengths.
@@ -172,7 +172,7 @@ class TargetState:
     def lengths(self) -> list[int]:
         """Target lengths for easy, medium and hard problems, in that order, in tokens.
 
-        None exceeds the length of the longest response of the newest training batch.
+        Each is at most the length of the longest response of the newest training batch.
         """
         return self.lengths_for(self._longest)
 
@@ -215,8 +215,7 @@ class TargetState:
         A monitoring set consists of training problems whose sampled responses measure the model and are not trained on.
 
         Args:
-            batch: Responses to the problems of the monitoring set. They count whether ``batch.split`` is ``"train"`` or ``"eval"``, unlike
-                in ``observe``.
+            batch: Responses to the problems of the monitoring set. ``batch.split`` has no effect here.
         """
         self._monitored = True
         self._counts = [Counter() for _ in BUCKETS]
@@ -233,7 +232,7 @@ class TargetState:
     def _set(self) -> None:
         """Set the least sufficient length for each difficulty from its histogram of response lengths, then clear the histograms.
 
-        A difficulty without responses keeps its length. ``TargetSettings.sufficient_length`` has the rule.
+        If a difficulty has no responses, its sufficient length stays as it was. ``TargetSettings.sufficient_length`` has the rule.
         """
         for d, counts in enumerate(self._counts):
             if counts:
@@ -241,7 +240,7 @@ class TargetState:
         self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the target lengths and histograms as a dict that can be written as JSON."""
+        """Return the target lengths, and the histograms of response lengths, as a dict that can be written as JSON."""
         return {
             "enough": list(self._sufficient),
             "longest": self._longest,
@@ -252,7 +251,7 @@ class TargetState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the target lengths and histograms from ``saved``, the result of ``state_dict``."""
+        """Restore the target lengths, and the histograms of response lengths, from ``saved``, the result of ``state_dict``."""
         self._sufficient, self._longest = list(saved["enough"]), saved["longest"]
         self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]

@@ -1,8 +1,8 @@
 """MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
-one; lambda: factor per unit of cost above n; C: a constant, the largest cost with a reward in the linear form; F: cost factor, from 0 to 1,
-where 1 means no loss of reward):
+one; lambda: factor per block above n, the field ``decay``; C: a constant, the largest cost with a reward in the linear form; F: cost
+factor, from 0 to 1, where 1 means no loss of reward):
 
     r = c F(m)        F has one of these forms, named by ``kind``:
     exp          lambda^(m - n)
@@ -79,9 +79,10 @@ def penalty(
 
 @dataclass(eq=False)
 class MASH:
-    """Correctness times a factor that falls with the cost of the response, its number of blocks of tokens.
+    """Correctness times a factor that falls with the cost of the response. The cost is the number of whole blocks of ``block`` tokens.
 
-    By default (``kind="exp"``) the factor depends on how much the cost exceeds that of the cheapest right response to the problem so far.
+    By default (``kind="exp"``) the factor depends on how much the cost exceeds that of the cheapest right response to the problem, in this
+    batch or an earlier one.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 164, 100])
     >>> MASH(decay=0.7, block=64)(batch).values.round(2).tolist()

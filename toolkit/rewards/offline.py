@@ -33,8 +33,8 @@ def score(
 ) -> pd.DataFrame:
     """Return a table with the reward of each rollout, one row per rollout in the given order.
 
-    Columns: ``problem_id, sample, correct, tokens`` (of the response), ``think_tokens, finish, reward``, and ``component.NAME`` for each
-    component of the reward. The components add up to ``reward``.
+    Columns: ``problem_id``, ``sample`` (index of the response among those to the problem), ``correct``, ``tokens`` (of the response),
+    ``think_tokens``, ``finish``, ``reward``, and ``component.NAME`` for each component of the reward. The components add up to ``reward``.
 
     >>> from toolkit.rewards.correctness import LengthPenalty
     >>> from toolkit.types import Span
@@ -78,11 +78,11 @@ def compare(
 
     Args:
         rollouts: Responses to score.
-        rewards: Name -> reward.
-        problems: As in ``score``.
-        columns: As in ``score``.
-        step: As in ``score``.
-        close: As in ``score``.
+        rewards: Name -> reward. The names are yours; they appear in the column ``name``.
+        problems: The problems of the rollouts; needed only by rewards that read ``difficulty`` or target lengths from ``Problem.meta``.
+        columns: Column name -> values, for columns that rollouts do not have: one value per rollout, or a single value for all.
+        step: Number of optimizer steps done so far; rewards with a schedule depend on it.
+        close: Closing think tag of the model that wrote the rollouts; ``None`` if the model has none.
     """
     tables = {name: score(rollouts, reward, problems, columns=columns, step=step, close=close) for name, reward in rewards.items()}
     totals = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
@@ -90,17 +90,19 @@ def compare(
 
 
 def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of the mean GRPO advantage that each reward gives to four kinds of responses, one row per reward.
+    """Return the mean GRPO advantage that each reward gives to four kinds of responses: a table with one row per reward.
 
-    The index is the name of the reward. Four columns hold mean advantages: ``right, shorter``, ``right, longer``, ``wrong, shorter`` and
-    ``wrong, longer``; NaN if there is no such response. Shorter and longer compare the length in tokens with the median length of the
-    responses to the same problem. Responses of exactly the median length are left out.
+    The table shows which responses a reward makes more likely in training: those of positive advantage. The index is the name of the
+    reward. The columns are:
 
-    The column ``no push`` is the share of problems, from 0 to 1, whose responses all get the same reward. All their advantages are 0, so
-    training on them has no effect.
+    - ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer``: mean advantage of the right or wrong responses that are
+      shorter or longer, in tokens, than the median response to the same problem. NaN if there are none. Responses of exactly the median
+      length are in no column.
+    - ``no push``: share of problems, from 0 to 1, whose responses all get the same reward. All their advantages are 0, so these problems
+      train nothing.
 
-    Advantages are ``(r - mean_g) / (std_g + 1e-4)``: reward minus mean, over standard deviation with Bessel's correction, both over the
-    responses to a problem, as in TRL. Training makes responses of positive advantage more likely.
+    The advantage of a response with reward r is ``(r - mean) / (std + 1e-4)``, as in TRL. Mean and standard deviation (with Bessel's
+    correction) are those of the rewards of all responses to the same problem.
 
     >>> table = pd.DataFrame({"name": "naive", "problem_id": "q", "correct": [True] * 4, "tokens": [10, 20, 30, 40]})
     >>> mean_advantages(table.assign(reward=1 - table["tokens"] / 100)).round(2).loc["naive", ["right, shorter", "right, longer"]].tolist()

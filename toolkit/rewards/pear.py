@@ -31,7 +31,8 @@ assumed_format_reward = 0.0
 class PEAR:
     """Reward for right answers that falls with the excess entropy: entropy of thinking minus ``alpha`` times entropy of the answer.
 
-    A right answer gets ``min(1, scale - excess)``, where a negative excess counts as 0. A wrong answer gets ``wrong``.
+    A right answer gets ``min(1, scale - excess)``, where a negative excess counts as 0. A wrong answer gets ``wrong``. The columns
+    ``think_entropy`` and ``answer_entropy`` hold the mean entropy per token of each part, in nats.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
     >>> PEAR()(batch).values.tolist()

@@ -31,6 +31,8 @@ from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed
 class Ruler:
     """Reward 1 if the length is within a range around the target, the length that the prompt requests, else 0.
 
+    The lower end of the range does not belong to it; the upper end does.
+
     >>> batch = RewardBatch.from_columns(tokens=[95, 130])
     >>> Ruler(ranges=None, share=0.2, unit="tokens", target=100)(batch).values.tolist()
     [1.0, 0.0]

@@ -24,8 +24,8 @@ from toolkit.rewards.slpo import SLPO
 class SelfRewardedEfficiency(SLPO):
     """Correctness plus a bonus for right answers: ``alpha`` for the shortest right answer of the group, falling to 0 for the longest.
 
-    This is the reward ``slpo.SLPO`` under another name. It replaces the reward "self-rewarded efficiency RL" (arXiv:2506.15647), whose
-    formula we did not find.
+    The group consists of the responses to the same problem. This is the reward ``slpo.SLPO`` under another name. It replaces the reward
+    "self-rewarded efficiency RL" (arXiv:2506.15647), whose formula we did not find.
 
     >>> from toolkit.rewards.batch import RewardBatch
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])

@@ -32,7 +32,8 @@ assumed_alpha = 0.5  # ours
 class SLPO:
     """Correctness plus a bonus for right answers: ``alpha`` for the shortest right answer of the group, falling to 0 for the longest.
 
-    If all right answers of the group have the same length, or only one answer is right, the bonus is 0.
+    The group consists of the responses to the same problem. If all right answers of the group have the same length, or only one answer is
+    right, the bonus is 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> SLPO(alpha=0.5)(batch).values.tolist()

@@ -7,7 +7,8 @@ be extracted and parses as mathematics, else 0; w: weight of the format):
           1 - 2 ((x - p) / (1 - p))^2         if x > p: down to -1 at x = 1
     r   = R_l + w if f = 1, min(0, R_l) if f = 0
 
-An ablation of the paper uses a polyline with p = 1/2 instead: R_l = 2x if x <= 1/2, and 3 - 4x if x > 1/2.
+This curve of R_l is the shape ``"parabola"``. An ablation of the paper uses the shape ``"polyline"``, two straight lines that meet at
+p = 1/2: R_l = 2x if x <= 1/2, and 3 - 4x if x > 1/2.
 
 Deviations:
   - The paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer. Its prompt template has no tags, so w was
@@ -50,7 +51,8 @@ class Surrogate:
         longest: L_max, tokens: the length part is -1 at this length and above.
         best: The length at which the length part is highest, as a share of L_max, in (0, 1).
         format: Reward for an answer that parses: 1 in the paper, 0.5 (``SCRIPT_FORMAT``) in the released code.
-        shape: Curve of the length part over the length: ``"parabola"``, or ``"polyline"``, which needs ``best = 1/2``.
+        shape: Curve of the length part over the length: ``"parabola"``, or ``"polyline"``, two straight lines. The polyline has its
+            maximum at 1/2, so any other ``best`` is an error.
     """
 
     longest: Number = PUBLISHED_LONGEST
@@ -72,8 +74,10 @@ class Surrogate:
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
         """Return the length part of the reward of each response, in [-1, 1].
 
-        Let x be the length divided by ``longest``, at most 1, and p be ``best``. The parabola is ``1 - (1 - x/p)^2`` up to p and
-        ``1 - 2 ((x - p) / (1 - p))^2`` above. The polyline is ``2x`` up to 1/2 and ``3 - 4x`` above.
+        Let x be the length divided by the field ``longest``, at most 1. The field ``shape`` selects one of two curves:
+
+        - ``"parabola"``: ``1 - (1 - x/p)^2`` if x <= p, else ``1 - 2 ((x - p) / (1 - p))^2``, where p is the field ``best``.
+        - ``"polyline"``: ``2x`` if x <= 1/2, else ``3 - 4x``. It does not use ``best``, which has to be 1/2.
 
         Args:
             tokens: Length of each response, tokens.

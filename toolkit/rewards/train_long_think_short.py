@@ -83,7 +83,8 @@ def stated_budget(budget: Number) -> int:
 def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
     """Return one pair ``(first optimizer step, budget in tokens)`` per stage of a curriculum that lowers the budget in drops.
 
-    There are ``drops + 1`` stages of equal length, and steps count from 0. Budgets are not rounded: ``stated_budget`` rounds them.
+    There are ``drops + 1`` stages of equal length (up to one step), and steps count from 0. Budgets are not rounded: ``stated_budget``
+    rounds them.
 
     Args:
         start: First budget, tokens.

@@ -16,9 +16,9 @@ This callback saves the state of the reward in the checkpoints. TRL is not impor
 
 The column ``answer_text`` holds the text after the closing think tag, or "" if thinking was opened but never closed. To find the tags, the
 text of a completion is decoded from its token ids, because TRL's completions lack special tokens, and a tag may be one. The prompt is
-rendered by the chat template, because the template may open thinking at the end of the prompt. Both need the trainer, which is known
-through TRL's argument ``log_metric``. Without it, the completions are taken as TRL passes them, and a prompt that is a list of messages
-counts as one that does not open thinking.
+rendered by the chat template, because the template may open thinking at the end of the prompt. Both need the trainer. It is found through
+TRL's argument ``log_metric``, a bound method of the trainer. If a TRL version does not pass this argument, completions are taken as TRL
+passes them, and a prompt that is a list of messages counts as one that does not open thinking.
 """
 
 from __future__ import annotations
@@ -97,7 +97,13 @@ class TRLReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **extra: Any
     ) -> list[float]:
-        """Return the reward of each completion.
+        """Return the reward of each completion. The arguments are those with which TRL calls a reward function.
+
+        Args:
+            prompts: Prompt of each completion: a string or a list of messages.
+            completions: The completions: strings or lists of messages.
+            completion_ids: Token ids of each completion.
+            **extra: Dataset columns by name, and TRL's ``trainer_state`` and ``log_metric``.
 
         Raises:
             MissingColumnError: A column that the reward needs is neither in the dataset nor in ``columns``.
@@ -121,7 +127,7 @@ class TRLReward:
         return scored.values[local].tolist()
 
     def _columns(self, arguments: Mapping[str, Any], split: str) -> dict[str, ndarray]:
-        """Return those columns that the reward needs and that are available, and always ``problem_id``.
+        """Return column name -> values, for ``problem_id`` and for each column that the reward needs, as far as they are available.
 
         A column comes from a function in ``self.columns``, else from the dataset, else from a computation on TRL's completions.
 
@@ -197,7 +203,9 @@ def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list
 
 
 def trainer_of(arguments: Mapping[str, Any]) -> Any:
-    """Return the trainer that calls a reward function; ``None`` if it is unknown.
+    """Return the trainer that calls a reward function; ``None`` if TRL does not pass the argument ``log_metric``.
+
+    ``log_metric`` is a bound method of the trainer, and this function returns its object.
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.
@@ -206,7 +214,9 @@ def trainer_of(arguments: Mapping[str, Any]) -> Any:
 
 
 def response_texts(arguments: Mapping[str, Any]) -> list[str]:
-    """Return the text of each completion, special tokens included if the trainer's tokenizer is known.
+    """Return the text of each completion, with special tokens: decoded from its token ids by the trainer's tokenizer.
+
+    If the trainer is unknown (see ``trainer_of``), the text is the completion as TRL passes it, without special tokens.
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.
@@ -220,8 +230,8 @@ def response_texts(arguments: Mapping[str, Any]) -> list[str]:
 def prompt_texts(arguments: Mapping[str, Any]) -> list[str]:
     """Return the text of each prompt as the model reads it.
 
-    A prompt that is a string stays as it is. A list of messages is rendered by the trainer's chat template; if the trainer is unknown, its
-    text is "".
+    A prompt that is a string stays as it is. A list of messages is rendered by the trainer's chat template; if the trainer is unknown (see
+    ``trainer_of``), the text of such a prompt is "".
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.
@@ -247,8 +257,9 @@ def completion_text(completion: Any) -> str:
 def batch_split(arguments: Mapping[str, Any]) -> str:
     """Return the split of a batch, ``"train"`` or ``"eval"``.
 
-    If the dataset has a column ``split``, the value ``"train"`` means ``"train"`` and any other value ``"eval"``. If it has no such column,
-    the split is ``"train"`` while the model is in training mode, and also if the mode is unknown.
+    If the dataset has a column ``split``, the result is ``"train"`` where this column holds ``"train"``, else ``"eval"``. Without such a
+    column, the result is ``"train"`` while the trainer's model is in training mode, else ``"eval"``. If the trainer is unknown (see
+    ``trainer_of``), the result is ``"train"``.
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.

@@ -82,7 +82,11 @@ class ThinkPrune:
             raise ValueError(f"{self}: need at least one stage of at least one step.")
 
     def target(self, step: int) -> Number:
-        """Return the length limit, in tokens, after ``step`` optimizer steps: that of the stage in ``stages`` reached by then."""
+        """Return the length limit at a point of the training, in tokens.
+
+        Args:
+            step: Number of optimizer steps done so far. A new stage of ``stages`` begins every ``every`` steps.
+        """
         return self.stages[min(step // self.every, len(self.stages) - 1)]
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
