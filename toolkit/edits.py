@@ -241,9 +241,9 @@ def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> 
 
     Let v be the plan's direction at the layer. In most families the result is v, scaled to norm 1. A zero vector stays zero.
 
-    In post-norm families a norm with gain g stands between ``attn_out`` and the residual stream. If v was measured in the stream, the result
-    is ``g * v``, scaled to norm 1. The reason: the norm multiplies by g, so the component along v in the stream is proportional to the
-    component along ``g * v`` before the norm. If v was measured at ``attn_out`` itself, the result is v, scaled to norm 1.
+    In post-norm families a norm with gain g stands between ``attn_out`` and the residual stream. If v was measured in the stream, the
+    result is ``g * v``, scaled to norm 1. The reason: the norm multiplies by g, so the component along v in the stream is proportional to
+    the component along ``g * v`` before the norm. If v was measured at ``attn_out`` itself, the result is v, scaled to norm 1.
     """
     if planned.direction is None:
         return None
@@ -279,7 +279,8 @@ def check_plan(lm: LM, planned: Plan) -> None:
 class RuntimeEdit:
     """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``.
 
-    Up to rounding, the model's outputs are those after ``apply``. It also works with quantised and offloaded weights.
+    Up to rounding, the outputs equal those of the model that ``apply`` returns. Unlike ``apply``, it also works with quantised and
+    offloaded weights.
     """
 
     plan: Plan

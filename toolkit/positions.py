@@ -67,8 +67,8 @@ def sentence_ends(lm: LM) -> Positions:
 
     Example of use, a direction along which a model goes on thinking:
 
-    1. Collect the activations at these positions, with ``collect.states(..., each=True)``. The result, ``States``, has one row per position.
-       The column ``remaining`` of ``States.rows`` is the number of think tokens after the position.
+    1. Collect the activations at these positions, with ``collect.states(..., each=True)``. The result, ``States``, has one row per
+       position. The column ``remaining`` of ``States.rows`` is the number of think tokens after the position.
     2. Compute the mean activation over the rows with ``remaining`` above 0, where thinking continued.
     3. Subtract the mean over the rows with ``remaining`` 0, where thinking stopped.
 

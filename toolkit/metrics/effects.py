@@ -78,7 +78,7 @@ class Judge:
 
         Args:
             seeds: Outcomes of the condition, one entry per seed of its random or trained part; a single entry if it has no such part.
-            seeded: True if the condition has a random or trained part. With fewer than ``stats.FEW_SEEDS`` seeds, its p-values are NaN.
+            seeded: True if the condition has a random or trained part. With fewer than ``stats.FEW_SEEDS`` (3) seeds, its p-values are NaN.
         """
         n, effects = self.base.shape[0], dict[str, MetricEffect]()
         for name, of_base in self.draws.items():

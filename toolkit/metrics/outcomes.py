@@ -56,8 +56,8 @@ class Outcomes:
 
         Args:
             rows: One row per rollout, in any order. Columns: ``problem_id, sample, correct, think_tokens, response_tokens, closed,
-                looping, leaking``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must have
-                the same number of samples.
+                looping, leaking``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must
+                have the same number of samples.
             problems: Ids of the problems to take, in the order wanted for the arrays' first axis.
 
         Raises:

@@ -86,7 +86,7 @@ def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RE
         seed: Random seed for the resamples of problems; not a seed of the condition.
         times: Number of resamples.
         seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
-            ``FEW_SEEDS`` seeds.
+            ``FEW_SEEDS`` (3) seeds.
 
     Raises:
         ValueError: there is no statistic in ``seeds``, or n is 0.
@@ -112,7 +112,7 @@ def mean_effect(
         seed: Random seed for the resamples of problems; not a seed of the condition.
         times: Number of resamples.
         seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
-            ``FEW_SEEDS`` seeds.
+            ``FEW_SEEDS`` (3) seeds.
 
     >>> change = mean_effect(np.array([[-20.0, -35.0, -5.0, -28.0, -12.0]]))  # tokens, 5 problems, 1 seed
     >>> print(change, f"p = {change.p:.3f}")
@@ -164,8 +164,8 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
     """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value for the value 0.
 
-    The result is that of ``effect``. But the statistic has already been evaluated on all resamples, by ``draws``. So several comparisons can
-    share these values.
+    The result is that of ``effect``. But here ``draws`` has already evaluated the statistic on all resamples, so several comparisons can
+    share its values.
 
     Args:
         seeds: Values of the statistic, one ``Draws`` per seed of the condition.
@@ -173,7 +173,7 @@ def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seede
         minus: Values of the base model on the same resamples, which are subtracted from those of every seed. The effect is then the paired
             difference, condition minus base. ``None`` subtracts nothing.
         seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
-            ``FEW_SEEDS`` seeds.
+            ``FEW_SEEDS`` (3) seeds.
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)

@@ -68,7 +68,7 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
     to the output of block l (``hidden_states[l + 1]`` in transformers).
 
     The vector of the last layer is inexact. Those tools compute it from activations *after* the final norm. But they add it before that
-    norm, and so does this toolkit. To leave out the last layer when you steer, pass the other layers as ``edits.steering(..., layers=...)``.
+    norm, and so does this toolkit. To leave out the last layer when you steer, pass only the others: ``edits.steering(..., layers=...)``.
 
     Args:
         path: The file (``.pt``).

@@ -36,8 +36,8 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
 
     PEFT can scale an adapter. If the plan edits each head once, a scale c multiplies every strength by c.
 
-    PEFT can also combine several adapters: it adds their changes of ``W_O``. This can differ from applying one plan after the other. It does
-    if two adapters edit the same head along directions that are not orthogonal.
+    PEFT can also combine several adapters: it adds their changes of ``W_O``. If two adapters edit the same head along directions that are
+    not orthogonal, this differs from applying one plan after the other.
 
     Args:
         lm: The model from which the plan was made.
