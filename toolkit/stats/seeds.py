@@ -74,7 +74,7 @@ class Effect(Estimate):
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
     """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value.
 
-    The statistic is usually a difference from the base model, in accuracy or in length. The p-value tests whether its true value is 0.
+    The p-value tests whether the true value is 0. It is of use if the statistic is a difference, such as that from the base model.
     Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
     equations.
 
@@ -162,7 +162,7 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 
 
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
-    """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value for the value 0.
+    """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value for the hypothesis that it is 0.
 
     The result is that of ``effect``. But here ``draws`` has already evaluated the statistic on all resamples, so several comparisons can
     share its values.
