@@ -78,8 +78,8 @@ def plan(
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     """Return a control for the plan ``like``: the same operations and strengths on random other heads *of the same layers*.
 
-    If ``like`` edits more than half of a layer's heads, that layer has too few unedited heads. The missing control heads are then taken
-    from the nearest layer with unedited heads to spare.
+    If ``like`` edits more than half of a layer's heads, that layer has too few unedited heads. The missing control heads are then drawn
+    from the nearest layer that has heads left which neither ``like`` nor the control edits.
 
     Args:
         like: The plan for which a control is wanted.
@@ -239,9 +239,11 @@ def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tenso
 def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
     """Return the plan's direction at a layer as a unit vector at ``attn_out``; ``None`` if the plan has no direction.
 
-    In most families this is the direction v itself, scaled to norm 1. In post-norm families a norm with gain g stands between ``attn_out``
-    and the residual stream. It multiplies by g, so v in the stream corresponds to ``g * v`` at ``attn_out``. The result is then ``g * v``,
-    scaled to norm 1, unless v was measured at ``attn_out`` itself. A zero vector stays zero.
+    Let v be the plan's direction at the layer. In most families the result is v, scaled to norm 1. A zero vector stays zero.
+
+    In post-norm families a norm with gain g stands between ``attn_out`` and the residual stream. If v was measured in the stream, the
+    result is ``g * v``, scaled to norm 1. The reason: the norm multiplies by g, so the component along v in the stream is proportional to
+    the component along ``g * v`` before the norm. If v was measured at ``attn_out`` itself, the result is v, scaled to norm 1.
     """
     if planned.direction is None:
         return None
@@ -277,7 +279,8 @@ def check_plan(lm: LM, planned: Plan) -> None:
 class RuntimeEdit:
     """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``.
 
-    Up to rounding, the model's outputs are those after ``apply``. It also works with quantised and offloaded weights.
+    Up to rounding, the outputs equal those of the model that ``apply`` returns. Unlike ``apply``, it also works with quantised and
+    offloaded weights.
     """
 
     plan: Plan

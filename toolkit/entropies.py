@@ -51,11 +51,11 @@ def with_entropies(
 
     Args:
         target: Model or condition that predicts the tokens. A condition's interventions are active. Its decoding rules and its change of
-            the prompt have no effect, since all tokens are given.
+            the prompt have no effect, since the rollouts already contain all tokens.
         rollouts: Responses to score.
         temperature: Softmax temperature, above 0.
-        chunk: Largest number of logits in memory at a time, ``rows * positions * vocab``. If one position of all rows has more logits,
-            positions are processed one at a time.
+        chunk: Largest number of logits in memory at a time, ``rows * positions * vocab``. It limits the number of positions that are
+            processed together, which is at least 1.
         progress: True to show a progress bar.
 
     Raises:

@@ -24,14 +24,14 @@ from toolkit.spans import ANSWER, PHASES, PROMPT, TAIL, THINK, find_tag, phase_a
 
 @dataclass(frozen=True)
 class Scope:
-    """Positions of prompt and response at which an intervention acts, and its strength there.
+    """Positions of prompt and response at which an intervention acts, and its relative strength (0 to 1) there.
 
     Each position has a phase: *prompt* until thinking is opened (even in the response), *think* from the opening tag on, *answer* from the
     closing tag on. The last token of a tag is the first position of the new phase. So the position that predicts ``</think>`` is in the
     think phase. The position of ``</think>`` itself, which predicts the first token of the answer, is in the answer phase.
 
     ``first``, ``until``, ``ramp`` and ``budget`` count think tokens from the start of thinking. They change the strength only in the think
-    phase, not in the others.
+    phase. In the prompt and answer phases, if these are among ``phases``, the intervention acts with full strength.
 
     Attributes:
         phases: Phases in which the intervention acts: any of ``"prompt"``, ``"think"``, ``"answer"``.
@@ -63,7 +63,8 @@ class Scope:
     def parse(during: str | Scope) -> Scope:
         """Return a scope from its short form; a ``Scope`` is returned unchanged.
 
-        ``"all"`` means every position, ``"newest"`` means ``Scope(newest=True)``. Otherwise the text is phases joined by ``+``.
+        ``"all"`` means every position. ``"newest"`` means the prompt's last position and all response tokens. Any other text lists phases,
+        joined by ``+``.
 
         >>> str(Scope.parse("think+answer"))
         'think+answer'
@@ -193,8 +194,8 @@ def track(lm: LM) -> Iterator[Tracker]:
     - A pass with an empty KV cache is a prompt. All its positions have the phase prompt, except the last one. That has the phase in which
       the response begins: see ``spans.phase_at_end``.
     - A pass with a filled cache continues a response, by one token or by several.
-    - A pass without a cache is a whole sequence, prompt and response. Everything before its last opening tag counts as prompt; if it has no
-      opening tag, everything before its first closing tag.
+    - A pass without a cache is a whole sequence, prompt and response. Where the prompt ends is unknown, so the tags decide. Everything
+      before the last opening tag counts as prompt. If there is no opening tag, everything before the first closing tag does.
 
     Raises (when the model runs):
         ValueError: the cache was filled before the ``with`` block of this context manager; or embeddings were passed instead of token ids;
@@ -246,8 +247,9 @@ def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 _PhaseLookup = Callable[[Tensor, Tensor], Tensor]
 """A function ``(ids before, new ids) -> the phase that each new token starts``.
 
-This is THINK for the last token of an opening tag and ANSWER for the last token of a closing tag. Any other token starts no phase and has
-PROMPT. The phase at a token is the largest value up to it. PROMPT is 0, the smallest, so it changes nothing.
+This is THINK for the last token of an opening tag and ANSWER for the last token of a closing tag. Any other token starts no phase; its
+value is PROMPT. Phases are integers, PROMPT < THINK < ANSWER, and a sequence never returns to a smaller one. So the phase at a token is the
+largest value among all tokens up to it.
 """
 
 

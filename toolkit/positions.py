@@ -46,8 +46,9 @@ The logits at a position predict the next token. So for the think span ``[start,
 def step_starts(lm: LM) -> Positions:
     """Return a rule that selects the positions that predict the first token of each line of thinking.
 
-    If a model writes one step per line, it decides on its next step at these positions. The first one predicts the first think token. The
-    others are the think tokens that end with a line break; the last think token is never selected. The rule is ours, not from a paper.
+    If a model writes one step per line, it decides on its next step at these positions. The first selected position is the one before the
+    think span; it predicts the first think token. The others are the think tokens that end with a line break, except for the last think
+    token. The rule is ours, not from a paper.
     """
     ends_line = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).endswith("\n")}
 
@@ -64,10 +65,14 @@ def sentence_ends(lm: LM) -> Positions:
     If a model thinks in prose, it decides at these positions whether to continue thinking or to stop. The rule selects nothing in a rollout
     whose thinking was never closed. It is ours, not from a paper.
 
-    Example of use: a direction of thinking length, with longer thinking on its positive side. Collect the activations at these positions
-    with ``collect.states(..., each=True)``. Its table has one row per position. The column ``remaining`` is the number of think tokens
-    after the position. Compute the mean activation where ``remaining`` is above 0 (thinking continued), and subtract the mean where it is 0
-    (thinking stopped). If the model marks no thinking, the whole response counts as thinking: this is then a direction of response length.
+    Example of use, a direction along which a model goes on thinking:
+
+    1. Collect the activations at these positions, with ``collect.states(..., each=True)``. The result, ``States``, has one row per
+       position. The column ``remaining`` of ``States.rows`` is the number of think tokens after the position.
+    2. Compute the mean activation over the rows with ``remaining`` above 0, where thinking continued.
+    3. Subtract the mean over the rows with ``remaining`` 0, where thinking stopped.
+
+    If the model marks no thinking, the whole response counts as thinking. The direction is then one of response length.
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 

@@ -178,7 +178,8 @@ class Reader:
         phase: Phase of the next token: PROMPT until thinking is opened, then THINK, and ANSWER once thinking is closed.
         written: Number of think tokens so far. A closing tag is recognised only when it is complete. So if it has several tokens, all but
             the last are counted as think tokens.
-        forced: Number of sampled tokens that decoding rules have replaced, all rules together. ``generate`` updates it.
+        forced: Number of sampled tokens that were replaced by decoding rules, all rules together. A decoding rule puts other tokens in
+            place of a sampled one, such as "Wait" for a closing tag. ``generate`` updates this number.
         placed: Decoding rule -> number of sampled tokens that it has replaced. A rule updates its own entry, if it needs the number.
     """
 

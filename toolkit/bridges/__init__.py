@@ -29,7 +29,8 @@ site kind       TransformerLens     nnsight: module, and its input or output    
 Limits:
 
 - TransformerLens computes attention itself (eager), so numbers agree only up to rounding.
-- For GPT-NeoX, TransformerLens copies the fused query-key-value weights. All other weights are shared.
+- For GPT-NeoX, TransformerLens copies the fused query-key-value weights, so later changes of these in ``lm`` do not reach it. All other
+  weights are shared.
 - With TransformerLens's option ``use_attn_result`` the output projection is never called. Then interventions at ``z`` and ``attn_out`` have
   no effect.
 - If an intervention changes a site, the other library may show the value of that site before the change. nnsight does so at every module

@@ -79,10 +79,11 @@ def moments(
     *,
     name: str,
 ) -> Moments:
-    """Return the sums per class of activations that another library recorded, as ``Moments``.
+    """Return ``Moments`` (sums of activations per class of rollouts) of activations that another library recorded.
 
-    Each rollout contributes the mean of its activations over the chosen positions. These means are summed over the rollouts of each class,
-    in fp64. No outer products are computed. ``collect.moments`` does the same with activations that the toolkit records itself.
+    First, each rollout's activations are averaged over the chosen positions. Then these means are summed over the rollouts of each class,
+    in fp64. ``Moments.outer`` stays empty, so class means can be computed from the result, but no covariances. ``collect.moments`` does the
+    same with activations that the toolkit records itself.
 
     Args:
         lm: The model that computed the activations.
@@ -143,10 +144,10 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
 
 @torch.no_grad()
 def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
-    """Return ``z`` divided, at each position, by the divisor of the norm that follows attention; ``z`` itself if there is no such norm.
+    """Return ``z / r``, where r is the divisor of the norm that follows attention at each position; ``z`` itself without such a norm.
 
-    In post-norm families this norm stands between ``attn_out`` and the residual stream. It divides by the root mean square of ``attn_out``
-    (``norm.scale``), which depends on all heads. So a head's contribution to the stream is not linear in its ``z``, but in this quotient.
+    In post-norm families this norm stands between ``attn_out`` and the residual stream. It divides ``attn_out`` by r, its root mean square
+    (``norm.scale``), which depends on all heads. So a head's contribution to the stream is linear in ``z / r``, but not in ``z``.
     """
     # The divisor depends on attn_out, which is computed from z.
     norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)

@@ -23,10 +23,9 @@ class Place:
     Attributes:
         module: Path of the module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
         side: ``"input"`` or ``"output"`` of the module.
-        plus: Path of the block if the site is ``resid_mid``, otherwise ``None``. No module returns ``resid_mid``. It is a sum: the *input*
-            of the block plus the output of ``module``. Some families multiply that output by a factor first, ``lm.layout.factor``. Read the
-            block's input before the output of ``module``. To add a vector to ``resid_mid``, divide it by this factor and add it to the
-            output of ``module``.
+        plus: Path of the block if the site is ``resid_mid``, otherwise ``None``. No module returns ``resid_mid``. Compute it as ``input of
+            the block + factor * output of module``, and read the two in this order. The factor is ``lm.layout.factor``, 1 in most families.
+            To add a vector to ``resid_mid``, add the vector divided by the factor to the output of ``module``.
     """
 
     module: str

@@ -74,11 +74,11 @@ class Judge:
     def effects(self, seeds: Sequence[Outcomes], *, seeded: bool = False) -> dict[str, MetricEffect]:
         """Compare a condition with base: return a dict from metric name to the condition's value and its difference from base.
 
-        The dict has the metrics of ``draws``, in the same order.
+        The metrics, and their order, are those of the attribute ``Judge.draws``.
 
         Args:
             seeds: Outcomes of the condition, one entry per seed of its random or trained part; a single entry if it has no such part.
-            seeded: True if the condition has a random or trained part. With fewer than ``stats.FEW_SEEDS`` seeds, its p-values are NaN.
+            seeded: True if the condition has a random or trained part. With fewer than ``stats.FEW_SEEDS`` (3) seeds, its p-values are NaN.
         """
         n, effects = self.base.shape[0], dict[str, MetricEffect]()
         for name, of_base in self.draws.items():

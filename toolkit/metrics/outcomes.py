@@ -56,12 +56,13 @@ class Outcomes:
 
         Args:
             rows: One row per rollout, in any order. Columns: ``problem_id, sample, correct, think_tokens, response_tokens, closed,
-                looping, leaking``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must have
-                the same number of samples.
+                looping, leaking``, and optionally ``answer`` (text). Without ``answer``, every answer counts as missing. All problems must
+                have the same number of samples.
             problems: Ids of the problems to take, in the order wanted for the arrays' first axis.
 
         Raises:
-            ValueError: Two rows have the same problem and sample, or the problems differ in their number of samples.
+            ValueError: two rows have the same problem and sample, or the problems differ in their number of samples.
+            KeyError: one of ``problems`` has no row.
         """
         rows = rows.sort_values(["problem_id", "sample"]).set_index("problem_id").loc[list(problems)].reset_index()
         _check_samples(rows)
@@ -131,9 +132,9 @@ def quantile_of(column: str, q: float) -> How:
 def shortest(share: float) -> How:
     """Return a function that computes a metric (see ``How``): the accuracy of the responses with the shortest thinking.
 
-    This is a metric of ThinkEdit (arXiv:2503.22048). Each sample index has one response per problem. Of these, the responses with the
-    shortest thinking are graded. Their accuracy is averaged over sample indices. As in the paper, each condition selects its *own* shortest
-    responses, so the problems differ between conditions.
+    This is a metric of ThinkEdit (arXiv:2503.22048). For each sample index k, the responses are those with index k, one per problem. Of
+    these, the ones with the shortest thinking are selected and graded. Their accuracy is averaged over k. As in the paper, each condition
+    selects its *own* shortest responses, so the selected problems differ between conditions.
 
     Args:
         share: Share of the responses to select, in (0, 1].
@@ -210,12 +211,13 @@ def voted(times: int) -> How:
 def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " problems"], Float[ndarray, " problems"]]:
     """Return ``(pass rates, vote rates)`` of a condition within a token budget: two arrays with one number from 0 to 1 per problem.
 
-    The samples of a problem are taken in order, up to the last one at which their total length is within the budget. The pass rate is 1 if
-    at least one of the taken responses is right, else 0. The vote rate is 1 if their most frequent answer is right, else 0; a tie goes to
-    the answer given first. Responses without an answer do not vote. If the first response already exceeds the budget, both rates are 0.
+    The responses to a problem are taken in order, until the next one would exceed the budget: the total length of those taken is at most
+    ``budget``. The pass rate is 1 if at least one of them is right, else 0. The vote rate is 1 if their most frequent answer is right, else
+    0. A tie goes to the answer given first. A response without an answer counts towards the budget but not in the vote. If the first
+    response already exceeds the budget, both rates are 0.
 
-    Which samples are taken depends on their order. To give every sample equal weight, both rates are averaged over all cyclic orders (one
-    begins at sample 0, one at sample 1, and so on).
+    The responses taken depend on the order. So both rates are averaged over all cyclic orders: one begins at sample 0, one at sample 1, and
+    so on. This gives every sample equal weight.
 
     Args:
         outcomes: Outcomes of one condition.

@@ -132,7 +132,8 @@ def difference(a: Statistic, b: Statistic) -> Statistic:
 def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
     """Sort values by ``ranking`` along the last axis, and return the mean of the first ``keep`` of them.
 
-    If several values tie for the last of the ``keep`` places, the result is averaged over all orders of the tied values.
+    Values with equal keys have no definite order. If they compete for the last of the ``keep`` places, the result is averaged over all
+    their orders.
 
     Args:
         values: Numbers to average.
@@ -162,9 +163,9 @@ def shortest_accuracy(
 
     Args:
         correct: 1 for a right response, 0 for a wrong one.
-        ranking: Sort key of each response, in tokens; the smallest keys are selected. ThinkEdit uses the response's own think length. Then
-            the selection and the grade depend on the same response, which biases the accuracy. ``held_out_length(lengths)`` avoids this
-            bias.
+        ranking: Sort key of each response; the smallest keys are selected. ThinkEdit uses the think length of the response itself, in
+            tokens. This biases the accuracy, because the same response is selected and graded. ``held_out_length(lengths)`` avoids the
+            bias: its keys are lengths of other responses.
         share: Share of the responses to select, in (0, 1].
     """
 

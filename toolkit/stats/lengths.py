@@ -141,9 +141,10 @@ def length_match(
 ) -> dict[str, LengthMatch]:
     """Return scores of how well lengths match their targets: per target, per level (group of targets) and over all responses.
 
-    The scores are those of the paper Ruler (arXiv:2409.18943). So are the default ranges and levels, for lengths in words. For lengths in
-    tokens, or for other targets, pass your own. ``ranges_around(targets, 0.1)`` makes ranges of +- 10 % around each target. The toolkit
-    uses 0.1 (``assumed_precise``) for the narrow range and 0.2 (``assumed_flexible``) for the wide one.
+    The scores are those of the paper Ruler (arXiv:2409.18943). So are the default ranges and levels; they are for lengths in words. For
+    lengths in tokens, or for other targets, pass your own ranges and levels. ``ranges_around(targets, 0.1)`` makes a range of +- 10 %
+    around each target. Our own choice, not from a paper, is 0.1 (``assumed_precise``) for narrow ranges and 0.2 (``assumed_flexible``) for
+    wide ones.
 
     Args:
         lengths: Length of each response, in the unit of the ranges.
@@ -153,8 +154,9 @@ def length_match(
         levels: Name of a level -> its targets. A level is a set of targets whose responses are scored together. ``{}`` means no levels.
 
     Returns:
-        A dict from name to scores. There is a name per target (``"10"``, ..., ``">800"``), a name per level (``"level 0"``, ...), and
-        ``"all"``. Targets and levels without responses are left out.
+        A dict from name to scores. There is one name per target (``"10"``, ``"30"``, ...), one per level (``"level 0"``, ...), and
+        ``"all"``. A target whose range has no upper end is named with ``>``, such as ``">800"``. Targets and levels without responses are
+        left out.
 
     Raises:
         ValueError: there are no lengths, or not as many targets as lengths.

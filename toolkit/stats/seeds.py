@@ -9,19 +9,20 @@ the mean over problems; f_s is its value for seed s::
     B_s        variance over seeds: sample variance of f_s over seeds, divided by S
     h(a)       sqrt(t(1 - a/2; n - 1)^2 B_p  +  t(1 - a/2; S - 1)^2 B_s)        without the second term if S = 1
     interval   if S = 1: 2.5 and 97.5 % percentiles over the resamples; if S > 1: estimate +- h(0.05)
-    p          the a at which h(a) = |estimate|
+    p          the value of a that solves h(a) = |estimate|
 
 t(q; d) is the quantile q of Student's t distribution with d degrees of freedom. h(a) is the half width of the interval of confidence
 level 1 - a. A bootstrap of n problems gives a variance that is too small by the factor (n - 1) / n; B_p corrects this.
 
 The variance over seeds is included because a conclusion about a *method* must hold for another seed. In h(a), each variance has its own
 degrees of freedom (Banerjee, 1960, Sankhya 22). The coverage is then at least nominal. This holds for any ratio of the two variances and at
-any level, including the small a that Holm's correction uses. Satterthwaite's approximation pools both variances, with estimated degrees of
-freedom. It is not used because its p-values can be too small: by a factor of 7, for small p-values, if three seeds differ far more than
-problems do (``tests/simulate_seeds.py``).
+any level, including the small a that Holm's correction uses.
 
-A random or trained condition with fewer than ``FEW_SEEDS`` seeds has the p-value NaN. It still has an interval, and ``Effect.note`` gives
-the number of seeds. With one seed, the interval covers only the variation over problems.
+Satterthwaite's approximation is not used. It pools both variances, with estimated degrees of freedom. Its p-values can be too small: small
+ones by a factor of 7, with three seeds that differ far more than problems do (``tests/simulate_seeds.py``).
+
+A random or trained condition with fewer than ``FEW_SEEDS`` (3) seeds has the p-value NaN. It still has an interval, and ``Effect.note``
+gives the number of seeds. With one seed, the interval covers only the variation over problems.
 
 A p-value is never 0. It is at least 2^(1 - n), the smallest p-value of an exact sign-flip test on n problems. If the results do not vary
 at all, it is also at least 2 / (number of resamples + 1).
@@ -71,20 +72,21 @@ class Effect(Estimate):
 
 
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
-    """Return the effect of a condition: a number such as its accuracy, averaged over its seeds, with a 95 % interval and a p-value.
+    """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value.
 
+    The p-value tests whether the true value is 0. It is of use if the statistic is a difference, such as that from the base model.
     Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
     equations.
 
     Args:
-        seeds: One statistic per seed of the condition: a function of resampled problems, such as ``mean_of(correct)``. For the paired
-            difference "condition minus base", pass ``difference(f, base)`` for each statistic f, where ``base`` is the statistic of the
-            base model.
+        seeds: One statistic per seed of the condition. A statistic is a function of resampled problems, such as ``mean_of(correct)``. For
+            the paired difference "condition minus base", pass ``difference(f, base)`` for each seed: f is the statistic of the condition
+            with this seed, ``base`` that of the base model.
         n: Number of problems.
         seed: Random seed for the resamples of problems; not a seed of the condition.
         times: Number of resamples.
         seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
-            ``FEW_SEEDS`` seeds.
+            ``FEW_SEEDS`` (3) seeds.
 
     Raises:
         ValueError: there is no statistic in ``seeds``, or n is 0.
@@ -98,7 +100,7 @@ def mean_effect(
     values: Float[ndarray, "seeds problems"], minus: Float[ndarray, "one_or_seeds problems"] | None = None, *, seed: int = 0,
     times: int = RESAMPLES, seeded: bool = False,
 ) -> Effect:  # fmt: skip
-    """Return the mean of values over problems and seeds, as an effect with a 95 % interval and a p-value.
+    """Return the mean of values over problems and seeds, with its 95 % interval and its p-value for the hypothesis that it is 0.
 
     Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
     equations. If every value is NaN, so are all numbers of the effect.
@@ -110,7 +112,7 @@ def mean_effect(
         seed: Random seed for the resamples of problems; not a seed of the condition.
         times: Number of resamples.
         seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
-            ``FEW_SEEDS`` seeds.
+            ``FEW_SEEDS`` (3) seeds.
 
     >>> change = mean_effect(np.array([[-20.0, -35.0, -5.0, -28.0, -12.0]]))  # tokens, 5 problems, 1 seed
     >>> print(change, f"p = {change.p:.3f}")
@@ -160,9 +162,10 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 
 
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
-    """Return the effect of a condition: the mean of a statistic over its seeds, with a 95 % interval and a p-value.
+    """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value for the hypothesis that it is 0.
 
-    It equals the result of ``effect``, but starts from values that ``draws`` has already computed. So several comparisons can share them.
+    The result is that of ``effect``. But here ``draws`` has already evaluated the statistic on all resamples, so several comparisons can
+    share its values.
 
     Args:
         seeds: Values of the statistic, one ``Draws`` per seed of the condition.
@@ -170,7 +173,7 @@ def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seede
         minus: Values of the base model on the same resamples, which are subtracted from those of every seed. The effect is then the paired
             difference, condition minus base. ``None`` subtracts nothing.
         seeded: True if the condition has a random or trained part; several seeds imply it. The p-value is then NaN if there are fewer than
-            ``FEW_SEEDS`` seeds.
+            ``FEW_SEEDS`` (3) seeds.
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)
@@ -219,9 +222,10 @@ def half_width(
 
 
 def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> float:
-    """Return the p-value: the alpha at which the half width h(alpha) of the interval equals ``size``, the absolute effect.
+    """Return the p-value: the value of alpha at which the half width h(alpha) of the interval equals ``size``, the absolute estimate.
 
-    The p-value is at least 2^(1 - n), the smallest p-value of a sign-flip test on n problems. ``half_width`` describes the other arguments.
+    The p-value is at least 2^(1 - n), the smallest p-value of a sign-flip test on n problems. ``half_width`` defines h and the other
+    arguments.
     """
     least = 2.0 ** max(1 - n, -1000)  # smallest p-value of a sign-flip test on n problems; -1000 keeps it above 0
     if not by_seed:

@@ -19,9 +19,9 @@ steering-vectors object     from_steering_vectors        resid_post, attn_out, m
 
 Vectors are ``[layers, d_model]``. Layer 0 is the first block. A layer without a vector in the file is zero.
 
-Sign: in a file that this toolkit wrote, adding the vectors makes thinking **longer**, unless its header says ``+ = shorter``. (``load``
-and ``load_gguf`` undo a negative scale, so adding a loaded direction always lengthens thinking.) In ThinkEdit's files, adding lengthens.
-For files of other tools the effect is unknown.
+Sign: in a file that this toolkit wrote, adding the vectors makes thinking **longer**, unless its header says ``+ = shorter``. ``load``
+and ``load_gguf`` undo the scale of such a file, so adding the loaded direction always makes thinking longer. The vectors of ThinkEdit's
+files also make thinking longer. For files of other tools the effect is unknown.
 
 A file that does not fit the model, or whose header contradicts its vectors, raises an error. Nothing is shifted, transposed or rescaled to
 make a file fit.

@@ -27,7 +27,18 @@ FIELDS = (
     "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
     "created", "tool",
 )  # fmt: skip
-"""Fields of the text header of a file written by ``save``. A field without a value is left out."""
+"""Names of the fields in the text header of a file written by ``save``. A field without a value is left out.
+
+- ``base_model``, ``revision``, ``fingerprint`` (hash of weights and config), ``template_hash`` (of the chat template): the model with which
+  the direction was computed. ``model_type``, ``n_layers``, ``hidden_size``: type and size of the model that the direction is for.
+- ``site``, ``apply_site``: kind of site at which the direction was measured, and at which to add it; both are the same.
+- ``positions``: name of the token positions over which activations were averaged. ``method``: name of the estimator.
+- ``norm``, ``scale``, ``sign``: see ``save``.
+- ``think_format``: ``"OPENING TAG,CLOSING TAG"``, or ``"response"`` if the model does not mark its thinking.
+- ``n_pos``, ``n_neg``: numbers of examples of long and of short thinking.
+- ``seed``, ``notes_json``: seed and notes of the direction's provenance. ``metrics_json``: results measured with the direction.
+- ``created``, ``tool``: time of writing, and name and version of this toolkit.
+"""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
 """``model_type`` in transformers -> architecture name in llama.cpp. Names that differ only in underscores and hyphens are not listed."""
 
@@ -50,8 +61,8 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
         path: The file to write.
         lm: The model that the direction is for.
         scale: Factor on the vectors; not 0. The header records it in the field ``scale``. The field ``norm`` is ``dose`` if the factor is
-            not 1; otherwise ``unit`` if all nonzero vectors have norm 1, else ``raw``. If the factor is negative, adding the saved vectors
-            shortens thinking, and the field ``sign`` is ``+ = shorter``.
+            not 1; otherwise ``unit`` if all nonzero vectors have norm 1, else ``raw``. The field ``sign`` is ``+ = longer`` if the factor
+            is positive. If it is negative, adding the saved vectors shortens thinking, and ``sign`` is ``+ = shorter``.
         metrics: Results measured with the direction, a dict from name to value. They become the header's field ``metrics_json``. ``None``
             means no results.
 
@@ -215,12 +226,12 @@ def _stacked(
         rows: Layer -> vector ``[d_model]``.
         shape: ``(layers, d_model)`` of the result.
         source: The file, for error messages.
-        missing: Number of layers that must lack a vector. ``None`` allows any number.
+        missing: Exact number of layers without a vector. ``None`` allows any number.
 
     Raises:
         ForeignFileError: there is no vector, vectors differ in dtype or are not floating point, or all are zero.
         WrongModelError: a vector has another width, or belongs to a layer that does not exist.
-        DamagedFileError: a vector holds NaN or infinity, or another number of layers than ``missing`` lacks a vector.
+        DamagedFileError: a vector holds NaN or infinity; or the number of layers without a vector differs from ``missing``.
     """
     if not rows:
         raise ForeignFileError(f"{source} holds no direction.")

@@ -29,7 +29,8 @@ STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
     """Load a direction from a file of the released code of ThinkEdit (arXiv:2503.22048): one tensor ``[layers, 1, d_model]``.
 
-    The direction is the mean activation in long thinking minus that in short thinking, not normalised. Adding it lengthens thinking.
+    The direction is a difference of two mean activations: over responses with long thinking, minus over responses with short thinking. It
+    is not normalised. Adding it lengthens thinking.
 
     Args:
         path: The file (``.pt``).
@@ -63,16 +64,16 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
     """Load a file of the tools hidden-directions, brainscope or hotwire as a direction at ``resid_post``.
 
-    The file holds one tensor, ``[layers, d_model]``, or ``[d_model]`` for a single layer. Row l belongs to the output of block l
-    (``hidden_states[l + 1]`` in transformers).
+    The file holds one tensor. Its shape is ``[layers, d_model]``, or ``[d_model]`` if it holds the vector of a single layer. Row l belongs
+    to the output of block l (``hidden_states[l + 1]`` in transformers).
 
-    The row of the last layer is inexact. It was computed from activations *after* the final norm, but is added before that norm, by those
-    tools and by this toolkit. To avoid it, leave out the last layer: ``edits.steering(..., layers=...)``.
+    The vector of the last layer is inexact. Those tools compute it from activations *after* the final norm. But they add it before that
+    norm, and so does this toolkit. To leave out the last layer when you steer, pass only the others: ``edits.steering(..., layers=...)``.
 
     Args:
         path: The file (``.pt``).
         lm: Model with which the direction will be used.
-        layer: Layer of the vector, if the file holds a single one, ``[d_model]``. ``None`` if the file holds all layers.
+        layer: Layer of the vector, counted from 0, if the tensor is ``[d_model]``. ``None`` if it is ``[layers, d_model]``.
 
     Raises:
         ForeignFileError: the file holds pickled objects, several tensors, or a tensor of another shape; or the file holds a single vector

@@ -34,9 +34,10 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
     Two edits of the same head, of strengths s and t, count as one of strength ``1 - (1 - s) (1 - t)``. ``mask_h`` is 1 at the columns of
     head h in ``W_O`` and 0 elsewhere. The row vector ``v^T W_O`` is multiplied by it elementwise.
 
-    If the plan edits each head once, scaling the adapter by s in PEFT multiplies every strength by s. PEFT adds the changes of several
-    adapters. If two of them edit the same head along directions that are not orthogonal, the sum differs from applying one plan after the
-    other.
+    PEFT can scale an adapter. If the plan edits each head once, a scale c multiplies every strength by c.
+
+    PEFT can also combine several adapters: it adds their changes of ``W_O``. If two adapters edit the same head along directions that are
+    not orthogonal, this differs from applying one plan after the other.
 
     Args:
         lm: The model from which the plan was made.
@@ -44,7 +45,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         directory: The directory to write.
 
     Raises:
-        ExportError: the plan has no edits, or one of them is a ``scale``. (That change of ``W_O`` has rank head_dim, the adapter has 1.)
+        ExportError: the plan has no edits, or one of them is a ``scale``. (A ``scale`` changes ``W_O`` by rank head_dim.)
         WrongModelError: the plan was made from other weights.
         FileExistsError: the directory is not empty.
         OSError: the directory cannot be written.
@@ -172,9 +173,9 @@ def _bias(lm: LM, layer: int, kind: str) -> Tensor:
 def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
     """Return the bias parameter that is added unchanged to the output of an MLP, or ``None`` if there is none.
 
-    Its name differs between model families, so it is found by a test: a number is added to each bias of size ``d_model``, in turn. The
-    right bias shifts the output by exactly this number. The bias of an expert in a mixture of experts does not, since the router weights
-    it.
+    Its name differs between model families, so it is found by a test. The test adds a number to one bias of size ``d_model`` and compares
+    the outputs. If all of them shift by exactly this number, that bias is the result; otherwise the next one is tested. The bias of an
+    expert in a mixture of experts fails the test, because the router multiplies it by a weight.
     """
 
     def out(biases: Mapping[str, Tensor]) -> Tensor:
