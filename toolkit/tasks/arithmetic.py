@@ -1,8 +1,8 @@
 """Chains of additions and subtractions; difficulty is the number of operands, 2 to 8.
 
 A prompt reads ``17+5-9+23=?``, sometimes with a word such as "quick" or "please" before or after it (``generators/cues.py``). Running
-totals stay between 0 and 99. The largest operand that a problem may have is drawn first: 9, 19 or 49. A problem is *easy*
-(``meta["easy"]``) if it has at most three operands and this number is 9 or 19. In the training data of ``tiny-reasoner``, easy problems
+totals stay between 0 and 99. Before a problem is drawn, an upper limit for its operands is drawn: 9, 19 or 49. A problem is *easy*
+(``meta["easy"]``) if it has at most three operands and this limit is 9 or 19. In the training data of ``tiny-reasoner``, easy problems
 have shorter chains of thought.
 """
 

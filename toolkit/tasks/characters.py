@@ -44,8 +44,9 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
     """Return one question about ``word``. An answer is graded by the last number in it.
 
     Args:
-        kind: ``"count"``, ``"distinct"``, ``"first"`` or ``"last"``.
-        character: The character that is counted or searched for; required by all kinds except ``distinct``, which ignores it.
+        kind: ``"count"``: how often ``character`` occurs. ``"distinct"``: how many different characters the word has. ``"first"``,
+            ``"last"``: position of the first or last occurrence of ``character``, counted from 0 at the start of the word.
+        character: One character of the word; required by all kinds except ``distinct``, which ignores it.
         split: Split to record in ``meta``. Default: the split given by a hash of the word.
 
     Raises:
@@ -140,8 +141,7 @@ def load(
     All questions about a word are in one split.
 
     Args:
-        kinds: Kinds of question, without repeats: ``"count"``, ``"distinct"``, ``"first"``, ``"last"``, or some of them (see
-            ``char_tasks``).
+        kinds: Kinds of question, one or several of ``"count"``, ``"distinct"``, ``"first"``, ``"last"``; ``char_tasks`` explains them.
         lengths: Inclusive range of word lengths in characters.
         tokenizer: If given, each question's ``meta`` also tells how the word is cut into tokens (see ``token_tags``).
 

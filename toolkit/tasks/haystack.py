@@ -28,7 +28,7 @@ from toolkit.types import Problem, Span
 
 
 class HaystackError(ValueError):
-    """A haystack cannot be built, or its pieces cannot be located in the prompt."""
+    """A prompt with its token spans (a ``Haystack``) cannot be built, or pieces of text cannot be located in a prompt."""
 
 
 class NoOffsetsError(HaystackError):
@@ -44,11 +44,11 @@ class RepeatedTextError(HaystackError):
 
 
 class ContextTooShortError(HaystackError):
-    """The pieces that a question needs do not fit into the requested length."""
+    """The requested prompt length is too small for the question and the pieces of text that its answer depends on."""
 
 
 class ContextTooLongError(HaystackError):
-    """The requested length is beyond the model's maximum context."""
+    """The requested prompt length exceeds the model's maximum context."""
 
 
 @dataclass(frozen=True)
@@ -304,16 +304,17 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
 
 
 def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
-    """Return a table of the lengths and depths of haystacks, one row per haystack.
+    """Return a table of prompts that hide a fact in a long text (haystacks), with their lengths and depths, one row per prompt.
 
-    Columns: ``problem_id``; ``length`` (requested prompt length in tokens); ``depth`` (place of the fact that is asked about, from 0 at the
-    start of the text to 1 at its end); and the fields of ``meta`` named in ``columns``. A field that ``meta`` lacks is ``None``.
+    The table has the columns ``problem_id``, ``length`` and ``depth``, and one column per name in ``columns``. ``length`` is the requested
+    prompt length in tokens. ``depth`` is the place of the fact that is asked about, from 0 at the start of the text to 1 at its end.
 
     For a heat map of accuracy, merge this table with ``toolkit.evaluate.rollout_table`` on ``problem_id``, and make a pivot table of
     ``correct`` by ``length`` and ``depth``.
 
     Args:
         haystacks: Haystacks or their problems, for example from ``needle.grid`` or ``needle.load``.
+        columns: Names of fields of each problem's ``meta``. A field that a problem lacks is ``None`` in the table.
     """
     # Problems are accepted too, since the problems of ``needle.load`` carry the same meta.
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]

@@ -3,8 +3,8 @@
 A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A name is one
 letter and a value is one digit. So each retrieved name or value is a single character, which is one token for ``tiny-reasoner``.
 
-The *context* is the text before the question. Its length is in characters. A problem is *easy* (``meta["easy"]``) if it has only one
-binding to follow and a context of fewer than 100 characters was drawn.
+The *context* is the text before the question. Its length in characters is drawn at random, and the text has about this length. A problem
+is *easy* (``meta["easy"]``) if it has only one binding to follow and the length drawn is below 100.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Needle:
 
 
 class FillerError(HaystackError):
-    """The filler text is empty, or too short for the requested length."""
+    """The text that a fact is to be hidden in (*filler*) is empty, or too short for the requested prompt length."""
 
 
 # --- facts and filler ----------------------------------------------------------------------------------------

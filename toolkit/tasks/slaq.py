@@ -203,7 +203,7 @@ def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, n
 def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise: int = 10) -> list[Problem]:
     """Return ``n`` questions about made-up facts: each long question, followed by the ``m`` short questions that it joins.
 
-    They are from ``draw_pairs``. The list may end before all short questions of the last long question.
+    They are from ``draw_pairs``. The list is cut after ``n`` questions, so the last long question may lack some of its short ones.
 
     Args:
         m: Facts per long question.

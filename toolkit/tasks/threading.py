@@ -8,8 +8,8 @@ the *needed* pairs. As keys and values are random, answers cannot be guessed. Th
 - ``conditional``: the values of all keys that contain the marker ``*``;
 - ``thread``: the last value of a thread of 1 to 25 steps, which begins at a given key;
 - ``multithread``: the last values of several threads;
-- ``branched``: as ``thread``, but some keys occur several times, so that the thread splits into branches. Asked is the last value of the
-  longest branch.
+- ``branched``: as ``thread``, but some keys occur several times, so that the thread splits into branches. The question asks for the last
+  value of the longest branch.
 
 Deviations: keys and values have four characters by default (at least one of them a digit), since small models have small contexts.
 ``ids="uuid"`` gives UUIDs as in the paper. The JSON is on one line, and the wording is ours.
@@ -69,7 +69,7 @@ __all__ = [
 
 
 def question(drawn: Pairs) -> str:
-    """Return the text of the question about ``drawn``, a haystack of keys and values from ``kv_haystack``."""
+    """Return the text of the question about ``drawn``, random pairs of key and value from ``pairs.kv_haystack``."""
     keys, marker = ", ".join(f'"{key}"' for key in drawn.starts), MARKER
     follow = "If its value is itself a key, go on to the value of that key, and so on. "
     match drawn.ask.kind:
@@ -93,10 +93,12 @@ def pair(key: str, value: str) -> str:
 
 
 def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, int]]]:
-    """Return the user's message, and the character range ``(start, stop)`` of each pair in it.
+    """Return the user's message: a JSON object of keys and values, and a question about it. Also return each pair's place in the message.
+
+    The places are character ranges ``(start, stop)``, one per pair in the message.
 
     Args:
-        drawn: Haystack of keys and values, from ``kv_haystack``.
+        drawn: The pairs of key and value, and the kind of question, from ``pairs.kv_haystack``.
         bare: If True, leave out the pairs that the answer depends on.
     """
     text, places = "{", []
@@ -110,11 +112,14 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
 
 def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
-    """Return a haystack and its question as a problem, graded by the keys and values that occur in the answer (``grading.grade``).
+    """Return a problem whose prompt is a JSON object of random keys and values, and a question about it.
+
+    An answer is right if it gives the right values in the right order. For the kind ``conditional``, any order is right. ``grading.grade``
+    describes both comparisons (``"identifiers"`` and ``"identifier set"``).
 
     Args:
-        drawn: Haystack of keys and values, from ``kv_haystack``.
-        length: Requested prompt length in tokens, for ``meta`` only; ``None`` if no length was requested.
+        drawn: The pairs of key and value, and the kind of question, from ``pairs.kv_haystack``.
+        length: Prompt length in tokens that was requested, to record in ``meta``; ``None`` if no length was requested.
     """
     text, _ = message(drawn)
     needed = [drawn.pairs[i] for i in drawn.needed]
@@ -136,12 +141,12 @@ def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
 def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
     """Locate the *needed* pairs of key and value, those that the answer depends on. Return a Haystack: the problem with their token spans.
 
-    The Haystack also has the token spans of the answer and of the question. The needed pairs are in the order in which a solver uses them:
-    thread by thread, from the first key to the last value.
+    The Haystack also has the token spans of the answer and of the question. The needed pairs are in the order in which a solver uses them.
+    A *thread* is a chain of pairs in which each value is the next key. Each thread is followed to its end before the next one begins.
 
     Args:
-        drawn: Haystack of keys and values, from ``kv_haystack``.
-        length: Requested prompt length in tokens, for ``meta`` only; ``None`` if no length was requested.
+        drawn: The pairs of key and value, and the kind of question, from ``pairs.kv_haystack``.
+        length: Prompt length in tokens that was requested, to record in ``meta``; ``None`` if no length was requested.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
@@ -170,9 +175,9 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
     Args:
         ask: Kind of question, with its settings such as the number of steps.
         length: Largest number of tokens of the chat prompt.
-        split: Split that the haystack belongs to.
+        split: ``"train"``, ``"dev"`` or ``"test"``. A hash of the keys and values that the answer depends on decides the split.
         seed: Seed of the draw.
-        sample: Number of the haystack, from 0. With the other arguments equal, each number gives a different haystack.
+        sample: Index of the draw, from 0. With the other arguments equal, each index gives a different JSON object.
 
     Raises:
         ContextTooLongError: ``length`` is beyond the model's maximum context.
@@ -207,7 +212,7 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
 
 
 def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
-    """Return ``n`` questions about random JSON objects (Haystacks, see ``place``) per combination of length and kind of question.
+    """Return ``n`` questions about random JSON objects (Haystacks, see ``place``) per combination of prompt length and kind of question.
 
     ``haystack.grid_cells(haystacks, "steps")`` makes a table of their lengths, depths and numbers of steps.
 
@@ -215,7 +220,8 @@ def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "t
         lengths: Prompt lengths in tokens.
         asks: Kinds of question. To vary the depth: ``[Ask("single", depth=d) for d in needle.DEPTHS]``. To vary the number of steps:
             ``[Ask("thread", steps=s) for s in (1, 2, 4, 8)]``.
-        n: Number of haystacks per combination.
+        split: ``"train"``, ``"dev"`` or ``"test"``. A hash of the keys and values that the answer depends on decides the split.
+        n: Number of questions per combination, each about another JSON object.
 
     Raises:
         ThreadError: no length, no question, or ``n`` below 1.
@@ -244,7 +250,7 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask
     """Return ``n`` questions about random JSON objects with ``n_pairs`` pairs of key and value each. No model is needed.
 
     Args:
-        asks: Kinds of question, in turn.
+        asks: Kinds of question (``Ask``). The problems cycle through them.
 
     Raises:
         ThreadError: no question, or a question that needs more than ``n_pairs`` pairs.
@@ -275,6 +281,9 @@ class ContextLength:
 
 def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0.75) -> ContextLength:
     """Return the smallest prompt size at which accuracy falls below ``threshold``, interpolated linearly between the sizes measured.
+
+    If accuracy is below ``threshold`` even at the smallest size, or never falls below it, the field ``reached`` of the result says so (see
+    ``ContextLength``).
 
     Args:
         accuracy: Prompt size -> share of right answers, 0 to 1. Needle Threading (arXiv 2411.05000) measures size in characters

@@ -16,7 +16,8 @@ def check(path: str | Path, split: str) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown split, a split without problems, or some lines that name a split and others that do not.
+        ValueError: the file has no problem of this split; or only some lines name their split in ``meta.split``; or no line does, and
+            ``split`` is not train, dev or test.
         store.DamagedFileError: a line is not a problem.
     """
     _of_split(path, split)
@@ -30,7 +31,8 @@ def load(path: str | Path, split: str, n: int, seed: int = 0) -> list[Problem]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown split, a split without problems, or some lines that name a split and others that do not.
+        ValueError: the file has no problem of this split; or only some lines name their split in ``meta.split``; or no line does, and
+            ``split`` is not train, dev or test.
         store.DamagedFileError: a line is not a problem.
     """
     problems = _of_split(path, split)
@@ -56,7 +58,7 @@ def _splits(path: str | Path, problems: Sequence[Problem], wanted: str) -> list[
         wanted: Split that the caller wants. If the file names no splits, it must be train, dev or test.
 
     Raises:
-        ValueError: ``wanted`` is another split, or some lines name a split and others do not.
+        ValueError: no line names its split, and ``wanted`` is not train, dev or test; or only some lines name their split.
     """
     named = [p.meta.get("split") for p in problems]
     if all(name is None for name in named):

@@ -30,7 +30,11 @@ UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, A
 
 
 class GymError(ValueError):
-    """A data set of reasoning-gym does not exist, has too few problems, or has changed."""
+    """A data set of reasoning-gym cannot be used for the request.
+
+    For example, the data set or a setting does not exist, the data set has too few problems, or the installed version of reasoning-gym
+    draws another question than a stored problem has.
+    """
 
 
 def names() -> tuple[str, ...]:
@@ -108,7 +112,8 @@ def score(problem: Problem, answer: str) -> float:
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: the problem is not from reasoning-gym, or the installed version of reasoning-gym draws another entry for it.
+        GymError: the problem is not from reasoning-gym. Or the installed version of reasoning-gym, which draws the problem again from its
+            seed, draws another question.
     """
     recipe = problem.meta.get("gym")
     if recipe is None:
@@ -129,11 +134,12 @@ def score(problem: Problem, answer: str) -> float:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-    """Return True if an answer gets the full score.
+    """Return True if the problem's reasoning-gym data set gives an answer the full score (see ``score``).
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: the problem is not from reasoning-gym, or the installed version of reasoning-gym draws another entry for it.
+        GymError: the problem is not from reasoning-gym. Or the installed version of reasoning-gym, which draws the problem again from its
+            seed, draws another question.
     """
     return score(problem, answer) >= FULL
 

@@ -47,13 +47,15 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Episode:
-    """The user's part of a conversation: a dictionary, and the keys to add in each turn.
+    """The user's part of a conversation about a running sum: a dictionary from words (*keys*) to integers, and the keys of each turn.
+
+    In each turn, the user names some keys, and the model adds their values to its running total.
 
     Attributes:
         id: Identifier, from a hash of the dictionary and the keys.
         split: Split that the episode belongs to.
         values: The dictionary, as pairs ``(key, integer)`` in the order of the prompt.
-        turns: The keys of each turn.
+        turns: For each turn, the keys whose values are to be added.
     """
 
     id: str
@@ -63,22 +65,26 @@ class Episode:
 
     @property
     def deltas(self) -> list[int]:
-        """The number that each turn adds: the sum of the values of its keys."""
+        """One number per turn: the sum of the values of the keys that the turn names."""
         known = dict(self.values)
         return [sum(known[key] for key in keys) for keys in self.turns]
 
     @property
     def totals(self) -> list[int]:
-        """The true total after each turn."""
+        """The true running total after each turn."""
         return list(accumulate(self.deltas))
 
 
 def running_sum_episodes(
     n: int, horizon: int, keys_per_turn: int = 1, seed: int = 0, *, split: str = "test", size: int = SIZE
 ) -> list[Episode]:
-    """Return ``n`` random episodes of ``horizon`` turns that belong to ``split``. Equal seeds give equal episodes.
+    """Return ``n`` random running-sum conversations (Episodes) of ``horizon`` turns each. Equal seeds give equal episodes.
+
+    The user first gives a dictionary from words (keys) to integers. In each turn, the user names some keys, and the model is to add their
+    values to its running total.
 
     Args:
+        horizon: Number of turns.
         keys_per_turn: K, the number of keys that each turn names.
         split: ``"train"``, ``"dev"`` or ``"test"``. A hash of an episode's dictionary and keys decides its split.
         size: Number of keys in the dictionary.

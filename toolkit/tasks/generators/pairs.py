@@ -25,7 +25,11 @@ _MANY_STEPS = ("thread", "multithread", "branched")
 
 
 class ThreadError(ValueError):
-    """The settings of a question about keys and values contradict each other, or the question does not fit its haystack."""
+    """The arguments of a function for questions about keys and values cannot be used.
+
+    For example, settings of a question (``Ask``) contradict each other, or the JSON object has too few pairs for the question. Some of
+    these questions follow a *thread*: a chain of pairs of key and value in which each value is the next key.
+    """
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A haystack of keys and values, and a question about it.
+    """A haystack (a list of random pairs of key and value), and a question about it.
+
+    Some questions follow a *thread*: a chain of pairs in which each value is the key of the next pair.
 
     Attributes:
         ask: Kind of question, with its settings.
         pairs: All pairs ``(key, value)``, in the order of the text.
-        needed: Indices in ``pairs`` of the pairs that the answer depends on: thread by thread, each in the order in which it is followed.
+        needed: Indices in ``pairs`` of the pairs that the answer depends on. All pairs of one thread, in the order in which they are
+            followed, come before those of the next.
         starts: Keys that the question names: the first key of each thread, or each key whose value is asked for. Empty for ``conditional``.
         answer: The values that answer the question, one per thread or per pair asked about.
     """
@@ -106,8 +113,9 @@ class Core:
     """The pairs of key and value that a question is about; ``kv_haystack`` puts them among random pairs.
 
     Attributes:
-        chains: The threads that lead to the answer, one list per thread: a key, its value, the value of that value, and so on. For the
-            kinds without threads, there is one list per key asked about: the key and its value.
+        chains: The threads that lead to the answer, one list per thread. In a thread, each value is the key of the next pair, so the list
+            holds the first key and then the values. For the kinds without threads, there is one list per key asked about: the key and its
+            value.
         twigs: Pairs that lead away from the answer (false branches). Only for the kind ``branched``, in which a key occurs several times.
         new: Function that returns a new random key or value, different from all others.
         key: Seed text. ``kv_haystack`` seeds its random numbers with it, to draw where these pairs stand in the haystack.
@@ -123,13 +131,13 @@ class Core:
 
 
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
-    """Return the core of one haystack: the pairs that the question is about, drawn at random.
+    """Draw the pairs of key and value that a question is about, and return them as a Core. ``kv_haystack`` puts them among random pairs.
 
     Args:
         ask: Kind of question, with its settings.
-        split: Split that the haystack belongs to; ``None`` if it may belong to any.
+        split: ``"train"``, ``"dev"`` or ``"test"``; ``None``: any. A hash of the keys and values that the answer depends on decides it.
         seed: Seed of the draw.
-        sample: Number of the haystack, from 0. With the other arguments equal, each number gives a different haystack.
+        sample: Index of the draw, from 0. With the other arguments equal, each index gives different pairs.
 
     Raises:
         ValueError: unknown split.
@@ -146,7 +154,11 @@ def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
 
 
 def split_of(identifiers: Iterable[str]) -> str:
-    """Return the split of a haystack, by a hash of the identifiers (keys and values) in the pairs that its answer depends on."""
+    """Return the split (train, dev or test) of a question about keys and values, by a hash of ``identifiers``.
+
+    Args:
+        identifiers: The keys and values of the pairs that the answer depends on.
+    """
     return splits.split_of(" ".join(sorted(set(identifiers))))
 
 
@@ -157,9 +169,9 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
 
     Args:
         ask: Kind of question, with its settings.
-        split: Split that the haystack belongs to, by a hash of the keys and values in its needed pairs. Default: any split.
+        split: ``"train"``, ``"dev"`` or ``"test"``. A hash of the keys and values that the answer depends on decides it. Default: any.
         seed: Seed of the draw.
-        sample: Number of the haystack, from 0. With the other arguments equal, each number gives a different haystack.
+        sample: Index of the draw, from 0. With the other arguments equal, each index gives a different haystack.
 
     Raises:
         ThreadError: the question needs more than ``n_pairs`` pairs.
@@ -182,13 +194,13 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
 
 
 def new_identifiers(rng: random.Random, ids: str, used: Iterable[str] = ()) -> Callable[[], str]:
-    """Return a function that draws a new, unused identifier per call.
+    """Return a function that draws one new random identifier (a key or a value of a JSON object) per call.
 
     An identifier always contains a digit, so that ``grading.identifiers`` recognises it in an answer. The returned function raises
     ThreadError if it finds no unused identifier.
 
     Args:
-        ids: ``"short"`` or ``"uuid"``.
+        ids: Format: ``"short"`` (four characters) or ``"uuid"``.
         used: Identifiers that must not be drawn.
     """
     used = set(used)
@@ -218,7 +230,14 @@ def _chain(new: Callable[[], str], ask: Ask, rng: random.Random) -> list[str]:
 def _twigs(chain: list[str], ask: Ask, rng: random.Random, new: Callable[[], str]) -> list[tuple[str, str]]:
     """Draw the pairs of false branches: chains that leave a thread at one of its keys and end before the thread does.
 
-    ``ask.branches - 1`` of them begin at every key of the thread except the last. Each is shorter than the rest of the thread from there.
+    A thread is a chain of pairs in which each value is the key of the next pair. At every key of the thread except the last,
+    ``ask.branches - 1`` false branches begin. Each is shorter than the rest of the thread from there.
+
+    Args:
+        chain: The thread: its first key, and then the value of each pair.
+        ask: Kind of question, with its settings.
+        rng: Source of every random choice.
+        new: Function that returns a new random key or value.
     """
     twigs = []
     for j in range(ask.steps - 1):
@@ -229,7 +248,11 @@ def _twigs(chain: list[str], ask: Ask, rng: random.Random, new: Callable[[], str
 
 
 def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
-    """Draw the places of the needed pairs: per thread, the indices of its pairs in the haystack, in the order in which it is followed."""
+    """Draw the places, in a haystack of ``n_pairs`` pairs, of those pairs that the answer depends on.
+
+    Return one list per thread (a chain of pairs in which each value is the next key): the indices of its pairs, from 0, in the order in
+    which they are followed. For kinds of question without threads, there is one list per key asked about.
+    """
     count = ask.threads * ask.steps
     if ask.depth is not None:
         return [[round(ask.depth * (n_pairs - 1))]]
@@ -248,10 +271,13 @@ def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
 
 
 def solve(pairs: Sequence[tuple[str, str]], kind: Kind, starts: Sequence[str]) -> tuple[str, ...]:
-    """Return the answer to a question, computed from ``pairs`` by following every branch from each key in ``starts``.
+    """Return the answer to a question about ``pairs``: for each key in ``starts``, the last value of the longest chain that begins there.
 
-    The tests compare the answers of random haystacks with those of this function. If several branches are longest, the one whose pair comes
-    first counts. An element of ``starts`` that is not a key is returned as its own answer.
+    In a chain, each value is the key of the next pair. If a key occurs several times, the chain branches. If several branches are longest,
+    the one counts whose first pair stands first in ``pairs``. An element of ``starts`` that is not a key is returned as its own answer. For
+    the kind ``conditional``, the answer is the values of all keys that contain the marker ``*``.
+
+    The tests compare the answers of random haystacks with those of this function.
 
     Args:
         pairs: All pairs ``(key, value)`` of the haystack.
@@ -259,7 +285,7 @@ def solve(pairs: Sequence[tuple[str, str]], kind: Kind, starts: Sequence[str]) -
         starts: Keys named in the question; not used by ``conditional``.
 
     Raises:
-        ThreadError: a thread leads back to one of its own keys.
+        ThreadError: a chain leads back to one of its own keys.
 
     >>> solve([("a1", "b2"), ("b2", "c3")], "thread", ["a1"])
     ('c3',)

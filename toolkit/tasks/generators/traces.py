@@ -25,12 +25,13 @@ SKIP, WAIT = "=", "wait "
 
 @dataclass(frozen=True)
 class Habits:
-    """Probabilities of a trace's random decisions.
+    """Probabilities of the random decisions in a synthetic chain of thought (a *trace*), such as re-checking a step.
 
-    The haste of a trace is ``default_haste`` plus up to three increments: ``ease_push``, ``cue_push`` and ``mood_push``.
+    A trace's *haste* is the probability, before each step, of skipping to the final result. It is ``default_haste`` plus up to three
+    increments: ``ease_push``, ``cue_push`` and ``mood_push``.
 
     Attributes:
-        default_haste: Haste without increments: the probability, before each step, of skipping to the final result.
+        default_haste: Haste without increments.
         ease_push: Increment if the problem is easy.
         cue_push: Increment if the prompt has a cue word, such as "quick".
         mood_push: Increment for randomly chosen traces, so that some are short although nothing in the prompt says so.
@@ -95,7 +96,7 @@ class Move:
     Attributes:
         expression: Left side of the line.
         result: The right result.
-        slipped: A wrong result, which is written instead if the step is a slip.
+        slipped: A wrong result, for the case that the step is to be wrong: it is then written in place of ``result``.
     """
 
     expression: str

@@ -88,7 +88,7 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
     Args:
         p: A problem of ``tasks.wordproblems``.
         rng: Source of every random choice.
-        habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong result.
+        habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong result, which the next line corrects.
     """
     easy, steps, pen = p.meta["easy"], p.meta["steps"], _Pen(rng, p.meta["things"])
     h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
@@ -129,7 +129,7 @@ def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
     Args:
         taken: The steps that the equation combines, one or several.
         before: Left side of the equation, such as ``"20 - 3 * 4"``.
-        after: Right side; a wrong result if the line is a slip.
+        after: Right side: the result, right or deliberately wrong.
     """
     if len(taken) > 1:
         return pen.line(_SEVERAL, e=before, c=after)
@@ -144,5 +144,5 @@ def _slip(rng: random.Random, result: int) -> int:
 
 
 def response(trace: Trace) -> str:
-    """Return the text of a response with this trace: the thinking between think tags, then the answer."""
+    """Return the text of a whole response: the chain of thought ``trace`` between think tags, then its answer."""
     return f"<think>\n{trace.text}\n</think>\n{trace.conclusion}"

@@ -69,8 +69,8 @@ def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[
 
     Args:
         golds: Gold answer of each part.
-        wrong: Answers that make a part wrong if it contains them, so that a part that lists all possible answers is not right. A part's own
-            gold answer is left out of its check. So one list of all possible answers serves all parts.
+        wrong: Other possible answers. A part that contains one of them is wrong, even if it also contains its gold answer. The list may
+            include the gold answers: a part's own gold answer is never counted against it.
         text: The whole answer; ``numbered_parts`` splits it.
     """
     return tuple(

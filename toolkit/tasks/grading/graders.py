@@ -32,8 +32,8 @@ def problems_of(path: str | Path) -> list[Problem]:
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: a line is not a problem, names an unknown grader, or lacks a field of ``meta`` that its grader requires; or it
-            names no grader, and its gold answer does not have exactly one number.
+        DamagedFileError: a line is not a problem; it names an unknown grader in ``meta.grader``; or it lacks a field of ``meta`` that its
+            grader requires. If a line names no grader, its gold answer must have exactly one number.
         ValueError: the file holds no problem.
     """
     problems = load_problems(path)
