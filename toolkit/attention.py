@@ -39,12 +39,13 @@ class Rows:
     Attributes:
         layer: Index of the layer.
         examples: Index of each sequence of the batch in ``sequences``, the argument of ``read``.
-        queries: Position of each query. -1 is padding, for sequences that have fewer queries than others.
-        weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
-        scale: Number by which the norm after ``W_O`` divides its input, at each query, fp32; 1 in models without such a norm.
-        gate: Factor between the output of the attention function and the input of ``W_O``, for each entry at each query, fp32. In most
-            models it is 1. In gated attention it is the gate. If a norm stands before ``W_O``, it is the norm's gain divided by the number
-            by which the norm divides.
+        queries: Position of each query, ``[batch, queries]``. -1 is padding, for sequences that have fewer queries than others.
+        weights: Attention probabilities ``[batch, heads, queries, keys]``, fp32; zero at keys that the query may not attend to.
+        scale: Number by which the norm after ``W_O`` divides its input at each query, ``[batch, queries, 1]``, fp32; 1 in models without
+            such a norm.
+        gate: Factor by which the output of the attention function is multiplied, entry by entry, before it enters ``W_O``:
+            ``[batch, queries, heads, head_dim]``, fp32. In most models it is 1. In gated attention it is the gate. If a norm stands before
+            ``W_O``, it is the norm's gain divided by the number by which the norm divides.
     """
 
     layer: int

@@ -39,7 +39,7 @@ BITS: Mapping[str, Mapping[str, Any]] = {
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))  # dtypes of weights, as safetensors files name them
 MODULES = 10_000  # largest number of layers, heads or experts: building more would take minutes before any check could run
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
-"""Pattern of the names of buffers in older checkpoints that transformers no longer reads."""
+"""Pattern of the names of buffers in older checkpoints that transformers no longer reads. That a file holds them is no error."""
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -169,7 +169,8 @@ def _read(
 
     Args:
         common: Arguments for every ``from_pretrained``: ``revision`` and ``trust_remote_code``.
-        above: Adapters that led here, if the model is an adapter's base: an adapter's base may be an adapter too, and a cycle is an error.
+        above: Directories of the adapters whose base is being read, outermost first. An adapter's base may be an adapter too; if it is one
+            of these, the adapters form a cycle, which is an error.
     """
     revision = common["revision"]
     if source == SMOL_REASONER:
@@ -236,7 +237,9 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
 
 
 def _foreign(where: str, read: Any) -> Any:
-    """Return the result of ``read()``. Turn most of its errors into an UnsupportedModelError with a message of one line.
+    """Return the result of ``read()``. Turn its errors into an UnsupportedModelError with a message of one line.
+
+    These errors are passed on unchanged: ImportError, StoreError, UnsupportedModelError, out of memory, KeyboardInterrupt, SystemExit.
 
     Args:
         where: Directory, file or hub id that is read, for the message.
@@ -344,7 +347,7 @@ def _adapted(
         where: Directory or hub id of the adapter.
         config: Content of its ``adapter_config.json``.
         common: Arguments for every ``from_pretrained``.
-        above: Adapters that led here, see ``_read``.
+        above: Directories of the adapters that have this adapter as their base, directly or indirectly; used to detect a cycle.
     """
     if (Path(where) / "config.json").is_file():  # transformers would load the model and wrap it in the adapter
         raise UnsupportedModelError(

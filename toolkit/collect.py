@@ -338,7 +338,7 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
     Each rollout has weight 1, divided equally among its positions. Steering uses this norm as its unit: the relative dose of an added
     vector is the vector's norm divided by the typical norm. ``directions.typical_norm`` computes the same numbers without a pass, from
-    moments that were collected with ``second=(kind,)``.
+    the result of ``moments(..., second=(kind,))``.
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
@@ -372,9 +372,9 @@ class Spread:
 
     Attributes:
         typical: Root mean square of ``|h|`` over positions, as in ``typical_norm``.
-        separation: d' (d-prime) of the projections of h on the direction: the difference of the two class means, divided by the
-            within-class standard deviation over single positions. The first class is the argument ``pos`` of ``spread``, usually long
-            thinking. Positive if its mean is the larger one.
+        separation: d' (d-prime) of the projections of h on the direction: the mean of the class ``pos`` minus that of the class ``neg``,
+            divided by the within-class standard deviation over single positions. ``pos`` and ``neg`` are arguments of ``spread``, by
+            default long and short thinking.
     """
 
     typical: Float[Tensor, " layers"]

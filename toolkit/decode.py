@@ -241,7 +241,13 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Remove rows: copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows."""
+        """Remove rows that have ended: copy row ``rows[i]`` over row ``places[i]`` for every i, then keep only the first ``left`` rows.
+
+        Args:
+            left: Number of rows to keep.
+            places: Indices, below ``left``, of rows to remove.
+            rows: Indices, from ``left`` on, of the rows to keep that take their places.
+        """
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

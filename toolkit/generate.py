@@ -297,8 +297,8 @@ class _Raw:
 class _Rules:
     """Applies the decoding rules of a condition to one batch. A rule may replace a drawn token by one or more other tokens.
 
-    If there are rules, every row of the batch has a reader and a queue. The reader follows the row's response and its phase. The queue
-    holds tokens that a rule has returned and that are still to be placed.
+    If there are rules, every row of the batch has a reader and a queue. The reader (``spans.Reader``) knows the phase of the row's response
+    (prompt, think or answer). The queue holds tokens that a rule has returned and that are still to be placed.
     """
 
     def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:

@@ -48,7 +48,7 @@ from toolkit.types import Problem, Provenance
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 """Mask of the flags of a code object that are part of a function's identity. Others, such as those of future imports, are ignored."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
-"""Modules of the toolkit that are not hashed as a whole: of these, only the functions to which a value refers are hashed."""
+"""Modules of the toolkit of which only the functions that a value uses are hashed. Other modules are hashed as a whole."""
 HOUSEKEEPING = frozenset((
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
     "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
@@ -107,8 +107,8 @@ def of(value: Any, *, strict: bool = True) -> Identity:
 def of_lm(lm: LM) -> dict[str, Any]:
     """Return the identity of a model as a JSON-serialisable dict. The name of the model is not part of it.
 
-    Keys: ``fingerprint`` (hash of weights and config), ``template`` (hash of the chat template and its switches), ``tags`` (opening and
-    closing think tag, or ``None``), ``eos`` (end-of-sequence ids) and ``vocabulary`` (hash of the tokenizer's vocabulary).
+    Keys: ``fingerprint`` (hash of weights and config), ``template`` (hash of the chat template and the variables set in it), ``tags``
+    (opening and closing think tag, or ``None``), ``eos`` (end-of-sequence ids) and ``vocabulary`` (hash of the tokenizer's vocabulary).
     """
     vocabulary = json.dumps(lm.tokenizer.get_vocab(), sort_keys=True)
     return {

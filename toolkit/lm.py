@@ -50,7 +50,7 @@ class LM:
     Attributes:
         model: The model, from transformers.
         tokenizer: Its tokenizer.
-        layout: The model's modules and head geometry, see ``sites``.
+        layout: The model's modules, and the number and size of its attention heads; see ``sites.Layout``.
         tags: The model's think tags, or ``None`` if it has none. Methods that need thinking then raise ``NoThinkTagsError``.
         name: Hub id, directory or description.
         revision: Hub revision (branch, tag or commit), or ``None``.
@@ -58,7 +58,7 @@ class LM:
             with this LM.
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model. ``save`` writes them beside the
             weights.
-        template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
+        template: Values that are set for variables of the chat template in every prompt, such as ``{"enable_thinking": False}``.
         folder: Directory that the model was read from, or ``None``. ``save`` copies files from it that are neither weights nor tokenizer,
             such as those of a multimodal processor.
         known_digests: Hashes of the weights that this LM shares with its parent: name -> hash. ``digests`` reuses them.
@@ -124,8 +124,8 @@ class LM:
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
         """Return the provenance of a value that is computed with this model: facts about the model and settings, stored with the value.
 
-        If switches (variables) of the chat template are set (``LM.template``), they are added to the notes, and the template's hash depends
-        on them.
+        If variables of the chat template, such as ``enable_thinking``, are set (``LM.template``), they are added to the notes, and the
+        template's hash depends on them.
 
         Args:
             seed: Random seed, or ``None`` if nothing was random.
@@ -171,8 +171,8 @@ class LM:
         the prompt ends with that message, and the model continues it.
 
         Raises:
-            ValueError: the tokenizer has no chat template; the template changes the assistant's message that is to be continued; or it may
-                have added think tags to that message.
+            ValueError: the tokenizer has no chat template; the template changes the assistant's message that is to be continued; or the
+                assistant's turn has think tags that may come from the template and not from that message.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
@@ -203,7 +203,7 @@ class LM:
         return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
 
     def _check_begun(self, text: str, content: str) -> None:
-        """Raise ValueError unless all think tags in the assistant's turn are known to come from the message that is to be continued.
+        """Raise ValueError if the assistant's turn has think tags that may come from the template, not from the message to be continued.
 
         Args:
             text: Text of the prompt.
@@ -221,7 +221,7 @@ class LM:
 
     @cached_property
     def thinking(self) -> str:
-        """Text for logs: the model's think tags, whether the prompt or the model opens thinking, and the switches of the chat template."""
+        """Text for logs: the think tags, who opens thinking (prompt or model), and the chat template's variables."""
         if self.tags is None:
             return "no think tags found, so responses count as answers (set tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE)"
         if self.tags.close is None:
@@ -350,7 +350,7 @@ def load(
         quantization: ``"4bit"`` or ``"8bit"`` to quantise the weights with bitsandbytes when they are loaded, or a quantisation config of
             transformers. Quantised weights cannot be edited or trained; interventions at run time work.
         tags: Think tags. Default: those that ``tags.find_tags`` finds in the chat template or the vocabulary, if any.
-        template: Switches (variables) to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
+        template: Variables to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         trust_remote_code: True to run code from the hub repository.
 
     Raises:
@@ -359,7 +359,7 @@ def load(
         ValueError: both ``device`` and ``device_map`` are given, or ``quantization`` is unknown.
         store.DamagedFileError: a file is truncated or damaged.
         UnsupportedModelError: the architecture is unknown, the files do not describe one complete model, the chat template cannot be
-            used or does not read one of the switches, or a check of ``qualify`` fails.
+            used or does not read one of the variables in ``template``, or a check of ``qualify`` fails.
     """
     if device is not None and device_map is not None:
         raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of them.")

@@ -111,9 +111,10 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
     """Return the number t, in fp32, such that the share ``keep`` of all entries of some tensors has ``|entry| >= t``.
 
-    It is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms give it exactly.
-    (Sorting non-negative floats sorts their bit patterns too.) The first histogram, over the upper 16 bits of all entries, gives the upper
-    16 bits of t. The second, over the lower 16 bits of the entries with these upper bits, gives the lower ones.
+    It is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms of bit patterns give
+    it exactly, since non-negative floats have the same order as their bit patterns. The first histogram is over the upper 16 bits of all
+    entries, and gives the upper 16 bits of t. The second is over the lower 16 bits of the entries with these upper bits, and gives the
+    lower 16 bits of t.
 
     Args:
         changes: Function that returns an iterator over the tensors. It is called twice, once per histogram.

@@ -82,7 +82,7 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return the problem ids that occur in any of the records, in their order.
+    """Return those of ``problem_ids`` that occur in any of the records, in the same order.
 
     Args:
         records: Records of the problems with which a condition was edited, steered or trained (see ``record``).

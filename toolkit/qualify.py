@@ -57,7 +57,8 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
     - Writing recorded activations back to their site leaves the logits bitwise the same.
     - Adding noise at a site changes the logits, so the site is causal. This is tried in the first and last layer that have the site.
-    - The outputs of the heads, times ``W_O``, sum with the bias to ``attn_out``. The parts of a block sum to its output.
+    - The outputs of the heads, times ``W_O``, sum with the bias to ``attn_out``. The input of a block plus the contributions of attention
+      and MLP gives its output.
     - Decoding a padded batch step by step with a KV cache gives the same logits as one pass over each sequence.
     - Every layer calls the attention function of transformers' interface once. This function's output equals the attention weights that it
       returns times the values.

@@ -97,7 +97,8 @@ def draw(
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
     """Draw one token per row: the first token id at which the cumulative probability exceeds ``uniform``.
 
-    The probabilities are those after temperature, top-k and top-p. At temperature 0, the most likely token is taken instead.
+    Probabilities are summed in the order of token ids, after temperature, top-k and top-p. At temperature 0, the most likely token is taken
+    instead.
 
     Args:
         logits: Logits of the token to draw.

@@ -1,4 +1,4 @@
-"""Sites inside a model at which activations are read or changed, their modules in each architecture family, and the geometry of heads.
+"""Sites inside a model at which activations are read or changed, and their modules in each architecture family.
 
 The sites of a block, in the order in which they are computed. Values are ``[batch, seq, width]``:
 
@@ -270,7 +270,7 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
 
 @dataclass(frozen=True)
 class Layout:
-    """Modules, head geometry and output projections of one model.
+    """Modules of one model, the number and size of its attention heads, and its output projections ``W_O``.
 
     Layers may differ in the number and size of their heads, and may have none (linear attention, state spaces, convolutions). Two rules
     follow. A table with one number per head is ``[layers, n_heads]``, with NaN for heads that a layer does not have. A tensor that holds
@@ -412,7 +412,7 @@ class Layout:
 
         - ``contribution`` is ``N(attn_out) * to_end(layer)``: the share of the residual stream after the last block that this layer's
           attention has added. N is the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the
-          identity. ``Layout.to_end`` is 1 in most families.
+          identity. ``to_end(layer)`` is the factor of ``Layout.to_end``, 1 in most families.
         - ``scale`` is the number by which N divides at the position; 1 without a norm.
 
         Without a norm, u is ``v * to_end(layer)``. With an RMS norm of gain g, u is ``g * v * to_end(layer)``.

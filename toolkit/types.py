@@ -141,8 +141,8 @@ class Rollout:
     def closed(self) -> bool:
         """True if the response has an answer span.
 
-        It has one if thinking was closed or was never opened. If the whole response counts as thinking (``ThinkTags(None, None)``), it has
-        one if the response is complete.
+        It has one if thinking was closed or was never opened. There is one exception. With ``ThinkTags(None, None)`` (a model that does not
+        mark its thinking), the whole response is the think span. It is the answer span too if it ended with an end-of-sequence token.
         """
         return self.answer is not None
 
@@ -203,8 +203,9 @@ class Moments:
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.
         n: Number of examples per class, in the order of ``labels``.
-        positions: Name of the chosen positions, e.g. ``"think"``.
-        sums: Site kind (or ``Z_OVER_NORM``) -> sums of h, ``[labels, layers, width]``, fp32 or wider.
+        positions: Name of the rule that chose the positions, e.g. ``"think"`` (see the module ``positions``).
+        sums: Site kind -> sums of h, ``[labels, layers, width]``, fp32 or wider. The key ``Z_OVER_NORM`` is allowed too: h is then z
+            divided by the number by which the norm after ``W_O`` divides.
         outer: Site kind -> sums of the outer products ``h h^T``, ``[labels, layers, width, width]``; covariances need them. Empty if no
             outer products were collected.
         provenance: Model and settings that the activations are from.
@@ -318,10 +319,10 @@ class Direction:
 
     Attributes:
         vector: ``[layers, d_model]``, not normalised.
-        kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` or ``"resid_post"``. The ThinkEdit paper calls
-            these two "attn" and "mlp". A direction can also be measured at ``"attn_out"``, the output of ``W_O``. In models with a norm
-            between ``W_O`` and the residual stream, it is then not a direction of the stream.
-        positions: Name of the positions that activations were averaged over, such as ``"think"``.
+        kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` or ``"resid_post"``. The ThinkEdit paper
+            (arXiv:2503.22048) calls these two "attn" and "mlp". A direction can also be measured at ``"attn_out"``, the output of ``W_O``.
+            In models with a norm between ``W_O`` and the residual stream, it is then not a direction of the stream.
+        positions: Name of the rule that chose the positions to average over, such as ``"think"`` (see the module ``positions``).
         estimator: Name of the estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
         n_pos: Number of examples in the long class, usually rollouts. For estimators that compare long and short thinking problem by
             problem (their names begin with "paired"), it is the number of problems. 0 if unknown.
@@ -363,8 +364,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"nats per token"``. ``"residual stream norm"`` has this meaning: the head adds a vector to the
-            residual stream, and the score is the component of this vector along a unit direction.
+        units: Unit of the score, e.g. ``"nats per token"``. The unit ``"residual stream norm"`` is that of the residual stream itself. It
+            is used for the component, along a unit direction, of the vector that a head adds to the stream.
         provenance: Model and settings that the scores were computed with.
         absent: Entries ``(layer, head)`` of ``score`` for which there is no head, if some layers have fewer heads than others.
     """
@@ -424,8 +425,8 @@ class HeadEdit:
             - ``"project_out"``: ``W_h <- (I - strength v v^T) W_h``. Here v is the direction of the ``Plan`` at this layer, scaled to norm
               1. If the model has a norm after ``W_O``, v is first mapped to the output of ``W_O`` (see ``edits.unit_at``).
             - ``"scale"``: ``W_h <- (1 - strength) W_h``.
-        strength: Strength of the change; 0 changes nothing. 1 removes the component along v entirely (``"project_out"``), or silences the
-            head (``"scale"``).
+        strength: Strength of the change; 0 changes nothing. With ``"project_out"``, 1 removes the component along v, and 2 reverses its
+            sign. With ``"scale"``, 1 silences the head, and 2 reverses the sign of its output.
     """
 
     layer: int
@@ -483,8 +484,9 @@ class Report:
 
     Attributes:
         rows: One row per rollout. Columns: ``condition, problem_id, sample, task, difficulty, correct, think_tokens, response_tokens,
-            closed, looping, leaking, finish``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat;
-            ``leaking`` is True if the answer goes on thinking (see ``leaks``).
+            closed, looping, leaking, finish``. ``condition`` is the name of the condition. ``task`` and ``difficulty`` are from
+            ``Problem.meta``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat. ``leaking`` is
+            True if the answer goes on thinking (see ``leaks``). The others are attributes of ``Rollout``.
         conditions: Condition name -> dict that describes the condition, with these keys:
 
             - ``model``, ``fingerprint``: name of the model, and hash of its weights and config.
@@ -492,7 +494,7 @@ class Report:
             - ``interventions``: texts from ``identity.describe_interventions``.
             - ``note``: one line that describes the condition.
             - ``made_from``: text that names the problems used to edit, steer or train.
-            - ``overlap``: number of those problems that are also in this report.
+            - ``overlap``: number of the problems of this report that were also used to edit, steer or train.
         base: Name of the condition that the others are compared with.
         provenance: Provenance of the base model. Its notes hold the sampling settings, and the number, task and split of the problems.
     """

@@ -29,7 +29,9 @@ IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
 }  # fmt: skip
-"""Field -> type, for the header fields of a directory of rollouts that determine the rollouts. To resume sampling, all must be equal.
+"""Field -> type, for the header fields of a directory of rollouts that determine the rollouts.
+
+Sampling is resumed only if all of them equal those of the new call.
 
 ``fingerprint``: hash of the model's weights and config. ``template``, ``problems``: hashes of the chat template and of the problems.
 ``interventions``: texts from ``identity.describe_interventions``. ``tags``: the think tags. ``eos_ids``: token ids that end a response.

@@ -34,12 +34,14 @@ def save_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, remedy: str = "Correct the file.") -> pd.DataFrame:
-    """Return the table in a .jsonl, .csv or .parquet file. An empty cell of a CSV file is a missing value.
+    """Return the table in a .jsonl, .csv or .parquet file.
+
+    In a CSV file, an empty cell is a missing value, and "NA" is an ordinary text. A column with the hint ``str`` is read as text, so "007"
+    stays "007".
 
     Args:
         columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these. Required columns
-            must not have missing values. ``None``: no column is required. Two rules for CSV files: a column with the hint ``str`` is read
-            as text, so "007" stays "007". In all columns, "NA" is an ordinary text and not a missing value.
+            must not have missing values. ``None``: no column is required.
         remedy: Advice to the user, put at the end of the message of DamagedFileError.
 
     Raises:
