@@ -195,7 +195,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
     Args:
         base: Name of the base model.
         plan: Plan of the edit.
-        heads: Table with one row per edited head; all columns are shown.
+        heads: Table with one row per edited head, such as from ``jobs.plan_table``; all columns are shown.
         table: Measurements, from ``headline_table``.
         on: Text that names the problems of the measurements, from ``judged_on``.
     """

@@ -71,8 +71,7 @@ def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
 def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
     """Scatter plot of accuracy against think tokens of trained models on held-out problems, with 95 % intervals.
 
-    There is one dot per training run. Runs of the same name, such as seeds, have one colour and symbol. Base is a black cross, in whichever
-    row it is.
+    There is one dot per training run. Runs of the same name, such as seeds of one method, share a colour and symbol. Base is a black cross.
 
     Args:
         table: Table from ``grpo.curves.after_training``, one row per run. Columns: ``name`` (``"base"`` for the base model),
