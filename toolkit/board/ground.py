@@ -331,7 +331,7 @@ class Ground:
     def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
         """Return retrieval metrics of every head of base, measured on haystacks (prompts with hidden facts) of the dev split.
 
-        The field ``scores`` of the result holds two scores of every head:
+        Retrieval heads are heads that copy from the prompt. The field ``scores`` of the result holds two scores of every head:
 
         * ``"copy, as published"``: share of the answer's distinct tokens that the head copies from the haystack (arXiv 2404.15574).
         * ``"write (ours)"``: how much the head adds to the logit of a retrieved token, through the position in the hidden fact that it

@@ -142,7 +142,7 @@ class AlignedResults:
         return stats.effect(differences, len(self.main), seeded=seeded)
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """Return the outcomes of a condition's responses to the main problems: whether they are correct, how long they are, and more.
+        """Return the outcomes of a condition's responses to the main problems, such as correctness and length (see ``metrics.Outcomes``).
 
         The list has one entry per seed.
 
