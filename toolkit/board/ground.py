@@ -275,8 +275,8 @@ class Ground:
     def find_heads(self, form: str = OURS) -> Finding:
         """Return the attention heads that ThinkEdit would edit in base, with a score of every head and a direction of thinking length.
 
-        ThinkEdit is a weight edit against short thinking (arXiv 2503.22048). The score says how strongly a head writes towards short
-        thinking; a head with a negative score writes towards long thinking. All values are computed from the rollouts of ``sample``.
+        ThinkEdit is a weight edit against short thinking (arXiv 2503.22048). The higher a head's score, the more it writes towards short
+        thinking. All values are computed from the rollouts of ``sample``.
 
         Args:
             form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.

@@ -3,8 +3,8 @@
 The arguments of the function are a ``Ground`` (the base model, the sizes, and methods that compute, for example, a direction of thinking
 length) and a seed. The result is a ``Condition``: a model together with its interventions.
 
-To list your own conditions, write a Python file that defines ``CONDITIONS``. Copy ``toolkit/board/default.py``, or write, with your own
-function ``my_plan``::
+To list your own conditions, write a Python file that defines ``CONDITIONS``. Copy ``toolkit/board/default.py``, or write a file such as the
+following. ``my_plan`` stands for your own function, which returns the ``Plan`` of a weight edit::
 
     from toolkit import edits
     from toolkit.board import Spec, default, trained
