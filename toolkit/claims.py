@@ -1,7 +1,8 @@
 """Compare published effects with our measurements: each effect gets a verdict, such as "reproduced".
 
 Every effect is signed so that + is the direction that the paper claims. The field ``smallest`` of a ``Claim`` says how large an effect must
-be to matter; it is our choice. ``Claim.detectable`` is the size of an effect that the measurement would detect with 80 % power.
+be to matter; it is a choice, not taken from the paper. ``Claim.detectable`` is the size of an effect that the measurement would detect with
+80 % power.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Claim:
         text: The claim in words.
         source: Paper that makes the claim, or ``control`` for a comparison with a random control.
         estimate: The measured effect with its 95 % interval; positive if it has the claimed direction.
-        smallest: Smallest value of ``estimate - beyond`` that matters (our choice).
+        smallest: Smallest value of ``estimate - beyond`` that counts as an effect; a choice, not taken from the paper.
         unit: Unit in which the effect is shown: ``tokens``, ``nats``, ``correlation``, or ``points`` (percentage points). For ``points``,
             ``estimate``, ``smallest`` and ``beyond`` are shares: 0.03 is shown as 3.0 points.
         beyond: Value that ``estimate`` exceeds if the claim is right. 0 for the claim "there is an effect in this direction"; -0.03 for
@@ -45,10 +46,11 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """The verdict as text. It is the left cell of the first line below whose condition (right) holds.
+        """The verdict as text.
 
-        ``low`` and ``high`` are the ends of the interval of ``estimate - beyond``. ``smallest`` is the smallest value of this difference
-        that matters::
+        Each line below has a verdict (left) and a condition (right). The first line whose condition holds gives the verdict. ``low`` and
+        ``high`` are the ends of the interval of ``estimate - beyond``. ``smallest`` is the smallest value of this difference that counts
+        as an effect::
 
             not judged: 2 seeds             a random or trained condition has fewer than three seeds (here two)
             undecided                       there is no interval (NaN), or its width is 0

@@ -51,8 +51,8 @@ class Section:
 def judged_on(report: Report) -> str:
     """Return a text that names the problems on which the conditions of a report were compared, and says whether they were held out.
 
-    The problems are held out if none of them was used to edit, steer or train one of the conditions. If that was not recorded, the text
-    says so.
+    The problems are held out if none of them was used to edit, steer or train a condition. For conditions without a record of the problems
+    used, the text says so.
     """
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
@@ -82,9 +82,14 @@ def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any
         more: Additional entries of the dict.
 
     Returns:
-        ``{"base", "conditions": {name: {..., "metrics": {metric: {mean, low, high}}}}, "paired": {name: {metric: {mean, low, high}}},
-        "provenance"}``. ``base`` is the name of the base condition. The ``...`` stands for the entry of ``Report.conditions``. ``paired``
-        holds differences from base (condition minus base), paired by problem. ``provenance`` is ``Report.provenance``. Intervals are 95 %.
+        A dict with these keys and the keys of ``more``; intervals are 95 %:
+
+        * ``base``: name of the base condition.
+        * ``conditions``: name of a condition -> its description from ``Report.conditions``, with the added key ``metrics``:
+          ``{metric: {"mean", "low", "high"}}``.
+        * ``paired``: name of a condition -> ``{metric: {"mean", "low", "high"}}``, the differences from base (condition minus base), paired
+          by problem. Base has no entry.
+        * ``provenance``: ``Report.provenance``.
     """
     conditions, paired = {}, {}
     for name, about in report.conditions.items():
@@ -195,7 +200,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
     Args:
         base: Name of the base model.
         plan: Plan of the edit.
-        heads: Table with one row per edited head; all columns are shown.
+        heads: Table with one row per edited head, such as from ``jobs.plan_table``; all columns are shown.
         table: Measurements, from ``headline_table``.
         on: Text that names the problems of the measurements, from ``judged_on``.
     """

@@ -114,14 +114,14 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
         options: Name of an option -> value; ``None`` changes nothing. Options: ``task`` (replaces all main tasks and the training task),
             ``problems`` (number of test problems of the first main task), the fields ``max_new_tokens`` and ``seeds`` of ``Sizes``, and
             the fields ``steps``, ``lora`` and ``engine`` of ``TrainingPlan``.
-        settings: Name of a hyperparameter -> value as text. It is set in the training of every policy. Names: ``problems`` (per training
+        settings: Name of a hyperparameter -> value as text. Every policy is trained with these values. Names: ``problems`` (per training
             batch), ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``,
             and the fields of TRL's ``GRPOConfig``.
         tiny: True to scale the hyperparameters of the papers to the tiny reasoner, False to keep them.
 
     Raises:
-        ValueError: the task or a setting is unknown; or a setting is named ``reward.NAME``. Such a setting is an option of one reward, and
-            the policies of a board have different rewards.
+        ValueError: the task or a setting is unknown; or a setting is named ``reward.NAME``. Such a name means the option NAME of a reward.
+            The policies of a board have different rewards, so no option can be set for all of them.
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
@@ -273,10 +273,10 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Return the attention heads that ThinkEdit would edit in base, with all head scores and a direction of thinking length.
+        """Return the attention heads that ThinkEdit would edit in base, with a score of every head and a direction of thinking length.
 
-        ThinkEdit is a weight edit against short thinking (arXiv 2503.22048). A head with a positive score writes towards short thinking.
-        All values are computed from the rollouts of ``sample``.
+        ThinkEdit is a weight edit against short thinking (arXiv 2503.22048). The higher a head's score, the more it writes towards short
+        thinking. All values are computed from the rollouts of ``sample``.
 
         Args:
             form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
@@ -287,8 +287,8 @@ class Ground:
         """Return the plan of a ThinkEdit weight edit (arXiv 2503.22048): which heads to edit, along which direction, and how strongly.
 
         Args:
-            strength: Multiple of the output component along the plan's direction that is subtracted from each head's output: 1 removes the
-                component, 2 reverses it.
+            strength: How much of the component along the plan's direction is subtracted from each head's output. 1 removes the component,
+                2 reverses its sign.
             form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.
         """
@@ -305,9 +305,10 @@ class Ground:
         Args:
             name: One of:
 
-                * ``"thinkedit"``: the summed output of the heads that our form of ThinkEdit edits. Its mean over short thinking is
-                  subtracted from its mean over long thinking. The vector is zero in layers without such heads.
-                * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647), from correct responses to the same problem.
+                * ``"thinkedit"``: from the summed output of the heads that our form of ThinkEdit edits. The direction is the mean of this
+                  output over long thinking minus its mean over short thinking. It is zero in layers without such heads.
+                * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). It is the mean hidden state of the longest
+                  correct response to a problem minus that of the shortest, averaged over problems.
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
@@ -330,7 +331,7 @@ class Ground:
     def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
         """Return retrieval metrics of every head of base, measured on haystacks (prompts with hidden facts) of the dev split.
 
-        The field ``scores`` of the result holds two scores of every head:
+        Retrieval heads are heads that copy from the prompt. The field ``scores`` of the result holds two scores of every head:
 
         * ``"copy, as published"``: share of the answer's distinct tokens that the head copies from the haystack (arXiv 2404.15574).
         * ``"write (ours)"``: how much the head adds to the logit of a retrieved token, through the position in the hidden fact that it

@@ -71,7 +71,7 @@ class Result:
 
             * ``no_think``: True if the response has no think token.
             * ``think_entropy, answer_entropy``: mean token entropy of thinking and of the answer, nats.
-            * ``failed``: share of the steps of thinking that failed (are wrong) or were abandoned (see ``methods.failed_steps``).
+            * ``failed``: share of the steps of thinking that are wrong or were abandoned (see ``methods.failed_steps``).
             * ``review``: share of the thinking's characters that belong to re-checks of earlier steps.
             * ``answer``: text of the answer; ``None`` if the response has none.
             * ``text``: text of the response, for the first sample of each problem; else ``None``.
@@ -218,7 +218,8 @@ MEANS = {
 def _main_points(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the part of ``Result.points`` that is computed from ``Result.rows``.
 
-    Metrics: the keys of ``MEANS``; ``never_closed``, the share of responses that do not close their thinking; and ``accuracy_TASK``.
+    Metrics: the keys of ``MEANS``; ``never_closed``, the share of responses that do not close their thinking; and, for every task,
+    ``accuracy_TASK``, the accuracy on the problems of that task.
     """
     means = rows.groupby("problem_id", sort=False)[list(MEANS.values())].mean()
     values = {metric: means[column] for metric, column in MEANS.items()}
@@ -245,9 +246,10 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
 
     The metric of every task is ``accuracy_TASK``. The task ``running_sum`` (chains of additions) has two more:
 
-    * ``running_sum_step``: share of a response's steps whose total follows from the total before.
+    * ``running_sum_step``: share of right steps in a response. A step is right if its total follows from the previous total, even if that
+      one is wrong.
     * ``running_sum_expected``: p^H, the probability that all H steps of a response are right if each is right with probability p. p is the
-      share of right steps in all responses to the task.
+      share of right steps in all responses to the task. H is the number of steps in the response, at least 1.
     """
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
@@ -327,8 +329,9 @@ class References:
 
             * ``cosine``: cosine between the shift and the direction of thinking length; + is towards longer thinking.
             * ``low, high``: 95 % interval of ``cosine`` over problems.
-            * ``random``: bound on the absolute value of ``cosine`` that chance exceeds in 2.5 % of draws. A draw replaces the direction by
-              the difference between the mean hidden states of two random groups of responses.
+            * ``random``: bound for cosines that occur by chance. A ``cosine`` between ``-random`` and ``random`` may be chance. To compute
+              the bound, the direction is replaced 500 times by the difference between the mean hidden states of two random groups of
+              responses. The bound is the 97.5 % quantile of the absolute values of these cosines.
             * ``size``: norm of the shift, divided by the norm of the direction of thinking length (the difference between the means of long
               and short thinking).
         """
@@ -377,9 +380,9 @@ def measure_references(ground: Ground) -> References:
 
 
 def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, ndarray]:
-    """Return one hidden state per text, ``[texts, d_model]``, and the texts' problem ids.
+    """Return one mean hidden state per text, ``[texts, d_model]``, and the problem id of each text.
 
-    It is the mean over the positions where a line of thinking begins, at the end of the residual stream.
+    Hidden states are taken at the end of the residual stream, and averaged over the positions where a line of thinking begins.
     """
     with condition.active() as lm:
         states = collect.states(lm, texts, MLP, positions=collect.step_starts(lm))
@@ -387,9 +390,13 @@ def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, nd
 
 
 def _shuffled(values: ndarray) -> ndarray:
-    """Return differences between the means of two random groups of rows, as unit vectors: ``[PERMUTED, d_model]``.
+    """Return random directions as unit vectors, ``[PERMUTED, d_model]``.
 
-    Each group has a fifth of the rows, and no row is in both.
+    Each is the difference between the means of two random groups of rows. Each group has a fifth of the rows, but at least two. With four
+    or more rows, no row is in both groups.
+
+    Args:
+        values: One hidden state per row.
     """
     rng, size = np.random.default_rng(0), max(2, len(values) // 5)
     drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
@@ -426,9 +433,10 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
 
 
 def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding) -> pd.Series:
-    """Return how much the heads that ThinkEdit edits together write towards short thinking, as a mean per problem, indexed by problem id.
+    """Return the metric ``short_push``: how strongly the heads that ThinkEdit edits write towards short thinking, one value per problem.
 
-    It is the component of the heads' summed output along the direction of short thinking, in units of the residual stream.
+    It is the component of the heads' summed output along the direction of short thinking, in units of the residual stream. It is averaged
+    over the positions where a line of thinking begins, and over the texts of a problem. The index of the result is the problem id.
 
     Args:
         condition: Condition under which the texts are read, teacher-forced.

@@ -5,8 +5,12 @@ the page forbids every request, and no text of the board is interpreted as HTML.
 
 ``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out.
 
-* Shares are from 0 to 1, and intervals (``low, high``) are 95 %. ``p_holm`` is ``p`` after Holm's correction.
-* ``cells`` has one entry per task and difficulty. ``n`` is its number of problems, and each ``{...}`` holds ``mean, low, high``.
+* Shares are from 0 to 1, and intervals (``low, high``) are 95 %.
+* ``conditions`` has one entry per condition. ``paired`` has one entry per condition except base: differences from base, condition minus
+  base. ``p`` is the p-value of a difference, and ``p_holm`` the same after Holm's correction.
+* ``cells`` has one entry per task and difficulty. ``n`` is its number of problems; ``accuracy`` and ``think_tokens`` hold
+  ``mean, low, high``.
+* ``front`` is the probability of being on the Pareto front of accuracy and think tokens.
 * ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the main problems.
 * ``provenance`` describes the base model, the code, the sizes and the number of problems. The page shows all its keys.
 
@@ -16,8 +20,8 @@ the page forbids every request, and no text of the board is interpreted as HTML.
      "conditions": {name: {"family", "note", "seeds", "paper", "metrics": {metric: {"mean", "low", "high"}},
                            "cells": {task: {difficulty: {"n", "accuracy": {...}, "think_tokens": {...}}}},
                            "cost": {"tokens", "seconds", "parameters_changed", "training_steps"},
-                           "front": probability of being on the Pareto front of accuracy and think tokens}},
-     "paired": {name: {metric: {"mean", "low", "high", "p", "p_holm"}}},      differences from base: condition minus base
+                           "front": float}},
+     "paired": {name: {metric: {"mean", "low", "high", "p", "p_holm"}}},
      "metrics": {metric: {"label", "unit": "share|tokens|nats|score|number", "better": "high|low|none",
                           "group": "main|damage|budget|mechanism|cost", "help"}},
      "tasks": ["all", ...], "difficulties": ["all", ...],

@@ -98,14 +98,20 @@ class AlignedResults:
 
     @cached_property
     def judge(self) -> Judge:
-        """``Judge`` for the metrics that are not means over problems, such as quantiles of length: estimates, and differences from base."""
+        """Object that computes the metrics that are not means over problems, such as quantiles of length (see ``metrics.Judge``).
+
+        For each metric it computes a condition's value and the difference from base, with intervals.
+        """
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
     def base(self) -> dict[str, MetricEffect]:
-        """Metric -> value for base. Its interval is not clipped to the possible values of the metric, such as 0 to 1."""
+        """Metric -> value of base with its interval: the field ``estimate`` of the ``MetricEffect``.
+
+        Intervals are not clipped to the possible values of the metric, such as 0 to 1.
+        """
         return _unbounded(self, BASE)
 
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
@@ -121,7 +127,7 @@ class AlignedResults:
 
         Raises:
             ValueError: both conditions have several seeds, but different numbers of them.
-            KeyError: the results have no values of this metric, or it needs more samples per problem than there are.
+            KeyError: the results have no values of this metric, or the board has too few samples per problem for it.
         """
         seeds = {n: len(self.by_name[n].results) for n in (name, other)}
         if len({*seeds.values(), 1}) > 2:
@@ -136,7 +142,7 @@ class AlignedResults:
         return stats.effect(differences, len(self.main), seeded=seeded)
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """Return the outcomes of a condition's responses to the main problems: whether they are correct, how long they are, and more.
+        """Return the outcomes of a condition's responses to the main problems, such as correctness and length (see ``metrics.Outcomes``).
 
         The list has one entry per seed.
 
@@ -147,15 +153,19 @@ class AlignedResults:
 
 
 def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
-    """Return the difference in a metric between two conditions, ``own`` minus ``other``, as a statistic over problems.
+    """Return a function that computes the difference in a metric between two conditions, ``own`` minus ``other``, from resampled problems.
 
-    Some metrics, such as the accuracy-efficiency score, are themselves a comparison with base. For these, return the metric of ``own``,
-    computed with ``other`` as base.
+    The function is a ``stats.Statistic``: its argument is an array of problem indices, one row per resample. Some metrics, such as the
+    accuracy-efficiency score, are themselves a comparison with base. For these, the function computes the metric of ``own``, with ``other``
+    in the place of base.
 
     Args:
         metric: Name of a metric that is computed from outcomes (see ``metrics.METRICS``).
         own: Outcomes of the condition that is compared.
         other: Outcomes of the condition that is subtracted.
+
+    Raises:
+        KeyError: the outcomes have no values of this metric, or too few samples per problem for it.
     """
     about = METRICS[metric]
     values = [about.how(outcomes, other) if about.how else None for outcomes in (own, other)]
@@ -165,9 +175,9 @@ def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    """Return two dicts for one condition: metric -> estimate, and metric -> difference from base (condition minus base, paired).
+    """Return two dicts for one condition: metric -> its value, and metric -> difference from base (condition minus base, paired).
 
-    Intervals are clipped to the possible values of the metric, such as 0 to 1 for a share.
+    Values and differences come with 95 % intervals, clipped to what is possible. For example, a share is between 0 and 1.
 
     Args:
         table: Results of all conditions.
@@ -179,9 +189,9 @@ def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict
 
 
 def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
-    """Return a dict from metric to estimate and difference from base, for one condition.
+    """Return a dict from metric to its value and its difference from base, for one condition.
 
-    Intervals are not clipped to the possible values of the metric, such as 0 to 1 for a share.
+    Intervals are not clipped to what is possible for the metric, such as 0 to 1 for a share.
     """
     seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:

@@ -44,9 +44,9 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
     Args:
         ground: Base model, sizes and output directory of the board.
         specs: Conditions to measure.
-        wait: True to return only when all results exist, including those that other processes are measuring. The function then also prints
-            which results are measured again because the code changed. False to return without that message as soon as other processes
-            are measuring all remaining results. Pass True in the main process, False in its helpers.
+        wait: What to do when other processes are measuring all remaining results. True waits until all results exist; False returns at
+            once. Pass True in the main process, and False in its helper processes. Only with True, the function prints which results are
+            measured again because the code changed.
         progress: True to show a progress bar.
 
     Raises:

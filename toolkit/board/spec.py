@@ -3,8 +3,8 @@
 The arguments of the function are a ``Ground`` (the base model, the sizes, and methods that compute, for example, a direction of thinking
 length) and a seed. The result is a ``Condition``: a model together with its interventions.
 
-To list your own conditions, write a Python file that defines ``CONDITIONS``. Copy ``toolkit/board/default.py``, or write, with your own
-function ``my_plan``::
+To list your own conditions, write a Python file that defines ``CONDITIONS``. Copy ``toolkit/board/default.py``, or write a file such as the
+following. ``my_plan`` stands for your own function, which returns the ``Plan`` of a weight edit::
 
     from toolkit import edits
     from toolkit.board import Spec, default, trained
@@ -75,8 +75,9 @@ class Spec:
         recipe: Recipe of a trained policy; ``None`` for a condition that is not trained by the board.
         reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
         steps: Function from the ``Ground`` to the number of training steps, for the cost table; 0 for a condition without training.
-        through: Function without arguments that returns the modules on which the results depend beyond those of the measurement, such as
-            those that train a policy. It returns a mapping from module to hash of its code, as ``store.modules_of`` does.
+        through: Function without arguments that returns a mapping from module to hash of its code, as ``store.modules_of`` does. The
+            modules are those on which only the results of this condition depend, such as modules that train a policy. Their code enters
+            the cache key.
     """
 
     name: str
@@ -107,11 +108,11 @@ class Spec:
     def known(self) -> Identity:
         """Part of the cache key that can be computed without calling ``make``: a description, and the toolkit modules that ``make`` uses.
 
-        If the field ``identity`` is set, the description is of its values. Otherwise it is of the function ``make``: its code and the
-        values that it reads (see the module ``identity``).
+        If the field ``identity`` is set, the description holds its values. Otherwise it holds the code of the function ``make`` and the
+        values that this code reads (see the module ``identity``).
 
-        The property is computed once and kept. A call of ``make`` may change variables that ``make`` reads, such as a global list.
-        Computed again after the call, the description would differ, and so would the cache key.
+        The property is computed once and kept, because a call of ``make`` may change the values that it reads, such as a global list. If
+        the property were computed again after the call, the cache key could differ.
 
         Raises:
             identity.UnknownIdentityError: the description cannot be computed; the message says what to do.
@@ -302,15 +303,18 @@ def steered(
 ) -> Spec:
     """Return a condition that steers the base model along a direction of thinking length.
 
+    The direction is a difference of means, long minus short thinking, and is not normalised. At strength 1, this difference is added.
+
     Args:
         name: Unique name of the condition.
         strength: Factor by which the direction is multiplied before it is added to the residual stream; + lengthens thinking, - shortens
-            it. The direction is a difference of means (long minus short thinking), not normalised: at strength 1, that difference is added.
+            it.
         direction: One of:
 
-            * ``"thinkedit"``: the summed output of the heads that our form of ThinkEdit edits. Its mean over short thinking is subtracted
-              from its mean over long thinking. The vector is zero in layers without such heads.
-            * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647), from correct responses to the same problem.
+            * ``"thinkedit"``: from the summed output of the heads that our form of ThinkEdit edits. The direction is the mean of this
+              output over long thinking minus its mean over short thinking. It is zero in layers without such heads.
+            * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). It is the mean hidden state of the longest correct
+              response to a problem minus that of the shortest, averaged over problems.
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
         during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``; see ``edits.steering``.
         control: True for a random control: steer along a random direction of equal norm instead.

@@ -1,4 +1,4 @@
-"""Figures of attention heads: scores by several methods ("lenses"), agreement of the lenses, attention weights of one head."""
+"""Figures of attention heads: scores by several measures ("lenses"), agreement of the lenses, attention weights of one head."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from toolkit.types import HeadScores
 
 
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """Heat map of head scores, one row per lens and one column per head ("layer.head"). A lens is a way to score heads.
+    """Heat map of head scores, one row per lens (a measure that gives each head one number) and one column per head ("layer.head").
 
-    Each row is divided by its largest absolute score, so colours are relative to the row. The hover text shows the score itself.
+    Each row is divided by its largest absolute score, so colours cannot be compared between rows. The hover text shows the score itself.
 
     Args:
         scores: Name of the lens -> scores of all heads.
@@ -47,11 +47,12 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
-    """Heat map of how many top heads two lenses share, with one cell per pair of lenses. A lens is a way to score heads.
+    """Heat map of how many top heads two lenses (measures that give each head one number) share, with one cell per pair of lenses.
 
-    The number of top heads per lens is the argument ``count`` of ``jobs.agreement``. A cell also shows two numbers:
+    The top heads of a lens are those with the highest scores; the argument ``count`` of ``jobs.agreement`` says how many. Below the number
+    of shared heads, a cell shows two numbers:
 
-    * p: p-value of the number of shared heads, from permutations of the heads within their layers.
+    * p: one-sided p-value of the number of shared heads, from permutations of the heads within their layers.
     * ρ: Spearman's rank correlation of the two lenses over all heads.
 
     Args:

@@ -98,10 +98,13 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
 def state_shifts(board: Board) -> go.Figure:
     """Dot plot of the cosine between each condition's shift of hidden states and the direction of thinking length, one row per condition.
 
-    A positive cosine means a shift towards longer thinking. Every condition reads the same responses of base. The shift is the mean
-    difference of the hidden states (condition minus base) at the end of the residual stream. Error bars are 95 % intervals. A grey bar is
-    the range that contains 95 % of the cosines that occur by chance. For these, the difference between two random groups of the responses
-    takes the place of the direction. Conditions that change only decoding or the prompt are left out.
+    The shift is measured while base and the condition read the same responses of base. It is the mean hidden state at the end of the
+    residual stream, condition minus base. A positive cosine means a shift towards longer thinking. Error bars are 95 % intervals.
+
+    The grey bar shows cosines that occur by chance. To compute them, the direction is replaced 500 times by the difference between the mean
+    hidden states of two random groups of responses. The bar is symmetric around 0 and contains 97.5 % of these cosines.
+
+    Conditions of the families ``decode`` and ``prompt``, and conditions that change no hidden state, are left out.
 
     Args:
         board: Content of ``board.json``.
@@ -144,9 +147,11 @@ def state_shifts(board: Board) -> go.Figure:
 def chain_accuracy(board: Board) -> go.Figure:
     """Scatter plot of accuracy on chains of additions against p^H, the accuracy expected from single steps (arXiv 2509.09677).
 
-    There is one point per condition. A chain of additions is a problem such as ``17+5-9=?``. p is the share of steps whose total follows
-    from the total before, over all responses. H is the number of steps in the response to a problem. p^H is averaged over problems. Below
-    the diagonal, the accuracy is worse than the single steps predict. Above the diagonal, the condition corrects wrong steps.
+    There is one point per condition. A chain of additions is a problem such as ``17+5-9=?``, which the model solves step by step. A step is
+    right if its total follows from the previous total, even if that one is wrong.
+
+    p is the share of right steps in all responses. H is the number of steps in one response. p^H is averaged over problems. Below the
+    diagonal, accuracy is lower than the single steps predict. Above it, accuracy is higher, for example because wrong steps are corrected.
 
     Args:
         board: Content of ``board.json``.
@@ -221,11 +226,14 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
 
 
 def head_change(board: Board) -> go.Figure:
-    """Scatter plot of think tokens against the contribution of base's short-thinking heads, one point per condition.
+    """Scatter plot of think tokens against how strongly the short-thinking heads act, one point per condition.
 
-    Short-thinking heads are the heads that ThinkEdit edits. The contribution is the component of these heads' output along the direction of
-    short thinking, in units of the residual stream. It is measured while every condition reads the same responses of base. If a trained
-    model thinks longer but the contribution is the same, other parts of the model changed.
+    Short-thinking heads are the heads that ThinkEdit (arXiv 2503.22048) would edit in base; they are the same for all conditions. The
+    horizontal axis is the component of these heads' summed output along the direction of short thinking, in units of the residual stream.
+    + is towards shorter thinking. It is measured while each condition reads the same responses of base, at the positions where a line of
+    thinking begins.
+
+    If a trained model thinks longer than base but lies at the same place on the horizontal axis, other parts of the model changed.
 
     Args:
         board: Content of ``board.json``.

@@ -102,7 +102,7 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
 
 
 def _coefficient_text(rows: pd.DataFrame) -> str:
-    """Return the coefficients with their intervals as text, one line per kind of correlation."""
+    """Return the correlation coefficients of ``rows`` with their intervals as text, one line per kind of correlation."""
     return "<br>".join(f"{row['kind']} {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for _, row in rows.iterrows())
 
 

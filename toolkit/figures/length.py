@@ -37,12 +37,12 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
 def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
     """Line plot with one value per layer and one line per curve.
 
-    An example of a value is how far apart long and short thinking are along the direction of the layer.
+    An example of a curve is the distance between the hidden states of long and of short thinking in each layer.
 
     Args:
         curves: Name of a line -> one value per layer.
         title: Title of the figure.
-        unit: Title of the vertical axis.
+        unit: Title of the vertical axis: what the values are, with their unit.
     """
     figure = go.Figure()
     for i, (name, values) in enumerate(curves.items()):
@@ -52,10 +52,12 @@ def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go
 
 
 def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
-    """Line plot of the norm of each direction by layer, in units of the residual stream.
+    """Line plot of the norms of directions, one line per direction. A direction has one vector per layer; the horizontal axis is the layer.
+
+    Norms are in units of the residual stream.
 
     Args:
-        directions: Name of a line -> direction.
+        directions: Name of a line -> direction, such as a direction of thinking length.
     """
     return by_layer({name: d.norms.tolist() for name, d in directions.items()}, "Norm of the direction", "|v|")
 

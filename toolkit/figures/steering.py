@@ -16,17 +16,20 @@ from plotly.subplots import make_subplots
 from toolkit.figures.base import COLOURS, GREY, styled
 
 Usable = Mapping[str, tuple[float, float]]
-"""Name of a direction -> ``(lowest, highest)`` strength of the range in which responses close their thinking and do not loop."""
+"""Name of a direction -> ``(lowest, highest)`` strength of its usable range.
+
+In this range, responses close their thinking and avoid loops about as often as those of base; see ``doses.usable_range``.
+"""
 
 
 def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
     """Line plots of think tokens (left) and accuracy (right) against steering strength, with 95 % bands, one line per direction.
 
     Args:
-        table: Table of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics: ``think_tokens`` and
-            ``accuracy``; others are not drawn.
-        usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, such as from ``doses.usable_range``. Empty:
-            nothing is shaded.
+        table: The field ``table`` of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics:
+            ``think_tokens`` and ``accuracy``; others are not drawn.
+        usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, for example computed by
+            ``doses.usable_range``. Directions that are not keys get no shading.
     """
     figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
@@ -40,10 +43,10 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
     responses under the steered model.
 
     Args:
-        table: Table of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics: ``closed``, ``looping`` and
-            ``perplexity``; others are not drawn.
-        usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, such as from ``doses.usable_range``. Empty:
-            nothing is shaded.
+        table: The field ``table`` of a ``doses.Doses``. Columns: ``direction, strength, metric, mean, low, high``. Metrics: ``closed``,
+            ``looping`` and ``perplexity``; others are not drawn.
+        usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, for example computed by
+            ``doses.usable_range``. Directions that are not keys get no shading.
     """
     panels = {"closed": "share of closed think spans", "looping": "share of loops", "perplexity": "perplexity of base's responses"}
     figure = _against_strength(table, panels, usable)
@@ -78,9 +81,9 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
 def target_lengths(table: pd.DataFrame) -> go.Figure:
     """Line plots that show how well steering hits target lengths. The horizontal axis is the target length in think tokens.
 
-    For each target, the steering strength is chosen whose responses come closest to it in mean think length. The left panel shows this
-    mean, with the target as a dotted line. The right panel shows the share of responses whose think length is within 20 % of the target,
-    for the steered model and for base.
+    For each target, one of the measured steering strengths is chosen: the one whose mean think length is closest to the target. The left
+    panel shows this mean; the dotted line is where it would equal the target. The right panel shows the share of responses whose think
+    length is within 20 % of the target, for the steered model and for base.
 
     Args:
         table: Table from ``doses.targets``.

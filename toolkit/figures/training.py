@@ -30,7 +30,8 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
     Args:
         curves: Name of a line -> log of one run, or a list of the logs of several seeds. A log is a table with the column ``step`` and one
             column per metric. A step is drawn only if every seed has a value for it.
-        metrics: Columns of the logs, one panel each.
+        metrics: Columns of the logs, one panel each. The default: accuracy, think tokens, and accuracy on the hardest third, all measured
+            on held-out problems.
     """
     titles = [TITLES.get(m, m.replace("_", " ")) for m in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=titles, horizontal_spacing=0.08)
@@ -71,8 +72,7 @@ def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
 def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
     """Scatter plot of accuracy against think tokens of trained models on held-out problems, with 95 % intervals.
 
-    There is one dot per training run. Runs of the same name, such as seeds, have one colour and symbol. Base is a black cross, in whichever
-    row it is.
+    There is one dot per training run. Runs of the same name, such as seeds of one method, share a colour and symbol. Base is a black cross.
 
     Args:
         table: Table from ``grpo.curves.after_training``, one row per run. Columns: ``name`` (``"base"`` for the base model),
