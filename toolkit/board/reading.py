@@ -485,7 +485,7 @@ def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     drawn = (
         ("Gains and damage", f"Condition minus base.{where}", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "
-         "minus base) of the mean hidden state at the end of the residual stream, where lines of thinking begin. Grey: 95 % range for differences between random groups of "
+         "minus base) of the mean hidden state at the end of the residual stream, where lines of thinking begin. Grey: 97.5 % range for differences between random groups of "
          "responses.", figures.state_shifts(board)),
         ("Short-thinking heads", "Every condition reads the same responses of base. If a trained policy thinks longer although these heads write the same, other parts of the "
          "model changed.", figures.head_change(board)),

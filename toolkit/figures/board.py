@@ -120,7 +120,7 @@ def state_shifts(board: Board) -> go.Figure:
         base=[-b for b in bound],
         orientation="h",
         marker_color="#e5e5e5",
-        name="random groups of responses, 95 %",
+        name="random groups of responses, 97.5 %",
     )
     for family, (title, colour, symbol) in FAMILIES.items():
         conditions = [(name, c["shift"]) for name, c in rows if c["family"] == family]
