@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from families import family
 
 from toolkit import evaluate, tags
-from toolkit.generate import Sampling, rollouts
+from toolkit.generate import Sampling
 from toolkit.leaks import leaks
 from toolkit.lm import Condition
 from toolkit.tags import FORMATS, ThinkTags
@@ -65,26 +64,24 @@ def test_a_model_that_does_not_mark_its_thinking_has_no_leaks(marks):
     assert not leaks(response("5. Wait, 6", ThinkTags(), opened=False), marks)
 
 
-class Again:
-    """A rule that opens thinking again right after it was closed."""
-
-    def __call__(self, lm, reader, drawn):
-        closing, opening = (lm.token_id(tag) for tag in tags.DEFAULT_TAGS)
-        return [closing, opening] if drawn == closing and reader.forced == 0 else None
-
-
 def test_the_comparison_reports_the_share_of_leaking_responses():
     lm = family("llama")
-    with torch.no_grad():  # a model that always closes its thinking
-        lm.model.lm_head.weight.zero_()
+    opening, closing = (lm.token_id(tag) for tag in tags.DEFAULT_TAGS)
     problems = [Problem("p", ({"role": "user", "content": "1+1=?"},), "2")]
-    closing = lm.token_id("</think>")
-    close = lambda model, reader, drawn: [closing] if reader.phase == 1 else None  # noqa: E731
-    sampling = Sampling(n=4, max_new_tokens=12)
-    conditions = {"base": Condition(lm, rules=(close,)), "again": Condition(lm, rules=(Again(), close))}
-    sampled = {name: rollouts(condition, problems, sampling, progress=False) for name, condition in conditions.items()}
-    report = evaluate.compare(conditions, problems, sampling, progress=False)
+
+    def once(lm, reader, drawn):
+        """Think, and answer."""
+        return {0: [opening], 1: [closing]}.get(reader.phase)
+
+    def twice(lm, reader, drawn):
+        """Think, close thinking, and open it again."""
+        return {0: [opening], 1: [closing, opening]}.get(reader.phase)
+
+    def no_tags(lm, reader, drawn):
+        """An answer that has no tags by chance."""
+        return [5] if reader.phase == 2 and drawn in (opening, closing) else None
+
+    conditions = {name: Condition(lm, rules=(rule, no_tags)) for name, rule in {"base": once, "again": twice}.items()}
+    report = evaluate.compare(conditions, problems, Sampling(n=4, max_new_tokens=12), progress=False)
     summary = evaluate.summary(report).set_index(["condition", "metric"])["mean"]
-    for name, responses in sampled.items():
-        assert summary[name, "leaking"] == sum(leaks(r, lm.tags) for r in responses) / len(responses)
-    assert summary["again", "leaking"] > summary["base", "leaking"]
+    assert summary["base", "leaking"] == 0 and summary["again", "leaking"] == 1

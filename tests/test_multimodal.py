@@ -85,6 +85,7 @@ def test_the_text_part_of_a_multimodal_model_qualifies_and_is_the_one_found(mode
     lms.qualify(lm)
     inside = {id(module) for module in sites.text_model(lm.model).modules()}
     assert all(id(block.block) in inside for block in lm.layout.blocks)
+    assert (0 in lm.layout.heads) == (model_type in families.HYBRID)
     assert lm.body(input_ids=torch.tensor([[1, 2, 3]])).last_hidden_state.shape == (1, 3, lm.layout.d_model)
 
 

@@ -446,7 +446,7 @@ class HeadEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A set of head edits, and the direction for those among them that project it out. ``edits.apply`` applies a plan to a model.
+    """A set of head edits, with the direction that its ``project_out`` edits remove. ``edits.apply`` applies a plan to a model.
 
     Attributes:
         edits: The head edits.

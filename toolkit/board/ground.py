@@ -227,7 +227,7 @@ class Ground:
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings for the main problems. All conditions use the same settings and seed, so they get the same random numbers."""
+        """Sampling settings for the board's test problems: the same for all conditions, with one seed, so all draw the same random numbers."""
         return Sampling(self.sizes.samples, max_new_tokens=self.sizes.max_new_tokens, details=True)
 
     # --- inputs of conditions ------------------------------------------------------------------------------------

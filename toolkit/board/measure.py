@@ -81,7 +81,7 @@ class Result:
             * ``name, seed``: the condition and its seed.
             * ``model``: name of the condition's model. ``fingerprint``: hash of its weights and config. ``parent``: fingerprint of the
               model that it was edited or trained from, or ``None``. ``interventions``: texts that describe what acts on the model.
-            * ``tokens``: total length of all responses to the main problems. ``seconds``: time to sample them (on a CPU, process time);
+            * ``tokens``: total length of all responses to the board's test problems (not those of the unseen tasks). ``seconds``: time to sample them (on a CPU, process time);
               ``None`` if sampling was interrupted.
             * ``parameters_changed``: number of weights that differ from base. ``training_steps``: optimizer steps, 0 without training.
             * ``shift``: shift of hidden states (see ``References.shift``).

@@ -11,7 +11,7 @@ the page forbids every request, and no text of the board is interpreted as HTML.
 * ``cells`` has one entry per task and difficulty. ``n`` is its number of problems; ``accuracy`` and ``think_tokens`` hold
   ``mean, low, high``.
 * ``front`` is the probability of being on the Pareto front of accuracy and think tokens.
-* ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the main problems.
+* ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the board's test problems (not those of the unseen tasks).
 * ``provenance`` describes the base model, the code, the sizes and the number of problems. The page shows all its keys.
 
 ::

@@ -70,7 +70,7 @@ class AlignedResults:
         by_name: Name of the condition -> its results. Base must be one of the conditions.
         problems: Metric -> sorted ids of the problems for which base has a value of this metric. Only metrics that are means over problems
             are keys. The property ``judge`` computes the other metrics, such as quantiles of length.
-        main: Ids of the main problems, sorted.
+        main: Sorted ids of the board's test problems, without those of the unseen tasks.
     """
 
     def __init__(self, by_name: Mapping[str, ConditionResults]) -> None:
@@ -142,9 +142,9 @@ class AlignedResults:
         return stats.effect(differences, len(self.main), seeded=seeded)
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """Return the outcomes of a condition's responses to the main problems, such as correctness and length (see ``metrics.Outcomes``).
+        """Return the outcomes of a condition, such as correctness and length (``metrics.Outcomes``), on the board's test problems.
 
-        The list has one entry per seed.
+        Problems of the unseen tasks are left out. The list has one entry per seed.
 
         Args:
             name: Name of the condition.
@@ -223,7 +223,7 @@ def levels(rows: pd.DataFrame) -> pd.Series:
 
 
 def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
-    """Return accuracy and think tokens of one condition for every task and difficulty level of the main problems.
+    """Return accuracy and think tokens of one condition for every task and difficulty level of the board's test problems.
 
     Returns:
         task -> level -> ``{"n": number of problems, "accuracy": {...}, "think_tokens": {...}}``. Each ``{...}`` holds ``mean, low, high``,
@@ -314,10 +314,10 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
 
 
 def training_tasks(ground: Ground) -> list[str]:
-    """Return the names of the tasks on whose problems the board trains its policies, sorted.
+    """Return the sorted names of the tasks that the training problems of a board's policies belong to.
 
-    The task ``tiny``, for example, has problems of two tasks, ``arithmetic`` and ``lookup``. If the problems of a file name no task, the
-    result is the name of the file.
+    A task can be a mixture: training on ``tiny`` gives ``["arithmetic", "lookup"]``. If the problems come from a file and do not say
+    to which task they belong, the only name is that of the file.
     """
     named = {str(p.meta.get("task", "")) for p in ground.study.load("train", ground.lm)} - {""}
     return sorted(named) or [ground.sizes.training.task]

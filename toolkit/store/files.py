@@ -112,9 +112,9 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Check that a directory can be written under a path, and return the path. It must not exist yet, or be an empty directory.
+    """Check that a new directory can be created at a path, and return the path. An empty directory may be there already, nothing else.
 
-    The directory itself is not created. Its parent is created if it is missing.
+    The directory itself is not created. Its parent is, if it is missing.
 
     Raises:
         FileExistsError: the directory is not empty, or the path is a file.

@@ -195,8 +195,8 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
 
     Returns:
         Three numbers by name. ``n_tokens``: number of tokens that contain a character of the word. ``chars_per_token``: length of the word
-        in characters, divided by ``n_tokens``. ``target_token_len``: for ``first`` and ``last``, number of characters of the word in the
-        token that holds the first or last occurrence; NaN for the other kinds.
+        in characters, divided by ``n_tokens``. ``target_token_len``: if the question is of the kind ``"first"`` or ``"last"`` (where a
+        character first or last occurs), the number of the word's characters in the token that holds this occurrence, else NaN.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets.

@@ -79,7 +79,8 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 def problem(question: str, target: Number) -> Problem:
     """Return the problem of answering ``question`` in ``target`` words.
 
-    An answer is right if its length is near the target: in Ruler's range for a flexible match, or within 20 % if Ruler lacks the target.
+    An answer is right if its number of words is near the target. For the targets of the Ruler paper (arXiv:2409.18943), it must lie in
+    the range that the paper calls a flexible match; for any other target, within 20 % of the target.
     """
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)

@@ -43,7 +43,8 @@ def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Pat
     """Return ``n`` random problems from one split of MATH-500; all problems of the split if there are fewer.
 
     ``meta["difficulty"]`` is MATH's level of difficulty, 1 to 5. The splits are ours, whereas published results are on all 500 problems. To
-    use all of them as test problems, write a JSONL file with ``meta.split`` ``"test"`` on every line, and load that file.
+    test on all of them, write a JSONL file of problems (``tasks.external.files``), each with ``"meta": {"split": "test"}``, and load it
+    with ``tasks.load("FILE.jsonl", "test")`` instead of this function.
 
     Args:
         path: Local jsonl, csv or parquet file to read instead of the hub, with the columns ``problem``, ``answer``, ``level``.

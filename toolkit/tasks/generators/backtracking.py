@@ -36,7 +36,8 @@ TRIES = 2000  # draws before a problem is said to have no more dead ends: our ch
 class TraceStep:
     """One step of a chain of thought that solves a countdown problem.
 
-    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to where it began.
+    A *dead end* is a sequence of steps that does not reach the target. After it, the chain of thought returns to the step before the
+    dead end ("Back to step 1").
 
     Attributes:
         number: The step's number in the text, from 1. After "Back to step 1", the next step has number 2 again.
