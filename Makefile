@@ -13,7 +13,7 @@ PACKAGING := pyproject.toml constraints.txt
 CHECKED := toolkit tests notebooks data
 BENCH := runs/bench
 OLDEST := runs/oldest
-# Tests of what other libraries do for us; those that take long are left out.
+# Tests of what other libraries do for us; those that take long are left out. Gemma 2 is refused with transformers 5.16.
 OLDEST_TESTS := tests/test_sites.py tests/test_edits.py tests/test_adapters.py tests/test_tensors.py tests/test_multimodal.py \
   tests/test_formats.py tests/test_decode.py tests/test_evaluate.py tests/metrics tests/stats tests/cli/test_cli_check.py tests/rewards \
   tests/store/test_store.py tests/grpo/test_grpo_parts.py
@@ -39,7 +39,7 @@ test-oldest: export HF_HUB_OFFLINE = 1
 test-oldest: export TOOLKIT_FAST = 1
 test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: $(OLDEST)/.made ## run the fast tests with the oldest versions of everything, in an environment of their own
-	$(OLDEST)/bin/python -m pytest -q $(OLDEST_TESTS) $(ARGS)
+	$(OLDEST)/bin/python -m pytest -q -k 'not gemma2' $(OLDEST_TESTS) $(ARGS)
 
 torture: export HF_HUB_OFFLINE = 1
 torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of file, damage models; figures in runs/torture/
