@@ -228,10 +228,8 @@ def _direction(
 
     Only for the methods ``thinkedit`` and ``efficiency``, which compare means. The moments also include the head outputs ``z``.
     """
-    by, kinds = (
-        _classes(rollouts, settings, recipe),
-        tuple(dict.fromkeys((recipe.kind, "z"))),
-    )  # z: head outputs, for the head scores
+    by = _classes(rollouts, settings, recipe)
+    kinds = tuple(dict.fromkeys((recipe.kind, "z")))  # z: head outputs, for the head scores
     # Only a whitened direction needs outer products, which take layers * d_model^2 numbers per class.
     second = (recipe.kind,) if recipe.estimator == "whitened" else ()
     moments = with_origin(collect.moments(lm, rollouts, by, kinds=kinds, positions=recipe.where(lm), second=second), origin)
