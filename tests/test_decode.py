@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toolkit import decode, generate, hooks
+from toolkit import decode, hooks
 from toolkit.decode import Batch, Blocks, prefill
+from toolkit.engines import loop
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM
 
@@ -84,7 +85,7 @@ def test_blocks_join_and_nothing_sampled_changes(tiny, problems_of, monkeypatch)
     with own_way(tiny):
         own = rollouts(tiny, problems_of(6), sampling, progress=False)
     monkeypatch.setattr(decode, "NEWEST", 3)
-    monkeypatch.setattr(generate, "COMPACT_BELOW", 0.99)
+    monkeypatch.setattr(loop, "COMPACT_BELOW", 0.99)
     often = rollouts(tiny, problems_of(6), sampling, progress=False)
     assert [r.token_ids for r in base] == [r.token_ids for r in own] == [r.token_ids for r in often]
     for a, b in zip(base, own, strict=True):

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from toolkit import evaluate, figures, generate, report, store
+from toolkit import evaluate, figures, report, store
 from toolkit.edits import Steering
+from toolkit.engines import loop
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.types import Direction, Report
@@ -158,7 +159,7 @@ def test_looping_counts_only_for_responses_that_ran_out_of_budget(llama, problem
 
 def test_a_killed_comparison_goes_on_where_it_was(llama, problems_of, tmp_path, monkeypatch):
     conditions = {"base": llama, "steered: a/b": Condition(llama, (steering(llama, 2.0),))}
-    problems, calls, decode = problems_of(4), [], generate._decode
+    problems, calls, decode = problems_of(4), [], loop._decode
 
     def killed(*args, **kwargs):
         calls.append(1)
@@ -167,11 +168,11 @@ def test_a_killed_comparison_goes_on_where_it_was(llama, problems_of, tmp_path, 
         return decode(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(generate, "_decode", killed)
+        patch.setattr(loop, "_decode", killed)
         evaluate.compare(conditions, problems, SAMPLING, out=tmp_path, progress=False)
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "_decode", lambda *a, **k: (calls.append(1), decode(*a, **k))[1])
+        patch.setattr(loop, "_decode", lambda *a, **k: (calls.append(1), decode(*a, **k))[1])
         resumed = evaluate.compare(conditions, problems, SAMPLING, out=tmp_path, progress=False)
     assert len(calls) == 1, "the base was sampled again"
     pd.testing.assert_frame_equal(resumed.rows, evaluate.compare(conditions, problems, SAMPLING, progress=False).rows)

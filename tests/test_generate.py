@@ -20,6 +20,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from toolkit import collect, edits, generate, store
 from toolkit.decode import batches
 from toolkit.edits import RuntimeEdit, Steering
+from toolkit.engines import loop
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, ThinkTags
 from toolkit.sampling import Streams, draw
@@ -83,7 +84,7 @@ def test_rollouts_do_not_depend_on_the_order_or_the_company_of_problems(any_lm, 
 
 def test_rollouts_do_not_depend_on_how_many_prompt_tokens_share_a_batch(llama, problems_of, monkeypatch):
     base = sample(llama, problems_of(6))
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 45)
+    monkeypatch.setattr(loop, "PREFILL_TOKENS", 45)
     with spying(llama) as seen:
         assert sample(llama, problems_of(6)) == base
     assert sum(tokens > 1 for _, tokens in seen) > 2, "still one batch"
@@ -143,8 +144,8 @@ def test_finished_rows_leave_the_batch(tiny, problems_of):
     assert rows == sorted(rows, reverse=True), "rows never come back"
     assert rows[0] == 32 > rows[-1]
     assert max(lengths) > 1.5 * np.mean(lengths), "this model's responses differ too little in length to show anything"
-    assert sum(rows) <= sum(n + generate.COMPACT_EVERY for n in lengths) / 0.9
-    assert len(rows) <= max(lengths) + generate.COMPACT_EVERY
+    assert sum(rows) <= sum(n + loop.COMPACT_EVERY for n in lengths) / 0.9
+    assert len(rows) <= max(lengths) + loop.COMPACT_EVERY
 
 
 def test_nothing_is_decoded_once_every_row_has_ended(llama, problems_of, monkeypatch):
@@ -155,7 +156,7 @@ def test_nothing_is_decoded_once_every_row_has_ended(llama, problems_of, monkeyp
         found = sample(lm, problems_of(3), replace(SAMPLED, max_new_tokens=200))
     assert {r.response_tokens for r in found} == {1}
     assert {r.finish for r in found} == {"stop"}
-    assert len(seen) <= generate.COMPACT_EVERY
+    assert len(seen) <= loop.COMPACT_EVERY
 
 
 def test_the_budget_is_the_number_of_response_tokens(llama, problems_of):
@@ -362,7 +363,7 @@ class Killed(BaseException):
 @contextmanager
 def killed_after(monkeypatch, batches: int):
     """The run is killed when it begins its next batch."""
-    decode, begun = generate._decode, []
+    decode, begun = loop._decode, []
 
     def until(*args, **kwargs):
         begun.append(len(args[1]))
@@ -371,7 +372,7 @@ def killed_after(monkeypatch, batches: int):
         return decode(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "_decode", until)
+        patch.setattr(loop, "_decode", until)
         yield begun
 
 
@@ -412,13 +413,13 @@ def test_a_run_killed_while_writing_loses_that_batch_only_and_leaves_no_broken_p
 
 
 def test_two_runs_into_one_directory_share_the_work_and_double_nothing(tiny, problems_of, tmp_path, monkeypatch, caplog):
-    problems, sampling, decode, begun = problems_of(6), replace(SAMPLED, batch_size=2), generate._decode, []
+    problems, sampling, decode, begun = problems_of(6), replace(SAMPLED, batch_size=2), loop._decode, []
 
     def counted(*args, **kwargs):
         begun.append(len(args[1]))
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(generate, "_decode", counted)
+    monkeypatch.setattr(loop, "_decode", counted)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: sample(tiny, problems, sampling, out=tmp_path), range(2))
     assert first == second == sample(tiny, problems, SAMPLED, out=tmp_path)
@@ -446,7 +447,7 @@ def test_kept_rollouts_are_graded_by_the_present_grader_and_problems(tiny, probl
     problems = [replace(p, meta={**p.meta, "grader": "facts", "golds": ["another word"], "wrong": []}) for p in problems_of(3)]
     first = sample(tiny, problems, SAMPLED, out=tmp_path)
     wanted = [replace(p, meta={**p.meta, "grader": "length", "low_words": -1, "high_words": None}) for p in problems]
-    monkeypatch.setattr(generate, "_decode", lambda *a: pytest.fail("sampled again"))
+    monkeypatch.setattr(loop, "_decode", lambda *a: pytest.fail("sampled again"))
     again = sample(tiny, wanted, SAMPLED, out=tmp_path)
     assert [r.correct for r in again] == [r.closed for r in again] and any(r.closed for r in again)
     assert [replace(r, correct=False) for r in again] == [replace(r, correct=False) for r in first]
@@ -462,7 +463,7 @@ def test_a_stop_is_not_hidden_by_a_damaged_part(tiny, problems_of, tmp_path, mon
         (tmp_path / "part-00007-x.parquet").write_bytes(b"torn")
         raise Killed
 
-    monkeypatch.setattr(generate, "_decode", stopped)
+    monkeypatch.setattr(loop, "_decode", stopped)
     with pytest.raises(Killed) as caught:
         sample(tiny, problems_of(2), SAMPLED, out=tmp_path)
     assert caught.value.__notes__ == [f"0 of 4 kept in {tmp_path}"]

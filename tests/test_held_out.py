@@ -207,9 +207,9 @@ def test_thinkedit_judges_the_test_split_of_the_task_that_the_rollouts_are_of(sa
     notes = store.load(target / "direction.safetensors", Direction).provenance.notes
     assert (notes["task"], notes["split"], notes["seed"]) == ("mine.jsonl", "train", 0)
     # Finished and given again, it samples nothing and says what it reuses.
-    from toolkit import generate
+    from toolkit.engines import loop
 
-    monkeypatch.setattr(generate, "_decode", lambda *a: pytest.fail("sampled again"))
+    monkeypatch.setattr(loop, "_decode", lambda *a: pytest.fail("sampled again"))
     before = {file: file.stat().st_mtime_ns for file in target.iterdir()}
     again = run(*command)
     assert again.exit_code == 0 and "already holds exactly this edited model" in said(again) and "reusing" in said(again)

@@ -1,7 +1,6 @@
 """Sample responses to problems (``rollouts``), or continuations of token ids (``continuations``), and set their spans and grades.
 
-Samples of one problem share one prefill. Responses that have ended leave the batch. A response does not depend on the other responses in
-its batch: ``sampling.py`` explains how tokens are drawn.
+An engine (``engines``) samples the tokens: the toolkit's own loop, or a server. What happens to them is the same for all engines.
 """
 
 from __future__ import annotations
@@ -9,34 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from toolkit import identity, store
-from toolkit.decode import Batch, batches, prefill
-from toolkit.lm import LM, Condition, halve_on_oom
-from toolkit.sampling import Sampling, Streams, draw
-from toolkit.spans import Reader, answer_start, spans
+from toolkit.engines import OURS, Engine, Request, Response, Session
+from toolkit.lm import LM, Condition
+from toolkit.sampling import Sampling
+from toolkit.spans import answer_start, spans
 from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout
 
 __all__ = ["Sampling", "continuations", "rollout_from_tokens", "rollouts", "task_and_split"]
 
 log = logging.getLogger(__name__)
-COMPACT_EVERY = 8  # on a GPU, steps between checks for rows that have ended (a check synchronises); on a CPU every step is checked
-COMPACT_BELOW = (
-    0.95  # ended rows are removed only if at most this share of the rows is left, since removing them copies the others' cache
-)
-# Largest number of padded prompt tokens per batch: in larger batches, extending the longer cache costs more than the additional rows save.
-PREFILL_TOKENS = 16384
 
 
 def rollouts(
@@ -44,6 +34,7 @@ def rollouts(
     problems: Sequence[Problem],
     sampling: Sampling = Sampling(),
     *,
+    engine: Engine = OURS,
     out: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -53,6 +44,7 @@ def rollouts(
     Args:
         target: A model or a condition (see ``lm.Condition``). All parts of a condition apply: its interventions (in prefill and decoding),
             its decoding rules and its change of the prompt.
+        engine: Program that samples the tokens: by default the toolkit's own loop. ``engines.connect`` returns others.
         out: Directory in which finished batches are stored as parquet files; ``None`` to store nothing. To resume after a stop, repeat the
             same call: stored rollouts are graded again, but not sampled again. If another process samples into the directory, this call
             waits.
@@ -65,14 +57,16 @@ def rollouts(
             ``sampling.max_new_tokens`` exceeds the model's context.
         store.WrongModelError: ``out`` holds rollouts of another model, other sampling settings or other problems.
         store.DamagedFileError: ``out`` holds a damaged file, or rollouts with token ids that this model does not have.
+        engines.EngineError: the engine cannot sample this condition, or stopped answering.
     """
     condition = target if isinstance(target, Condition) else Condition(target)
     rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
+    session = engine.session(condition, [row.request for row in rows], sampling)
     if out is None:
-        return list(_sample(condition, rows, sampling, None, progress).values())
+        return list(_sample(condition.lm, rows, session, None, progress).values())
     questions = [(p.id, [dict(m) for m in p.messages], p.answer) for p in problems]
-    header = _header(condition, questions, sampling) | dict(about or task_and_split(problems))
-    return _resumed(condition, rows, sampling, (Path(out), header), progress)
+    header = _header(condition, questions, sampling) | dict(session.header) | dict(about or task_and_split(problems))
+    return _resumed(condition.lm, rows, session, (Path(out), header), progress)
 
 
 def continuations(
@@ -112,11 +106,12 @@ def continuations(
         if wrong or not ids:
             raise ValueError(f"Problem {problem.id!r} cannot go on from token ids {wrong}: give some, each in 0..{vocab - 1}.")
     rows = _rows(condition.lm, [(problem, list(ids)) for problem, ids in prompts], sampling)
+    session = OURS.session(condition, [row.request for row in rows], sampling)
     if out is None:
-        return list(_sample(condition, rows, sampling, None, progress).values())
+        return list(_sample(condition.lm, rows, session, None, progress).values())
     questions = [(problem.id, list(ids), problem.answer) for problem, ids in prompts]
     numbered = [replace(row, name=row.place) for row in rows]
-    return _resumed(condition, numbered, sampling, (Path(out), _header(condition, questions, sampling)), progress)
+    return _resumed(condition.lm, numbered, session, (Path(out), _header(condition, questions, sampling)), progress)
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
@@ -132,7 +127,7 @@ def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: lis
         sample: Index of the response among the samples of the problem.
     """
     finish: Finish = "stop" if tokens and tokens[-1] in lm.eos_ids else "length"
-    return _rollout(lm, _Raw(_Row(0, problem, prompt, sample, sample), tokens, finish, None, None))
+    return _rollout(lm, _Row(0, problem, prompt, sample, sample), Response(tokens, finish))
 
 
 @dataclass(frozen=True)
@@ -159,6 +154,11 @@ class _Row:
         """``(problem id, name)``, which identifies the response in a directory of rollouts."""
         return self.problem.id, self.name
 
+    @property
+    def request(self) -> Request:
+        """The response as an engine samples it."""
+        return Request(self.prompt, self.problem.id, self.sample)
+
 
 def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampling) -> list[_Row]:
     if not prompts:
@@ -174,9 +174,7 @@ def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampli
     return [_Row(place, problem, prompt, s, s) for place, ((problem, prompt), s) in enumerate(pairs)]
 
 
-def _resumed(
-    condition: Condition, rows: Sequence[_Row], sampling: Sampling, keep: tuple[Path, Mapping[str, Any]], progress: bool
-) -> list[Rollout]:
+def _resumed(lm: LM, rows: Sequence[_Row], session: Session, keep: tuple[Path, Mapping[str, Any]], progress: bool) -> list[Rollout]:
     """Return the rollouts of all rows, in order. Only those that are not stored in a directory yet are sampled.
 
     Args:
@@ -184,14 +182,14 @@ def _resumed(
     """
     out, header = keep
     with store.sampling_lock(out):
-        stored = store.open_rollouts(out, {**header, "rollouts": len(rows)}, vocab=condition.lm.vocab_size)
+        stored = store.open_rollouts(out, {**header, "rollouts": len(rows)}, vocab=lm.vocab_size)
         # A stored rollout's ``sample`` is the ``name`` of its row.
-        done = _graded_again(condition.lm, rows, {(r.problem_id, r.sample): r for r in stored}, out)
+        done = _graded_again(lm, rows, {(r.problem_id, r.sample): r for r in stored}, out)
         todo = [row for row in rows if row.key not in done]
         if len(todo) < len(rows):
             log.info("reusing %s of %s rollouts kept in %s", f"{len(rows) - len(todo):,}", f"{len(rows):,}", out)
         try:
-            new = _sample(condition, todo, sampling, out, progress)
+            new = _sample(lm, todo, session, out, progress)
         except BaseException as stop:
             stop.add_note(f"{store.count_rollouts(out):,} of {len(rows):,} kept in {out}")
             raise
@@ -218,8 +216,8 @@ def _graded_again(
             raise store.WrongModelError(
                 f"{out} holds a response to another prompt of problem {row.problem.id[:60]!r}. Choose another directory."
             )
-        raw = _Raw(replace(row, sample=row.name), list(r.token_ids[r.prompt_len :]), r.finish, r.logprobs, r.entropies)
-        graded[row.key] = _rollout(lm, raw)
+        response = Response(list(r.token_ids[r.prompt_len :]), r.finish, r.logprobs, r.entropies)
+        graded[row.key] = _rollout(lm, replace(row, sample=row.name), response)
     if changed := [r for key, r in graded.items() if r != stored[key]]:
         store.replace_rollouts(changed, out)
         log.warning(
@@ -228,27 +226,16 @@ def _graded_again(
     return graded
 
 
-def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: Path | None, progress: bool) -> dict[int, Rollout]:
+def _sample(lm: LM, rows: Sequence[_Row], session: Session, out: Path | None, progress: bool) -> dict[int, Rollout]:
     """Sample all rows, and return a dict ``_Row.place -> rollout`` sorted by place. Finished batches are stored in ``out``, if given."""
     done: dict[int, Rollout] = {}
-    # Prompts of similar length share a batch; the samples of one problem stay together.
-    order = sorted(rows, key=lambda row: (len(row.prompt), row.problem.id, row.place))
-    bar = tqdm(
-        total=len(order), desc=f"rollouts {condition.lm.name}"[:40], unit="rollout", disable=not (progress and order), leave=False
-    )
-
-    def run(batch: Sequence[_Row]) -> None:
-        with condition.active(), torch.inference_mode():
-            raw = list(_decode(condition, batch, sampling))
-        sampled = {r.row.place: _rollout(condition.lm, r) for r in raw}
-        if out is not None:
-            store.append_rollouts([replace(sampled[r.row.place], sample=r.row.name) for r in raw], out)
-        done.update(sampled)
-        bar.update(len(sampled))
-
+    bar = tqdm(total=len(rows), desc=f"rollouts {lm.name}"[:40], unit="rollout", disable=not (progress and rows), leave=False)
     with bar:
-        for batch in batches(order, lambda row: len(row.prompt), PREFILL_TOKENS, most=sampling.batch_size):
-            halve_on_oom(batch, run)
+        for batch in session.sample([row.request for row in rows], bar.update):
+            sampled = {rows[i].place: _rollout(lm, rows[i], response) for i, response in batch}
+            if out is not None:
+                store.append_rollouts([replace(sampled[rows[i].place], sample=rows[i].name) for i, _ in batch], out)
+            done.update(sampled)
     return dict(sorted(done.items()))
 
 
@@ -283,137 +270,22 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
     }
 
 
-@dataclass(frozen=True)
-class _Raw:
-    """One sampled response, without spans and grade yet. ``finish``, ``logprobs`` and ``entropies`` are the fields of ``Rollout``."""
-
-    row: _Row
-    tokens: list[int]
-    finish: Finish
-    logprobs: Sequence[float] | None
-    entropies: Sequence[float] | None
-
-
-class _Rules:
-    """Applies the decoding rules of a condition to one batch. A rule may replace a drawn token by one or more other tokens.
-
-    If there are rules, every row of the batch has a reader and a queue. The reader (``spans.Reader``) knows the phase of the row's response
-    (prompt, think or answer). The queue holds tokens that a rule has returned and that are still to be placed.
-    """
-
-    def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
-        self.lm, self.rules = condition.lm, condition.rules
-        self.readers = [Reader(self.lm, prompt) for prompt in prompts] if self.rules else []
-        self.queues: list[list[int]] = [[] for _ in self.readers]
-
-    def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int]) -> Int[Tensor, " rows"]:
-        """Return one token per row to append to its response: the drawn token, or one that a rule has put in its place.
-
-        Args:
-            tokens: The drawn tokens, one per row that is still decoded. Returned unchanged if there are no rules.
-            alive: Index of each of these rows in the original batch.
-        """
-        if not self.rules:
-            return tokens
-        placed = [self._one(token, self.readers[row], self.queues[row]) for token, row in zip(tokens.tolist(), alive, strict=True)]
-        return torch.tensor(placed, device=tokens.device)
-
-    def _one(self, token: int, reader: Reader, queue: list[int]) -> int:
-        # A rule may place several tokens: they wait in the row's queue, and no rule is called until it is empty.
-        if not queue:
-            instead = next((tokens for rule in self.rules if (tokens := rule(self.lm, reader, token))), None)
-            reader.forced += instead is not None
-            queue += instead or [token]
-        reader.push(queue[0])
-        return queue.pop(0)
-
-
-def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> Iterator[_Raw]:
-    """Decode one left-padded batch with a KV cache. Yield each response when its row leaves the batch.
-
-    A row has two indices, since ended rows leave the batch. Its original index in ``rows`` is used by ``drawn``, ``details`` and the random
-    numbers. Its current place in the batch is used by ``logits``, ``tokens``, ``ended`` and the cache. ``alive`` (and ``at``, its copy on
-    the device) maps the current place to the original index.
-    """
-    lm, budget = condition.lm, sampling.max_new_tokens
-    rules = _Rules(condition, [row.prompt for row in rows])
-    streams = Streams([(row.problem.id, row.sample) for row in rows], sampling.seed)
-    cache, logits, mask = prefill(lm, [row.prompt for row in rows])
-    batch = Batch(lm, cache, mask, budget)
-    eos = torch.tensor(sorted(lm.eos_ids), device=mask.device)
-
-    # Everything drawn stays on the device until its row leaves, so a step needs no synchronisation.
-    drawn = torch.zeros(len(rows), budget, dtype=torch.long, device=mask.device)
-    details = torch.zeros(2, *drawn.shape, device=mask.device) if sampling.details else None
-    ended = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
-    alive = list(range(len(rows)))  # original indices, in the order of the batch
-    at = torch.arange(len(rows), device=mask.device)  # the same, on the device
-    check_every = COMPACT_EVERY if mask.device.type != "cpu" else 1
-    for step in range(budget):
-        # 1. Draw one token per row; a rule may place another one.
-        choice, scores = draw(logits, streams.at(step, alive, at), sampling)
-        tokens = rules(choice, alive)
-
-        # 2. Record the token, and its log-probability and entropy.
-        drawn[at, step] = tokens
-        if details is not None and scores is not None:
-            scores[0] = scores[0].where(tokens == choice, 0.0)  # a token that a rule placed has probability 1, so log-probability 0
-            details[:, at, step] = scores
-
-        # 3. Every few steps, check which rows have ended. If enough have, yield them and shrink the batch. Until then they are decoded
-        #    further, and _raw cuts off the tokens after their end.
-        ended = ended | torch.isin(tokens, eos)
-        last = step + 1 == budget
-        if last or (step + 1) % check_every == 0:
-            left = [i for i, e in zip(range(len(alive)), ended.tolist(), strict=True) if not e]
-            if last or not left or len(left) <= COMPACT_BELOW * len(alive):
-                gone = range(len(alive)) if last else sorted({*range(len(alive))} - {*left})
-                yield from (_raw(rows, alive[i], drawn, details, step + 1, lm.eos_ids) for i in gone)
-                if last or not left:
-                    return
-                left = batch.keep(left)  # the batch may reorder its rows
-                index = torch.tensor(left, device=mask.device)
-                tokens, ended, at = tokens[index], ended[index], at[index]
-                alive = [alive[i] for i in left]
-
-        # 4. Feed the tokens to the model; its logits are those of the next step.
-        with batch.acting():
-            logits = batch.step(tokens)
-
-
-def _raw(rows: Sequence[_Row], row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_ids: frozenset[int]) -> _Raw:
-    """Return the response of one row: its tokens up to and including the first end-of-sequence token, with their details.
-
-    Args:
-        row: Original index of the row.
-        drawn: Tokens of all rows, ``[rows, steps]``.
-        details: Log-probabilities and entropies, ``[2, rows, steps]``, or ``None``.
-        steps: Number of decoding steps so far.
-        eos_ids: Token ids that end a response.
-    """
-    tokens = drawn[row, :steps].tolist()
-    ends = [i for i, token in enumerate(tokens) if token in eos_ids]
-    stop = ends[0] + 1 if ends else steps
-    scores = details[:, row, :stop].tolist() if details is not None else (None, None)
-    return _Raw(rows[row], tokens[:stop], "stop" if ends else "length", *scores)
-
-
-def _rollout(lm: LM, raw: _Raw) -> Rollout:
-    problem, prompt = raw.row.problem, raw.row.prompt
-    ids = prompt + raw.tokens
-    think, answer = spans(lm, ids, len(prompt), ended=raw.finish == "stop")
+def _rollout(lm: LM, row: _Row, response: Response) -> Rollout:
+    problem, prompt = row.problem, row.prompt
+    ids = prompt + response.tokens
+    think, answer = spans(lm, ids, len(prompt), ended=response.finish == "stop")
     # If the prompt already holds the beginning of the answer (a message that is continued), the whole answer is graded.
     answer_text = lm.text(ids[answer_start(lm, ids, len(prompt), answer) : answer.stop], special=False) if answer else ""
     return Rollout(
         problem_id=problem.id,
-        sample=raw.row.sample,
+        sample=row.sample,
         token_ids=tuple(ids),
         prompt_len=len(prompt),
         think=think,
         answer=answer,
-        finish=raw.finish,
-        text=lm.text(raw.tokens),
+        finish=response.finish,
+        text=lm.text(response.tokens),
         correct=answer is not None and grade(problem, answer_text),
-        logprobs=tuple(raw.logprobs) if raw.logprobs else None,
-        entropies=tuple(raw.entropies) if raw.entropies else None,
+        logprobs=tuple(response.logprobs) if response.logprobs else None,
+        entropies=tuple(response.entropies) if response.entropies else None,
     )

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from toolkit import hooks
-from toolkit.generate import batches
+from toolkit.decode import batches
 from toolkit.lm import LM, NoThinkTagsError, halve_on_oom
 from toolkit.positions import By, Positions
 from toolkit.sites import Z_OVER_NORM, Norm, Site

@@ -12,7 +12,7 @@ import torch
 from clock import DEVICE, OUT, QUICK, Row, apart, median, profile, ratio, start, turns, write
 from models import MIDDLE, middle, middle_path, traces
 
-from toolkit import bridges, collect, generate
+from toolkit import bridges, collect, decode
 from toolkit.collect import MLP, Positions
 from toolkit.lm import LM
 from toolkit.types import Rollout
@@ -89,9 +89,7 @@ def main() -> None:
     found = traces(lm, N)
     bridge, sight = bridges.to_transformer_lens(lm), bridges.to_nnsight(lm)
     theirs = chunks(found)
-    same = list(
-        generate.batches(sorted(found, key=lambda r: len(r.token_ids)), lambda r: len(r.token_ids), collect.batch_tokens(lm))
-    )
+    same = list(decode.batches(sorted(found, key=lambda r: len(r.token_ids)), lambda r: len(r.token_ids), collect.batch_tokens(lm)))
     order = {id(r): i for i, r in enumerate(found)}
     back = torch.tensor([order[id(r)] for batch in theirs for r in batch])
     for mean in (False, True):

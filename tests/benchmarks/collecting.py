@@ -6,7 +6,7 @@ import torch
 from clock import QUICK, Row, apart, median, profile, ratio, start, turns, write
 from models import LARGE, MIDDLE, by_parity, large, middle, tiny, traces
 
-from toolkit import collect, generate, hooks
+from toolkit import collect, decode, hooks
 from toolkit.collect import ATTN, MLP
 from toolkit.lm import LM
 from toolkit.methods import thinkedit
@@ -23,7 +23,7 @@ def ours(lm: LM, found: list[Rollout]):
 def in_batches(lm: LM, found: list[Rollout], run) -> None:
     """The very batches that collect makes."""
     ordered = sorted(found, key=lambda r: len(r.token_ids))
-    for batch in generate.batches(ordered, lambda r: len(r.token_ids), collect.batch_tokens(lm)):
+    for batch in decode.batches(ordered, lambda r: len(r.token_ids), collect.batch_tokens(lm)):
         with torch.inference_mode():
             run(collect.pad_right([r.token_ids for r in batch], lm))
 

@@ -524,9 +524,9 @@ class Counted:
     def __init__(self, f) -> None:
         self.f, self.rows = f, []
 
-    def __call__(self, condition, rows, *more):
+    def __call__(self, lm, rows, *more):
         self.rows.append(len(rows))
-        return self.f(condition, rows, *more)
+        return self.f(lm, rows, *more)
 
 
 def test_an_empty_directory_left_by_a_kill_is_no_policy_and_no_adapter(ground, tmp_path):

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from toolkit import cli, generate, store
+from toolkit import cli, store
+from toolkit.engines import loop
 
 SIZE = ("-n", "4", "-k", "2", "--max-new-tokens", "40", "--batch-size", "2")
 LARGER = ("-n", "24", "-k", "2", "--max-new-tokens", "40", "--batch-size", "16", "--share", "0.4")
@@ -45,7 +46,7 @@ def test_a_stopped_command_says_what_is_kept_and_goes_on_when_given_again(comman
     arguments, where = COMMANDS[command]
     arguments = (*arguments, *(LARGER if command == "thinkedit" else SIZE))
     kept, every = (32, 48) if command == "thinkedit" else (4, 8)
-    decode, begun = generate._decode, []
+    decode, begun = loop._decode, []
 
     def until(*args, **kwargs):
         begun.append(args[1])
@@ -53,7 +54,7 @@ def test_a_stopped_command_says_what_is_kept_and_goes_on_when_given_again(comman
             os.kill(os.getpid(), number)
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(generate, "_decode", until)
+    monkeypatch.setattr(loop, "_decode", until)
     assert main(monkeypatch, command, *arguments) == 128 + number
     printed = " ".join(capsys.readouterr().err.split())
     assert (
@@ -62,7 +63,7 @@ def test_a_stopped_command_says_what_is_kept_and_goes_on_when_given_again(comman
     )
     folder = where.partition(",")[0]
     assert len(store.load_rollouts(folder)) == kept
-    monkeypatch.setattr(generate, "_decode", decode)
+    monkeypatch.setattr(loop, "_decode", decode)
     assert main(monkeypatch, command, *arguments) == 0
     assert f"reusing {kept} of {every} rollouts kept in {folder}" in " ".join(capsys.readouterr().err.split())
     assert len(store.load_rollouts(folder)) == every
@@ -72,7 +73,7 @@ def test_what_steer_and_compare_sample_is_kept_without_being_asked(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     command = ("compare", "base=tiny-reasoner", "again=tiny-reasoner", *SIZE)
     assert main(monkeypatch, *command) == 0
-    monkeypatch.setattr(generate, "_decode", lambda *a, **k: pytest.fail("sampled again"))
+    monkeypatch.setattr(loop, "_decode", lambda *a, **k: pytest.fail("sampled again"))
     assert main(monkeypatch, *command) == 0
     assert "Rollouts and numbers are in runs/compare/" in capsys.readouterr().out
 

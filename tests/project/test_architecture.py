@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "toolkit"
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
     "processes", "origins", "types", "stats", "rounding", "store", "versions", "tensors", "sites", "hooks", "adapters", "shipped", "families", "templates", "checkpoints", "qualify",
-    "tags", "leaks", "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "steps", "tasks", "generate", "positions", "passes", "collect", "entropies", "needles", "attention",
+    "tags", "leaks", "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "steps", "tasks", "engines", "generate", "positions", "passes", "collect", "entropies", "needles", "attention",
     "directions", "probes", "merging", "steering", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
 )  # fmt: skip
@@ -82,7 +82,7 @@ EFFECTS = (
     Effect("loads data sets", words("tasks"), functions=words("load_dataset load_from_disk")),
     Effect(
         "samples tokens",
-        words("generate sampling"),
+        words("engines sampling"),
         methods=words("generate"),
         functions=words("multinomial gumbel_softmax Categorical"),
     ),
