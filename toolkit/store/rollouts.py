@@ -37,12 +37,17 @@ Sampling is resumed only if all of them equal those of the new call.
 ``interventions``: texts from ``identity.describe_interventions``. ``tags``: the think tags. ``eos_ids``: token ids that end a response.
 ``sampling``: the settings listed in ``SAMPLING``.
 """
-OPTIONAL: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
+OPTIONAL: dict[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
 """Field -> type, for the header fields of a directory of rollouts that only describe the rollouts.
 
 They may be missing, and may differ when sampling is resumed.
 
 ``seed`` is the seed of the problems, not of sampling. ``rollouts`` is the number of rollouts when sampling is complete.
+"""
+ENGINE: dict[str, Any] = {"engine": str}
+"""Field -> type, for the kind of server that sampled the rollouts. It is missing if the toolkit's own loop did.
+
+As with ``IDENTITY``, sampling is resumed only if it equals that of the new call.
 """
 HEADER = "header.json"
 ROUNDING = 1e-3  # tolerance for the sign of log-probabilities (at most 0) and entropies (at least 0)
@@ -99,11 +104,12 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Create a directory of rollouts, or open it to resume sampling. Return the rollouts that it already holds.
 
-    A new directory gets ``header`` as its header file. If there is a header file already, its fields in ``IDENTITY`` must equal those of
-    ``header``. Its other fields keep their stored values. Fields that are only in ``header`` are added to it.
+    A new directory gets ``header`` as its header file. If there is a header file already, its fields in ``IDENTITY`` and ``ENGINE``
+    must equal those of ``header``. Its other fields keep their stored values. Fields that are only in ``header`` are added to it.
 
     Args:
-        header: Facts about the sampling, as a dict with the fields of ``IDENTITY`` (all needed) and ``OPTIONAL``.
+        header: Facts about the sampling, as a dict with the fields of ``IDENTITY`` (all needed), ``ENGINE`` and
+            ``OPTIONAL``.
         vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:
@@ -120,7 +126,7 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
         return []
     # Through JSON and back, so that tuples and dataclasses in ``header`` compare equal to their stored form.
     old, new = load_header(directory), json.loads(json.dumps(header, default=jsonable))
-    differing = sorted(k for k in IDENTITY if old.get(k) != new.get(k))
+    differing = sorted(k for k in (*IDENTITY, *ENGINE) if old.get(k) != new.get(k))
     if differing:
         there, now = (str({k: _difference(a.get(k), b.get(k)) for k in differing})[:110] for a, b in ((old, new), (new, old)))
         raise WrongModelError(
@@ -184,7 +190,7 @@ def _index(part: Path) -> int:
 
 
 def load_header(directory: str | Path) -> dict[str, Any]:
-    """Return the header of a directory of rollouts as a dict; ``IDENTITY`` and ``OPTIONAL`` list its fields.
+    """Return the header of a directory of rollouts as a dict; ``IDENTITY``, ``ENGINE`` and ``OPTIONAL`` list its fields.
 
     Raises:
         FileNotFoundError: there is no header.
@@ -193,7 +199,7 @@ def load_header(directory: str | Path) -> dict[str, Any]:
     """
     path = existing_file(Path(directory) / HEADER)
     header = read_json(path, IDENTITY, remedy=ELSEWHERE)
-    present = {name: hint for name, hint in OPTIONAL.items() if header.get(name) is not None}
+    present = {name: hint for name, hint in (OPTIONAL | ENGINE).items() if header.get(name) is not None}
     return checked(header, present, path, ELSEWHERE)
 
 

@@ -1,0 +1,281 @@
+"""Sampling by a server: the same responses as the toolkit's own loop, the right weights, and nothing lost when the server fails."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+from servers import KINDS, serving
+
+from toolkit import edits, engines, generate, store
+from toolkit.engines import EngineError, connect, server
+from toolkit.engines.client import Client
+from toolkit.generate import Sampling
+from toolkit.lm import LM, Condition
+from toolkit.types import HeadEdit, Plan
+
+PROBES = 4  # requests before the first response is sampled
+EXACT = [kind for kind in KINDS if kind != "ollama"]
+GREEDY = Sampling(n=2, temperature=0.0, max_new_tokens=60)
+WARM = Sampling(n=3, max_new_tokens=60, seed=1)
+
+
+def address(kind: str, url: str) -> str:
+    return f"{url}/m0" if kind == "ollama" else url
+
+
+def rollouts(engine, lm, problems, sampling=GREEDY, **kwargs):
+    return generate.rollouts(lm, problems, sampling, engine=engine, progress=False, **kwargs)
+
+
+def without(lm: LM, *heads: tuple[int, int], strength: float = 1.0) -> LM:
+    """The model with some heads scaled down."""
+    plan = Plan(tuple(HeadEdit(*head, "scale", strength) for head in heads), None, "heads off", lm.provenance())
+    return edits.apply(lm, plan)
+
+
+@pytest.fixture(scope="module")
+def edited(tiny):
+    return without(tiny, (2, 1))
+
+
+@pytest.fixture(scope="module")
+def otherwise(tiny):
+    return without(tiny, (1, 0))
+
+
+# --- what is sampled -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_rollouts_through_every_kind_of_server_equal_those_of_the_own_loop(kind, tiny, problems_of):
+    with serving(kind, tiny) as (url, _):
+        found = rollouts(connect(address(kind, url)), tiny, problems_of(4))
+    assert found == rollouts(engines.OURS, tiny, problems_of(4))
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("eos", [True, False])
+def test_the_end_token_is_counted_once_whether_or_not_the_server_returns_it(kind, eos, tiny, problems_of):
+    with serving(kind, tiny, eos=eos) as (url, _):
+        assert rollouts(connect(url), tiny, problems_of(3)) == rollouts(engines.OURS, tiny, problems_of(3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_needs_its_kind_named_is_sampled_like_one_that_was_found(kind, tiny, problems_of):
+    with serving(kind, tiny) as (url, _):
+        found = rollouts(connect(f"{kind}+{address(kind, url)}"), tiny, problems_of(2))
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+def test_each_response_has_a_seed_of_its_own_that_a_repeated_call_repeats(kind, tiny, problems_of):
+    with serving(kind, tiny) as (url, state):
+        first, second = (rollouts(connect(url), tiny, problems_of(3), WARM) for _ in range(2))
+        seeds = [
+            body["seed"]
+            for body in state.requests
+            if body.get("n_probs") == 0 or ("n_probs" not in body and "logprobs" not in body)
+        ]
+    assert first == second
+    assert len({r.token_ids for r in first}) > 3 and len(set(seeds)) >= 9
+
+
+def test_probabilities_are_those_of_the_settings(tiny, problems_of):
+    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=20, max_new_tokens=5)
+    with serving("vllm", tiny) as (url, state):
+        rollouts(connect(url), tiny, problems_of(1), sampling)
+    body = state.requests[-1]
+    assert (body["temperature"], body["top_p"], body["top_k"], body["repetition_penalty"], body["min_p"]) == (
+        0.7,
+        0.9,
+        20,
+        1.0,
+        0.0,
+    )
+
+
+# --- which weights are served --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_of_other_weights_is_refused_before_any_work_and_the_divergence_is_named(kind, tiny, edited, problems_of):
+    with serving(kind, edited) as (url, state):
+        with pytest.raises(EngineError, match=r"does not serve tiny-reasoner.* m?0?\S* \d\.\d+ nats per token"):
+            rollouts(connect(address(kind, url), tiny, tolerance=0.02), tiny, problems_of(4))
+        assert len(state.requests) <= PROBES, "only the probes were sent"
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+def test_the_adapter_that_computes_the_condition_is_found_by_log_probabilities(kind, tiny, edited, otherwise, problems_of):
+    with serving(kind, tiny, otherwise, edited) as (url, _):
+        engine = connect(url, tiny)
+        for lm in (tiny, edited, otherwise):
+            assert rollouts(engine, lm, problems_of(3)) == rollouts(engines.OURS, lm, problems_of(3))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_an_edit_is_loaded_into_a_running_server_as_an_adapter(kind, tiny, edited, problems_of, tmp_path):
+    with serving(kind, tiny) as (url, state):
+        engine = connect(url, tiny, adapters=tmp_path)
+        assert rollouts(engine, edited, problems_of(3)) == rollouts(engines.OURS, edited, problems_of(3))
+        assert len(state.loaded) == 1
+        rollouts(engine, edited, problems_of(2))
+        assert len(state.loaded) == 1 or kind == "sglang", "vLLM lists the adapter, so it is not loaded again"
+
+
+@pytest.mark.parametrize("kind", ["llama", "ollama"])
+def test_a_server_that_cannot_load_an_edit_says_how_to_serve_it(kind, tiny, edited, problems_of, tmp_path):
+    with serving(kind, tiny) as (url, _), pytest.raises(EngineError, match="toolkit export --to"):
+        rollouts(connect(address(kind, url), tiny, adapters=tmp_path), edited, problems_of(3))
+
+
+def test_the_base_is_not_taken_for_an_edited_model_even_if_the_tolerance_would_allow_it(tiny, problems_of):
+    slight = without(tiny, (2, 1), strength=0.02)
+    with (
+        serving("llama", tiny) as (url, _),
+        pytest.raises(EngineError, match=r"does not serve .*It reads adapters only when it is started"),
+    ):
+        rollouts(connect(url, tiny, tolerance=1.0), slight, problems_of(3))
+
+
+# --- what a server cannot do ---------------------------------------------------------------------------------
+
+
+def test_interventions_rules_and_details_are_refused_before_any_request_with_the_remedy(tiny, problems_of):
+    steered = Condition(tiny, (lambda lm: nullcontext(),), note="steered by 2")
+    ruled = Condition(tiny, rules=(lambda lm, reader, token: None,), note="budget 10")
+    with serving("vllm", tiny) as (url, state):
+        engine = connect(url)
+        for condition, sampling, message in (
+            (steered, GREEDY, "steered by 2.*own loop"),
+            (ruled, GREEDY, "budget 10.*own loop"),
+            (Condition(tiny), replace(GREEDY, details=True), "with_entropies"),
+        ):
+            with pytest.raises(EngineError, match=message):
+                rollouts(engine, condition, problems_of(2), sampling)
+        assert not state.requests
+
+
+def test_a_response_that_does_not_fit_the_servers_context_is_refused_before_any_request(tiny, problems_of):
+    with serving("llama", tiny, context=32) as (url, state), pytest.raises(EngineError, match="context of 32 tokens"):
+        rollouts(connect(url), tiny, problems_of(2))
+    assert not state.requests
+
+
+@pytest.mark.parametrize(
+    "wrong", ["localhost:8000", "ftp://localhost", "tgi+http://localhost:1", "http://", "vLLM"], ids=lambda text: text
+)
+def test_an_address_of_another_form_is_refused(wrong):
+    with pytest.raises(EngineError, match="expected ours, or the address of a server"):
+        connect(wrong)
+
+
+def test_no_server_at_an_address_is_one_sentence():
+    with pytest.raises(EngineError, match=r"No server answers at http://127.0.0.1:9 .*Start it"):
+        connect("http://127.0.0.1:9")
+
+
+# --- servers that fail ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Servers are given up after a second of silence."""
+    monkeypatch.setattr("toolkit.engines.client.PAUSES", (0.05, 0.1))
+    monkeypatch.setattr(Client, "__init__", lambda self, *args, _init=Client.__init__, **kw: _init(self, *args, **kw, patience=0.5))
+    monkeypatch.setattr(server, "STORED", (2, 15.0))
+
+
+def test_a_busy_server_is_asked_again(tiny, problems_of, hasty):
+    def busy(number):
+        return (503, "loading model") if number % 3 == 0 else None
+
+    with serving("llama", tiny, disturb=busy) as (url, _):
+        assert rollouts(connect(url), tiny, problems_of(4)) == rollouts(engines.OURS, tiny, problems_of(4))
+
+
+def test_a_server_that_is_gone_stops_the_run_with_a_sentence_and_what_it_sampled_is_kept(tiny, problems_of, hasty, tmp_path):
+    def gone(number):
+        return (503, "shutting down") if number > PROBES + 6 else None
+
+    problems = problems_of(8)
+    with serving("llama", tiny, disturb=gone) as (url, state):
+        with pytest.raises(EngineError, match="Start it again, then repeat the same command") as error:
+            rollouts(connect(url, parallel=1), tiny, problems, out=tmp_path)
+        assert "of 16 kept in" in error.value.__notes__[0]
+        kept = len(store.load_rollouts(tmp_path))
+        assert kept == 6
+        state.disturb = lambda number: None
+        before = len(state.requests)
+        assert rollouts(connect(url), tiny, problems, out=tmp_path) == rollouts(engines.OURS, tiny, problems)
+        assert len(state.requests) - before == PROBES + 16 - kept, "nothing kept is sampled again"
+
+
+def test_a_server_that_comes_back_with_another_model_is_not_sampled_further(tiny, edited, problems_of, hasty, tmp_path):
+    with serving("llama", tiny) as (url, state):
+
+        def swapped(number):
+            if number == PROBES + 3:
+                state.models = {"m0": edited}
+                state.context = 2048
+                return 503, "restarting"
+            return None
+
+        state.disturb = swapped
+        with pytest.raises(EngineError, match="restarted with another model"):
+            rollouts(connect(url, parallel=1), tiny, problems_of(8), out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "<html>proxy error</html>", "[]", "{}", '{"choices": []}', '{"tokens": ["a"], "stop_type": "eos", "truncated": false}'],
+)
+def test_garbage_is_an_error_that_quotes_it(garbage, tiny, problems_of, hasty):
+    with serving("llama", tiny) as (url, state):
+        state.disturb = lambda number: (200, garbage) if number > PROBES else None
+        with pytest.raises(EngineError, match=r"llama-server answered|is not JSON"):
+            rollouts(connect(url), tiny, problems_of(4))
+
+
+def test_a_dropped_beginning_of_the_context_is_an_error(tiny, problems_of, hasty):
+    answer = '{"tokens": [5], "stop_type": "limit", "truncated": true}'
+    with serving("llama", tiny) as (url, state):
+        state.disturb = lambda number: (200, answer) if number > PROBES else None
+        with pytest.raises(EngineError, match="dropped the beginning"):
+            rollouts(connect(url), tiny, problems_of(2))
+
+
+def test_requests_are_in_flight_together(tiny, problems_of):
+    with serving("vllm", tiny) as (url, state):
+        engine = connect(url, parallel=8)
+        state.disturb = lambda number: time.sleep(0.3) if number > PROBES else None
+        begun = time.monotonic()
+        rollouts(engine, tiny, problems_of(8), Sampling(n=2, max_new_tokens=2))
+        assert time.monotonic() - begun < 16 * 0.3
+
+
+def test_ctrl_c_gives_up_the_requests_in_flight_and_keeps_what_is_finished(tiny, problems_of, tmp_path, monkeypatch, hasty):
+    def interrupt(rollouts_, out, store_=store.append_rollouts):
+        store_(rollouts_, out)
+        raise KeyboardInterrupt
+
+    with serving("vllm", tiny) as (url, state):
+        state.disturb = lambda number: state.closed.wait(30) and None if number > PROBES + 4 else None
+        monkeypatch.setattr(store, "append_rollouts", interrupt)
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            rollouts(connect(url), tiny, problems_of(8), out=tmp_path)
+        assert time.monotonic() - begun < 10
+    assert len(store.load_rollouts(tmp_path)) >= 2
+
+
+def test_text_only_rollouts_are_marked_and_not_mixed_with_others(tiny, problems_of, tmp_path):
+    with serving("ollama", tiny) as (url, _):
+        rollouts(connect(f"{url}/m0"), tiny, problems_of(2), out=tmp_path)
+    header = store.load_header(tmp_path)
+    assert header["engine"] == "ollama (tokens from text)"
+    with pytest.raises(store.WrongModelError, match="engine"):
+        rollouts(engines.OURS, tiny, problems_of(2), out=tmp_path)

@@ -1,0 +1,91 @@
+"""Save the difference between two models as a PEFT LoRA adapter, so that a server can load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from toolkit import store
+from toolkit.engines.base import EngineError
+from toolkit.lm import LM
+
+LARGEST = 64  # largest rank of an adapter that is made here
+# Largest part of a weight's change that the adapter may miss. Rounding an edited weight to half precision adds noise of full rank.
+MISSED = {torch.float32: 1e-3, torch.float64: 1e-3}
+MISSED_IN_HALF = 0.2
+
+
+@torch.inference_mode()
+def save_difference(base: LM, changed: LM, directory: str | Path) -> Path:
+    """Save ``changed - base`` as a LoRA adapter of ``base`` and return its directory. Nothing is written if the directory exists.
+
+    Every changed weight must be a matrix of a linear layer. Its change is decomposed by singular values (SVD), and the smallest rank is kept
+    that misses at most ``MISSED`` of it (Frobenius norm). All weights get the same rank, as servers expect.
+
+    Args:
+        base: The base model.
+        changed: The same model with edited or trained weights.
+        directory: Directory of the adapter.
+
+    Raises:
+        EngineError: another kind of weight changed, or a change needs a rank above ``LARGEST``.
+    """
+    if store.is_whole(Path(directory)):
+        return Path(directory)
+    before, after = base.model, dict(changed.model.named_parameters())
+    names = [name for name, digest in changed.digests.items() if base.digests.get(name) != digest]
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    transposed = False
+    for name in names:
+        path, _, kind = name.rpartition(".")
+        module = before.get_submodule(path)
+        if kind != "weight" or not isinstance(module, nn.Linear | Conv1D):
+            raise EngineError(
+                f"{changed.name} changes {name}, which no adapter can hold: save it (lm.save) and serve that directory."
+            )
+        transposed = isinstance(module, Conv1D)
+        change = after[name].float() - module.weight.float()
+        factors[path] = _factors(change.T if transposed else change, name, after[name].dtype)
+    if not factors:
+        raise EngineError(f"{changed.name} has the weights of {base.name}: there is nothing to load as an adapter.")
+    rank = max(A.shape[0] for A, _ in factors.values())
+    tensors = {}
+    for path, (A, B) in factors.items():
+        missing = rank - A.shape[0]
+        tensors[f"base_model.model.{path}.lora_A.weight"] = nn.functional.pad(A, (0, 0, 0, missing)).contiguous()
+        tensors[f"base_model.model.{path}.lora_B.weight"] = nn.functional.pad(B, (0, missing)).contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "revision": base.revision,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(factors),
+        "fan_in_fan_out": transposed,
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+    with store.atomic_directory(directory) as partial:
+        store.write_tensors(tensors, {"format": "pt", "fingerprint": changed.fingerprint}, partial / "adapter_model.safetensors")
+        store.write_json(config, partial / "adapter_config.json")
+    return Path(directory)
+
+
+def _factors(change: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return ``A [rank, in]`` and ``B [out, rank]`` with ``B @ A`` close to the change of a weight."""
+    U, S, V = torch.linalg.svd(change.cpu(), full_matrices=False)
+    left = S.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is missed if singular values from here on are left out
+    missed = MISSED.get(dtype, MISSED_IN_HALF) * left[0]
+    rank = max(1, int((left > missed).sum()))
+    if rank > LARGEST:
+        raise EngineError(
+            f"The change of {name} has rank {rank}, more than the {LARGEST} that are loaded as an adapter: save the model (lm.save) and serve "
+            "that directory."
+        )
+    return S[:rank, None] * V[:rank], U[:, :rank]

@@ -1,0 +1,86 @@
+"""Find out which kind of server answers at an address, and return it as an engine (``connect``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from toolkit.engines.base import Engine, EngineError
+from toolkit.engines.client import Client
+from toolkit.engines.llama import LlamaServer
+from toolkit.engines.loop import OwnLoop
+from toolkit.engines.ollama import OllamaServer
+from toolkit.engines.server import Server
+from toolkit.engines.sglang import SGLangServer
+from toolkit.engines.vllm import VLLMServer
+from toolkit.engines.wire import Wire
+from toolkit.lm import LM
+
+KEY = "TOOLKIT_ENGINE_KEY"
+"""Environment variable with the API key of the server, for servers that require one."""
+WIRES: dict[str, Callable[[str], Wire]] = {
+    "llama": lambda model: LlamaServer(),
+    "ollama": OllamaServer,
+    "sglang": lambda model: SGLangServer(),
+    "vllm": lambda model: VLLMServer(),
+}
+"""Kinds of servers: prefix of an address -> function from the name of a model (used by Ollama only) to the server's language."""
+
+
+def connect(
+    address: str, base: LM | None = None, *, tolerance: float = 0.1, adapters: Path = Path("runs/adapters"), parallel: int = 32
+) -> Engine:
+    """Return the engine at an address: a server, or the toolkit's own loop.
+
+    Args:
+        address: ``"ours"`` for the toolkit's own loop, else the URL of a server, such as ``http://localhost:8000``. The kind of server is
+            found by asking it, or given as a prefix: ``vllm+http://localhost:8000`` (also ``llama+``, ``sglang+`` and ``ollama+``). For
+            Ollama, the path of the URL is the name of the model: ``http://localhost:11434/my-model``.
+        base: Base model of the conditions to sample; see ``Server.base``.
+        tolerance: Largest difference of log-probabilities, in nats per token; see ``Server.tolerance``.
+        adapters: Directory for adapters that the server is asked to load.
+        parallel: Largest number of requests in flight.
+
+    Raises:
+        EngineError: the address has another form, nothing answers there, or the kind of server is unknown.
+    """
+    if address == "ours":
+        return OwnLoop()
+    prefix, plus, rest = address.partition("+")
+    kind, url = (prefix, rest) if plus and "://" in rest else (None, address)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or (kind is not None and kind not in WIRES):
+        raise EngineError(
+            f"--engine {address}: expected ours, or the address of a server, such as http://localhost:8000 or vllm+http://localhost:8000 "
+            f"(kinds: {', '.join(WIRES)})."
+        )
+    client = Client(urlunsplit((parts.scheme, parts.netloc, "", "", "")), os.environ.get(KEY) or None, parallel)
+    kind = kind or _kind(client)
+    if kind == "ollama" and not parts.path.strip("/"):
+        raise EngineError(f"--engine {address}: name Ollama's model in the address, such as {address.rstrip('/')}/my-model.")
+    return Server(WIRES[kind](parts.path.strip("/")), client, base, tolerance, adapters)
+
+
+def _kind(client: Client) -> str:
+    """Return the kind of the server that answers.
+
+    Each kind is recognised by a path that the others do not have. llama-server comes before Ollama, some of whose paths it also has.
+    """
+    props = client.find("/props")
+    if isinstance(props, dict) and "default_generation_settings" in props:
+        return "llama"
+    info = client.find("/get_model_info")
+    if isinstance(info, dict) and "model_path" in info:
+        return "sglang"
+    models = client.find("/v1/models")
+    if isinstance(models, dict) and any(m.get("owned_by") == "vllm" for m in models.get("data") or []):
+        return "vllm"
+    tags = client.find("/api/tags")
+    if isinstance(tags, dict) and "models" in tags:
+        return "ollama"
+    raise EngineError(
+        f"The server at {client.url} is none that is known (/props, /get_model_info, /v1/models and /api/tags were asked). Name its kind: "
+        f"KIND+{client.url} with KIND one of {', '.join(WIRES)}."
+    )

@@ -1,0 +1,82 @@
+"""llama-server of llama.cpp: requests and answers of ``/completion``.
+
+Source: ``tools/server/README.md`` of llama.cpp; tried with build b11434.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.engines.base import EngineError, Request
+from toolkit.engines.client import Client
+from toolkit.engines.wire import Sampled, Served, entry, ids_of, seed_of
+from toolkit.lm import LM
+from toolkit.sampling import Sampling
+
+
+class LlamaServer:
+    """llama-server of llama.cpp. Adapters (``--lora``) and control vectors (``--control-vector``) are given when it is started."""
+
+    name, path, identity, exact = "llama-server", "/completion", "/props", True
+    advice = (
+        "It reads adapters only when it is started: write the edit with `toolkit export --to gguf-lora`, start `llama-server --lora FILE "
+        "--lora-init-without-apply`, and run the same command again."
+    )
+
+    def served(self, client: Client) -> list[Served]:
+        """Return the base model, and the base model with each of the server's adapters alone, at scale 1."""
+        adapters = client.find("/lora-adapters") or []
+        ids = [entry(adapter, "id", int, self.name) for adapter in adapters]
+        off = [{"id": i, "scale": 0.0} for i in ids]
+        return [
+            Served("base", {"lora": off} if off else {}),
+            *(
+                Served(str(a.get("path", i)), {"lora": [{"id": j, "scale": float(j == i)} for j in ids]}, str(a.get("path", "")))
+                for i, a in zip(ids, adapters, strict=True)
+            ),
+        ]
+
+    def context(self, client: Client) -> int | None:
+        """Return the number of tokens of one slot of the server."""
+        settings = entry(client.get("/props"), "default_generation_settings", Mapping, self.name)
+        return settings.get("n_ctx")
+
+    def load(self, client: Client, name: str, folder: str) -> None:
+        """Return ``None``: llama-server reads adapters only when it is started."""
+        return None
+
+    def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
+        """Return the request. The order of ``samplers`` is that of the toolkit: temperature, top-k, top-p."""
+        return {
+            "prompt": request.prompt,
+            "n_predict": sampling.max_new_tokens,
+            "seed": seed_of(request, sampling),
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": 0.0,
+            "repeat_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "samplers": ["temperature", "top_k", "top_p"],
+            "stop": [],
+            "return_tokens": True,
+            "n_probs": 1 if logprobs else 0,
+            "post_sampling_probs": False,
+            "cache_prompt": not logprobs,
+            "stream": False,
+        }
+
+    def read(self, lm: LM, answer: Any) -> Sampled:
+        """Return the response. Raise EngineError also if the server dropped the beginning of the context."""
+        if entry(answer, "truncated", bool, self.name):
+            raise EngineError(
+                "llama-server dropped the beginning of a context that was too long: start it with a larger --ctx-size."
+            )
+        rows = answer.get("completion_probabilities") or []
+        return Sampled(
+            ids_of(entry(answer, "tokens", list, self.name), self.name),
+            entry(answer, "stop_type", str, self.name) in ("eos", "word"),
+            [float(entry(row, "logprob", (int, float), self.name)) for row in rows],
+        )

@@ -1,0 +1,94 @@
+"""Ollama's ``/api/generate``, which sends and receives text only. Untested with the real server.
+
+Source: Ollama's API documentation. The tests use a small server that speaks this format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.engines.base import EngineError, Request
+from toolkit.engines.client import Client
+from toolkit.engines.wire import Sampled, Served, entry, seed_of, tokenized
+from toolkit.lm import LM
+from toolkit.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class OllamaServer:
+    """Ollama's ``/api/generate``, which sends and receives text only. Untested with the real server.
+
+    Attributes:
+        model: Name of the model in Ollama.
+    """
+
+    model: str
+    name, path, identity, exact = "ollama", "/api/generate", "/api/tags", False
+    advice = (
+        "It reads adapters only from a Modelfile: write the edit with `toolkit export --to ollama`, run `ollama create`, and give that model's "
+        "name in the address."
+    )
+
+    def served(self, client: Client) -> list[Served]:
+        """Return the model of this name. Raise EngineError if Ollama does not have it."""
+        names = [entry(m, "name", str, self.name) for m in entry(client.get("/api/tags"), "models", list, self.name)]
+        if self.model not in names and f"{self.model}:latest" not in names:
+            raise EngineError(
+                f"Ollama at {client.url} has no model {self.model!r}, only {', '.join(names) or 'none'}: ollama create {self.model}"
+            )
+        return [Served(self.model, {"model": self.model})]
+
+    def context(self, client: Client) -> int | None:
+        """Return ``None``: each request sets the context it needs."""
+        return None
+
+    def load(self, client: Client, name: str, folder: str) -> None:
+        """Return ``None``: Ollama reads an adapter only from a Modelfile."""
+        return None
+
+    def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
+        """Return the request.
+
+        Raises:
+            EngineError: the prompt's text is tokenized to other ids than the prompt.
+        """
+        text = lm.text(request.prompt)
+        if tokenized(lm, text) != request.prompt:
+            raise EngineError(
+                f"Ollama receives text only, but the prompt of problem {request.problem_id[:60]!r} is not what its text is tokenized to. Use "
+                "llama-server on the same GGUF file, which takes token ids."
+            )
+        return {
+            "prompt": text,
+            "raw": True,
+            "stream": False,
+            "options": {
+                "num_predict": sampling.max_new_tokens,
+                "num_ctx": len(request.prompt) + sampling.max_new_tokens + 8,
+                "seed": seed_of(request, sampling),
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "min_p": 0.0,
+                "repeat_penalty": 1.0,
+            },
+        } | ({"logprobs": True} if logprobs else {})
+
+    def read(self, lm: LM, answer: Any) -> Sampled:
+        """Return the response, tokenized from its text.
+
+        Raises:
+            EngineError: the text has another number of tokens than the server sampled, so that lengths would be wrong.
+        """
+        tokens = tokenized(lm, entry(answer, "response", str, self.name))
+        stopped = entry(answer, "done_reason", str, self.name) == "stop"
+        sampled = entry(answer, "eval_count", int, self.name)
+        if sampled - len(tokens) not in (0, int(stopped)):  # the end-of-sequence token is not in the text
+            raise EngineError(
+                f"Ollama sampled {sampled} tokens, but their text is tokenized to {len(tokens)}, so lengths would be wrong. Use llama-server "
+                "on the same GGUF file, which returns token ids."
+            )
+        return Sampled(
+            tokens, stopped, [float(entry(row, "logprob", (int, float), self.name)) for row in answer.get("logprobs") or []]
+        )

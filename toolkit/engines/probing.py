@@ -1,0 +1,92 @@
+"""Check by log-probabilities that a server serves the weights of a model: the same model, in a similar dtype, with the same adapter.
+
+The server samples a few tokens after some of the prompts and reports their log-probabilities. The toolkit computes the log-probabilities of
+the same tokens with its own model. If the server serves that model, they agree up to the rounding of the server's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from toolkit.engines.base import EngineError, Request
+from toolkit.engines.client import Client
+from toolkit.engines.wire import Sampled, Served, Wire
+from toolkit.lm import LM
+from toolkit.sampling import Sampling
+
+PROMPTS = 4  # prompts that are tried
+PROBE = Sampling(max_new_tokens=32)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens that a server sampled after some prompts, with its log-probabilities (temperature 1, nats).
+
+    Attributes:
+        served: The model that sampled them.
+        prompts: Token ids of the prompts.
+        sampled: The server's responses.
+    """
+
+    served: Served
+    prompts: Sequence[list[int]]
+    sampled: Sequence[Sampled]
+
+    @property
+    def tokens(self) -> int:
+        """Number of sampled tokens."""
+        return sum(len(s.tokens) for s in self.sampled)
+
+    def divergence(self, lm: LM) -> float:
+        """Return the mean absolute difference between the server's and the model's log-probabilities, in nats per token."""
+        pairs = zip(self.prompts, self.sampled, strict=True)
+        total = sum(
+            (_logprobs(lm, prompt, s.tokens) - torch.tensor(s.logprobs)).abs().sum().item() for prompt, s in pairs if s.tokens
+        )
+        return total / self.tokens
+
+
+def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], served: Served) -> Probe:
+    """Let a server sample a few tokens after some of the prompts, and return them with their log-probabilities.
+
+    Args:
+        wire: Language of the server.
+        client: Connection to the server.
+        lm: Model that the server is expected to serve.
+        requests: The responses that are to be sampled; their prompts are used.
+        served: Which of the server's models to ask.
+
+    Raises:
+        EngineError: the server samples no token, samples token ids that the model does not have, or reports no log-probabilities.
+    """
+    distinct = list({tuple(r.prompt): r for r in requests}.values())
+    chosen = distinct[:: max(1, len(distinct) // PROMPTS)][:PROMPTS]
+    bodies = [wire.body(lm, request, PROBE, logprobs=True) | dict(served.fields) for request in chosen]
+    sampled = [wire.read(lm, client.post(wire.path, body)) for body in bodies]
+    for s in sampled:
+        if wrong := [token for token in s.tokens if not 0 <= token < lm.vocab_size]:
+            raise EngineError(
+                f"{wire.name} at {client.url} sampled token {wrong[0]}, but {lm.name} has only {lm.vocab_size} tokens: it serves another model."
+            )
+        # The end-of-sequence token may be among the log-probabilities and not among the tokens.
+        if len(s.logprobs) < len(s.tokens):
+            raise EngineError(
+                f"{wire.name} at {client.url} answered with {len(s.tokens)} tokens and {len(s.logprobs)} log-probabilities, so it cannot be "
+                "checked which model it serves. Allow it to report log-probabilities."
+            )
+    if not any(s.tokens for s in sampled):
+        raise EngineError(f"{wire.name} at {client.url} sampled no token after {len(chosen)} prompts: does it serve {lm.name}?")
+    trimmed = [Sampled(s.tokens, s.stopped, s.logprobs[: len(s.tokens)]) for s in sampled]
+    return Probe(served, [request.prompt for request in chosen], trimmed)
+
+
+@torch.inference_mode()
+def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """Return the log-probability of each token after a prompt, ``[tokens]``, in nats, on the CPU."""
+    ids = torch.tensor([prompt + tokens], device=lm.device)
+    kept = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=lm.device)
+    logits = lm.model(input_ids=ids, logits_to_keep=kept).logits[0].float()
+    return logits.log_softmax(dim=-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu()

@@ -1,0 +1,67 @@
+"""SGLang's own ``/generate``: requests and answers. Untested with the real server.
+
+Source: SGLang's documentation of the native API. The tests use a small server that speaks this format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.engines.base import Request
+from toolkit.engines.client import Client
+from toolkit.engines.wire import Sampled, Served, entry, ids_of
+from toolkit.lm import LM
+from toolkit.sampling import Sampling
+
+
+class SGLangServer:
+    """SGLang's own ``/generate``. Untested with the real server. Its requests have no seed, so a repeated run samples other responses."""
+
+    name, path, identity, exact = "sglang", "/generate", "/get_model_info", True
+    advice = "Start it with the saved directory of these weights, or with --enable-lora, so that edits can be loaded while it runs."
+
+    def served(self, client: Client) -> list[Served]:
+        """Return the base model. The server does not list its adapters; those that ``load`` loaded are known by name."""
+        return [Served("base", source=str(entry(client.get(self.identity), "model_path", str, self.name)))]
+
+    def context(self, client: Client) -> int | None:
+        """Return ``None``: the server does not say."""
+        return None
+
+    def load(self, client: Client, name: str, folder: str) -> Served:
+        """Load an adapter while the server runs; it must be started with --enable-lora."""
+        client.tell("/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+        return Served(name, {"lora_path": name}, folder)
+
+    def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
+        """Return the request."""
+        return {
+            "input_ids": request.prompt,
+            "sampling_params": {
+                "max_new_tokens": sampling.max_new_tokens,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k or -1,
+                "top_p": sampling.top_p,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+                "presence_penalty": 0.0,
+                "frequency_penalty": 0.0,
+                "stop_token_ids": sorted(lm.eos_ids),
+                "skip_special_tokens": False,
+            },
+            "return_logprob": logprobs,
+            "logprob_start_len": -1,
+            "stream": False,
+        }
+
+    def read(self, lm: LM, answer: Any) -> Sampled:
+        """Return the response."""
+        about = entry(answer, "meta_info", Mapping, self.name)
+        reason = entry(about, "finish_reason", Mapping, self.name)
+        rows = about.get("output_token_logprobs") or []
+        return Sampled(
+            ids_of(entry(answer, "output_ids", list, self.name), self.name),
+            reason.get("type") == "stop",
+            [float(row[0]) for row in rows],
+        )

@@ -1,0 +1,74 @@
+"""vLLM's OpenAI-compatible server: requests and answers of ``/v1/completions``. Untested with the real server.
+
+Source: ``vllm/entrypoints/openai/completion/protocol.py`` and the documentation of LoRA adapters. The tests use a small server that speaks
+this format.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.engines.base import Request
+from toolkit.engines.client import Client
+from toolkit.engines.wire import Sampled, Served, entry, ids_of, seed_of
+from toolkit.lm import LM
+from toolkit.sampling import Sampling
+
+
+class VLLMServer:
+    """vLLM's OpenAI-compatible server, ``/v1/completions``. Untested with the real server."""
+
+    name, path, identity, exact = "vllm", "/v1/completions", "/v1/models", True
+    advice = (
+        "Start it with the saved directory of these weights, or with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, so that edits can be "
+        "loaded while it runs."
+    )
+
+    def served(self, client: Client) -> list[Served]:
+        """Return the models that ``/v1/models`` lists: the base models first, then the adapters."""
+        models = entry(client.get("/v1/models"), "data", list, self.name)
+        models = sorted(models, key=lambda model: model.get("parent") is not None)
+        return [
+            Served(name, {"model": name}, str(model.get("root") or ""))
+            for model in models
+            for name in [entry(model, "id", str, self.name)]
+        ]
+
+    def context(self, client: Client) -> int | None:
+        """Return the context of the first model, if the server says it."""
+        first, *_ = entry(client.get("/v1/models"), "data", list, self.name)
+        return first.get("max_model_len")
+
+    def load(self, client: Client, name: str, folder: str) -> Served:
+        """Load an adapter while the server runs. It must be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora."""
+        client.tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+        return Served(name, {"model": name}, folder)
+
+    def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
+        """Return the request."""
+        return {
+            "prompt": request.prompt,
+            "max_tokens": sampling.max_new_tokens,
+            "n": 1,
+            "seed": seed_of(request, sampling),
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k or -1,
+            "top_p": sampling.top_p,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "stop_token_ids": sorted(lm.eos_ids),
+            "return_token_ids": True,
+            "stream": False,
+        } | ({"logprobs": 0} if logprobs else {})
+
+    def read(self, lm: LM, answer: Any) -> Sampled:
+        """Return the response."""
+        (choice,) = entry(answer, "choices", list, self.name)
+        scores = choice.get("logprobs") or {}
+        return Sampled(
+            ids_of(entry(choice, "token_ids", list, self.name), self.name),
+            entry(choice, "finish_reason", str, self.name) == "stop",
+            [float(value) for value in scores.get("token_logprobs") or []],
+        )
