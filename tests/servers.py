@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from toolkit.adapters import merge
-from toolkit.engines import OURS, Request
+from toolkit.engines import OWN_LOOP, Request
 from toolkit.lm import LM, Condition, child
 from toolkit.sampling import Sampling
 
@@ -179,7 +179,7 @@ class State:
 
 def sample(lm: LM, prompt: list[int], sampling: Sampling) -> tuple[list[int], bool, list[float]]:
     """One response of our own loop: its tokens, whether it stopped, and their log-probabilities."""
-    session = OURS.session(Condition(lm), [], sampling)
+    session = OWN_LOOP.session(Condition(lm), [], sampling)
     ((_, response),) = next(iter(session.sample([Request(list(prompt), "served", 0)], lambda n: None)))
     return response.tokens, response.finish == "stop", list(response.logprobs or [])
 

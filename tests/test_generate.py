@@ -545,3 +545,10 @@ def test_the_error_names_what_differs(llama, problems_of, tmp_path):
         sample(llama, problems_of(1), replace(SAMPLED, seed=123), out=tmp_path)
     for part in (str(tmp_path), "sampling", "'seed': 7", "'seed': 123"):
         assert part in str(caught.value), part
+
+
+def test_rollouts_of_a_model_without_think_tags_are_read_back_though_both_spans_are_the_whole_response(tiny, problems_of, tmp_path):
+    untagged = replace(tiny, tags=ThinkTags(None, None))
+    sampled = sample(untagged, problems_of(3), SAMPLED, out=tmp_path)
+    assert any(r.think == r.answer and r.think_tokens for r in sampled)
+    assert sorted(store.load_rollouts(tmp_path), key=str) == sorted(sampled, key=str)

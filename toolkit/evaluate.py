@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from toolkit import identity, origins, stats, store
+from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling, rollouts, task_and_split
 from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
@@ -88,6 +89,7 @@ def compare(
     sampling: Sampling = Sampling(n=8),
     *,
     base: str = "base",
+    engine: Engine = OWN_LOOP,
     out: str | Path | None = None,
     allow_overlap: bool = False,
     progress: bool = True,
@@ -101,6 +103,7 @@ def compare(
         problems: Problems to sample.
         sampling: Sampling settings of all conditions.
         base: Name of the condition with which the others are compared.
+        engine: Program that samples the tokens: by default the toolkit's own loop. ``engines.connect`` returns others.
         out: Directory for the rollouts, with one folder per condition. Repeat the call to resume after an interruption. ``None`` stores
             nothing.
         allow_overlap: True to judge conditions even on problems that were used to edit, steer or train them. Reports and model cards then
@@ -110,16 +113,19 @@ def compare(
     Raises:
         ValueError: ``base`` is not among the conditions.
         OverlapError: one of the problems was used to edit, steer or train a condition, and ``allow_overlap`` is False.
+        engines.EngineError: the engine cannot sample one of the conditions.
     """
     if base not in conditions:
         raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
     judged = {name: c if isinstance(c, Condition) else Condition(c) for name, c in conditions.items()}
     overlap = check_held_out(judged, problems, allow=allow_overlap)
+    for condition in judged.values():  # all of them, before any work
+        engine.check(condition, sampling)
     tables, about = [], {}
     for number, (name, condition) in enumerate(judged.items(), 1):
         where = None if out is None else rollout_folder(out, name)
         try:
-            sampled = rollouts(condition, problems, sampling, out=where, progress=progress)
+            sampled = rollouts(condition, problems, sampling, engine=engine, out=where, progress=progress)
         except BaseException as stop:  # including Ctrl-C: the message then names the condition that was interrupted
             stop.add_note(f"condition {number} of {len(judged)}")
             raise
@@ -133,7 +139,7 @@ def compare(
             "made_from": origins.describe_all(made_from(condition)),
             "overlap": overlap[name],
         }
-    notes = {"sampling": sampling.identity, "problems": len(problems), **task_and_split(problems)}
+    notes = {"sampling": sampling.identity, "problems": len(problems), **task_and_split(problems), **engine.header}
     provenance = judged[base].lm.provenance(sampling.seed, **notes)
     return Report(pd.concat(tables, ignore_index=True), about, base, provenance)
 

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from toolkit import identity, store
-from toolkit.engines import OURS, Engine, Request, Response, Session
+from toolkit.engines import OWN_LOOP, Engine, Request, Response, Session
 from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 from toolkit.spans import answer_start, spans
@@ -34,7 +34,7 @@ def rollouts(
     problems: Sequence[Problem],
     sampling: Sampling = Sampling(),
     *,
-    engine: Engine = OURS,
+    engine: Engine = OWN_LOOP,
     out: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -65,7 +65,7 @@ def rollouts(
     if out is None:
         return list(_sample(condition.lm, rows, session, None, progress).values())
     questions = [(p.id, [dict(m) for m in p.messages], p.answer) for p in problems]
-    header = _header(condition, questions, sampling) | dict(session.header) | dict(about or task_and_split(problems))
+    header = _header(condition, questions, sampling) | dict(engine.header) | dict(about or task_and_split(problems))
     return _resumed(condition.lm, rows, session, (Path(out), header), progress)
 
 
@@ -106,7 +106,7 @@ def continuations(
         if wrong or not ids:
             raise ValueError(f"Problem {problem.id!r} cannot go on from token ids {wrong}: give some, each in 0..{vocab - 1}.")
     rows = _rows(condition.lm, [(problem, list(ids)) for problem, ids in prompts], sampling)
-    session = OURS.session(condition, [row.request for row in rows], sampling)
+    session = OWN_LOOP.session(condition, [row.request for row in rows], sampling)
     if out is None:
         return list(_sample(condition.lm, rows, session, None, progress).values())
     questions = [(problem.id, list(ids), problem.answer) for problem, ids in prompts]

@@ -57,6 +57,7 @@ def judged_on(report: Report) -> str:
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
     problems = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
+    problems += f", sampled by {notes['engine']}" if "engine" in notes else ""
     made = {name: str(about["made_from"]) for name, about in report.conditions.items() if about.get("made_from")}
     overlap = {name: about["overlap"] for name, about in report.conditions.items() if about.get("overlap")}
     origin = f" The conditions were made from {' and '.join(dict.fromkeys(made.values()))}" if made else ""

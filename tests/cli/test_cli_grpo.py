@@ -92,7 +92,7 @@ def test_settings_reach_recipe_reward_and_trl():
         (("--out", "x", "--scale", "paper", "--set", "max_tokens=9000"), "does not fit the context"),
         (("--out", "x", "--reward", "ruler", *SMALL), "target"),
         (("--out", "x", "--reward", "l1_max", *SMALL), "--set reward.budget=N"),
-        (("--out", "x", "--reward", "pear", "--engine", "trl", *SMALL), "engine='toolkit' records them"),
+        (("--out", "x", "--reward", "pear", "--training-engine", "trl", *SMALL), "engine='toolkit' records them"),
     ],
 )
 def test_what_cannot_work_is_one_readable_error(arguments, message, tmp_path, monkeypatch):

@@ -53,14 +53,14 @@ def otherwise(tiny):
 def test_greedy_rollouts_through_every_kind_of_server_equal_those_of_the_own_loop(kind, tiny, problems_of):
     with serving(kind, tiny) as (url, _):
         found = rollouts(connect(address(kind, url)), tiny, problems_of(4))
-    assert found == rollouts(engines.OURS, tiny, problems_of(4))
+    assert found == rollouts(engines.OWN_LOOP, tiny, problems_of(4))
 
 
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("eos", [True, False])
 def test_the_end_token_is_counted_once_whether_or_not_the_server_returns_it(kind, eos, tiny, problems_of):
     with serving(kind, tiny, eos=eos) as (url, _):
-        assert rollouts(connect(url), tiny, problems_of(3)) == rollouts(engines.OURS, tiny, problems_of(3))
+        assert rollouts(connect(url), tiny, problems_of(3)) == rollouts(engines.OWN_LOOP, tiny, problems_of(3))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,14 +113,14 @@ def test_the_adapter_that_computes_the_condition_is_found_by_log_probabilities(k
     with serving(kind, tiny, otherwise, edited) as (url, _):
         engine = connect(url, tiny)
         for lm in (tiny, edited, otherwise):
-            assert rollouts(engine, lm, problems_of(3)) == rollouts(engines.OURS, lm, problems_of(3))
+            assert rollouts(engine, lm, problems_of(3)) == rollouts(engines.OWN_LOOP, lm, problems_of(3))
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 def test_an_edit_is_loaded_into_a_running_server_as_an_adapter(kind, tiny, edited, problems_of, tmp_path):
     with serving(kind, tiny) as (url, state):
         engine = connect(url, tiny, adapters=tmp_path)
-        assert rollouts(engine, edited, problems_of(3)) == rollouts(engines.OURS, edited, problems_of(3))
+        assert rollouts(engine, edited, problems_of(3)) == rollouts(engines.OWN_LOOP, edited, problems_of(3))
         assert len(state.loaded) == 1
         rollouts(engine, edited, problems_of(2))
         assert len(state.loaded) == 1 or kind == "sglang", "vLLM lists the adapter, so it is not loaded again"
@@ -194,7 +194,7 @@ def test_a_busy_server_is_asked_again(tiny, problems_of, hasty):
         return (503, "loading model") if number % 3 == 0 else None
 
     with serving("llama", tiny, disturb=busy) as (url, _):
-        assert rollouts(connect(url), tiny, problems_of(4)) == rollouts(engines.OURS, tiny, problems_of(4))
+        assert rollouts(connect(url), tiny, problems_of(4)) == rollouts(engines.OWN_LOOP, tiny, problems_of(4))
 
 
 def test_a_server_that_is_gone_stops_the_run_with_a_sentence_and_what_it_sampled_is_kept(tiny, problems_of, hasty, tmp_path):
@@ -210,7 +210,7 @@ def test_a_server_that_is_gone_stops_the_run_with_a_sentence_and_what_it_sampled
         assert kept == 6
         state.disturb = lambda number: None
         before = len(state.requests)
-        assert rollouts(connect(url), tiny, problems, out=tmp_path) == rollouts(engines.OURS, tiny, problems)
+        assert rollouts(connect(url), tiny, problems, out=tmp_path) == rollouts(engines.OWN_LOOP, tiny, problems)
         assert len(state.requests) - before == PROBES + 16 - kept, "nothing kept is sampled again"
 
 
@@ -278,4 +278,4 @@ def test_text_only_rollouts_are_marked_and_not_mixed_with_others(tiny, problems_
     header = store.load_header(tmp_path)
     assert header["engine"] == "ollama (tokens from text)"
     with pytest.raises(store.WrongModelError, match="engine"):
-        rollouts(engines.OURS, tiny, problems_of(2), out=tmp_path)
+        rollouts(engines.OWN_LOOP, tiny, problems_of(2), out=tmp_path)

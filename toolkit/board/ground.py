@@ -16,7 +16,7 @@ a stopped board resumes. If you add a condition, only that condition is computed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
 from inspect import signature
@@ -25,6 +25,8 @@ from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from toolkit import identity, store, tasks
+from toolkit.engines import OWN_LOOP, Engine, EngineError
+from toolkit.entropies import with_entropies
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.plan import TrainingPlan
@@ -33,7 +35,7 @@ from toolkit.jobs import edit, retrieval
 from toolkit.jobs.edit import OURS, Finding
 from toolkit.jobs.retrieval import Search
 from toolkit.jobs.study import Say, Study
-from toolkit.lm import LM
+from toolkit.lm import LM, Condition
 from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
@@ -176,6 +178,7 @@ class Ground:
         sizes: Sizes of the measurements.
         out: Directory of rollouts, policies and results.
         say: Function that is called with one line of progress at a time.
+        engine: Program that samples the conditions that it can; the toolkit's own loop samples the others.
         made: Cache of the methods that run only once: ``(method name, *arguments)`` -> result.
     """
 
@@ -183,6 +186,7 @@ class Ground:
     sizes: Sizes
     out: Path
     say: Say = field(default=lambda text: None, compare=False)
+    engine: Engine = field(default=OWN_LOOP, compare=False)
     made: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -195,7 +199,12 @@ class Ground:
         sizes = asdict(self.sizes)
         del sizes["seeds"]
         problems = {"main": self.problems, "unseen": self.unseen, "extraction": self.study.load("train", self.lm)}
-        return {**identity.of_lm(self.lm), "sizes": sizes, **{name: identity.of_problems(p) for name, p in problems.items()}}
+        return {
+            **identity.of_lm(self.lm),
+            **self.engine.header,
+            "sizes": sizes,
+            **{name: identity.of_problems(p) for name, p in problems.items()},
+        }
 
     @cached_property
     def modules(self) -> dict[str, str]:
@@ -230,6 +239,34 @@ class Ground:
         """Sampling settings for the board's test problems: the same for all conditions, with one seed, so all draw the same random numbers."""
         return Sampling(self.sizes.samples, max_new_tokens=self.sizes.max_new_tokens, details=True)
 
+    def respond(
+        self,
+        condition: Condition,
+        problems: Sequence[Problem],
+        sampling: Sampling,
+        *,
+        out: Path | None = None,
+        progress: bool = False,
+    ) -> list[Rollout]:
+        """Return responses of a condition, sampled by ``engine`` if it can, else by the toolkit's own loop. They have entropies if asked for.
+
+        Args:
+            condition: The condition.
+            problems: Problems to answer.
+            sampling: Sampling settings. With ``details``, entropies of a server's responses are computed afterwards.
+            out: Directory for the rollouts; ``None`` stores nothing.
+            progress: True to show a progress bar.
+        """
+        plain, engine = replace(sampling, details=False), self.engine
+        try:
+            engine.check(condition, plain)
+        except EngineError:
+            engine = OWN_LOOP
+        if engine is OWN_LOOP:
+            return rollouts(condition, problems, sampling, out=out, progress=progress)
+        responses = rollouts(condition, problems, plain, engine=engine, out=out, progress=progress)
+        return with_entropies(condition, responses, temperature=sampling.temperature) if sampling.details else responses
+
     # --- inputs of conditions ------------------------------------------------------------------------------------
 
     @cached_property
@@ -246,10 +283,10 @@ class Ground:
         """
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
-        depends = [identity.of_problems(problems), self.study.sampling.identity]
+        depends = [identity.of_problems(problems), self.study.sampling.identity, *self.engine.header.items()]
         where = self._place("extraction", depends, "toolkit.jobs.study", self.study.task)
         with store.locked(where, wait=True):  # one process of a board samples, the others read its rollouts
-            return rollouts(self.lm, problems, self.study.sampling, out=where)
+            return self.respond(Condition(self.lm), problems, self.study.sampling, out=where, progress=True)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
         """Return the folder in which rollouts of base are saved. Its name is a hash of their inputs, code included.

@@ -164,7 +164,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
     began = clock()
     sampled = folder / f"{SAMPLED}{condition.lm.fingerprint[:12]}"
     uninterrupted = not sampled.exists()  # the folder of a stopped measurement is still there
-    responses = rollouts(condition, ground.problems, ground.sampling, out=sampled, progress=False)
+    responses = ground.respond(condition, ground.problems, ground.sampling, out=sampled)
     seconds = clock() - began
     rows = _rows(condition.lm, responses, ground.problems)
     parts = [_main_points(rows), _unseen(ground, condition), _mechanism(ground, condition, responses, references)]
@@ -252,7 +252,7 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
       share of right steps in all responses to the task. H is the number of steps in the response, at least 1.
     """
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
-    responses = rollouts(condition, ground.unseen, sampling, progress=False)
+    responses = ground.respond(condition, ground.unseen, sampling)
     table = evaluate.rollout_table(responses, ground.unseen, condition.lm.tags).set_index("problem_id")
     parts = [points(f"accuracy_{task}", part["correct"]) for task, part in table.groupby("task", sort=False)]
     chains = {

@@ -13,6 +13,7 @@ from toolkit import processes
 from toolkit.cli.common import (
     AsJson,
     Device,
+    EngineAddress,
     Loaded,
     Model,
     Template,
@@ -20,6 +21,7 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
+    connect_engine,
     load_model,
     out,
     print_json,
@@ -65,7 +67,7 @@ def board(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Token budget of a response.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps per policy.")] = None,
     lora: Annotated[int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank instead of every weight.")] = None,
-    engine: Annotated[
+    training_engine: Annotated[
         str | None,
         typer.Option(
             help="Code that generates responses in training: toolkit, or trl (for vLLM add --set use_vllm=true). [default: toolkit]"
@@ -78,6 +80,7 @@ def board(
             help="NAME=VALUE for every recipe; may be repeated. NAME is problems (per batch), samples (per problem), updates (optimizer steps per batch), max_tokens (per response), learning_rate, or a field of TRL's GRPOConfig.",
         ),
     ] = None,
+    engine: EngineAddress = "ours",
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work on this machine.")] = 1,
     measure_only: Annotated[bool, typer.Option(WORKER, hidden=True)] = False,
     think: Think = None,
@@ -91,6 +94,9 @@ def board(
 
     Each of these is a condition: a way to change the model or its sampling, measured on the same problems as the base model.
 
+    With --engine, a server samples the conditions that it can: those that only change weights or prompts. The toolkit's own loop samples the
+    others, such as steered models.
+
     Writes board.json, table.parquet and report.html (one file, works offline). After a stop, run the same command again to resume. A
     finished result is reused while its model, settings and code are unchanged. So if you add a condition, only that condition is measured.
 
@@ -100,7 +106,7 @@ def board(
 
     [bold]toolkit board --only 'base,ThinkEdit*,DLER*' --seeds 2[/bold]
 
-    [bold]toolkit board -m Qwen/Qwen3-1.7B --task gsm8k --lora 16 --engine trl --set use_vllm=true --dtype bfloat16 -o runs/qwen[/bold]
+    [bold]toolkit board -m Qwen/Qwen3-1.7B --task gsm8k --lora 16 --training-engine trl --set use_vllm=true --dtype bfloat16 -o runs/qwen[/bold]
     """
     import torch
 
@@ -116,7 +122,7 @@ def board(
         "seeds": seeds,
         "steps": steps,
         "lora": lora,
-        "engine": engine,
+        "engine": training_engine,
     }
     listed, file_sizes = boards.read_conditions(conditions) if conditions else (default.CONDITIONS, None)
     if quick and file_sizes:
@@ -130,7 +136,7 @@ def board(
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # the processes share the cores
     helpers = [] if measure_only else [_helper() for _ in range(jobs - 1)]
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    ground = boards.Ground(lm, sizes, out_dir, say)
+    ground = boards.Ground(lm, sizes, out_dir, say, connect_engine(engine, lm, out_dir))
     try:
         boards.run(ground, specs, wait=not measure_only, progress=not measure_only)
     finally:

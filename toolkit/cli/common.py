@@ -145,6 +145,13 @@ Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples pe
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")]
 Budget = Annotated[int, typer.Option("--max-new-tokens", help="Token budget of a response.")]
 BatchSize = Annotated[int, typer.Option(help="Rows decoded together; does not change the samples.")]
+EngineAddress = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="What samples the tokens: ours (this process), or the address of a server that serves the same weights, such as http://localhost:8000 (llama-server, vLLM, SGLang, Ollama). Its weights are checked by log-probabilities.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -246,6 +253,19 @@ def load_model(
         template=parse_switches(template),
         trust_remote_code=trust,
     )
+
+
+def connect_engine(address: str, lm: Any, work: Path):
+    """Return the engine of the option --engine.
+
+    Args:
+        address: Value of the option.
+        lm: Base model of the conditions to sample.
+        work: Directory of the command's intermediate files. Adapters that a server is asked to load are written into it.
+    """
+    from toolkit import engines
+
+    return engines.connect(address, lm, adapters=work / "adapters")
 
 
 def show(frame: pd.DataFrame, title: str) -> None:

@@ -15,6 +15,7 @@ from toolkit.cli.common import (
     Command,
     Device,
     Dtype,
+    EngineAddress,
     Loaded,
     Model,
     Partial,
@@ -30,6 +31,7 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
+    connect_engine,
     load_model,
     out,
     print_json,
@@ -40,6 +42,7 @@ from toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from toolkit.engines import Engine
     from toolkit.jobs import EditSettings, Finding, RolloutDirectory, Study
     from toolkit.lm import LM
 
@@ -115,6 +118,7 @@ def thinkedit(
     problems: Problems = 200,
     samples: Samples = 4,
     max_new_tokens: Budget = 1024,
+    engine: EngineAddress = "ours",
     batch_size: BatchSize = 256,
     think: Think = None,
     template: Template = None,
@@ -157,7 +161,8 @@ def thinkedit(
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     work = out_dir.with_name(f"{out_dir.name}.work")
-    finding = _find_heads(lm, source, study, settings, chosen, work)
+    sampler = connect_engine(engine, lm, work)
+    finding = _find_heads(lm, source, study, settings, chosen, sampler, work)
     done = not dry_run and jobs.is_saved(lm, finding, out_dir)
     plan = jobs.plan_table(finding)
     if not as_json:
@@ -166,7 +171,7 @@ def thinkedit(
         if as_json:
             print_json({"plan": plan.reset_index().to_dict("records"), "provenance": finding.plan.provenance})
         return
-    summary, measured = jobs.edit_and_measure(lm, finding, study, settings, out=store.writable(work), say=say)
+    summary, measured = jobs.edit_and_measure(lm, finding, study, settings, engine=sampler, out=store.writable(work), say=say)
     if done:
         say(f"{out_dir} already holds exactly this edited model: nothing written")
     else:
@@ -181,7 +186,9 @@ def thinkedit(
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
-def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, work: Path) -> Finding:
+def _find_heads(
+    lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, engine: Engine, work: Path
+) -> Finding:
     """Return the length direction, the head scores and the plan of the edit, by one form of ThinkEdit.
 
     Args:
@@ -190,13 +197,16 @@ def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings:
         study: Task, and numbers of problems and samples, of new rollouts.
         settings: Share of heads to edit, strength of the edit, and classes of short and long thinking.
         chosen: Key of the form in ``jobs.FORMS``.
+        engine: Program that samples new rollouts.
         work: Directory of new rollouts.
     """
     from toolkit import jobs
 
     if source is not None:
         source.check(lm)
-    rollouts = source.rollouts if source else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
+    rollouts = (
+        source.rollouts if source else jobs.extraction_rollouts(lm, study, engine=engine, out=work / "rollouts" / "train", say=say)
+    )
     about = source.origin if source else study.origin("train")
     return jobs.find_heads(lm, rollouts, settings, chosen, origin=about)
 
@@ -248,6 +258,7 @@ def rollouts(
             "--details", help="Also save the log-probability and the entropy of every token (needed by `toolkit entropy`)."
         ),
     ] = False,
+    engine: EngineAddress = "ours",
     batch_size: BatchSize = 256,
     think: Think = None,
     template: Template = None,
@@ -271,7 +282,8 @@ def rollouts(
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
-    responses = sample(lm, chosen, sampling, out=out_dir, about=jobs.origin(task, split, seed))
+    sampler = connect_engine(engine, lm, out_dir)
+    responses = sample(lm, chosen, sampling, engine=sampler, out=out_dir, about=jobs.origin(task, split, seed))
     by_difficulty = evaluate.rollout_table(responses, chosen, lm.tags).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed", "leaking"]
     table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
@@ -377,6 +389,7 @@ def compare(
         ),
     ] = None,
     allow_overlap: AllowOverlap = False,
+    engine: EngineAddress = "ours",
     batch_size: BatchSize = 256,
     think: Think = None,
     template: Template = None,
@@ -407,10 +420,12 @@ def compare(
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
+    depends += [] if engine == "ours" else [engine]
     directory = result_directory(out_dir, "compare", *depends)
+    sampler = connect_engine(engine, loaded[pairs[0][0]], directory)
     measured = evaluate.compare(
-        loaded, chosen, sampling, base=pairs[0][0], out=directory / "rollouts", allow_overlap=allow_overlap
-    )  # fmt: skip
+        loaded, chosen, sampling, base=pairs[0][0], engine=sampler, out=directory / "rollouts", allow_overlap=allow_overlap
+    )
     summary = report.write(directory, measured)
     if as_json:
         print_json(report.as_json(measured, summary))

@@ -14,6 +14,7 @@ from toolkit.cli.common import (
     Budget,
     Command,
     Device,
+    EngineAddress,
     Loaded,
     Model,
     Partial,
@@ -24,6 +25,7 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
+    connect_engine,
     load_model,
     out,
     print_json,
@@ -81,6 +83,7 @@ def entropy(
         ),
     ] = Steps.fitting,
     max_new_tokens: Budget = 1024,
+    engine: EngineAddress = "ours",
     batch_size: BatchSize = 256,
     think: Think = None,
     template: Template = None,
@@ -121,7 +124,7 @@ def entropy(
     if rollouts is None:
         reject_unread("without --rollouts", "partial")
     else:
-        reject_unread("with --rollouts, which are sampled already", "samples", "max_new_tokens")
+        reject_unread("with --rollouts, which are sampled already", "samples", "max_new_tokens", "engine")
     source = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
     if source is not None and temperature not in (None, source.temperature):
         raise typer.BadParameter(
@@ -143,7 +146,8 @@ def entropy(
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     if source is not None:
         source.check(lm)
-    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, rollouts=source.rollouts if source else None, say=say)
+    sampled, sampler = source.rollouts if source else None, connect_engine(engine, lm, out_dir)
+    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, rollouts=sampled, engine=sampler, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))
         return

@@ -91,7 +91,7 @@ def grpo(
     ] = 16,
     evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between evaluations on held-out problems; 0 for never.")] = 10,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
-    engine: Annotated[
+    training_engine: Annotated[
         str, typer.Option(help="Code that generates responses: toolkit, or trl (for vLLM add --set use_vllm=true).")
     ] = "toolkit",
     think: Think = None,
@@ -163,7 +163,7 @@ def grpo(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=engine, lora=policies.lora_config(lora_rank or 16) if lora else None)
+    extras = jobs.Extras(engine=training_engine, lora=policies.lora_config(lora_rank or 16) if lora else None)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     try:
         done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)

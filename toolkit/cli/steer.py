@@ -22,6 +22,7 @@ from toolkit.cli.common import (
     Command,
     Device,
     Dtype,
+    EngineAddress,
     Loaded,
     Model,
     Problems,
@@ -33,6 +34,7 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
+    connect_engine,
     load_model,
     out,
     parse_numbers,
@@ -176,6 +178,7 @@ def dose(
     problems: Problems = 100,
     samples: Samples = 4,
     max_new_tokens: Budget = 400,
+    engine: EngineAddress = "ours",
     batch_size: BatchSize = 256,
     think: Think = None,
     template: Template = None,
@@ -212,7 +215,7 @@ def dose(
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
+    wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, engine=connect_engine(engine, lm, out_dir), say=say)
     if as_json:
         print_json(store.read_json(out_dir / "doses.json"))
         return

@@ -1,4 +1,4 @@
-"""Engines that sample responses: the toolkit's own loop (``OURS``), or a server (``connect``).
+"""Engines that sample responses: the toolkit's own loop (``OWN_LOOP``), or a server (``connect``).
 
 ``generate.rollouts(..., engine=...)`` takes any of them. Spans, grade and length of a response are set by ``generate``, whatever the engine.
 Adding a kind of server means adding one file (a ``Wire``) and one row in ``connecting.WIRES``.
@@ -9,6 +9,6 @@ from toolkit.engines.connecting import connect
 from toolkit.engines.loop import OwnLoop
 from toolkit.engines.server import Server
 
-__all__ = ["OURS", "Engine", "EngineError", "OwnLoop", "Request", "Response", "Server", "Session", "connect"]
+__all__ = ["OWN_LOOP", "Engine", "EngineError", "OwnLoop", "Request", "Response", "Server", "Session", "connect"]
 
-OURS = OwnLoop()
+OWN_LOOP = OwnLoop()

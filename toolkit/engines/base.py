@@ -51,11 +51,6 @@ class Response:
 class Session(Protocol):
     """An engine that is ready to sample one condition."""
 
-    @property
-    def header(self) -> Mapping[str, Any]:
-        """Facts that are stored in the header of the rollouts. Rollouts are reused only if they agree."""
-        ...
-
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         """Yield the responses in batches, as soon as a batch is complete, as pairs of the index of the request and its response.
 
@@ -75,10 +70,23 @@ class Engine(Protocol):
         """Name in messages and tables."""
         ...
 
-    def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> Session:
-        """Check that the engine can sample these requests from the condition, before any work is done.
+    @property
+    def header(self) -> Mapping[str, str]:
+        """Entries for the headers of rollouts and the notes of reports: ``{"engine": kind of server}``, or {} for the toolkit's own loop."""
+        ...
+
+    def check(self, condition: Condition, sampling: Sampling) -> None:
+        """Check that the engine can sample a condition with these settings, without asking a server.
 
         Raises:
-            EngineError: it cannot; the message names the condition's part that it cannot do, and the remedy.
+            EngineError: it cannot; the message names the part of the condition, or the setting, and the remedy.
+        """
+        ...
+
+    def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> Session:
+        """Return a session that samples such requests from the condition, after all checks that need no sampling of the requests.
+
+        Raises:
+            EngineError: as in ``check``, or a server does not serve the condition's model.
         """
         ...

@@ -7,7 +7,8 @@ its batch: ``sampling.py`` explains how tokens are drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class OwnLoop:
     """The engine that decodes in this process, with the model of the condition. It can sample every condition."""
 
     name = "the toolkit's own loop"
+    header: Mapping[str, str] = MappingProxyType({})
+
+    def check(self, condition: Condition, sampling: Sampling) -> None:
+        """Do nothing: every condition can be sampled."""
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
         """Return a session; nothing has to be checked or prepared."""
@@ -42,7 +47,6 @@ class OwnLoop:
 class _Session:
     condition: Condition
     sampling: Sampling
-    header: Mapping[str, Any] = field(default_factory=dict)
 
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         # Prompts of similar length share a batch; the samples of one problem stay together.

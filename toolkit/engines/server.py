@@ -56,13 +56,35 @@ class Server:
         """Kind and address of the server."""
         return f"{self.wire.name} at {self.client.url}"
 
+    @property
+    def header(self) -> Mapping[str, str]:
+        """Kind of server, and whether tokens are those of the text that it returned."""
+        return {"engine": self.wire.name if self.wire.exact else f"{self.wire.name} (tokens from text)"}
+
+    def check(self, condition: Condition, sampling: Sampling) -> None:
+        """Raise EngineError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
+        if condition.during:
+            raise EngineError(
+                f"{self.name} cannot act inside the network, as this condition does ({condition.note or condition.during[0]}). Use the toolkit's own "
+                "loop (no --engine); or change weights instead (edits.apply) and serve the saved directory or the adapter (toolkit export)."
+            )
+        if condition.rules:
+            raise EngineError(
+                f"{self.name} cannot replace drawn tokens, as this condition's decoding rules do ({condition.note or condition.rules[0]}). Use the "
+                "toolkit's own loop (no --engine)."
+            )
+        if sampling.details:
+            raise EngineError(
+                f"{self.name} does not report entropies: sample without details, then compute them with entropies.with_entropies(lm, rollouts)."
+            )
+
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
         """Find which of the server's models computes what the condition's model computes, and return a session with it.
 
         Raises:
             EngineError: the condition needs more than a server can do, the server serves other weights, or it does not answer.
         """
-        _check_condition(condition, sampling, self.name)
+        self.check(condition, sampling)
         longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
         context = self.wire.context(self.client)
         if context is not None and longest > context:
@@ -132,10 +154,6 @@ class _Session:
     served: Served
     sampling: Sampling
 
-    @property
-    def header(self) -> Mapping[str, Any]:
-        return {"engine": self.engine.wire.name if self.engine.wire.exact else f"{self.engine.wire.name} (tokens from text)"}
-
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         wire, client = self.engine.wire, self.engine.client
         bodies = [wire.body(self.lm, r, self.sampling, logprobs=False) | dict(self.served.fields) for r in requests]
@@ -182,20 +200,3 @@ def _response(lm: LM, sampled: Sampled) -> Response:
 def _eos(lm: LM) -> int:
     own = lm.tokenizer.eos_token_id
     return int(own) if own is not None else min(lm.eos_ids)
-
-
-def _check_condition(condition: Condition, sampling: Sampling, engine: str) -> None:
-    if condition.during:
-        raise EngineError(
-            f"{engine} cannot act inside the network, as this condition does ({condition.note or condition.during[0]}). Use the toolkit's own "
-            "loop (no --engine); or change weights instead (edits.apply) and serve the saved directory or the adapter (toolkit export)."
-        )
-    if condition.rules:
-        raise EngineError(
-            f"{engine} cannot replace drawn tokens, as this condition's decoding rules do ({condition.note or condition.rules[0]}). Use the "
-            "toolkit's own loop (no --engine)."
-        )
-    if sampling.details:
-        raise EngineError(
-            f"{engine} does not report entropies: sample without details, then compute them with entropies.with_entropies(lm, rollouts)."
-        )

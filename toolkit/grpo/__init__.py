@@ -28,14 +28,14 @@ vLLM can generate the responses in the same process, through TRL. Entropies and 
 that read them (PEAR, SAR) are refused. So are recipes with dynamic sampling (groups whose rewards are all equal are replaced) or modes
 (prompts that request long or short thinking)::
 
-    toolkit grpo ... --engine trl --set use_vllm=true --set vllm_mode=colocate
+    toolkit grpo ... --training-engine trl --set use_vllm=true --set vllm_mode=colocate
 
 To use several GPUs, start the command with accelerate, with or without DeepSpeed. A step uses the same batch as on one GPU, split over the
 processes. Each process holds all weights; FSDP and ZeRO stage 3, which shard them, are refused::
 
     accelerate launch --num_processes 8 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 $(which toolkit) grpo ...
-    accelerate launch --num_processes 8 $(which toolkit) grpo ... --engine trl --set use_vllm=true
+    accelerate launch --num_processes 8 $(which toolkit) grpo ... --training-engine trl --set use_vllm=true
 
 Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; ``toolkit.grpo.run`` lists the
 memory that this takes. The saved model is fp32 unless ``--save-dtype`` sets another dtype. A LoRA adapter is saved beside the model, for

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from toolkit import collect, directions, edits, evaluate, probes, report, store, tensors, vectors
 from toolkit.edits import steering
+from toolkit.engines import OWN_LOOP, Engine
 from toolkit.jobs.study import Say, Study, with_origin
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering, thinkedit
@@ -391,7 +392,14 @@ def edited(lm: LM, plan: Plan) -> Condition:
 
 
 def edit_and_measure(
-    lm: LM, finding: Finding, study: Study, settings: EditSettings, *, out: Path | None = None, say: Say = lambda text: None
+    lm: LM,
+    finding: Finding,
+    study: Study,
+    settings: EditSettings,
+    *,
+    engine: Engine = OWN_LOOP,
+    out: Path | None = None,
+    say: Say = lambda text: None,
 ) -> tuple[pd.DataFrame, Report]:
     """Compare base, the edited model and random controls on the study's test problems.
 
@@ -400,6 +408,7 @@ def edit_and_measure(
         finding: Result of ``find_heads``; its plan is the edit.
         study: Task, numbers of problems and samples, and seed.
         settings: Seed of the controls, and number of random directions.
+        engine: Program that samples the tokens.
         out: Directory for rollouts, ``report.json`` and ``rows.parquet``; ``None`` writes nothing.
         say: Function that is called with one line of progress at a time.
 
@@ -408,7 +417,8 @@ def edit_and_measure(
     """
     say(f"measuring base, edited model and random controls on the test split of {study.task}")
     measured = evaluate.compare(
-        edit_conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling, out=out and out / "rollouts" / "test",
+        edit_conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling, engine=engine,
+        out=out and out / "rollouts" / "test",
         allow_overlap=study.allow_overlap,
     )  # fmt: skip
     summary = evaluate.summary(measured, seed=study.seed) if out is None else report.write(out, measured, seed=study.seed)

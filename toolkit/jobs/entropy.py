@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from toolkit import entropies, figures, generate, report, stats, store, transcript
+from toolkit.engines import OWN_LOOP, Engine
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
@@ -142,6 +143,7 @@ def entropy_report(
     *,
     settings: EntropySettings = EntropySettings(),
     rollouts: Sequence[Rollout] | None = None,
+    engine: Engine = OWN_LOOP,
     say: Say = lambda text: None,
 ) -> EntropyTables:
     """Sample responses, record the entropy at every token, write a report, and return its tables.
@@ -156,6 +158,8 @@ def entropy_report(
             (if sampled), and ``filtered/`` (answers that the model gives again after some of its think tokens were dropped).
         settings: Temperature, split, shares of think tokens to keep, and the rules that split thinking into steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
+        engine: Program that samples the tokens. Other engines than the toolkit's own loop record no entropies; they are computed afterwards.
+            The answers that the model gives again are always sampled by the toolkit's own loop.
         say: Function that is called with one line of progress at a time.
 
     Raises:
@@ -170,8 +174,13 @@ def entropy_report(
     problems = study.load(settings.split, lm)
     if rollouts is None:
         say(f"sampling {len(problems)} x {study.samples} responses with their entropies")
-        sampling = replace(study.sampling, temperature=settings.temperature, details=True)
-        rollouts = generate.rollouts(lm, problems, sampling, out=out / "rollouts", about=study.origin(settings.split))
+        own = engine is OWN_LOOP  # other engines do not record entropies
+        sampling = replace(study.sampling, temperature=settings.temperature, details=own)
+        rollouts = generate.rollouts(
+            lm, problems, sampling, engine=engine, out=out / "rollouts", about=study.origin(settings.split)
+        )
+        if not own:
+            rollouts = entropies.with_entropies(lm, rollouts, temperature=settings.temperature, progress=True)
     # Split each response into steps, and compute every table that needs no model.
     chains = failed_steps.chains(lm, rollouts, problems, settings.reader_of)
     tables = entropy_tables(rollouts, chains, seed=study.seed)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from toolkit import store, tasks
 from toolkit.collect import States
+from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM
 from toolkit.types import Moments, Problem, Rollout
@@ -85,18 +86,21 @@ def with_origin(value: T, about: Mapping[str, Any]) -> T:
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
 
 
-def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: Say = lambda text: None) -> list[Rollout]:
+def extraction_rollouts(
+    lm: LM, study: Study, *, engine: Engine = OWN_LOOP, out: Path | None = None, say: Say = lambda text: None
+) -> list[Rollout]:
     """Sample the responses from which directions and heads are computed: responses to the study's train problems.
 
     Args:
         lm: Model to sample from.
         study: Task, numbers of problems and samples, and seed.
+        engine: Program that samples the tokens.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
         say: Function that is called with one line of progress at a time.
     """
     problems = study.load("train", lm)
     say(f"sampling {len(problems)} x {study.samples} rollouts to compute the direction from")
-    return rollouts(lm, problems, study.sampling, out=out, about=study.origin("train"))
+    return rollouts(lm, problems, study.sampling, engine=engine, out=out, about=study.origin("train"))
 
 
 @dataclass(frozen=True)

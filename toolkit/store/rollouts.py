@@ -276,8 +276,9 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
 
 def _check_spans(row: Mapping[str, Any]) -> None:
     end = 0  # end of the previous span: the answer must not start before the think span ends
-    for name in ("think", "answer"):
-        start, stop = row[f"{name}_start"], row[f"{name}_stop"]
+    think, answer = ((row[f"{name}_start"], row[f"{name}_stop"]) for name in ("think", "answer"))
+    whole = think == answer  # a model that does not mark its thinking: the whole response is both
+    for name, (start, stop) in (("think", think), *(() if whole else (("answer", answer),))):
         if (start, stop) == (-1, -1):
             continue
         if not (isinstance(start, int) and isinstance(stop, int) and end <= start <= stop <= len(row["token_ids"])):
