@@ -247,7 +247,7 @@ def sglang(state: State, method: str, path: str, body: Any) -> Any:
     settings = body["sampling_params"]
     checked(settings, SGLANG_SAMPLING, "max_new_tokens temperature top_p top_k min_p repetition_penalty")
     lm = state.models[body.get("lora_path") or state.base]
-    tokens, stopped, logprobs = sample(lm, body["input_ids"], sampling_of(settings, "max_new_tokens", len(state.requests)))
+    tokens, stopped, logprobs = sample(lm, body["input_ids"], sampling_of(settings, "max_new_tokens", settings["sampling_seed"]))
     tokens = without_eos(state, lm, tokens)
     about: dict[str, Any] = {"finish_reason": {"type": "stop" if stopped else "length"}, "completion_tokens": len(tokens)}
     if body.get("return_logprob"):

@@ -75,7 +75,7 @@ def test_doses_need_steering_which_a_server_is_not_asked_for(tiny, tmp_path):
     assert not state.requests
 
 
-@pytest.mark.parametrize("engine", ["localhost:1", "vllm"])
+@pytest.mark.parametrize("engine", ["localhost:1", "vllm+localhost"])
 def test_a_wrong_engine_is_refused_with_the_expected_form(engine, tmp_path):
     result = CliRunner().invoke(cli.app, ["rollouts", "-o", str(tmp_path), "--engine", engine, *SMALL])
-    assert result.exit_code == 1 and "expected ours, or the address of a server" in str(result.exception)
+    assert result.exit_code == 1 and "expected ours, vllm, or the address of a server" in str(result.exception)

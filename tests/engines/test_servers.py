@@ -169,7 +169,7 @@ def test_a_response_that_does_not_fit_the_servers_context_is_refused_before_any_
     "wrong", ["localhost:8000", "ftp://localhost", "tgi+http://localhost:1", "http://", "vLLM"], ids=lambda text: text
 )
 def test_an_address_of_another_form_is_refused(wrong):
-    with pytest.raises(EngineError, match="expected ours, or the address of a server"):
+    with pytest.raises(EngineError, match="expected ours, vllm, or the address of a server"):
         connect(wrong)
 
 

@@ -149,7 +149,7 @@ EngineAddress = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="What samples the tokens: ours (this process), or the address of a server that serves the same weights, such as http://localhost:8000 (llama-server, vLLM, SGLang, Ollama). Its weights are checked by log-probabilities.",
+        help="What samples the tokens: ours (this process), vllm (in this process, on a GPU), or the address of a server that serves the same weights, such as http://localhost:8000 (llama-server, vLLM, SGLang, Ollama). Its weights are checked by log-probabilities.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from toolkit.engines.base import Engine, EngineError
 from toolkit.engines.client import Client
+from toolkit.engines.inprocess import InProcessVLLM
 from toolkit.engines.llama import LlamaServer
 from toolkit.engines.loop import OwnLoop
 from toolkit.engines.ollama import OllamaServer
@@ -32,10 +33,10 @@ WIRES: dict[str, Callable[[str], Wire]] = {
 def connect(
     address: str, base: LM | None = None, *, tolerance: float = 0.1, adapters: Path = Path("runs/adapters"), parallel: int = 32
 ) -> Engine:
-    """Return the engine at an address: a server, or the toolkit's own loop.
+    """Return the engine at an address: a server, vLLM in this process, or the toolkit's own loop.
 
     Args:
-        address: ``"ours"`` for the toolkit's own loop, else the URL of a server, such as ``http://localhost:8000``. The kind of server is
+        address: ``"ours"`` for the toolkit's own loop, ``"vllm"`` for vLLM in this process, else the URL of a server, such as ``http://localhost:8000``. The kind of server is
             found by asking it, or given as a prefix: ``vllm+http://localhost:8000`` (also ``llama+``, ``sglang+`` and ``ollama+``). For
             Ollama, the path of the URL is the name of the model: ``http://localhost:11434/my-model``.
         base: Base model of the conditions to sample; see ``Server.base``.
@@ -48,12 +49,16 @@ def connect(
     """
     if address == "ours":
         return OwnLoop()
+    if address == "vllm":
+        if base is None:
+            raise EngineError("--engine vllm needs the base model: connect('vllm', base).")
+        return InProcessVLLM(base, tolerance, adapters)
     prefix, plus, rest = address.partition("+")
     kind, url = (prefix, rest) if plus and "://" in rest else (None, address)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc or (kind is not None and kind not in WIRES):
         raise EngineError(
-            f"--engine {address}: expected ours, or the address of a server, such as http://localhost:8000 or vllm+http://localhost:8000 "
+            f"--engine {address}: expected ours, vllm, or the address of a server, such as http://localhost:8000 or vllm+http://localhost:8000 "
             f"(kinds: {', '.join(WIRES)})."
         )
     client = Client(urlunsplit((parts.scheme, parts.netloc, "", "", "")), os.environ.get(KEY) or None, parallel)

@@ -1,4 +1,4 @@
-"""Check by log-probabilities that a server serves the weights of a model: the same model, in a similar dtype, with the same adapter.
+"""Check that another engine can sample a condition, and by log-probabilities that it serves its weights; bring responses into one form.
 
 The server samples a few tokens after some of the prompts and reports their log-probabilities. The toolkit computes the log-probabilities of
 the same tokens with its own model. If the server serves that model, they agree up to the rounding of the server's dtype.
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from toolkit.engines.base import EngineError, Request
+from toolkit.engines.base import EngineError, Request, Response
 from toolkit.engines.client import Client
 from toolkit.engines.wire import Sampled, Served, Wire
-from toolkit.lm import LM
+from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 
 PROMPTS = 4  # prompts that are tried
@@ -49,6 +49,12 @@ class Probe:
         return total / self.tokens
 
 
+def chosen_prompts(requests: Sequence[Request]) -> list[Request]:
+    """Return up to ``PROMPTS`` requests with different prompts, spread over all."""
+    distinct = list({tuple(r.prompt): r for r in requests}.values())
+    return distinct[:: max(1, len(distinct) // PROMPTS)][:PROMPTS]
+
+
 def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], served: Served) -> Probe:
     """Let a server sample a few tokens after some of the prompts, and return them with their log-probabilities.
 
@@ -62,8 +68,7 @@ def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], serve
     Raises:
         EngineError: the server samples no token, samples token ids that the model does not have, or reports no log-probabilities.
     """
-    distinct = list({tuple(r.prompt): r for r in requests}.values())
-    chosen = distinct[:: max(1, len(distinct) // PROMPTS)][:PROMPTS]
+    chosen = chosen_prompts(requests)
     bodies = [wire.body(lm, request, PROBE, logprobs=True) | dict(served.fields) for request in chosen]
     sampled = [wire.read(lm, client.post(wire.path, body)) for body in bodies]
     for s in sampled:
@@ -90,3 +95,39 @@ def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> torch.Tensor:
     kept = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=lm.device)
     logits = lm.model(input_ids=ids, logits_to_keep=kept).logits[0].float()
     return logits.log_softmax(dim=-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu()
+
+
+def complete(lm: LM, sampled: Sampled) -> Response:
+    """Return a server's response in the toolkit's form: cut off after the first end-of-sequence token, which is part of the response."""
+    ends = [i for i, token in enumerate(sampled.tokens) if token in lm.eos_ids]
+    if ends:
+        return Response(sampled.tokens[: ends[0] + 1], "stop")
+    if not sampled.stopped:
+        return Response(sampled.tokens, "length")
+    # Some servers leave the end-of-sequence token out.
+    own = lm.tokenizer.eos_token_id
+    return Response([*sampled.tokens, int(own) if own is not None else min(lm.eos_ids)], "stop")
+
+
+def check_unmodified(condition: Condition, sampling: Sampling, engine: str) -> None:
+    """Raise EngineError if a condition does more than change weights and prompts, or if entropies are to be recorded.
+
+    Args:
+        condition: The condition to sample.
+        sampling: Sampling settings.
+        engine: Name of the engine, for the message.
+    """
+    if condition.during:
+        raise EngineError(
+            f"{engine} cannot act inside the network, as this condition does ({condition.note or condition.during[0]}). Use the toolkit's own "
+            "loop (no --engine); or change weights instead (edits.apply) and serve the saved directory or the adapter (toolkit export)."
+        )
+    if condition.rules:
+        raise EngineError(
+            f"{engine} cannot replace drawn tokens, as this condition's decoding rules do ({condition.note or condition.rules[0]}). Use the "
+            "toolkit's own loop (no --engine)."
+        )
+    if sampling.details:
+        raise EngineError(
+            f"{engine} does not report entropies: sample without details, then compute them with entropies.with_entropies(lm, rollouts)."
+        )

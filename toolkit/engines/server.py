@@ -12,8 +12,8 @@ from typing import Any
 from toolkit.engines.adapter import save_difference
 from toolkit.engines.base import EngineError, Request, Response
 from toolkit.engines.client import Client
-from toolkit.engines.probing import Probe, probe
-from toolkit.engines.wire import Sampled, Served, Wire
+from toolkit.engines.probing import Probe, check_unmodified, complete, probe
+from toolkit.engines.wire import Served, Wire
 from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 
@@ -63,20 +63,7 @@ class Server:
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
         """Raise EngineError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
-        if condition.during:
-            raise EngineError(
-                f"{self.name} cannot act inside the network, as this condition does ({condition.note or condition.during[0]}). Use the toolkit's own "
-                "loop (no --engine); or change weights instead (edits.apply) and serve the saved directory or the adapter (toolkit export)."
-            )
-        if condition.rules:
-            raise EngineError(
-                f"{self.name} cannot replace drawn tokens, as this condition's decoding rules do ({condition.note or condition.rules[0]}). Use the "
-                "toolkit's own loop (no --engine)."
-            )
-        if sampling.details:
-            raise EngineError(
-                f"{self.name} does not report entropies: sample without details, then compute them with entropies.with_entropies(lm, rollouts)."
-            )
+        check_unmodified(condition, sampling, self.name)
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
         """Find which of the server's models computes what the condition's model computes, and return a session with it.
@@ -169,7 +156,7 @@ class _Session:
         done, since = [], time.monotonic()
         try:
             for index, answer in answers:
-                done.append((index, _response(self.lm, wire.read(self.lm, answer))))
+                done.append((index, complete(self.lm, wire.read(self.lm, answer))))
                 tick(1)
                 if len(done) >= STORED[0] or time.monotonic() - since > STORED[1]:
                     yield done
@@ -184,19 +171,3 @@ class _Session:
             answers.close()
         if done:
             yield done
-
-
-def _response(lm: LM, sampled: Sampled) -> Response:
-    """Return a server's response in the toolkit's form: cut off after the first end-of-sequence token, which is part of the response."""
-    ends = [i for i, token in enumerate(sampled.tokens) if token in lm.eos_ids]
-    if ends:
-        return Response(sampled.tokens[: ends[0] + 1], "stop")
-    if not sampled.stopped:
-        return Response(sampled.tokens, "length")
-    # Some servers leave the end-of-sequence token out.
-    return Response([*sampled.tokens, _eos(lm)], "stop")
-
-
-def _eos(lm: LM) -> int:
-    own = lm.tokenizer.eos_token_id
-    return int(own) if own is not None else min(lm.eos_ids)

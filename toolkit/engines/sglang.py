@@ -1,6 +1,6 @@
 """SGLang's own ``/generate``: requests and answers. Untested with the real server.
 
-Source: SGLang's documentation of the native API. The tests use a small server that speaks this format.
+Source: SGLang's documentation of the native API, and ``srt/sampling/sampling_params.py``. The tests use a small server that speaks this format.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 from toolkit.engines.base import Request
 from toolkit.engines.client import Client
-from toolkit.engines.wire import Sampled, Served, entry, ids_of
+from toolkit.engines.wire import Sampled, Served, entry, ids_of, seed_of
 from toolkit.lm import LM
 from toolkit.sampling import Sampling
 
 
 class SGLangServer:
-    """SGLang's own ``/generate``. Untested with the real server. Its requests have no seed, so a repeated run samples other responses."""
+    """SGLang's own ``/generate``. Untested with the real server. It follows seeds only if it is started with --enable-deterministic-inference."""
 
     name, path, identity, exact = "sglang", "/generate", "/get_model_info", True
     advice = "Start it with the saved directory of these weights, or with --enable-lora, so that edits can be loaded while it runs."
@@ -40,6 +40,7 @@ class SGLangServer:
             "input_ids": request.prompt,
             "sampling_params": {
                 "max_new_tokens": sampling.max_new_tokens,
+                "sampling_seed": seed_of(request, sampling),
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k or -1,
                 "top_p": sampling.top_p,

@@ -1,0 +1,113 @@
+"""vLLM in this process, replaced by a small library with the documented classes, which samples with the toolkit's own loop."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from servers import adapted, sample
+
+from toolkit import edits, engines, generate, shipped
+from toolkit.engines import EngineError, connect
+from toolkit.generate import Sampling
+from toolkit.lm import Condition
+from toolkit.types import HeadEdit, Plan
+
+GREEDY = Sampling(n=2, temperature=0.0, max_new_tokens=50)
+
+
+@dataclass(kw_only=True)
+class SamplingParams:
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    max_tokens: int
+    stop_token_ids: list[int]
+    logprobs: int | None
+    detokenize: bool
+
+
+@dataclass
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+
+@pytest.fixture
+def library(monkeypatch, tiny):
+    """Modules ``vllm`` and ``vllm.lora.request``; what ``vllm.LLM`` serves can be replaced."""
+    serves = SimpleNamespace(lm=tiny, loads=[], adapters=[])
+
+    class LLM:
+        def __init__(self, *, model: str, revision: str | None, dtype: str, generation_config: str, **lora: Any) -> None:
+            assert generation_config == "vllm" and set(lora) == {"enable_lora", "max_lora_rank", "max_loras"}
+            serves.loads.append((model, dtype))
+
+        def generate(self, prompts: list[dict], params: list[SamplingParams], *, use_tqdm: bool, lora_request: LoRARequest | None):
+            lm = serves.lm
+            if lora_request is not None:
+                serves.adapters.append(lora_request.lora_name)
+                lm = adapted(lm, lora_request.lora_path)
+            results = []
+            for prompt, p in zip(prompts, params, strict=True):
+                settings = Sampling(p.n, p.temperature, p.top_p, p.top_k, p.max_tokens, seed=p.seed, details=True)
+                tokens, stopped, logprobs = sample(lm, prompt["prompt_token_ids"], settings)
+                rows = (
+                    [{t: SimpleNamespace(logprob=v)} for t, v in zip(tokens, logprobs, strict=True)]
+                    if p.logprobs is not None
+                    else None
+                )
+                output = SimpleNamespace(token_ids=tuple(tokens), finish_reason="stop" if stopped else "length", logprobs=rows)
+                results.append(SimpleNamespace(outputs=[output]))
+            return results
+
+    vllm, request = ModuleType("vllm"), ModuleType("vllm.lora.request")
+    vllm.LLM, vllm.SamplingParams, request.LoRARequest = LLM, SamplingParams, LoRARequest
+    for name, module in (("vllm", vllm), ("vllm.lora", ModuleType("vllm.lora")), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, module)
+    return serves
+
+
+def without_a_head(lm):
+    return edits.apply(lm, Plan((HeadEdit(2, 1, "scale", 1.0),), None, "off", lm.provenance()))
+
+
+def test_rollouts_equal_those_of_the_own_loop_and_the_model_is_loaded_once(library, tiny, problems_of, tmp_path):
+    engine = connect("vllm", tiny, adapters=tmp_path)
+    for lm in (tiny, without_a_head(tiny)):
+        found = generate.rollouts(lm, problems_of(3), GREEDY, engine=engine, progress=False)
+        assert found == generate.rollouts(lm, problems_of(3), GREEDY, progress=False)
+    assert library.loads == [(str(shipped.path_of("tiny-reasoner")), "float32")] and library.adapters
+
+
+def test_other_weights_are_refused(library, tiny, problems_of, tmp_path):
+    library.lm = without_a_head(tiny)
+    with pytest.raises(EngineError, match="does not compute tiny-reasoner"):
+        generate.rollouts(tiny, problems_of(3), GREEDY, engine=connect("vllm", tiny, tolerance=0.02), progress=False)
+
+
+def test_interventions_are_refused_before_the_model_is_loaded(library, tiny, problems_of):
+    ruled = Condition(tiny, rules=(lambda lm, reader, token: None,), note="budget 10")
+    with pytest.raises(EngineError, match=r"budget 10.*own loop"):
+        generate.rollouts(ruled, problems_of(3), GREEDY, engine=connect("vllm", tiny), progress=False)
+    assert not library.loads
+
+
+def test_without_the_library_the_error_says_what_to_install(tiny, problems_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match="pip install vllm"):
+        generate.rollouts(tiny, problems_of(1), GREEDY, engine=connect("vllm", tiny), progress=False)
+
+
+def test_the_own_loop_is_named_ours(tiny):
+    assert type(connect("ours")) is type(engines.OWN_LOOP)

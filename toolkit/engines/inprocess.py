@@ -1,0 +1,150 @@
+"""vLLM in this process (``--engine vllm``). Untested with the real library, which needs a GPU.
+
+Source: ``vllm/entrypoints/llm.py``, ``vllm/sampling_params.py`` and ``vllm/lora/request.py``; the tests replace the library by a small one
+with these classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from toolkit import shipped
+from toolkit.engines.adapter import LARGEST, save_difference
+from toolkit.engines.base import EngineError, Request, Response
+from toolkit.engines.probing import PROBE, Probe, check_unmodified, chosen_prompts, complete
+from toolkit.engines.wire import Sampled, Served, seed_of
+from toolkit.lm import LM, Condition
+from toolkit.sampling import Sampling
+
+CHUNK = 512  # responses that are sampled together and then stored
+
+
+@dataclass(frozen=True)
+class InProcessVLLM:
+    """The engine that samples with vLLM in this process. vLLM loads the weights a second time, from the base model's directory or hub id.
+
+    Edited and trained models are sampled as LoRA adapters of the base model (see ``adapter.save_difference``).
+
+    Attributes:
+        base: Base model of the conditions.
+        tolerance: Largest mean absolute difference of log-probabilities between vLLM and the model, in nats per token.
+        adapters: Directory in which adapters are saved.
+        options: Further arguments of ``vllm.LLM``, such as ``gpu_memory_utilization``.
+    """
+
+    base: LM
+    tolerance: float = 0.1
+    adapters: Path = Path("runs/adapters")
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    name = "vllm in this process"
+
+    @property
+    def header(self) -> Mapping[str, str]:
+        """The same as for a vLLM server."""
+        return {"engine": "vllm"}
+
+    def check(self, condition: Condition, sampling: Sampling) -> None:
+        """Raise EngineError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
+        check_unmodified(condition, sampling, self.name)
+
+    def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
+        """Load the model, if it is not loaded yet, and return a session.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            EngineError: as in ``check``; or vLLM computes other log-probabilities than the condition's model.
+        """
+        self.check(condition, sampling)
+        lm, adapter = condition.lm, None
+        if lm.fingerprint != self.base.fingerprint:
+            folder = save_difference(self.base, lm, self.adapters / f"toolkit-{lm.fingerprint[:16]}")
+            number = int(lm.fingerprint[:7], 16) + 1  # vLLM knows adapters by a positive number
+            adapter = self._library("vllm.lora.request").LoRARequest(folder.name, number, str(folder.resolve()))
+        session = _Session(self, lm, adapter, sampling)
+        prompts = chosen_prompts(requests)
+        sampled = session.answers(prompts, PROBE, logprobs=True)
+        probe = Probe(Served("base" if adapter is None else adapter.lora_name), [r.prompt for r in prompts], sampled)
+        difference = probe.divergence(lm)
+        if difference > self.tolerance or (adapter is not None and difference >= probe.divergence(self.base)):
+            raise EngineError(
+                f"vLLM does not compute {lm.name}: log-probabilities of {probe.tokens} sampled tokens differ by {difference:.3f} nats per token "
+                f"(at most {self.tolerance} expected, and nearer to this model than to its base). Load the model in the dtype that vLLM uses, or "
+                "use the toolkit's own loop."
+            )
+        return session
+
+    @cached_property
+    def llm(self) -> Any:
+        """The ``vllm.LLM``, loaded when it is first used."""
+        name = self.base.name
+        source = str(shipped.path_of(name) if name == shipped.TINY_REASONER else self.base.folder or name)
+        dtype = str(next(self.base.model.parameters()).dtype).removeprefix("torch.")
+        # generation_config="vllm": without it, vLLM takes defaults from the model's generation config.
+        settings = {"dtype": dtype, "generation_config": "vllm", "enable_lora": True, "max_lora_rank": LARGEST, "max_loras": 2}
+        return self._library("vllm").LLM(model=source, revision=self.base.revision, **settings | dict(self.options))
+
+    def _library(self, name: str) -> Any:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"--engine vllm needs vLLM, which is not installed here: pip install vllm ({error}).") from error
+
+
+@dataclass(frozen=True)
+class _Session:
+    engine: InProcessVLLM
+    lm: LM
+    adapter: Any
+    sampling: Sampling
+
+    def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
+        for start in range(0, len(requests), CHUNK):
+            chunk = requests[start : start + CHUNK]
+            sampled = self.answers(chunk, self.sampling, logprobs=False)
+            tick(len(chunk))
+            yield [(start + i, complete(self.lm, s)) for i, s in enumerate(sampled)]
+
+    def answers(self, requests: Sequence[Request], sampling: Sampling, *, logprobs: bool) -> list[Sampled]:
+        """Sample one response to each request.
+
+        Args:
+            requests: The requests.
+            sampling: Sampling settings.
+            logprobs: True to return log-probabilities too.
+        """
+        library = self.engine._library("vllm")
+        settings = [
+            library.SamplingParams(
+                n=1,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=0.0,
+                repetition_penalty=1.0,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
+                seed=seed_of(request, sampling),
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=sorted(self.lm.eos_ids),
+                logprobs=0 if logprobs else None,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
+        found = self.engine.llm.generate(prompts, settings, use_tqdm=False, lora_request=self.adapter)
+        outputs = [result.outputs[0] for result in found]
+        return [
+            Sampled(
+                list(o.token_ids),
+                o.finish_reason == "stop",
+                [row[token].logprob for row, token in zip(o.logprobs, o.token_ids, strict=True)] if logprobs else [],
+            )
+            for o in outputs
+        ]
