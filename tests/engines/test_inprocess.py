@@ -110,4 +110,4 @@ def test_without_the_library_the_error_says_what_to_install(tiny, problems_of, m
 
 
 def test_the_own_loop_is_named_ours(tiny):
-    assert type(connect("ours")) is type(engines.OWN_LOOP)
+    assert connect("ours") is engines.OWN_LOOP

@@ -420,9 +420,9 @@ def compare(
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
-    depends += [] if engine == "ours" else [engine]
-    directory = result_directory(out_dir, "compare", *depends)
-    sampler = connect_engine(engine, loaded[pairs[0][0]], directory)
+    base = loaded[pairs[0][0]]
+    sampler = connect_engine(engine, base, out_dir or Path("runs/compare"))
+    directory = result_directory(out_dir, "compare", *depends, *sampler.header.items())
     measured = evaluate.compare(
         loaded, chosen, sampling, base=pairs[0][0], engine=sampler, out=directory / "rollouts", allow_overlap=allow_overlap
     )

@@ -6,9 +6,7 @@ Adding a kind of server means adding one file (a ``Wire``) and one row in ``conn
 
 from toolkit.engines.base import Engine, EngineError, Request, Response, Session
 from toolkit.engines.connecting import connect
-from toolkit.engines.loop import OwnLoop
+from toolkit.engines.loop import OWN_LOOP, OwnLoop
 from toolkit.engines.server import Server
 
 __all__ = ["OWN_LOOP", "Engine", "EngineError", "OwnLoop", "Request", "Response", "Server", "Session", "connect"]
-
-OWN_LOOP = OwnLoop()

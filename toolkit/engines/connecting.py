@@ -11,7 +11,7 @@ from toolkit.engines.base import Engine, EngineError
 from toolkit.engines.client import Client
 from toolkit.engines.inprocess import InProcessVLLM
 from toolkit.engines.llama import LlamaServer
-from toolkit.engines.loop import OwnLoop
+from toolkit.engines.loop import OWN_LOOP
 from toolkit.engines.ollama import OllamaServer
 from toolkit.engines.server import Server
 from toolkit.engines.sglang import SGLangServer
@@ -48,7 +48,7 @@ def connect(
         EngineError: the address has another form, nothing answers there, or the kind of server is unknown.
     """
     if address == "ours":
-        return OwnLoop()
+        return OWN_LOOP
     if address == "vllm":
         if base is None:
             raise EngineError("--engine vllm needs the base model: connect('vllm', base).")

@@ -64,6 +64,9 @@ class _Session:
             yield from done
 
 
+OWN_LOOP = OwnLoop()
+
+
 class _Rules:
     """Applies the decoding rules of a condition to one batch. A rule may replace a drawn token by one or more other tokens.
 
