@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+from toolkit import expressions
+
 OPEN, CLOSE = "<think>", "</think>"
 _ENDS = re.compile(r"(?:\s*<[^<>\s]+>)+\s*$")  # special tokens: <|im_end|>, </s>
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -71,11 +73,7 @@ def parses(answer: str) -> bool:
         return "\\boxed" not in answer and _NUMBER.search(answer) is not None
     if _NUMBER.fullmatch(box.strip()):
         return True
-    try:
-        from math_verify import parse
-    except ImportError as error:
-        raise ImportError("Parsing boxed answers needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.") from error
-    return bool(parse(f"\\boxed{{{box}}}", fallback_mode="no_fallback", parsing_timeout=None))
+    return expressions.parses(box)
 
 
 def last_boxed(answer: str) -> str | None:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from toolkit import stats
+from toolkit import expressions, stats
 from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks.external import gym
 from toolkit.tasks.grading import countdown
@@ -64,7 +64,7 @@ def grade(problem: Problem, answer: str) -> bool:
     ``meta["grader"]`` chooses the comparison. The answer is right if:
 
     - no grader: its last number equals the last number of the gold answer.
-    - ``"math"``: the package math-verify finds the two answers equal (install the toolkit with the extra ``tasks``).
+    - ``"math"``: the package math-verify finds the two answers equal (see ``toolkit.expressions``; needs the extra ``tasks``).
     - ``"recall"``: it contains more than half of the gold answer's words (see ``word_recall``).
     - ``"contains"``: it contains the gold answer's words in order and without gaps.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
@@ -83,7 +83,7 @@ def grade(problem: Problem, answer: str) -> bool:
     gold = problem.answer
     match problem.meta.get("grader"):
         case "math":
-            return _verified(gold, answer)
+            return expressions.equal(gold, answer)
         case "recall":
             return word_recall(gold, answer) > RECALL
         case "contains":
@@ -103,12 +103,3 @@ def grade(problem: Problem, answer: str) -> bool:
             return gym.verify(problem, answer)
     number, gold_number = last_number(answer), last_number(gold)
     return number is not None and gold_number is not None and float(number) == float(gold_number)
-
-
-def _verified(gold: str, answer: str) -> bool:
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise ImportError("Grading mathematics needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.") from error
-    # A gold answer such as \frac{1}{2} parses only inside a mathematics environment.
-    return bool(verify(parse(f"${gold}$", parsing_timeout=None), parse(answer, parsing_timeout=None), timeout_seconds=None))

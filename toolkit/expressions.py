@@ -1,0 +1,222 @@
+"""Compare mathematical expressions with the package math-verify, in a helper process that has limits on time and memory.
+
+A model can write an expression that takes hours to evaluate, such as ``9^{9^{9^{9}}}``. math-verify can stop after some seconds, but only
+by a signal, which Python allows in the main thread alone, and which cannot interrupt one long operation on large numbers. So expressions
+are handled by a helper process, which the system ends at a limit. This works in every thread.
+
+* The limit is on CPU time, so that a verdict does not depend on what else runs on the machine. Windows has no such limit; there, and as a
+  second guard everywhere, the helper is killed after ``WAIT`` seconds of real time.
+* An expression that reaches a limit counts as unequal (or unparsable). A warning is logged, with the number of such expressions so far
+  (``stopped``).
+* Each thread that is comparing has one helper; idle helpers are used again. A helper ends when its standard input is closed, which happens
+  at the latest when this process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from importlib.util import find_spec
+from typing import Any
+
+SECONDS = 5  # CPU time per request, the limit that math-verify sets by default to each of its parts (ours for the whole)
+WAIT = 120.0  # real time per request, in seconds, and for the start of a helper
+MEMORY = 4 * 2**30  # address space of a helper, in bytes
+log = logging.getLogger(__name__)
+_idle: list[_Helper] = []  # helpers that wait for a request
+_counting = threading.Lock()
+_stopped = 0
+
+
+class HelperError(RuntimeError):
+    """The helper process could not start."""
+
+
+def equal(gold: str, answer: str) -> bool:
+    r"""Return True if math-verify finds the expression in ``answer`` equal to the gold answer.
+
+    Of several expressions in an answer, math-verify chooses one: the last in ``\boxed{}``, else the one after words such as "the answer
+    is", else the last one.
+
+    Args:
+        gold: Gold answer as LaTeX without ``$``, such as ``\frac{1}{2}``.
+        answer: Text of the answer, words included.
+
+    Raises:
+        ImportError: math-verify is not installed.
+        HelperError: the helper process could not start.
+
+    >>> equal(r"\frac{1}{2}", "The answer is 0.5.")
+    True
+    """
+    return _ask("equal", gold, answer)
+
+
+def parses(latex: str) -> bool:
+    r"""Return True if math-verify can parse ``\boxed{latex}``. It raises the errors that ``equal`` raises.
+
+    >>> parses(r"\frac{1}{2}"), parses(r"\frac{1")
+    (True, False)
+    """
+    return _ask("parses", latex)
+
+
+def stopped() -> int:
+    """Return the number of requests of this process that reached a limit, and so counted as unequal or unparsable."""
+    return _stopped
+
+
+def _ask(*request: str) -> bool:
+    global _stopped
+    if find_spec("math_verify") is None:
+        raise ImportError("Comparing expressions needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.")
+    try:
+        helper = _idle.pop()
+    except IndexError:
+        helper = _Helper()
+    reply = None
+    try:
+        reply = helper.ask(request)
+    finally:  # also after Ctrl-C: a helper that still owes a reply must not get another request
+        if reply is None:
+            helper.stop()
+        else:
+            _idle.append(helper)
+    if reply is None:
+        with _counting:
+            _stopped += 1
+        log.warning(
+            "An expression took more than %d s of CPU time or too much memory and counts as wrong (%d so far): %r",
+            SECONDS, _stopped, request[-1][-80:],
+        )  # fmt: skip
+        return False
+    return reply
+
+
+class _Helper:
+    """A helper process that answers one request at a time.
+
+    Raises:
+        HelperError: the process ended, or gave no sign for ``WAIT`` seconds, before it was ready.
+    """
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", f"from toolkit.expressions import _serve; _serve({SECONDS}, {MEMORY})"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # antlr prints there what it cannot parse
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        )
+        if self._read() is None:
+            code = self.stop()
+            raise HelperError(
+                f"The helper process that compares expressions ended with code {code} before it was ready. Try: "
+                f"{sys.executable} -c 'import math_verify'"
+            )
+
+    def ask(self, request: tuple[str, ...]) -> Any:
+        """Send a request and return its reply, or ``None`` if the helper ended instead."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return self._read()
+
+    def stop(self) -> int:
+        """End the process and return its exit code, which is the negative number of the signal that ended it."""
+        self.process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:  # of the rest of a request that the helper did not read
+                continue
+        return self.process.wait()
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        guard = threading.Timer(WAIT, self.process.kill)
+        guard.daemon = True
+        guard.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            guard.cancel()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+
+def _stop_idle() -> None:
+    while _idle:
+        _idle.pop().stop()
+
+
+def _forget_idle() -> None:
+    """Leave the helpers of the parent process to it, in a process that was forked from it."""
+    for helper in _idle:
+        helper.process.returncode = 0  # the process is no child of this one, so there is nothing to wait for
+    _idle.clear()
+
+
+atexit.register(_stop_idle)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_idle)
+
+
+def _serve(seconds: int, memory: int) -> None:
+    """Answer requests from standard input, one JSON list per line, until it is closed. This is what a helper process runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; this one ends with it
+    logging.disable()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # antlr prints to standard output
+    from math_verify import parse, verify
+
+    def parsed(text: str, **options: Any) -> list[Any]:
+        return parse(text, parsing_timeout=None, **options)
+
+    def answered(kind: str, *texts: str) -> bool:
+        if kind == "parses":
+            return bool(parsed(f"\\boxed{{{texts[0]}}}", fallback_mode="no_fallback"))
+        gold, answer = texts
+        # A gold answer such as \frac{1}{2} parses only inside a mathematics environment.
+        return bool(verify(parsed(f"${gold}$"), parsed(answer), timeout_seconds=None))
+
+    _limit_memory(memory)
+    reply: Any = "ready"
+    while True:
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        _limit_time(seconds)
+        reply = answered(*json.loads(line))
+
+
+def _limit_time(seconds: int) -> None:
+    """Make the system end this process after ``seconds`` more of CPU time. Without effect on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, hard))
+
+
+def _limit_memory(size: int) -> None:
+    """Make the system refuse this process more than ``size`` bytes of address space. Without effect on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
