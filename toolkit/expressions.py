@@ -18,16 +18,19 @@ import atexit
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 SECONDS = 5  # CPU time per request, the limit that math-verify sets by default to each of its parts (ours for the whole)
 WAIT = 120.0  # real time per request, in seconds, and for the start of a helper
 MEMORY = 4 * 2**30  # address space of a helper, in bytes
+NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
 log = logging.getLogger(__name__)
 _idle: list[_Helper] = []  # helpers that wait for a request
 _counting = threading.Lock()
@@ -35,14 +38,18 @@ _stopped = 0
 
 
 class HelperError(RuntimeError):
-    """The helper process could not start."""
+    """The helper process could not start, or math-verify reads expressions wrongly in this environment."""
 
 
 def equal(gold: str, answer: str) -> bool:
     r"""Return True if math-verify finds the expression in ``answer`` equal to the gold answer.
 
     Of several expressions in an answer, math-verify chooses one: the last in ``\boxed{}``, else the one after words such as "the answer
-    is", else the last one.
+    is", else the last one. Three rules are ours:
+
+    - An answer whose last box is never closed is wrong: it was cut off, and the number in the box may be incomplete.
+    - The minus sign of Unicode is read as ``-``.
+    - If math-verify finds only words, and the box (or the answer without a box) holds one number, that number is compared. So ``\boxed{\text{5 apples}}`` is 5.
 
     Args:
         gold: Gold answer as LaTeX without ``$``, such as ``\frac{1}{2}``.
@@ -55,7 +62,9 @@ def equal(gold: str, answer: str) -> bool:
     >>> equal(r"\frac{1}{2}", "The answer is 0.5.")
     True
     """
-    return _ask("equal", gold, answer)
+    if "\\boxed{" in answer and last_boxed(answer) is None:
+        return False
+    return _ask("equal", *(text.replace("−", "-") for text in (gold, answer)))
 
 
 def parses(latex: str) -> bool:
@@ -67,6 +76,21 @@ def parses(latex: str) -> bool:
     return _ask("parses", latex)
 
 
+def last_boxed(answer: str) -> str | None:
+    r"""Return the content of the last ``\boxed{}``; ``None`` if the text has no box, or if the last box is never closed.
+
+    >>> last_boxed(r"so \boxed{\frac{1}{2}}")
+    '\\frac{1}{2}'
+    """
+    start = answer.rfind("\\boxed{")
+    depth = 0  # number of open braces; back at 0 where the box closes
+    for i in range(start + len("\\boxed"), len(answer)) if start >= 0 else ():
+        depth += (answer[i] == "{") - (answer[i] == "}")
+        if not depth:
+            return answer[start + len("\\boxed{") : i]
+    return None
+
+
 def stopped() -> int:
     """Return the number of requests of this process that reached a limit, and so counted as unequal or unparsable."""
     return _stopped
@@ -76,11 +100,7 @@ def _ask(*request: str) -> bool:
     global _stopped
     if find_spec("math_verify") is None:
         raise ImportError("Comparing expressions needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.")
-    try:
-        helper = _idle.pop()
-    except IndexError:
-        helper = _Helper()
-    reply = None
+    helper, reply = _free_helper(), None
     try:
         reply = helper.ask(request)
     finally:  # also after Ctrl-C: a helper that still owes a reply must not get another request
@@ -99,11 +119,23 @@ def _ask(*request: str) -> bool:
     return reply
 
 
+def _free_helper() -> _Helper:
+    """Return an idle helper, or a new one. Another program may have ended an idle helper, such as the system when memory is short."""
+    while True:
+        try:
+            helper = _idle.pop()
+        except IndexError:
+            return _Helper()
+        if helper.process.poll() is None:
+            return helper
+        helper.stop()
+
+
 class _Helper:
     """A helper process that answers one request at a time.
 
     Raises:
-        HelperError: the process ended, or gave no sign for ``WAIT`` seconds, before it was ready.
+        HelperError: the process ended, or gave no sign for ``WAIT`` seconds, before it was ready; or math-verify misreads a percentage.
     """
 
     def __init__(self) -> None:
@@ -114,10 +146,14 @@ class _Helper:
             stderr=subprocess.DEVNULL,  # antlr prints there what it cannot parse
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
-        if self._read() is None:
+        works = self._read()
+        if not works:
             code = self.stop()
             raise HelperError(
-                f"The helper process that compares expressions ended with code {code} before it was ready. Try: "
+                "math-verify does not read 25\\% as 0.25 here, so its verdicts would be wrong. This happens with antlr4-python3-runtime 4.11, "
+                "which lm-eval[math] requires: pip install antlr4-python3-runtime==4.13.2, or use an environment without lm-eval[math]."
+                if works is False
+                else f"The helper process that compares expressions ended with code {code} before it was ready. To see why: "
                 f"{sys.executable} -c 'import math_verify'"
             )
 
@@ -177,20 +213,9 @@ def _serve(seconds: int, memory: int) -> None:
     logging.disable()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # antlr prints to standard output
-    from math_verify import parse, verify
-
-    def parsed(text: str, **options: Any) -> list[Any]:
-        return parse(text, parsing_timeout=None, **options)
-
-    def answered(kind: str, *texts: str) -> bool:
-        if kind == "parses":
-            return bool(parsed(f"\\boxed{{{texts[0]}}}", fallback_mode="no_fallback"))
-        gold, answer = texts
-        # A gold answer such as \frac{1}{2} parses only inside a mathematics environment.
-        return bool(verify(parsed(f"${gold}$"), parsed(answer), timeout_seconds=None))
-
+    handlers: dict[str, Callable[..., bool]] = {"equal": _equal, "parses": _parses}
     _limit_memory(memory)
-    reply: Any = "ready"
+    reply: Any = _equal(r"25\%", "0.25") and _parses("2")  # imports math-verify, and tries its parser
     while True:
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
@@ -198,7 +223,37 @@ def _serve(seconds: int, memory: int) -> None:
         if not line:
             return
         _limit_time(seconds)
-        reply = answered(*json.loads(line))
+        kind, *texts = json.loads(line)
+        reply = handlers[kind](*texts)
+
+
+def _equal(gold: str, answer: str) -> bool:
+    from math_verify import verify
+    from sympy import Symbol
+
+    # A gold answer such as \frac{1}{2} parses only inside a mathematics environment.
+    values = _parsed(answer)
+    if verify(_parsed(f"${gold}$"), values, timeout_seconds=None):
+        return True
+    box = last_boxed(answer)
+    numbers = {number.replace(",", "") for number in NUMBER.findall(answer if box is None else box)}
+    words_only = all(isinstance(value, str | Symbol) for value in values)
+    return (
+        words_only
+        and len(numbers) == 1
+        and NUMBER.fullmatch(gold) is not None
+        and float(gold.replace(",", "")) == float(numbers.pop())
+    )
+
+
+def _parses(latex: str) -> bool:
+    return bool(_parsed(f"\\boxed{{{latex}}}", fallback_mode="no_fallback"))
+
+
+def _parsed(text: str, **options: Any) -> list[Any]:
+    from math_verify import parse
+
+    return parse(text, parsing_timeout=None, **options)
 
 
 def _limit_time(seconds: int) -> None:

@@ -39,7 +39,12 @@ def main() -> None:
     rows = []
     for name, model, pool, budget in (
         ("smol-reasoner", "smol-reasoner", problems[:REASONED], 64),
-        ("SmolLM2-135M-Instruct", str(shipped.smollm2_path()), [asked(p, ASKED[i % len(ASKED)]) for i, p in enumerate(problems)], 160),
+        (
+            "SmolLM2-135M-Instruct",
+            str(shipped.smollm2_path()),
+            [asked(p, ASKED[i % len(ASKED)]) for i, p in enumerate(problems)],
+            160,
+        ),
     ):
         sampling = Sampling(n=1, max_new_tokens=budget, temperature=0.6)
         sampled = generate.rollouts(lm.load(model), pool, sampling, out=out / name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 
 from toolkit import expressions
+from toolkit.expressions import last_boxed
 
 OPEN, CLOSE = "<think>", "</think>"
 _ENDS = re.compile(r"(?:\s*<[^<>\s]+>)+\s*$")  # special tokens: <|im_end|>, </s>
@@ -66,6 +67,7 @@ def parses(answer: str) -> bool:
 
     Raises:
         ImportError: The content of the box is not a plain number, so that math-verify has to parse it, and math-verify is not installed.
+        expressions.HelperError: math-verify has to parse the content, and its helper process could not start.
     """
     box = last_boxed(answer)
     if box is None:
@@ -74,18 +76,3 @@ def parses(answer: str) -> bool:
     if _NUMBER.fullmatch(box.strip()):
         return True
     return expressions.parses(box)
-
-
-def last_boxed(answer: str) -> str | None:
-    r"""Return the content of the last ``\boxed{}``; ``None`` if the text has no box, or if the last box is never closed.
-
-    >>> last_boxed(r"so \boxed{\frac{1}{2}}")
-    '\\frac{1}{2}'
-    """
-    start = answer.rfind("\\boxed{")
-    depth = 0  # number of open braces; back at 0 where the box closes
-    for i in range(start + len("\\boxed"), len(answer)) if start >= 0 else ():
-        depth += (answer[i] == "{") - (answer[i] == "}")
-        if not depth:
-            return answer[start + len("\\boxed{") : i]
-    return None

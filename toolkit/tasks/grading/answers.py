@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
+from toolkit.expressions import NUMBER
+
 _WORD = re.compile(r"[a-z0-9]+")
 # _NUMBERED: a number and one of . ) : at the start of a line, perhaps after marks such as "- " or "**".
 # _IDENTIFIER: a word that may contain the marker * of ``tasks.threading``, and hyphens as in a UUID.
