@@ -58,6 +58,15 @@ def ends(pid: int, seconds: float = 30.0) -> bool:
         ("5", r"\boxed{\text{There are 5 or 6 apples left.}}", False),
         ("5", r"The answer to question 5 is \boxed{x}.", False),
         ("1250", "Answer: a lot (1,250).", True),
+        ("12", "The answer is 8 + 4", False),
+        ("12", r"\boxed{3 \cdot 4}", False),
+        ("12", r"\boxed{2(2 + 4)}", False),
+        ("12", "8 + 4 = 12", True),
+        ("x + 12", r"\boxed{12 + x}", True),
+        ("3.5", r"\boxed{3\frac{1}{2}}", True),
+        ("-320000", r"\boxed{-3.2 \times 10^5}", True),
+        ("0.25", r"\boxed{25\%}", True),
+        ("-5", r"\boxed{-5}", True),
     ],
 )
 def test_our_rules_beside_those_of_math_verify(gold, answer, right):

@@ -45,9 +45,10 @@ def equal(gold: str, answer: str) -> bool:
     r"""Return True if math-verify finds the expression in ``answer`` equal to the gold answer.
 
     Of several expressions in an answer, math-verify chooses one: the last in ``\boxed{}``, else the one after words such as "the answer
-    is", else the last one. Three rules are ours:
+    is", else the last one. Four rules are ours:
 
     - An answer whose last box is never closed is wrong: it was cut off, and the number in the box may be incomplete.
+    - If the gold answer is a number, a sum, or a product of whole numbers, is wrong: ``8 + 4`` repeats a problem without solving it.
     - The minus sign of Unicode is read as ``-``.
     - If math-verify finds only words, and the box (or the answer without a box) holds one number, that number is compared. So ``\boxed{\text{5 apples}}`` is 5.
 
@@ -229,21 +230,33 @@ def _serve(seconds: int, memory: int) -> None:
 
 def _equal(gold: str, answer: str) -> bool:
     from math_verify import verify
-    from sympy import Symbol
 
+    values, number = _parsed(answer), NUMBER.fullmatch(gold)
+    if number and any(_is_unsolved(value) for value in values):
+        return False
     # A gold answer such as \frac{1}{2} parses only inside a mathematics environment.
-    values = _parsed(answer)
     if verify(_parsed(f"${gold}$"), values, timeout_seconds=None):
         return True
+    return number is not None and _only_number(values, answer) == float(gold.replace(",", ""))
+
+
+def _is_unsolved(value: Any) -> bool:
+    """Return True for a sum, or a product of whole numbers, such as ``8 + 4`` or ``2 * 3``. Fractions and ``3.2 * 10**5`` are none."""
+    from sympy import Add, Expr
+
+    if not isinstance(value, Expr):
+        return False
+    factors = value.args if value.is_Mul else ()
+    return value.has(Add) or (len(factors) > 1 and all(f.is_Integer and abs(f) != 1 for f in factors))
+
+
+def _only_number(values: list[Any], answer: str) -> float | None:
+    """Return the number in an answer in which math-verify found only words, or ``None`` if there is not exactly one."""
+    from sympy import Symbol
+
     box = last_boxed(answer)
     numbers = {number.replace(",", "") for number in NUMBER.findall(answer if box is None else box)}
-    words_only = all(isinstance(value, str | Symbol) for value in values)
-    return (
-        words_only
-        and len(numbers) == 1
-        and NUMBER.fullmatch(gold) is not None
-        and float(gold.replace(",", "")) == float(numbers.pop())
-    )
+    return float(numbers.pop()) if len(numbers) == 1 and all(isinstance(value, str | Symbol) for value in values) else None
 
 
 def _parses(latex: str) -> bool:

@@ -7,7 +7,7 @@ writes ``lm-eval.jsonl`` and ``lighteval.jsonl`` beside ``responses.jsonl``, one
 it was. This file needs the tool and nothing of the toolkit. The two tools need different versions of the same packages:
 
     pip install 'lm-eval[math]==0.4.13'
-    pip install 'lighteval[math]==0.13.0' inspect-ai
+    pip install lighteval==0.13.0
 
 Both tools remove thoughts first, by their own function. Their graders need different things: those for GSM8K get the gold answer after
 ``####``, those for MATH get it in a box. Graders for GSM8K see the responses with whole numbers as gold answers, those for MATH all.

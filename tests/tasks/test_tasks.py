@@ -346,6 +346,8 @@ def test_a_local_file_without_the_columns_is_refused_with_what_it_has(tmp_path):
         ("It is 1,234.", "1234"),
         ("-5", "-5"),
         ("The answer is -5 degrees.", "-5"),
+        ("The answer is −5 degrees.", "-5"),
+        ("12−5", "5"),
         ("3.50", "3.50"),
         ("7.", "7"),
         ("first 3, then 4,", "4"),

@@ -19,10 +19,12 @@ RECALL = 0.5  # word recall above which the released code of arXiv 2404.15574 co
 def last_number(text: str) -> str | None:
     """Return the last number in a text, without thousands separators, or ``None`` if the text has no number.
 
+    The minus sign of Unicode is returned as ``-``.
+
     >>> last_number("That makes 1,250 in all.")
     '1250'
     """
-    numbers = NUMBER.findall(text)
+    numbers = NUMBER.findall(text.replace("−", "-"))
     return numbers[-1].replace(",", "").rstrip(".") if numbers else None
 
 
