@@ -115,7 +115,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
         sizes: Sizes to change.
         options: Name of an option -> value; ``None`` changes nothing. Options: ``task`` (replaces all main tasks and the training task),
             ``problems`` (number of test problems of the first main task), the fields ``max_new_tokens`` and ``seeds`` of ``Sizes``, and
-            the fields ``steps``, ``lora`` and ``engine`` of ``TrainingPlan``.
+            the fields ``steps``, ``lora``, ``engine`` and ``track`` of ``TrainingPlan``.
         settings: Name of a hyperparameter -> value as text. Every policy is trained with these values. Names: ``problems`` (per training
             batch), ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``,
             and the fields of TRL's ``GRPOConfig``.
@@ -136,7 +136,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
     # Any recipe will do: it only serves to check the settings and to convert their texts to numbers.
     recipe, overrides = adjust_recipe(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
-    training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "lora", "engine") if name in options}
+    training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "lora", "engine", "track") if name in options}
     training |= {
         "tiny": tiny,
         "changes": tuple({**dict(sizes.training.changes), **dict(changes)}.items()),
@@ -193,11 +193,11 @@ class Ground:
     def identity(self) -> dict[str, Any]:
         """Inputs on which every result of the board depends: a dict that identifies the base model, the sizes and the problems.
 
-        It is part of every result's cache key. The number of seeds is left out, so that results stay valid if seeds are added. The code is
-        another part of the key: see ``modules``.
+        It is part of every result's cache key. The number of seeds is left out, so that results stay valid if seeds are added. So is the
+        tracker, which changes no result. The code is another part of the key: see ``modules``.
         """
         sizes = asdict(self.sizes)
-        del sizes["seeds"]
+        del sizes["seeds"], sizes["training"]["track"]
         problems = {"main": self.problems, "unseen": self.unseen, "extraction": self.study.load("train", self.lm)}
         return {
             **identity.of_lm(self.lm),

@@ -18,6 +18,7 @@ from toolkit.cli.common import (
     Model,
     Template,
     Think,
+    Track,
     Trust,
     Type,
     app,
@@ -81,6 +82,7 @@ def board(
         ),
     ] = None,
     engine: EngineAddress = "ours",
+    track: Track = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work on this machine.")] = 1,
     measure_only: Annotated[bool, typer.Option(WORKER, hidden=True)] = False,
     think: Think = None,
@@ -123,6 +125,7 @@ def board(
         "steps": steps,
         "lora": lora,
         "engine": training_engine,
+        "track": track,
     }
     listed, file_sizes = boards.read_conditions(conditions) if conditions else (default.CONDITIONS, None)
     if quick and file_sizes:

@@ -152,6 +152,12 @@ EngineAddress = Annotated[
         help="What samples the tokens: ours (this process), vllm (in this process, on a GPU), or the address of a server that serves the same weights, such as http://localhost:8000 (llama-server, vLLM, SGLang, Ollama). Its weights are checked by log-probabilities.",
     ),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        help="Also send the training log to a tracker: trackio, wandb or tensorboard (needs the extra track). tensorboard and trackio write files on this machine; trackio sends them elsewhere only if TRACKIO_SPACE_ID or TRACKIO_SERVER_URL is set. wandb sends the log, and facts about this machine, to its service unless WANDB_MODE=offline. [default: none; nothing leaves this machine]"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 

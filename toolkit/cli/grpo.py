@@ -17,6 +17,7 @@ from toolkit.cli.common import (
     Task,
     Template,
     Think,
+    Track,
     Trust,
     app,
     load_model,
@@ -94,6 +95,7 @@ def grpo(
     training_engine: Annotated[
         str, typer.Option(help="Code that generates responses: toolkit, or trl (for vLLM add --set use_vllm=true).")
     ] = "toolkit",
+    track: Track = None,
     think: Think = None,
     template: Template = None,
     dtype: Annotated[
@@ -163,7 +165,7 @@ def grpo(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=training_engine, lora=policies.lora_config(lora_rank or 16) if lora else None)
+    extras = jobs.Extras(engine=training_engine, lora=policies.lora_config(lora_rank or 16) if lora else None, track=track)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     try:
         done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)

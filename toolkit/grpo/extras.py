@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from toolkit.grpo import tracking
 from toolkit.grpo.draws import Drawn
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
@@ -34,6 +35,11 @@ class Extras:
         engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL samples with vLLM if ``use_vllm`` is True in its config.
         lora: A ``peft`` config to train an adapter, or ``None`` to train every weight.
         callbacks: Callbacks of transformers in addition to the toolkit's, such as ``log.Bar``.
+        track: Tracker that also gets the log: ``"trackio"``, ``"wandb"`` or ``"tensorboard"`` (see ``tracking``). ``None`` means none.
+
+    Raises:
+        ValueError: no such engine or tracker.
+        ImportError: the tracker cannot be imported.
     """
 
     reward: Any = None
@@ -41,7 +47,9 @@ class Extras:
     engine: str = "toolkit"
     lora: Any = None
     callbacks: tuple[TrainerCallback, ...] = ()
+    track: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ("toolkit", "trl"):
             raise ValueError(f'engine={self.engine!r}: choose "toolkit" or "trl".')
+        tracking.check(self.track)

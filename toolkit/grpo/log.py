@@ -118,6 +118,7 @@ class Recorder(TrainerCallback):
 
     Attributes:
         rows: Rows of the log so far.
+        note: Function that is called with every row, to send it to a tracker. The last row may come twice: see ``finish``.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Recorder(TrainerCallback):
         self.problems, self.sampling, self.every, self.path, self.say = problems, sampling, every, path, say
         self.sample, self.initial = sample, initial
         self.rows: list[Row] = []
+        self.note: Callable[[Row], None] = lambda row: None
         self._evaluation: Row = {}  # results of the newest step on held-out problems, until the row of that step is written
         self._raised: set[str] = set()  # kinds of alarms that ``say`` was already called with
 
@@ -212,6 +214,7 @@ class Recorder(TrainerCallback):
             if kind not in self._raised:
                 self.say(f"step {row['step']}: {text}")
             self._raised.add(kind)
+        self.note(row)
         return row
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.grpo import tracking
 from toolkit.grpo.recipes import Recipe
 
 
@@ -28,6 +29,12 @@ class TrainingPlan:
         lora: Rank of a LoRA adapter, which is merged into the model at the end; ``None`` trains every weight.
         engine: Library that samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
         overrides: Fields of TRL's ``GRPOConfig`` to set in every run, as pairs ``(name, value)``. They override ``Recipe.config``.
+        track: Tracker that also gets the log of every policy: ``"trackio"``, ``"wandb"`` or ``"tensorboard"`` (see ``tracking``). ``None``
+            means none. It is not part of a policy's cache key.
+
+    Raises:
+        ValueError: no such tracker.
+        ImportError: the tracker cannot be imported.
     """
 
     task: str = "arithmetic"
@@ -41,6 +48,10 @@ class TrainingPlan:
     lora: int | None = None
     engine: str = "toolkit"
     overrides: tuple[tuple[str, Any], ...] = ()
+    track: str | None = None
+
+    def __post_init__(self) -> None:
+        tracking.check(self.track)
 
     def sized(self, recipe: Recipe) -> Recipe:
         """Return the recipe to train with: scaled to the tiny reasoner if ``tiny`` is True, then with ``changes`` applied."""
@@ -50,7 +61,7 @@ class TrainingPlan:
     def identity(self) -> dict[str, Any]:
         """Settings of this plan for a policy's cache key, as a dict ``{name: value}``.
 
-        The other settings are left out, since ``policies.basis`` adds to the key what they determine. ``task`` and ``pool`` determine the
+        ``track`` changes no policy. The other settings are left out, since ``policies.basis`` adds to the key what they determine. ``task`` and ``pool`` determine the
         training problems; ``tiny`` and ``changes`` determine the recipe. ``micro_batch`` matters only for DRPO's loss, so
         ``policies.basis`` adds it for recipes with that loss alone.
         """

@@ -105,7 +105,7 @@ def _run(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, folder: Path) ->
 
 
 def _extras(plan: TrainingPlan, reward: Any) -> Extras:
-    return Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None)
+    return Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None, track=plan.track)
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:

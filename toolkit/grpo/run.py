@@ -6,6 +6,7 @@ Files in a run's directory:
 * ``checkpoint-N``: ordinary Hugging Face folders, with the states of optimizer, scheduler, random numbers and reward. N is the step.
 * ``conciseness.json``: the head that scores conciseness, only for rewards that read such scores, as CRF does (see ``judge``).
 * ``model`` and, with LoRA, ``adapter``: the result, written by a finished run (see ``saved``).
+* What the tracker writes, if one is named (see ``tracking``).
 
 Precision. Trained weights are fp32, whatever dtype the model was loaded in. At a usual learning rate, one AdamW step changes a weight by
 less than half the distance to the next bfloat16 number, so most bfloat16 weights would never change. A model that was loaded in bfloat16
@@ -50,7 +51,7 @@ except ImportError as error:
 from toolkit import identity as identities
 from toolkit import store
 from toolkit.generate import Sampling
-from toolkit.grpo import code, draws, judge, log, saved
+from toolkit.grpo import code, draws, judge, log, saved, tracking
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
@@ -79,6 +80,7 @@ OWNED = {
     "logging_strategy": "the log, which has one line per step",
     "bf16": "--dtype bfloat16",
     "use_cpu": "--device cpu",
+    "report_to": "--track",
 }
 """Field of TRL's ``GRPOConfig`` that may not be set directly -> the command-line option or recipe field to set instead.
 
@@ -259,17 +261,19 @@ def train(
         if main:
             store.remove(run.out / MODEL)  # left by an earlier run with fewer steps, which is now resumed
             remove_old(run.out, args.save_total_limit)  # a killed process may have left a half-removed checkpoint
+        done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
         if checkpoint is None:
             probe(trainer, say)
         else:
             _restore_reward(trainer, checkpoint)
             if main:
-                recorder.resume(int(checkpoint.name.rpartition("-")[2]))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if not main:
-            return Trained(saved.trained_lm(lm, trainer), pd.DataFrame(), main)
-        about = {"recipe": recipe, **_facts(run, extras), "dtype": str(lm.model.dtype).removeprefix("torch.")}
-        policy = saved.save_policy(trainer, recorder, run.out, run.save_dtype, about)
+                recorder.resume(done)
+        with tracking.opened(extras.track if main else None, run.out, done + 1) as recorder.note:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if not main:
+                return Trained(saved.trained_lm(lm, trainer), pd.DataFrame(), main)
+            about = {"recipe": recipe, **_facts(run, extras), "dtype": str(lm.model.dtype).removeprefix("torch.")}
+            policy = saved.save_policy(trainer, recorder, run.out, run.save_dtype, about)
         return Trained(policy, pd.DataFrame(recorder.rows), main)
 
 

@@ -34,9 +34,10 @@ The fields of the one instance that a result uses are in the result's cache key 
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
+    "toolkit.grpo.tracking",
     "toolkit.store.code",
 )  # fmt: skip
-"""Modules and packages that cannot change a number in a result: they display results, compute cache keys or start processes."""
+"""Modules and packages that cannot change a number in a result: they display or send results, compute cache keys or start processes."""
 
 
 @dataclass(frozen=True)

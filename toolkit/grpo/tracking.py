@@ -1,0 +1,169 @@
+"""Send the log of a training run to a tracker: trackio, wandb or TensorBoard. Nothing is sent unless a tracker is named.
+
+The tracker gets every row of ``log.jsonl`` as it is written: the same names, the same values, at the same steps, held-out results included.
+(The callbacks of transformers rename the columns and never see the held-out results.) Columns without a number are left out. A run has the
+name of its directory.
+
+A resumed run goes on in the same run of the tracker. Steps after the last checkpoint are trained again, and so are sent again: TensorBoard
+hides the first ones; the others show both, which are equal. If saving changes the model (an adapter is merged, or autocast ends), the last
+step is sent a second time, with the held-out results of the saved model.
+
+Where the data go:
+
+* ``tensorboard`` writes event files into the run's directory.
+* ``trackio`` writes to a database on this machine. Only with ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` in the environment does it send
+  the data there.
+* ``wandb`` sends the data to its service, and what it records of the machine (system, packages, git commit). With ``WANDB_MODE=offline`` it writes them into the run's directory instead.
+
+All three were tried on this machine's disk only: no data were ever sent to a service of wandb or to a Space.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Protocol
+
+from toolkit import store
+
+TRACKERS = ("trackio", "wandb", "tensorboard")
+PROJECT = "reasoning-length"  # project in trackio and wandb, unless WANDB_PROJECT names another
+MARK = "tracker.json"  # file in a run's directory that says in which run of the tracker a resumed run goes on
+Note = Callable[[Mapping[str, Any]], None]
+"""Function that sends one row of the log."""
+
+
+class Tracker(Protocol):
+    """A run that is open in a tracker."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send values by name."""
+
+    def close(self) -> None:
+        """Send what is left, and end the run."""
+
+
+def check(tracker: str | None) -> None:
+    """Raise an error if a tracker cannot be used. ``None``, for no tracker, is always right.
+
+    Raises:
+        ValueError: no such tracker.
+        ImportError: it cannot be imported.
+    """
+    if tracker is None:
+        return
+    if tracker not in TRACKERS:
+        raise ValueError(f"Unknown tracker {tracker!r}: choose one of {', '.join(TRACKERS)}.")
+    try:
+        importlib.import_module(tracker)
+    except ImportError as error:
+        raise ImportError(
+            f"Tracking with {tracker} needs the package {tracker}, which cannot be imported ({error}): "
+            "pip install 'reasoning-length-toolkit[track]'."
+        ) from error
+
+
+@contextmanager
+def opened(tracker: str | None, out: Path, first: int) -> Iterator[Note]:
+    """Open a run in a tracker while the body is executed. The context manager returns a function that sends one row of the log.
+
+    Args:
+        tracker: One of ``TRACKERS``, or ``None`` to send nothing.
+        out: Directory of the run. Its name is the name of the run.
+        first: First step that will be sent. Those that were sent before are older, or are trained again.
+
+    Raises:
+        ImportError: the tracker cannot be imported.
+    """
+    if tracker is None:
+        yield lambda row: None
+        return
+    check(tracker)
+    openers: Mapping[str, Callable[[Path, int], Tracker]] = {"trackio": _Trackio, "wandb": _Wandb, "tensorboard": _TensorBoard}
+    run = openers[tracker](out, first)
+    try:
+        yield lambda row: run.log(numbers(row), row["step"])
+    finally:
+        run.close()
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the columns of a row of the log that hold a number, without ``step``.
+
+    >>> numbers({"step": 3, "reward": 0.5, "tokens/wrong": None, "alarms": []})
+    {'reward': 0.5}
+    """
+    return {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _marked(out: Path, tracker: str) -> str | None:
+    """Return the id of the run in a tracker that the directory's run was sent to before; ``None`` if there is none."""
+    path = out / MARK
+    mark = (
+        store.read_json(path, {"tracker": str, "id": str}, remedy="Remove the file: a new run is begun.") if path.is_file() else {}
+    )
+    return mark["id"] if mark.get("tracker") == tracker else None
+
+
+def _mark(out: Path, tracker: str, run: str) -> None:
+    store.write_json({"tracker": tracker, "id": run}, out / MARK)
+
+
+class _TensorBoard:
+    def __init__(self, out: Path, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(out), purge_step=first)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Trackio:
+    def __init__(self, out: Path, first: int) -> None:
+        import trackio
+
+        # trackio finds the run by its name: the newest with this name.
+        before = _marked(out, "trackio")
+        with redirect_stdout(sys.stderr):  # standard output is for the results of a command
+            self.run = trackio.init(
+                project=PROJECT, name=out.name, resume="never" if before is None else "allow", embed=False,
+                auto_log_cpu=False, auto_log_gpu=False,
+            )  # fmt: skip
+        _mark(out, "trackio", out.name)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        with redirect_stdout(sys.stderr):
+            self.run.finish()
+
+
+class _Wandb:
+    def __init__(self, out: Path, first: int) -> None:
+        import wandb
+
+        name = _marked(out, "wandb") or secrets.token_hex(8)
+        _mark(out, "wandb", name)
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        quiet = {"console": "off", "save_code": False}  # the log only, not what the terminal shows
+        self.run = wandb.init(project=project, name=out.name, id=name, resume="allow", dir=str(out), settings=quiet)
+        # wandb refuses steps that it has had, as a resumed run sends. So the step is a value, which the charts use.
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log({**values, "step": step})
+
+    def close(self) -> None:
+        self.run.finish()
