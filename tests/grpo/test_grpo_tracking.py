@@ -7,8 +7,11 @@ import math
 import os
 import subprocess
 import sys
+import time
 import types
+from contextvars import ContextVar
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -86,15 +89,27 @@ class FakeTensorBoard(Fake):
         self.runs[-1]["sent"].append((step, name, value))
 
 
+def module_of(name):
+    """Return an empty module that looks installed."""
+    module = types.ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    return module
+
+
 @pytest.fixture
 def fakes(monkeypatch):
     """Fake modules of all trackers, by name."""
     made = {"trackio": FakeTrackio(), "wandb": FakeWandb(), "tensorboard": FakeTensorBoard()}
     for name, fake in made.items():
-        module = types.ModuleType(name)
-        module.init, module.SummaryWriter = fake.init, getattr(fake, "SummaryWriter", None)
+        module = module_of(name)
+        for attribute in ("init", "log", "finish", "SummaryWriter"):
+            setattr(module, attribute, getattr(fake, attribute, None))
+        module.run, module.context_vars = (
+            None,
+            types.SimpleNamespace(current_run=ContextVar("run", default=None)),
+        )  # TRL reads these
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, module)
-    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "tensorboard", module_of("tensorboard"))
     return made
 
 
@@ -224,10 +239,10 @@ def test_transformers_own_way_to_report_is_refused_and_the_option_named(tmp_path
 # --- a tracker changes no result --------------------------------------------------------------------------------
 
 
-def test_a_tracker_is_in_no_key_and_reaches_every_policy(tiny, fakes):
+def test_a_tracker_is_in_no_key_and_reaches_every_policy(tiny, tmp_path, fakes):
     plain, tracked = (adjust_sizes(QUICK, {"track": name}, {}, tiny=True) for name in (None, "wandb"))
     assert (plain.training.track, tracked.training.track) == (None, "wandb")
-    assert Ground(tiny, plain, None).identity == Ground(tiny, tracked, None).identity
+    assert Ground(tiny, plain, tmp_path).identity == Ground(tiny, tracked, tmp_path).identity
     assert plain.training.identity == tracked.training.identity
     assert policies._extras(tracked.training, None).track == "wandb"
 
@@ -248,6 +263,7 @@ def send_with_a_break(tracker, out):
         with tracking.opened(tracker, out, first) as note:
             for row in rows:
                 note(row)
+        time.sleep(1.1)  # wandb names a directory by the second
 
 
 def wandb_records(path):

@@ -133,21 +133,19 @@ class _Trackio:
     def __init__(self, out: Path, first: int) -> None:
         import trackio
 
+        self.trackio = trackio
         # trackio finds the run by its name: the newest with this name.
-        before = _marked(out, "trackio")
+        resume = "never" if _marked(out, "trackio") is None else "allow"
         with redirect_stdout(sys.stderr):  # standard output is for the results of a command
-            self.run = trackio.init(
-                project=PROJECT, name=out.name, resume="never" if before is None else "allow", embed=False,
-                auto_log_cpu=False, auto_log_gpu=False,
-            )  # fmt: skip
+            trackio.init(project=PROJECT, name=out.name, resume=resume, embed=False, auto_log_cpu=False, auto_log_gpu=False)
         _mark(out, "trackio", out.name)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(values), step=step)
+        self.trackio.log(dict(values), step=step)
 
     def close(self) -> None:
         with redirect_stdout(sys.stderr):
-            self.run.finish()
+            self.trackio.finish()
 
 
 class _Wandb:
