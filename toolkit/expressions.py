@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,9 +49,10 @@ def equal(gold: str, answer: str) -> bool:
     is", else the last one. Four rules are ours:
 
     - An answer whose last box is never closed is wrong: it was cut off, and the number in the box may be incomplete.
-    - If the gold answer is a number, a sum, or a product of whole numbers, is wrong: ``8 + 4`` repeats a problem without solving it.
+    - If the gold answer is a number, a sum or a product of whole numbers is wrong: ``8 + 4`` repeats a problem without solving it.
     - The minus sign of Unicode is read as ``-``.
-    - If math-verify finds only words, and the box (or the answer without a box) holds one number, that number is compared. So ``\boxed{\text{5 apples}}`` is 5.
+    - If math-verify finds only words, and the box (or the answer without a box) holds one number, that number is compared. So
+      ``\boxed{\text{5 apples}}`` is 5.
 
     Args:
         gold: Gold answer as LaTeX without ``$``, such as ``\frac{1}{2}``.
@@ -215,7 +217,7 @@ def _serve(seconds: int, memory: int) -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # antlr prints to standard output
     handlers: dict[str, Callable[..., bool]] = {"equal": _equal, "parses": _parses}
-    _limit_memory(memory)
+    _limit("RLIMIT_AS", memory)
     reply: Any = _equal(r"25\%", "0.25") and _parses("2")  # imports math-verify, and tries its parser
     while True:
         replies.write(json.dumps(reply).encode() + b"\n")
@@ -270,21 +272,18 @@ def _parsed(text: str, **options: Any) -> list[Any]:
 
 
 def _limit_time(seconds: int) -> None:
-    """Make the system end this process after ``seconds`` more of CPU time. Without effect on Windows."""
+    """Make the system end this process after ``seconds`` more of CPU time, up to a second later. Without effect on Windows."""
+    used = sum(os.times()[:2])
+    _limit("RLIMIT_CPU", int(used) + 1 + seconds)
+
+
+def _limit(name: str, value: int) -> None:
+    """Set a limit of this process, at most the hard limit. Without effect where the system has no such limit (Windows, memory on macOS)."""
     try:
         import resource
     except ImportError:
         return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, hard))
-
-
-def _limit_memory(size: int) -> None:
-    """Make the system refuse this process more than ``size`` bytes of address space. Without effect on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+    kind = getattr(resource, name)
+    _, hard = resource.getrlimit(kind)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
