@@ -57,11 +57,11 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
     single = vector[1:].float().cpu()  # F32 without layer 0; large fp64 numbers overflow to infinity
     if not torch.isfinite(single).all() or not single.any():
         raise ExportError("In F32, the type of control vectors, layers 1 and above are not finite, or all zero.")
-    fields: dict[str, str | int] = {
+    fields: dict[str, str | int | float] = {
         "controlvector.model_hint": lm.model.config.model_type,
         "controlvector.layer_count": len(single),
     }
-    private = {f"toolkit.{key}": value for key, value in header.items()}
+    private: dict[str, str | int | float] = {f"toolkit.{key}": value for key, value in header.items()}
     rows = {f"direction.{k}": row.numpy() for k, row in enumerate(single, 1)}
     return store.write_gguf("controlvector", fields | private, rows, path)
 
