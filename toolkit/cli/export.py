@@ -113,8 +113,8 @@ def export(
     a task of an evaluation tool. A format that cannot say what is exported refuses it: most tools know only steering of all positions at
     the output of a block.
 
-    For problems, --think names the tags in the responses, as OPEN,CLOSE; ",CLOSE" if the chat template opens thinking in the prompt.
-    Default: the whole response is the answer.
+    For problems, --think OPEN,CLOSE names the think tags in the responses. What comes before the first CLOSE is not graded, and a response
+    without CLOSE is wrong. Default: the whole response is the answer.
 
     Examples:
 

@@ -66,7 +66,7 @@ def check(direction: Direction, settings: Settings, name: str) -> Direction:
     edits.steering(direction, settings.strength, layers=settings.layers, during=settings.during)  # checks all of them
     if settings.during not in row.during and "phases" not in row.during:
         raise ExportError(
-            f"{name} cannot say during={settings.during!r}: it knows {' and '.join(row.during)}. Steering at other positions is another "
+            f"{name} cannot say during={settings.during!r}: it knows only {' and '.join(row.during)}. Steering at other positions is another "
             "intervention, so measure it with `toolkit dose` before you export it with one of these, or use our own loop."
         )
     if direction.kind != "resid_post" and name != "safetensors":

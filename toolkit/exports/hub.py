@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import store
+from toolkit.store.texts import read_text
 
 CARD = "README.md"
 SKIPPED = (".lock", ".partial", ".tmp", ".writable")  # of running or dead processes
@@ -57,7 +57,7 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
         inside = file.relative_to(path)
         if file.is_symlink() or any(part.startswith(".") for part in inside.parts):
             raise ValueError(f"{folder} holds {inside}, a link or a hidden file, which is not uploaded: remove it first.")
-    card = "\n".join(store.read_lines(path / CARD))
+    card = read_text(path / CARD)
     if not card.startswith("---\n") or "\nbase_model:" not in card:
         raise ValueError(
             f"{path / CARD} has no front matter with base_model, so the Hub could not tell what it belongs to: write it again."

@@ -4,8 +4,10 @@ The functions import this toolkit for grading, so both must be installed:
 ``lm_eval --include_path DIRECTORY --tasks NAME --apply_chat_template --model hf --model_args pretrained=MODEL``. Metrics: ``correct``,
 ``closed`` (thinking was closed) and ``think_characters``.
 
-lm-eval's chat templates take one question, so a problem must be one message of the user. Some tokenizers hold the think tags as special
-tokens, which lm-eval leaves out of the text by default.
+lm-eval's chat templates take one question, so a problem must be one message of the user.
+
+Some tokenizers hold the think tags as special tokens, which lm-eval's ``hf`` models leave out of the text. Then ``closed`` is 0 and every
+response is wrong, since thinking and answer cannot be told apart.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ nnsight sends code, not a specification, so the export is a short program. In vL
 residual stream; adding to either element adds to the stream. Rows are positions: the whole prompt in the first step, then one token per
 step. So ``[:]`` in every step is "all positions", and ``[-1:]`` in every step is the prompt's last position and every later one.
 
+Tokens are collected step by step, because nothing after the loop runs if a response ends early.
+
 Module names are those of transformers. vLLM uses the same names for most families; the script fails where it does not.
 """
 
@@ -23,7 +25,7 @@ USE = (
     "Start `nnsight-serve MODEL --port 6677`, then `python steer.py PROMPT`. The server runs the code that clients send: only on a network "
     "that you trust. Not tested on a running server."
 )
-PROGRAM = '''"""Steer {model} through nnsight-serve: python steer.py PROMPT [--url URL] [--strength S] [--max-tokens N]."""
+PROGRAM = '''"""Steer a model through nnsight-serve: python steer.py PROMPT [--url URL] [--strength S] [--max-tokens N]."""
 
 import argparse
 from pathlib import Path
@@ -46,10 +48,11 @@ def main():
     strength = given.strength
     model = VLLM(MODEL)
     with model.trace(given.prompt, temperature=0.0, max_tokens=given.max_tokens, serve=given.url) as tracer:
-        for _ in tracer.iter[: given.max_tokens]:
+        ids = list().save()
+        for _ in tracer.all():
 {steps}
-        out = tracer.result.save()
-    print(out.outputs[0].text)
+            ids.append(model.samples.item())
+    print(model.tokenizer.decode(ids))
 
 
 if __name__ == "__main__":

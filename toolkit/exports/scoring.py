@@ -17,14 +17,11 @@ def read(path: Any) -> dict[str, Problem]:
 def split_response(response: str, tags: ThinkTags | None) -> tuple[str, str | None]:
     """Return ``(thinking, answer)`` of a response; the answer is ``None`` if thinking was never closed.
 
-    The rules are those of ``spans.spans``, on text:
+    Without tags, the whole response is the answer. With tags that are both ``None``, it is thinking and answer. Otherwise the first closing
+    tag ends thinking, which starts after the first opening tag before it, or with the response.
 
-    - Without tags, the whole response is the answer. With tags that are both ``None``, it is thinking and answer.
-    - The first closing tag ends thinking. It starts after the first opening tag before it, else with the response.
-    - Without a closing tag there is no answer. One exception: the tags include an opening tag, and the response has none. Then the model
-      did not think, and the whole response is the answer.
-
-    If the chat template opens thinking in the prompt, the response has no opening tag: give tags without one (``,</think>``).
+    Without a closing tag there is no answer, also if there is no opening tag. This is stricter than ``spans.spans``: a text may have lost
+    its tags, since many tools leave out special tokens. A trace must not be graded as an answer.
 
     >>> split_response("<think>7+8=15</think> 15", ThinkTags())
     ('7+8=15', ' 15')
@@ -36,11 +33,8 @@ def split_response(response: str, tags: ThinkTags | None) -> tuple[str, str | No
     if tags.close is None:
         return response, response
     before, closed, after = response.partition(tags.close)
-    opened = tags.open is not None and tags.open in before
-    thinking = before.partition(str(tags.open))[2] if opened else before
-    if closed:
-        return thinking, after
-    return (thinking, None) if opened or tags.open is None else ("", response)
+    thinking = before.partition(tags.open)[2] if tags.open and tags.open in before else before
+    return thinking, after if closed else None
 
 
 def score(problem: Problem, response: str, tags: ThinkTags | None, reasoning: str | None = None) -> dict[str, float]:
