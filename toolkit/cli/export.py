@@ -263,8 +263,9 @@ def push(
 
     upload = hub.plan_upload(folder, repo)
     table = pd.DataFrame(upload.files, columns=["file", "bytes"]).set_index("file")
+    show(table, f"{len(table)} files")
     where = f"{'public' if public else 'private'} repository {repo}"
-    show(table, f"{len(table)} files, {sum(table['bytes']):,} bytes, for the {where}")
+    out.print(f"{sum(table['bytes']):,} bytes for the {where}", markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         out.print(upload.card, markup=False, highlight=False)
         out.print("Nothing was sent (--dry-run).")

@@ -52,7 +52,7 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
             f"{folder} has no {CARD}, the card that says what it holds. `toolkit thinkedit` and `toolkit export --to folder`, plan, adapter or "
             "merged write one."
         )
-    files = sorted(file for file in path.rglob("*") if not file.is_dir() and not file.name.endswith(SKIPPED))
+    files = sorted(file for file in path.rglob("*") if (file.is_symlink() or not file.is_dir()) and not file.name.endswith(SKIPPED))
     for file in files:
         inside = file.relative_to(path)
         if file.is_symlink() or any(part.startswith(".") for part in inside.parts):
