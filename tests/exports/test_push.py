@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import socket
 from fnmatch import fnmatch
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects
 from typer.testing import CliRunner
 
 from toolkit import cli
@@ -83,22 +85,24 @@ def test_a_public_repository_is_used_only_when_asked(folder, tmp_path):
     assert fresh.visible == "public"
 
 
-def test_the_real_library_has_the_methods_that_are_called(folder, monkeypatch):
-    """With huggingface_hub's own HfApi, up to its last method before the network."""
-    asked = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, *args, **fields: asked.append(("create_repo", args, fields)))
-    monkeypatch.setattr(HfApi, "model_info", lambda self, *args, **fields: SimpleNamespace(private=True))
+def test_the_real_library_takes_these_calls_and_these_patterns(folder):
+    """Arguments are bound to the signatures of huggingface_hub, and its own filter chooses the files."""
+    calls = {}
 
-    def create_commit(self, **fields):
-        asked.append(("create_commit", sorted(op.path_in_repo for op in fields["operations"]), fields["repo_id"]))
-        return SimpleNamespace(commit_url="https://huggingface.co/me/vector/commit/2")
+    class Recorder:
+        def __getattr__(self, name):
+            def call(*args, **fields):
+                calls[name] = inspect.signature(getattr(HfApi, name)).bind(self, *args, **fields)
+                return SimpleNamespace(private=True, commit_url="https://huggingface.co/me/vector/commit/2")
 
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    monkeypatch.setattr(HfApi, "_validate_yaml", lambda self, content, **fields: asked.append(("card", content)))
-    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, *args, **fields: [])
-    assert hub.push(hub.plan_upload(folder, "me/vector"), api=HfApi(token=False)).endswith("/commit/2")
-    assert asked[0][2]["private"] is True
-    assert asked[-1] == ("create_commit", sorted(SENT), "me/vector")
+            return call
+
+    hub.push(hub.plan_upload(folder, "me/vector"), api=Recorder())
+    assert calls.keys() == {"create_repo", "model_info", "upload_folder"}
+    assert calls["create_repo"].arguments["private"] is True
+    there = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    chosen = filter_repo_objects(there, allow_patterns=calls["upload_folder"].arguments["allow_patterns"])
+    assert sorted(chosen) == sorted(SENT) and len(there) > len(SENT)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -32,9 +32,6 @@ from toolkit.cli.common import (
 )
 from toolkit.cli.steer import During, Layers, parse_layers
 
-if TYPE_CHECKING:
-    from toolkit.types import Direction, Plan, Problem
-
 OPTIONS = {
     "strength": "strength", "layers": "layers", "during": "during", "drop_layer_0": "drop_layer_0", "doses": "doses", "base": "base",
     "think": "think", "max_new_tokens": "max_new_tokens",
@@ -48,13 +45,14 @@ SOURCES = {
 """What a format takes -> parameters of ``export`` that say where it comes from."""
 
 
-def list_formats(wanted: bool) -> None:
-    """Print the table of all formats and exit, if ``wanted``."""
+def list_formats(wanted: bool) -> bool:
+    """Print the table of all formats and exit, if ``wanted``; else return False."""
     if wanted:
         columns = {"takes": "takes", "reader": "read by", "files": "writes", "checked": "checked"}
         table = pd.DataFrame([[getattr(row, name) for name in columns] for row in exports.FORMATS], columns=list(columns.values()))
         show(table.set_index(pd.Index([row.name for row in exports.FORMATS], name="--to")), "Formats of toolkit export")
         raise typer.Exit()
+    return wanted
 
 
 @app.command(cls=Command)
@@ -151,10 +149,8 @@ def export(
     out.print(f"Wrote [bold]{escape(str(row.write(loaded, value, out_path, settings)))}[/bold].")
 
 
-def _value(
-    row: exports.Format, vector: Path | None, plan: Path | None, problems: tuple[str, str, int, int]
-) -> Direction | Plan | list[Problem]:
-    """Return what a format takes, from the options of ``export``.
+def _value(row: exports.Format, vector: Path | None, plan: Path | None, problems: tuple[str, str, int, int]) -> Any:
+    """Return what a format takes, from the options of ``export``: a ``Direction``, a ``Plan`` or a list of ``Problem``.
 
     Args:
         row: The format.
@@ -179,7 +175,7 @@ def _value(
     path, option = {"direction": (vector, "--vector"), "plan": (plan, "--plan")}[row.takes]
     if path is None:
         raise typer.BadParameter(f"--to {row.name} needs a {row.takes}: give its file with {option}.")
-    return store.load(path, kind)  # type: ignore[no-any-return]
+    return store.load(path, kind)
 
 
 class Source(StrEnum):
