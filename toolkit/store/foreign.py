@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,12 +55,16 @@ def write_pt(value: Any, path: str | Path) -> Path:
     Raises:
         ValueError: the value holds something that ``torch.load(weights_only=True)`` would refuse. No file is written.
     """
+    # In memory first: torch.save writes the name of its file into the file, and the name of a temporary file differs from run to run.
+    content = io.BytesIO()
+    torch.save(value, content)
+    content.seek(0)
+    try:
+        torch.load(content, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is not written: its content is more than tensors in plain containers.") from error
     with atomic(path) as partial:
-        torch.save(value, partial)
-        try:
-            torch.load(partial, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{path} is not written: its content is more than tensors in plain containers.") from error
+        partial.write_bytes(content.getvalue())
     return Path(path)
 
 
