@@ -162,9 +162,11 @@ def models() -> str:
 
 def formats() -> str:
     """Return the table of the formats that ``toolkit export`` writes: what goes where, and how it was checked."""
-    columns = {"takes": "takes", "reader": "read by", "followed": "made after", "checked": "checked"}
-    rows = {f"`{row.name}`": [getattr(row, name) for name in columns] for row in exports.FORMATS}
-    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=list(columns.values())).rename_axis("`--to`"))
+    rows = {
+        f"`{row.name}`": [row.takes, row.reader, ", ".join(row.during) or "-", row.followed, row.checked] for row in exports.FORMATS
+    }
+    columns = ["takes", "read by", "positions of steering", "made after", "checked"]
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("`--to`"))
 
 
 def served() -> str:
