@@ -32,11 +32,8 @@ from toolkit.cli.common import (
 )
 from toolkit.cli.steer import During, Layers, parse_layers
 
-OPTIONS = {
-    "strength": "strength", "layers": "layers", "during": "during", "drop_layer_0": "drop_layer_0", "doses": "doses", "base": "base",
-    "think": "think", "max_new_tokens": "max_new_tokens",
-}  # fmt: skip
-"""Field of ``exports.base.Settings`` -> parameter of ``export``."""
+OPTIONS = ("strength", "layers", "during", "drop_layer_0", "doses", "base", "think", "max_new_tokens")
+"""Parameters of ``export`` that are fields of ``exports.base.Settings``. A format reads some of them (``Format.options``)."""
 SOURCES = {
     "direction": ("vector", "model", "template", "device", "think"),
     "plan": ("plan", "model", "template", "device", "think"),
@@ -127,8 +124,8 @@ def export(
     from toolkit.types import Direction
 
     row = exports.find(to)
-    read = {*SOURCES[row.takes], *(OPTIONS[name] for name in row.options)}
-    reject_unread(f"by --to {to}", *sorted({*sum(SOURCES.values(), ()), *OPTIONS.values()} - read))
+    read = {*SOURCES[row.takes], *row.options}
+    reject_unread(f"by --to {to}", *sorted({*sum(SOURCES.values(), ()), *OPTIONS} - read))
     if doses is not None:
         jobs.read_doses(doses)
     value = _value(row, vector, plan, (task, split, problems, seed))
