@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import families, report
+from toolkit import exports, families, report
 from toolkit.board import text_table
 from toolkit.metrics import with_interval
 
@@ -160,8 +160,24 @@ def models() -> str:
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["models (model type in transformers)"]))
 
 
+def formats() -> str:
+    """Return the table of the formats that ``toolkit export`` writes: what goes where, and how it was checked."""
+    rows = {
+        f"`{row.name}`": [row.takes, row.reader, ", ".join(row.during) or "-", row.followed, row.checked] for row in exports.FORMATS
+    }
+    columns = ["takes", "read by", "positions of steering", "made after", "checked"]
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("`--to`"))
+
+
+def served() -> str:
+    """Return the table of next-token divergences between llama.cpp and our own passes, with exported files."""
+    rows = {name: [f"{value:.4f}"] for name, value in read("data/exports/llama-server.json")["divergence"].items()}
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["divergence, nats"]))
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed, "models": models,
+    "formats": formats, "served": served,
 }  # fmt: skip
 """Functions that make the README's tables, by mark."""
 

@@ -88,6 +88,20 @@ GRPO = (
 )  # fmt: skip
 TRAINED = "this run is finished"
 BOARD = ("board", "--conditions", "../inputs/conditions.py", "-o", "out")
+EDIT = ("--plan", "../inputs/edited/plan.safetensors")
+EXPORTED = {
+    ("-v", "../inputs/post.safetensors", "--layers", "1-3"): (
+        "vllm-lens",
+        "hotwire",
+        "easysteer",
+        "nnsight-serve",
+        "lm-eval-steered",
+    ),
+    EDIT: ("adapter", "merged", "plan"),
+    (*EDIT, "--base", "qwen3"): ("ollama",),
+    ("-n", "8"): ("inspect", "lm-eval"),
+}
+"""Input of ``toolkit export`` -> the formats that are a directory."""
 COMMANDS = {
     "rollouts": Command(("rollouts", *SMALL, "-o", "out"), 4),
     "direction": Command(("direction", "-r", "../inputs/rollouts", "--share", "0.3", "-o", "out/v.safetensors"), 2),
@@ -109,12 +123,18 @@ COMMANDS = {
         ("retrieval-heads", "-n", "4", "--counts", "1", "--ops", "", "--draws", "1", "--max-new-tokens", "40", "-o", "out"), 1
     ),
     "export": Command(("export", "-v", "../inputs/post.safetensors", "--to", "gguf", "--drop-layer-0", "-o", "out/v.gguf"), 1),
+    "export --to gguf-lora": Command(("export", *EDIT, "--to", "gguf-lora", "-o", "out/edit.gguf"), 0.5),
     "export --to safetensors": Command(
         ("export", "-v", "../inputs/post.safetensors", "--to", "safetensors", "-o", "out/v.safetensors"), 0.5
     ),
     "export --to folder": Command(
         ("export", "-v", "../inputs/post.safetensors", "--to", "folder", "--drop-layer-0", "-o", "out/v"), 0.5, finished="is not empty"
     ),
+    **{
+        f"export --to {name}": Command(("export", *source, "--to", name, "-o", "out/x"), 0.3, finished="is not empty")
+        for source, names in EXPORTED.items()
+        for name in names
+    },
     "grpo": Command(GRPO, 3, finished=TRAINED),
     "grpo --lora": Command((*GRPO, "--lora", "--lora-rank", "4", "--dtype", "bfloat16"), 1, finished=TRAINED),
     "board": Command(BOARD, 3),

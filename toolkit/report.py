@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -234,6 +234,47 @@ edit other heads of the same layers, or the same heads along random directions t
 {markdown(table)}
 
 Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the plan and the norms of the edited heads' weights before and after, `direction.safetensors` the direction.
+"""
+
+
+def plan_card(base: str, plan: Plan, kind: Literal["adapter", "merged", "plan"]) -> str:
+    """Return the card of a plan of head edits as markdown: front matter, use, edited heads. Nothing is measured; ``model_card`` has numbers.
+
+    Args:
+        base: Name of the base model.
+        plan: The plan.
+        kind: What the folder holds: a PEFT adapter, a checkpoint with the edit in its weights, or only the plan.
+    """
+    p = plan.provenance
+    relation = {"adapter": "adapter", "merged": "finetune", "plan": "adapter"}[kind]
+    library = {"adapter": "peft", "merged": "transformers", "plan": "reasoning-length-toolkit"}[kind]
+    use = {
+        "adapter": 'PeftModel.from_pretrained(model, "this folder")',
+        "merged": 'AutoModelForCausalLM.from_pretrained("this folder")',
+        "plan": 'edits.apply(base, store.load("plan.safetensors", Plan))',
+    }[kind]
+    heads = pd.DataFrame([(e.layer, e.head, e.op, e.strength) for e in plan.edits], columns=["layer", "head", "op", "strength"])
+    return f"""---
+base_model: {_yaml(base)}
+base_model_relation: {relation}
+library_name: {library}
+pipeline_tag: text-generation
+tags: [reasoning-length]
+---
+# {base}, with {len(plan.edits)} attention heads edited
+
+{plan.name}. `project_out` removes a direction v from a head's output, `W_h <- (I - strength v v^T) W_h`; `scale` shrinks it,
+`W_h <- (1 - strength) W_h`. W_h holds the head's columns of the output projection. {_origin(plan)} Use: `{use}`.
+
+## Edited heads
+
+{markdown(heads.rename_axis("edit"))}
+
+## Measured
+
+Nothing has been measured with these files yet. Base weights: SHA-256 `{p.fingerprint}`, revision {p.revision}.
+
+Made with reasoning-length-toolkit {p.toolkit_version}.
 """
 
 

@@ -25,7 +25,7 @@ def vector(tiny, tmp_path_factory):
     return store.save(Direction(v, "resid_post", "think", "by hand", 1, 1, tiny.provenance()), path)
 
 
-@pytest.mark.parametrize("command", ["steer", "dose", "export", "import"])
+@pytest.mark.parametrize("command", ["steer", "dose", "export", "import", "push"])
 def test_help_shows_an_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0 and "Example" in result.output

@@ -21,7 +21,7 @@ ROOMS = (
     "processes", "expressions", "origins", "types", "stats", "rounding", "store", "versions", "tensors", "sites", "hooks", "adapters", "shipped", "families", "templates", "checkpoints", "qualify",
     "tags", "leaks", "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "steps", "tasks", "engines", "generate", "positions", "passes", "collect", "entropies", "needles", "attention",
     "directions", "probes", "merging", "steering", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
-    "report", "doses", "jobs", "board", "widgets", "cli",
+    "report", "doses", "jobs", "exports", "board", "widgets", "cli",
 )  # fmt: skip
 ONLY = {"rewards": {"types", "stats", "expressions"}}  # rooms that may import less than what is above them
 ISOLATED = {"methods"}  # rooms whose files may not import one another

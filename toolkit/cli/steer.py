@@ -1,9 +1,7 @@
-"""The commands ``steer``, ``dose``, ``export`` and ``import``: steer a model, and convert steering vectors to and from other tools."""
+"""The commands ``steer`` and ``dose``: steer a model along a direction, and measure it at several strengths."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +19,6 @@ from toolkit.cli.common import (
     Budget,
     Command,
     Device,
-    Dtype,
     EngineAddress,
     Loaded,
     Model,
@@ -228,113 +225,3 @@ def dose(
         "Best strength for each target length (tokens), and percent of responses within 10 % (precise) and 20 % (flexible) of the target",
     )
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
-
-
-class Target(StrEnum):
-    """File formats that ``export`` can write."""
-
-    gguf = "gguf"
-    safetensors = "safetensors"
-    folder = "folder"
-
-
-class Source(StrEnum):
-    """File formats that ``import`` can read."""
-
-    gguf = "gguf"
-    safetensors = "safetensors"
-    thinkedit = "thinkedit"
-    svec = "svec"
-    hidden_directions = "hidden-directions"
-
-
-@app.command(cls=Command)
-def export(
-    vector: Vector,
-    out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write; for folder, a new directory.")],
-    to: Annotated[
-        Target,
-        typer.Option(
-            help="Format. gguf: for llama.cpp and repeng. safetensors: for any tool. folder: both, with a card for the Hugging Face Hub."
-        ),
-    ],
-    model: Model = "tiny-reasoner",
-    scale: Annotated[float, typer.Option(help="For gguf and safetensors: factor by which the vector is multiplied.")] = 1.0,
-    doses: Annotated[
-        Path | None, typer.Option(help="For folder: directory of `toolkit dose`, whose numbers and figures go into the card.")
-    ] = None,
-    drop_layer_0: Annotated[
-        bool, typer.Option("--drop-layer-0", help="Leave out the vector of the first layer (block), which GGUF cannot steer.")
-    ] = False,
-    think: Think = None,
-    template: Template = None,
-    device: Device = None,
-) -> None:
-    """Write a direction in the format of another tool. To export a head edit, use [bold]toolkit thinkedit --adapter[/bold].
-
-    Example: [bold]toolkit export -v runs/efficiency.safetensors --to gguf --drop-layer-0 -o runs/efficiency.gguf[/bold]
-    """
-    from toolkit import jobs, store, vectors
-    from toolkit.types import Direction
-
-    ignored = {Target.gguf: ("doses",), Target.safetensors: ("doses", "drop_layer_0"), Target.folder: ("scale",)}
-    reject_unread(f"by --to {to}", *ignored[to])
-    v = store.load(vector, Direction)
-    if doses is not None:
-        jobs.read_doses(doses)
-    lm = load_model(model, think, Dtype.float32, device, template=template)
-    match to:
-        case Target.gguf:
-            vectors.save_gguf(v, out_path, lm=lm, scale=scale, drop_layer_0=drop_layer_0)
-        case Target.safetensors:
-            vectors.save(v, out_path, lm=lm, scale=scale)
-        case Target.folder:
-            jobs.vector_folder(lm, v, out_path, doses, drop_layer_0=drop_layer_0)
-    out.print(f"Wrote [bold]{out_path}[/bold].")
-
-
-@app.command("import", cls=Command)
-def import_(
-    source: Annotated[Path, typer.Argument(help="The file of the other tool.")],
-    out_file: Annotated[
-        Path, typer.Option("--out", "-o", help="File to write the direction to, for `toolkit steer` and `toolkit dose`.")
-    ],
-    of: Annotated[Source, typer.Option("--from", help="Format of the file that is read.")],
-    model: Model = "tiny-reasoner",
-    layer: Annotated[int | None, typer.Option(help="For hidden-directions: layer of a file that holds a single vector.")] = None,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Reverse the sign of the vector; needed if adding it shortens thinking.")
-    ] = False,
-    think: Think = None,
-    template: Template = None,
-    device: Device = None,
-) -> None:
-    """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
-
-    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it.
-
-    A file is refused if its vectors do not fit the model in width or number of layers. It is also refused if its header contradicts itself,
-    or names a site in a layer (such as resid_mid) at which vectors of this format do not act.
-
-    Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
-    """
-    from toolkit import store, vectors
-
-    if of is not Source.hidden_directions:
-        reject_unread(f"with --from {of}", "layer")
-    container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
-    container.get(of, store.read_pt)(source)  # raises for a damaged file before a model is loaded
-    lm = load_model(model, think, Dtype.float32, device, template=template)
-    match of:
-        case Source.gguf:
-            v = vectors.load_gguf(source, lm)
-        case Source.safetensors:
-            v = vectors.load(source, lm)
-        case Source.thinkedit:
-            v = vectors.load_thinkedit(source, lm)
-        case Source.svec:
-            v = vectors.load_svec(source, lm)
-        case Source.hidden_directions:
-            v = vectors.load_hidden_directions(source, lm, layer=layer)
-    store.save(replace(v, vector=-v.vector) if flip else v, out_file)
-    out.print(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to [bold]{out_file}[/bold].")

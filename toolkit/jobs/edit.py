@@ -462,6 +462,7 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     * ``edit.json``: plan, hashes of the base and of the edited weights, norms of the changed weights before and after the edit (none for an
       adapter).
     * ``direction.safetensors``: the length direction, ``finding.direction``.
+    * ``plan.safetensors``: the plan, ``finding.plan``, for ``toolkit export --plan``.
     * ``README.md``: model card with the edited heads and the measured effects.
 
     If saving fails, no directory is left behind.
@@ -486,6 +487,7 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
             condition.lm.save(partial)
         store.write_json(about, partial / "edit.json")
         store.save(finding.direction, partial / "direction.safetensors")
+        store.save(finding.plan, partial / "plan.safetensors")
         store.write_text(card, partial / "README.md")
     return Path(directory)
 

@@ -39,7 +39,7 @@ from toolkit.store.files import (
     write_rows,
     write_text,
 )
-from toolkit.store.foreign import read_gguf, read_pt, write_gguf
+from toolkit.store.foreign import read_gguf, read_gguf_header, read_pt, write_gguf, write_pt
 from toolkit.store.hints import checked
 from toolkit.store.rollouts import (
     append_rollouts,
@@ -90,6 +90,7 @@ __all__ = [
     "new_directory",
     "open_rollouts",
     "read_gguf",
+    "read_gguf_header",
     "read_headers",
     "read_json",
     "read_lines",
@@ -111,6 +112,7 @@ __all__ = [
     "writable",
     "write_gguf",
     "write_json",
+    "write_pt",
     "write_rows",
     "write_tensors",
     "write_text",

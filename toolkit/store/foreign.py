@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,12 +49,31 @@ def read_pt(path: str | Path) -> Any:
         ) from error
 
 
-def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
+def write_pt(value: Any, path: str | Path) -> Path:
+    """Write tensors in plain containers with ``torch.save``, atomically, and return the path. ``read_pt`` reads the file.
+
+    Raises:
+        ValueError: the value holds something that ``torch.load(weights_only=True)`` would refuse. No file is written.
+    """
+    # In memory first: torch.save writes the name of its file into the file, and the name of a temporary file differs from run to run.
+    content = io.BytesIO()
+    torch.save(value, content)
+    content.seek(0)
+    try:
+        torch.load(content, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is not written: its content is more than tensors in plain containers.") from error
+    with atomic(path) as partial:
+        partial.write_bytes(content.getvalue())
+    return Path(path)
+
+
+def write_gguf(arch: str, fields: Mapping[str, str | int | float], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
     """Write a GGUF file atomically, and return its path.
 
     Args:
         arch: Model architecture, such as ``"llama"`` (the GGUF field ``general.architecture``).
-        fields: Other metadata fields: name -> value. Whole numbers are written as uint32.
+        fields: Other metadata fields: name -> value. Whole numbers are written as uint32, other numbers as float32.
         tensors: Tensors by name; they keep their dtype.
 
     Raises:
@@ -63,7 +83,8 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
         writer = _gguf().GGUFWriter(partial, arch)
         # gguf writes a file in three steps, in this order: header, metadata, tensors.
         for key, value in fields.items():
-            (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(key, value)
         for name, tensor in tensors.items():
             writer.add_tensor(name, np.ascontiguousarray(tensor))
         writer.write_header_to_file()
@@ -95,6 +116,27 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if len(tensors) < len(reader.tensors):
         raise DamagedFileError(f"{path} holds two tensors of the same name: write it again from its source.")
     return fields, tensors
+
+
+def read_gguf_header(path: str | Path) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """Return the architecture of a GGUF file, and the shape of each tensor by name. The tensors themselves are not read.
+
+    Shapes are in torch's order: ``[outputs, inputs]`` for a linear layer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: the file is truncated, not GGUF, or names no architecture.
+        ImportError: the package gguf is not installed.
+    """
+    reader_of = _gguf().GGUFReader
+    try:
+        reader = reader_of(existing_file(path))
+        arch = reader.fields["general.architecture"].contents()
+        return str(arch), {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:  # which depends on the damage
+        raise DamagedFileError(
+            f"{path} is not a complete GGUF file: {' '.join(str(error).split())[:120]}. Copy it again."
+        ) from error
 
 
 def _gguf() -> Any:

@@ -27,11 +27,13 @@ A file that does not fit the model, or whose header contradicts its vectors, rai
 make a file fit.
 """
 
-from toolkit.vectors.files import ExportError, load, load_gguf, save, save_folder, save_gguf
+from toolkit.vectors.files import ExportError, load, save
+from toolkit.vectors.folder import save_folder
 from toolkit.vectors.foreign import from_steering_vectors, load_hidden_directions, load_svec, load_thinkedit
-from toolkit.vectors.weights import bake, save_adapter
+from toolkit.vectors.gguf import load_gguf, save_gguf
+from toolkit.vectors.weights import bake, low_rank, save_adapter
 
 __all__ = [
     "ExportError", "bake", "from_steering_vectors", "load", "load_gguf", "load_hidden_directions", "load_svec",
-    "load_thinkedit", "save", "save_adapter", "save_folder", "save_gguf",
+    "load_thinkedit", "low_rank", "save", "save_adapter", "save_folder", "save_gguf",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files that hold a direction: the toolkit's format (safetensors), GGUF control vectors, and a folder for a model hub."""
+"""Files that hold a direction, in the toolkit's format: safetensors with a text header."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from toolkit import edits, store
 from toolkit.lm import LM
+from toolkit.phases import Scope
 from toolkit.sites import Site
 from toolkit.store import DamagedFileError, ForeignFileError, WrongModelError
 from toolkit.store.texts import parsed
@@ -24,7 +25,7 @@ FORMAT, FORMAT_VERSION = "reasoning-length-vector", "1"
 LONGER, SHORTER = "+ = longer", "+ = shorter"  # values of the header field ``sign``: the effect on thinking of adding the vectors
 FIELDS = (
     "format", "format_version", "base_model", "revision", "fingerprint", "template_hash", "model_type", "n_layers", "hidden_size", "site",
-    "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
+    "apply_site", "apply_during", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
     "created", "tool",
 )  # fmt: skip
 """Names of the fields in the text header of a file written by ``save``. A field without a value is left out.
@@ -34,23 +35,28 @@ FIELDS = (
 - ``site``, ``apply_site``: kind of site at which the direction was measured, and at which to add it; both are the same.
 - ``positions``: name of the token positions over which activations were averaged. ``method``: name of the estimator.
 - ``norm``, ``scale``, ``sign``: see ``save``.
+- ``apply_during``: positions at which the vectors are meant to be added, such as ``all`` or ``newest`` (see ``phases.Scope.parse``). Adding
+  them everywhere and adding them only to what the model writes are different interventions.
 - ``think_format``: ``"OPENING TAG,CLOSING TAG"``, or ``"response"`` if the model does not mark its thinking.
 - ``n_pos``, ``n_neg``: numbers of examples of long and of short thinking.
 - ``seed``, ``notes_json``: seed and notes of the direction's provenance. ``metrics_json``: results measured with the direction.
 - ``created``, ``tool``: time of writing, and name and version of this toolkit.
 """
-LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
-"""``model_type`` in transformers -> architecture name in llama.cpp. Names that differ only in underscores and hyphens are not listed."""
 
 
 class ExportError(ValueError):
     """A direction or a plan of head edits cannot be expressed in the requested file format, or by the weights of the model."""
 
 
-# --- the toolkit's format ------------------------------------------------------------------------------------
-
-
-def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, metrics: Mapping[str, Any] | None = None) -> Path:
+def save(
+    direction: Direction,
+    path: str | Path,
+    *,
+    lm: LM,
+    scale: float = 1.0,
+    during: str = "all",
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
     """Save ``scale * direction`` as a safetensors file and return its path.
 
     The file has one tensor ``direction.<layer>`` per layer and a text header with ``FIELDS``. If ``scale`` is 1, the tensors are
@@ -63,15 +69,16 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
         scale: Factor on the vectors; not 0. The header records it in the field ``scale``. The field ``norm`` is ``dose`` if the factor is
             not 1; otherwise ``unit`` if all nonzero vectors have norm 1, else ``raw``. The field ``sign`` is ``+ = longer`` if the factor
             is positive. If it is negative, adding the saved vectors shortens thinking, and ``sign`` is ``+ = shorter``.
+        during: Positions at which the vectors are meant to be added, for the header (see ``steering.steering``). ``load`` does not return it.
         metrics: Results measured with the direction, a dict from name to value. They become the header's field ``metrics_json``. ``None``
             means no results.
 
     Raises:
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector, the scale, a metric, or a number in the notes of the direction's provenance is not finite; or all saved
-            vectors are zero.
+        ValueError: a vector, the scale, a metric, or a number in the notes of the direction's provenance is not finite; all saved vectors
+            are zero; or ``during`` names an unknown phase.
     """
-    vector, header = _written(direction, lm, scale, metrics)
+    vector, header = written(direction, lm, scale, metrics, during)
     return store.write_tensors({f"direction.{layer}": row for layer, row in enumerate(vector)}, header, path)
 
 
@@ -98,17 +105,18 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
             f"{path} has the format {str(header.get('format'))[:40]!r} {header.get('format_version', '')[:20]}, not {FORMAT!r} {FORMAT_VERSION}. "
             "Files written by store.save are read by store.load."
         )
-    return _restored({_layer(name, path): row for name, row in tensors.items()}, header, lm, path)
+    return restored({layer_of(name, path): row for name, row in tensors.items()}, header, lm, path)
 
 
-def _written(
-    direction: Direction, lm: LM, scale: float, metrics: Mapping[str, Any] | None
+def written(
+    direction: Direction, lm: LM, scale: float, metrics: Mapping[str, Any] | None, during: str
 ) -> tuple[Float[Tensor, "layers d_model"], dict[str, str]]:
     """Return the content of a file: ``(vectors, header)``.
 
     The vectors are ``scale * direction``. The header is a dict from the name of a field to its text. For the arguments see ``save``.
     """
     edits.check_direction(direction, lm)
+    Scope.parse(during)
     vector = direction.vector * scale
     if not torch.isfinite(vector).all() or not vector.any():
         raise ValueError(f"scale={scale} times this direction is not finite, or zero everywhere: it is not saved.")
@@ -125,6 +133,7 @@ def _written(
         "hidden_size": lm.layout.d_model,
         "site": direction.kind,
         "apply_site": direction.kind,
+        "apply_during": during,
         "positions": direction.positions,
         "method": direction.estimator,
         "norm": _norm(vector) if scale == 1 else "dose",
@@ -143,8 +152,8 @@ def _written(
     return vector, {key: str(value) for key, value in known.items() if value is not None}
 
 
-def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
-    """Return the direction that the vectors and the header of a file describe: the inverse of ``_written``.
+def restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
+    """Return the direction that the vectors and the header of a file describe: the inverse of ``written``.
 
     Args:
         rows: Layer -> vector ``[d_model]``.
@@ -163,6 +172,7 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
         site, scale = Site(header["site"], 0).kind, float(header["scale"])
         said = {key: header[key] for key in ("norm", "sign", "apply_site")}
         names = (header["positions"], header["method"])
+        Scope.parse(header.get("apply_during", "all"))  # version 0.1.0 did not write it
     except DamagedFileError:
         raise
     except (KeyError, ValueError) as error:
@@ -195,7 +205,7 @@ def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
     return "unit" if ((norms == 0) | ((norms - 1).abs() <= rounding)).all() else "raw"
 
 
-def _layer(name: str, path: str | Path) -> int:
+def layer_of(name: str, path: str | Path) -> int:
     """Return the layer number in the tensor name ``direction.<layer>``. Raise ForeignFileError if the name has another pattern."""
     kind, _, layer = name.partition(".")
     try:
@@ -275,154 +285,3 @@ def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, sourc
     vector = _stacked(rows, (lm.layout.n_layers, lm.layout.d_model), source)
     provenance = lm.provenance(source=f"{tool}: {Path(source).name}", norm=_norm(vector), **notes)
     return Direction(vector, kind, "unknown", f"imported from {tool}", 0, 0, provenance)
-
-
-# --- GGUF control vectors ------------------------------------------------------------------------------------
-
-
-def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
-    """Save ``scale * direction`` as a GGUF control vector in F32, and return the path of the file.
-
-    llama.cpp adds the tensor ``direction.k`` to the output of block k, at every position. Blocks are numbered from 0, but the format has no
-    tensor for block 0.
-
-    Args:
-        direction: The direction, at site ``resid_post``; adding it lengthens thinking.
-        path: The file to write.
-        lm: The model that the direction is for.
-        scale: Factor on the vectors; not 0. With a negative factor, adding the saved vectors shortens thinking.
-        drop_layer_0: True to leave out the vector of layer 0. False raises an error if that vector is not zero.
-
-    Raises:
-        ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), is zero in all other
-            layers, or is too large for F32.
-        ImportError: the package gguf is not installed.
-        WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector, the scale, or a number in the notes of the direction's provenance is not finite; or all vectors are zero
-            after scaling.
-    """
-    if direction.kind != "resid_post":
-        raise ExportError(
-            f"A control vector is added to the output of a block, but this direction was made at {direction.kind}, and would act differently "
-            "there. Make it at resid_post, or write an adapter or a safetensors file."
-        )
-    if direction.vector[0].any() and not drop_layer_0:
-        raise ExportError(
-            f"Layer 0 has a vector (norm {direction.norms[0]:.3g}), but control vectors start at layer 1: llama.cpp rejects direction.0. "
-            "Pass drop_layer_0=True to leave it out; the other layers then act without it."
-        )
-    vector, header = _written(direction, lm, scale, None)
-    single = vector[1:].float().cpu()  # F32 without layer 0; large fp64 numbers overflow to infinity
-    if not torch.isfinite(single).all() or not single.any():
-        raise ExportError("In F32, the type of control vectors, layers 1 and above are not finite, or all zero.")
-    fields: dict[str, str | int] = {
-        "controlvector.model_hint": lm.model.config.model_type,
-        "controlvector.layer_count": len(single),
-    }
-    private = {f"toolkit.{key}": value for key, value in header.items()}
-    rows = {f"direction.{k}": row.numpy() for k, row in enumerate(single, 1)}
-    return store.write_gguf("controlvector", fields | private, rows, path)
-
-
-def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
-    """Load a GGUF control vector, such as one from ``save_gguf``, repeng or llama.cpp, as a direction at ``resid_post``.
-
-    A file from ``save_gguf`` gives the direction with its provenance, but in F32 and without layer 0. For files of other tools, only model
-    type, width and number of layers can be checked. Whether adding their vectors makes thinking longer or shorter is unknown.
-
-    Args:
-        path: The file.
-        lm: Model with which the direction will be used.
-        model_hint: A second model type that the file may name, besides that of ``lm``. ``None`` allows only the type of ``lm``. A file that
-            names no model type passes this check.
-
-    Raises:
-        ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or its vectors
-            belong to another site.
-        WrongModelError: model type, number of layers or width differ from those of ``lm``; or the file is from this toolkit, but was made
-            from other weights.
-        FileNotFoundError: there is no such file.
-        DamagedFileError: the file is truncated or damaged.
-        ImportError: the package gguf is not installed.
-    """
-    fields, tensors = store.read_gguf(path)
-    if (arch := fields.get("general.architecture")) != "controlvector":
-        raise ForeignFileError(f"{path} is a GGUF file of architecture {str(arch)[:40]!r}, not a control vector.")
-    hint = fields.get("controlvector.model_hint")
-    if hint is not None and _plain(str(hint)) not in {_plain(name) for name in model_types(lm) | {model_hint or ""}}:
-        raise WrongModelError(
-            f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}. "
-            f"If it fits this model nevertheless, pass model_hint={hint!r}."
-        )
-    rows = {}
-    for name, array in tensors.items():
-        k = _layer(name, path)
-        if k == 0 or array.ndim != 1 or array.dtype != "float32":
-            raise ForeignFileError(
-                f"{path}: {name} is {array.ndim}-D {array.dtype}; control vectors are 1-D float32 and start at direction.1, so "
-                "llama.cpp rejects this file. Its writer may number layers differently: write it again from its source."
-            )
-        rows[k] = torch.from_numpy(array)
-    header = {key.removeprefix("toolkit."): str(value) for key, value in fields.items() if key.startswith("toolkit.")}
-    # Files of the tool steerkit name the site of their vectors in the field hook_site.
-    site = header.get("site") or str(fields.get("hook_site", "resid_post"))
-    if site.removeprefix("hook_") != "resid_post":
-        raise ForeignFileError(
-            f"{path} says that its vectors are of {site[:40]}, but a control vector acts only at the output of a block."
-        )
-    return _restored(rows, header, lm, path) if header else as_direction(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
-
-
-def model_types(lm: LM) -> set[str]:
-    """Return all names of the model type of ``lm``, in transformers and in llama.cpp, to compare with the name in a file."""
-    names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
-    return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
-
-
-def _plain(name: str) -> str:
-    """Return a model type in lower case without ``_`` and ``-``: tools differ in how they write it."""
-    return name.lower().replace("_", "").replace("-", "")
-
-
-# --- a folder for the hub ------------------------------------------------------------------------------------
-
-
-def save_folder(
-    direction: Direction,
-    directory: str | Path,
-    *,
-    lm: LM,
-    card: str,
-    figures: Mapping[str, str] | None = None,
-    drop_layer_0: bool = False,
-) -> Path:
-    """Write a folder for upload to a model hub and return its path.
-
-    The folder holds ``README.md``, ``direction.safetensors`` and the figures. It also holds ``direction.gguf`` if the direction is at
-    ``resid_post`` and has no vector at layer 0 (see ``drop_layer_0``).
-
-    Args:
-        direction: The direction; adding it lengthens thinking.
-        directory: The folder to write.
-        lm: The model that the direction is for.
-        card: Text of ``README.md``, the model card; ``report.vector_card`` writes one.
-        figures: File name -> content (HTML or SVG) of each figure that the card shows; ``None`` means no figures.
-        drop_layer_0: True to write ``direction.gguf`` even if the direction has a vector at layer 0. That file then lacks this vector.
-
-    Raises:
-        FileExistsError: the directory is not empty.
-        OSError: the folder cannot be written.
-        ValueError: the name of a figure is a path, or begins with ``README.``, ``direction.`` or a dot.
-        WrongModelError: the direction was made from other weights, or has another shape.
-    """
-    if bad := [
-        name for name in figures or () if not name or Path(name).name != name or name.startswith(("README.", "direction.", "."))
-    ]:
-        raise ValueError(f"Figures cannot be called {', '.join(bad)}: give plain file names other than README.* and direction.*.")
-    with store.atomic_directory(directory) as partial:
-        for name, text in {"README.md": card, **(figures or {})}.items():
-            store.write_text(text, partial / name)
-        save(direction, partial / "direction.safetensors", lm=lm)
-        if direction.kind == "resid_post" and (drop_layer_0 or not direction.vector[0].any()):
-            save_gguf(direction, partial / "direction.gguf", lm=lm, drop_layer_0=drop_layer_0)
-    return Path(directory)

@@ -20,7 +20,8 @@ from toolkit import store
 from toolkit.lm import LM
 from toolkit.store import ForeignFileError, WrongModelError
 from toolkit.types import Direction
-from toolkit.vectors.files import as_direction, layer_number, model_types
+from toolkit.vectors.files import as_direction, layer_number
+from toolkit.vectors.gguf import model_types
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 """Layer type in the library steering-vectors -> the kind of site in this toolkit to which its vectors belong."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -50,6 +51,39 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         FileExistsError: the directory is not empty.
         OSError: the directory cannot be written.
     """
+    changes = low_rank(lm, planned)
+    names = {id(module): name for name, module in lm.model.named_modules()}
+    targets = {layer: names[id(lm.layout.blocks[layer].out)] for layer in changes}
+    tensors: dict[str, Tensor] = {}
+    for layer, (A, B) in changes.items():
+        name = f"base_model.model.{targets[layer]}"
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    header = {"format": "pt", "plan": planned.name, "edits": json.dumps(planned.edits, default=store.jsonable)}
+    with store.atomic_directory(directory) as partial:
+        store.write_tensors(tensors, {**header, "fingerprint": lm.fingerprint}, partial / "adapter_model.safetensors")
+        store.write_json(_lora(lm, list(targets.values())), partial / "adapter_config.json")
+        if made_from := origins.distinct((*lm.made_from, *edits.plan_origins(planned))):
+            store.write_json(made_from, partial / checkpoints.MADE_FROM)
+    return Path(directory)
+
+
+@torch.no_grad()
+def low_rank(lm: LM, planned: Plan) -> dict[int, tuple[Float[Tensor, "1 width"], Float[Tensor, "d_model 1"]]]:
+    """Return the change that a plan of head edits makes to ``W_O``, as a product ``B A`` of rank 1 per edited layer.
+
+    One rank is enough for any number of heads of a layer: all are edited along the same direction. ``save_adapter`` has the formulas.
+
+    Args:
+        lm: The model from which the plan was made.
+        planned: The plan. Every edit must be a ``project_out``.
+
+    Returns:
+        Layer -> ``(A, B)`` in fp32, lowest layer first.
+
+    Raises:
+        ExportError: the plan has no edits, or one of them is a ``scale``. (A ``scale`` changes ``W_O`` by rank head_dim.)
+        WrongModelError: the plan was made from other weights.
+    """
     edits.check_plan(lm, planned)
     # Layer -> per head, the factor that remains of the component along v. Two edits of the same head multiply: (1 - s1) (1 - s2).
     kept: dict[int, Tensor] = {}
@@ -62,24 +96,15 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         kept.setdefault(edit.layer, torch.ones(lm.layout.heads[edit.layer], dtype=torch.float64))[edit.head] *= 1 - edit.strength
     if not kept:
         raise ExportError(f"The plan {planned.name!r} edits no head, so its adapter would be empty.")
-    names = {id(module): name for name, module in lm.model.named_modules()}
-    targets = {layer: names[id(lm.layout.blocks[layer].out)] for layer in sorted(kept)}
-    tensors: dict[str, Tensor] = {}
-    for layer in targets:
+    changes = {}
+    for layer in sorted(kept):
         W = lm.layout.W_O(layer).float()
         v = edits.unit_at(lm.layout, planned, layer, W.device)
         assert v is not None  # a plan that projects out has a direction
         # The strength at each column of W_O; 0 at heads without an edit.
         removed = (1 - kept[layer]).repeat_interleave(lm.layout.head_dims[layer]).to(W)
-        name = f"base_model.model.{targets[layer]}"
-        tensors |= {f"{name}.lora_A.weight": (removed * (v @ W))[None], f"{name}.lora_B.weight": -v[:, None]}
-    header = {"format": "pt", "plan": planned.name, "edits": json.dumps(planned.edits, default=store.jsonable)}
-    with store.atomic_directory(directory) as partial:
-        store.write_tensors(tensors, {**header, "fingerprint": lm.fingerprint}, partial / "adapter_model.safetensors")
-        store.write_json(_lora(lm, list(targets.values())), partial / "adapter_config.json")
-        if made_from := origins.distinct((*lm.made_from, *edits.plan_origins(planned))):
-            store.write_json(made_from, partial / checkpoints.MADE_FROM)
-    return Path(directory)
+        changes[layer] = ((removed * (v @ W))[None], -v[:, None])
+    return changes
 
 
 def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""The command ``export``: every format can be written from the command line, and bad input is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from toolkit import cli, exports, store
+from toolkit.types import Direction, HeadEdit, Plan
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny, tmp_path_factory):
+    """A folder with a direction at the output of the blocks, one at another site, and a plan of one head edit."""
+    path = tmp_path_factory.mktemp("inputs")
+    vector = torch.randn(tiny.layout.n_layers, tiny.layout.d_model, generator=torch.Generator().manual_seed(0))
+    direction = Direction(vector, "resid_post", "think", "by hand", 1, 1, tiny.provenance())
+    store.save(direction, path / "v.safetensors")
+    store.save(Direction(vector, "resid_mid", "think", "by hand", 1, 1, tiny.provenance()), path / "mid.safetensors")
+    store.save(Plan((HeadEdit(1, 0, "project_out", 1.0),), direction, "by hand", tiny.provenance()), path / "plan.safetensors")
+    return path
+
+
+def source(row: exports.Format, inputs) -> tuple:
+    """Options that give a format what it takes."""
+    return {
+        "direction": ("-v", inputs / "v.safetensors", *(("--layers", "1-3") if "layers" in row.options else ())),
+        "plan": ("--plan", inputs / "plan.safetensors", *(("--base", "qwen3") if row.name == "ollama" else ())),
+        "problems": ("-t", "arithmetic", "-n", "3"),
+    }[row.takes]
+
+
+@pytest.mark.parametrize("row", exports.FORMATS, ids=lambda row: row.name)
+def test_every_format_is_written_as_the_table_says(inputs, tmp_path, row):
+    result = run("export", "--to", row.name, *source(row, inputs), "-o", tmp_path / "x")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    if row.files == exports.ONE_FILE:
+        assert (tmp_path / "x").is_file()
+        return
+    there = {file.relative_to(tmp_path / "x").as_posix() for file in (tmp_path / "x").rglob("*") if file.is_file()}
+    named = {part.strip(" `") for part in row.files.split(",")}
+    assert {name for name in named if "." in name} - {"direction.gguf"} <= there
+    about = tmp_path / "x" / "about.json"
+    assert not about.exists() or json.loads(about.read_text())["format"] == row.name
+
+
+def test_a_strength_of_minus_a_half_shortens(inputs, tmp_path):
+    assert (
+        run("export", "--to", "safetensors", "-v", inputs / "v.safetensors", "--strength", "-0.5", "-o", tmp_path / "x").exit_code
+        == 0
+    )
+    tensors, header = store.read_tensors(tmp_path / "x")
+    assert torch.equal(tensors["direction.2"], -0.5 * store.load(inputs / "v.safetensors", Direction).vector[2])
+    assert header["sign"] == "+ = shorter"
+
+
+def test_the_list_names_every_format(inputs):
+    result = run("export", "--list")
+    assert result.exit_code == 0
+    assert all(row.name in result.output for row in exports.FORMATS)
+
+
+def test_the_help_names_every_format():
+    words = " ".join(run("export", "--help").output.replace("\u2502", " ").split())
+    assert all(row.name in words for row in exports.FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--to", "onnx", "-v", "v.safetensors"), "Unknown format 'onnx': choose one of safetensors, gguf"),
+        (("--to", "gguf", "-v", "v.safetensors"), "Choose --layers 1-3, or leave it out with --drop-layer-0"),
+        (("--to", "hotwire", "-v", "mid.safetensors"), "this direction was made at resid_mid"),
+        (("--to", "vllm-lens", "-v", "v.safetensors", "--during", "newest"), "cannot say during='newest'"),
+        (("--to", "vllm-lens", "-v", "v.safetensors", "--strength", "0"), "steers nothing"),
+        (("--to", "vllm-lens", "-v", "v.safetensors", "--layers", "9"), "has layers 0..3"),
+        (("--to", "hotwire", "-v", "v.safetensors", "-o", "."), "not empty"),
+        (("--to", "adapter", "--plan", "v.safetensors"), "Plan"),
+        (("--to", "adapter", "--plan", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--to", "inspect", "-t", "nowhere.jsonl"), "Unknown task 'nowhere.jsonl'"),
+        (("--to", "inspect", "--split", "spring"), "spring"),
+        (("--to", "inspect", "--think", "<think>"), 'give "response", or the two tags'),
+    ],
+)
+def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(inputs)
+    monkeypatch.setattr("toolkit.lm.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    before = sorted(inputs.iterdir())
+    result = run("export", *(() if "-o" in arguments else ("-o", tmp_path / "x")), *arguments)
+    assert result.exit_code != 0
+    assert says in " ".join((str(result.exception) + result.output).replace("\u2502", " ").split())
+    assert sorted(inputs.iterdir()) == before and not (tmp_path / "x").exists()

@@ -1,0 +1,266 @@
+"""The commands ``export``, ``import`` and ``push``: to other tools, from other tools, and to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.markup import escape
+
+from toolkit import exports
+from toolkit.cli.common import (
+    Budget,
+    Command,
+    Device,
+    Dtype,
+    Model,
+    Problems,
+    Seed,
+    Split,
+    Task,
+    Template,
+    Think,
+    app,
+    load_model,
+    out,
+    reject_unread,
+    show,
+)
+from toolkit.cli.steer import During, Layers, parse_layers
+
+OPTIONS = ("strength", "layers", "during", "drop_layer_0", "doses", "base", "think", "max_new_tokens")
+"""Parameters of ``export`` that are fields of ``exports.base.Settings``. A format reads some of them (``Format.options``)."""
+SOURCES = {
+    "direction": ("vector", "model", "template", "device", "think"),
+    "plan": ("plan", "model", "template", "device", "think"),
+    "problems": ("task", "split", "problems", "seed"),
+}
+"""What a format takes -> parameters of ``export`` that say where it comes from."""
+
+
+def list_formats(wanted: bool) -> bool:
+    """Print the table of all formats and exit, if ``wanted``; else return False."""
+    if wanted:
+        columns = {"takes": "takes", "reader": "read by", "files": "writes", "checked": "checked"}
+        table = pd.DataFrame([[getattr(row, name) for name in columns] for row in exports.FORMATS], columns=list(columns.values()))
+        show(table.set_index(pd.Index([row.name for row in exports.FORMATS], name="--to")), "Formats of toolkit export")
+        raise typer.Exit()
+    return wanted
+
+
+@app.command(cls=Command)
+def export(
+    out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write, or new directory; --list says which.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(row.name for row in exports.FORMATS)}. --list describes them.")],
+    vector: Annotated[
+        Path | None,
+        typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan of head edits: plan.safetensors in the directory of `toolkit thinkedit`.")
+    ] = None,
+    model: Model = "tiny-reasoner",
+    strength: Annotated[
+        float,
+        typer.Option(
+            help="Steering strength; + lengthens thinking, - shortens it. Multiplied into the vectors where a format has no scale of its own."
+        ),
+    ] = 1.0,
+    layers: Layers = None,
+    during: During = "all",
+    drop_layer_0: Annotated[
+        bool, typer.Option("--drop-layer-0", help="Leave out the vector of the first layer (block), which GGUF cannot steer.")
+    ] = False,
+    doses: Annotated[
+        Path | None, typer.Option(help="For folder: directory of `toolkit dose`, whose numbers and figures go into the card.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="For gguf-lora: the base model's GGUF file, against which names and shapes are checked. For ollama: that file, or the base model's name in Ollama."
+        ),
+    ] = None,
+    task: Task = "arithmetic",
+    split: Split = "test",
+    problems: Problems = 200,
+    max_new_tokens: Budget = 1024,
+    seed: Seed = 0,
+    think: Think = None,
+    template: Template = None,
+    device: Device = None,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            is_eager=True,
+            callback=list_formats,
+            help="List all formats: what they take, what reads them, how they were checked.",
+        ),
+    ] = False,
+) -> None:
+    """Write a direction, a plan of head edits or problems in the format of another tool.
+
+    A direction (--vector) is steering; a plan (--plan) is an edit of weights, which every tool runs at full speed; problems (--task) become
+    a task of an evaluation tool. A format that cannot say what is exported refuses it: most tools know only steering of all positions at
+    the output of a block.
+
+    For problems, --think OPEN,CLOSE names the think tags in the responses. What comes before the first CLOSE is not graded, and a response
+    without CLOSE is wrong. Default: the whole response is the answer.
+
+    Examples:
+
+    [bold]toolkit export -v runs/efficiency.safetensors --to gguf --strength -0.5 --drop-layer-0 -o runs/shorter.gguf[/bold]
+
+    [bold]toolkit export --plan runs/edited/plan.safetensors --to gguf-lora -o runs/edit.gguf[/bold]
+
+    [bold]toolkit export --task arithmetic -n 50 --to inspect -o runs/arithmetic[/bold]
+    """
+    from toolkit import jobs, lm, store
+    from toolkit.exports.base import Settings, check
+    from toolkit.types import Direction
+
+    row = exports.find(to)
+    read = {*SOURCES[row.takes], *row.options}
+    reject_unread(f"by --to {to}", *sorted({*sum(SOURCES.values(), ()), *OPTIONS} - read))
+    if doses is not None:
+        jobs.read_doses(doses)
+    value = _value(row, vector, plan, (task, split, problems, seed))
+    settings = Settings(
+        strength=strength,
+        layers=parse_layers(layers),
+        during=during,
+        drop_layer_0=drop_layer_0,
+        doses=doses,
+        base=base,
+        think=lm.ThinkTags.parse(think) if think and row.takes == "problems" else None,
+        max_new_tokens=max_new_tokens,
+    )
+    if to != "folder" and isinstance(value, Direction):
+        check(value, settings, to)
+    store.writable(out_path.parent) if row.files == exports.ONE_FILE else store.new_directory(out_path)
+    loaded = None if row.takes == "problems" else load_model(model, think, Dtype.float32, device, template=template)
+    out.print(f"Wrote [bold]{escape(str(row.write(loaded, value, out_path, settings)))}[/bold].")
+
+
+def _value(row: exports.Format, vector: Path | None, plan: Path | None, problems: tuple[str, str, int, int]) -> Any:
+    """Return what a format takes, from the options of ``export``: a ``Direction``, a ``Plan`` or a list of ``Problem``.
+
+    Args:
+        row: The format.
+        vector: File of a direction, or ``None``.
+        plan: File of a plan, or ``None``.
+        problems: Task, split, number of problems and seed.
+
+    Raises:
+        BadParameter: the format needs a file that was not given, or the task's prompts depend on a model.
+    """
+    from toolkit import store, tasks
+    from toolkit.types import Direction, Plan
+
+    if row.takes == "problems":
+        if problems[0] == "needle":
+            raise typer.BadParameter(
+                "--task needle: its prompts are fitted to one model's context. Export another task, or a JSONL file."
+            )
+        tasks.check(problems[0], problems[1])
+        return tasks.load(*problems)
+    kind: Any = {"direction": Direction, "plan": Plan}[row.takes]
+    path, option = {"direction": (vector, "--vector"), "plan": (plan, "--plan")}[row.takes]
+    if path is None:
+        raise typer.BadParameter(f"--to {row.name} needs a {row.takes}: give its file with {option}.")
+    return store.load(path, kind)
+
+
+class Source(StrEnum):
+    """File formats that ``import`` can read."""
+
+    gguf = "gguf"
+    safetensors = "safetensors"
+    thinkedit = "thinkedit"
+    svec = "svec"
+    hidden_directions = "hidden-directions"
+
+
+@app.command("import", cls=Command)
+def import_(
+    source: Annotated[Path, typer.Argument(help="The file of the other tool.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write the direction to, for `toolkit steer` and `toolkit dose`.")
+    ],
+    of: Annotated[Source, typer.Option("--from", help="Format of the file that is read.")],
+    model: Model = "tiny-reasoner",
+    layer: Annotated[int | None, typer.Option(help="For hidden-directions: layer of a file that holds a single vector.")] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Reverse the sign of the vector; needed if adding it shortens thinking.")
+    ] = False,
+    think: Think = None,
+    template: Template = None,
+    device: Device = None,
+) -> None:
+    """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
+
+    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it.
+
+    A file is refused if its vectors do not fit the model in width or number of layers. It is also refused if its header contradicts itself,
+    or names a site in a layer (such as resid_mid) at which vectors of this format do not act.
+
+    Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
+    """
+    from toolkit import store, vectors
+
+    if of is not Source.hidden_directions:
+        reject_unread(f"with --from {of}", "layer")
+    container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
+    container.get(of, store.read_pt)(source)  # raises for a damaged file before a model is loaded
+    lm = load_model(model, think, Dtype.float32, device, template=template)
+    match of:
+        case Source.gguf:
+            v = vectors.load_gguf(source, lm)
+        case Source.safetensors:
+            v = vectors.load(source, lm)
+        case Source.thinkedit:
+            v = vectors.load_thinkedit(source, lm)
+        case Source.svec:
+            v = vectors.load_svec(source, lm)
+        case Source.hidden_directions:
+            v = vectors.load_hidden_directions(source, lm, layer=layer)
+    store.save(replace(v, vector=-v.vector) if flip else v, out_file)
+    out.print(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to [bold]{out_file}[/bold].")
+
+
+@app.command()
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with a card: from `toolkit thinkedit`, or `toolkit export --to folder`, plan, adapter or merged."
+        ),
+    ],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub: USER/NAME.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print files, sizes and card, and send nothing. Needs no network.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Create a public repository. Default: private.")] = False,
+) -> None:
+    """Upload a direction, plan, adapter or edited model with its card to the Hugging Face Hub, into a private repository.
+
+    Only this command sends anything, and only the listed files. It uses the token of `hf auth login`.
+
+    Example: [bold]toolkit push runs/edited me/edited-model --dry-run[/bold]
+    """
+    from toolkit.exports import hub
+
+    upload = hub.plan_upload(folder, repo)
+    table = pd.DataFrame(upload.files, columns=["file", "bytes"]).set_index("file")
+    show(table, f"{len(table)} files")
+    where = f"{'public' if public else 'private'} repository {repo}"
+    out.print(f"{sum(table['bytes']):,} bytes for the {where}", markup=False, highlight=False, soft_wrap=True)
+    if dry_run:
+        out.print(upload.card, markup=False, highlight=False)
+        out.print("Nothing was sent (--dry-run).")
+        return
+    out.print(f"Uploaded to [bold]{escape(hub.push(upload, public=public))}[/bold].")

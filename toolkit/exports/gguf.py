@@ -1,0 +1,20 @@
+"""GGUF control vector, for ``llama-server --control-vector FILE``. See ``vectors.save_gguf``.
+
+llama.cpp adds ``direction.k`` to the output of block k at every position of prompt and response. It ignores the file's metadata. The format
+has no scale, so the strength is multiplied into the vectors; ``--control-vector-scaled`` multiplies them further.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toolkit import vectors
+from toolkit.exports.base import Settings, steered
+from toolkit.lm import LM
+from toolkit.types import Direction
+
+
+def write(lm: LM, direction: Direction, out: Path, settings: Settings) -> Path:
+    """Write ``strength * direction`` as a GGUF control vector. For errors see ``base.steered`` and ``vectors.save_gguf``."""
+    chosen = steered(lm, direction, settings, "gguf")
+    return vectors.save_gguf(chosen, out, lm=lm, scale=settings.strength, drop_layer_0=settings.drop_layer_0)

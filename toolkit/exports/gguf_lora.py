@@ -1,0 +1,104 @@
+"""A head edit as a GGUF LoRA, for ``llama-server --lora FILE`` (llama.cpp, ``src/llama-adapter.cpp`` and ``convert_lora_to_gguf.py``).
+
+Metadata: ``general.type`` "adapter", ``general.architecture`` that of the base model, ``adapter.type`` "lora", ``adapter.lora.alpha``.
+Tensors: ``NAME.lora_a`` ``[r, inputs]`` and ``NAME.lora_b`` ``[outputs, r]`` (in torch's order), NAME the base's tensor. llama.cpp adds
+``alpha / r * b a`` to the weight, with r read from the shape of b. Here r = 1 and alpha = 1: all heads of a layer are edited along one
+direction, so the sum of their changes has rank 1, however many heads there are. Output projections are stored as they are in
+transformers, whereas llama.cpp permutes the rows of Q and K.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from toolkit import store, vectors
+from toolkit.exports.base import Settings
+from toolkit.lm import LM
+from toolkit.store import WrongModelError
+from toolkit.types import Plan
+from toolkit.vectors import ExportError
+from toolkit.vectors.gguf import model_types, plain
+
+
+def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
+    """Write the plan as a GGUF LoRA. If ``settings.base`` is the base model's GGUF file, names and shapes are checked against it.
+
+    Raises:
+        ExportError: the plan is not only ``project_out``, or llama.cpp's name for this model or for one of its tensors is not known.
+        WrongModelError: the plan was made from other weights, or the GGUF file holds another model.
+        FileNotFoundError: there is no file ``settings.base``.
+        ImportError: the package gguf is not installed.
+    """
+    changes = vectors.low_rank(lm, plan)
+    arch, shapes = store.read_gguf_header(settings.base) if settings.base else (architecture(lm), None)
+    names = _names(lm, arch, list(changes))
+    if shapes is not None:
+        _check_base(lm, arch, names, shapes, str(settings.base))
+    tensors: dict[str, Any] = {}
+    for layer, (A, B) in changes.items():
+        tensors |= {f"{names[layer]}.lora_a": A.cpu().numpy(), f"{names[layer]}.lora_b": B.cpu().numpy()}
+    fields: dict[str, str | int | float] = {
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 1.0,
+        "general.name": plan.name,
+        "toolkit.base_model": plan.provenance.model,
+        "toolkit.fingerprint": lm.fingerprint,
+    }
+    return store.write_gguf(arch, fields, tensors, out)
+
+
+def architecture(lm: LM) -> str:
+    """Return llama.cpp's name of a model's architecture. Raise ExportError if it is not known."""
+    wanted = {plain(name) for name in model_types(lm)}
+    found = [name for name in _gguf().MODEL_ARCH_NAMES.values() if plain(name) in wanted]
+    if not found:
+        raise ExportError(
+            f"llama.cpp's name for models of type {lm.model.config.model_type!r} is not known here: give the model's GGUF file (--base FILE)."
+        )
+    return str(found[0])
+
+
+def _names(lm: LM, arch: str, layers: list[int]) -> dict[int, str]:
+    """Return the name of the output projection of each layer in a GGUF file of this architecture.
+
+    Raises:
+        ExportError: the package gguf does not know the architecture, or gives the projection no name.
+    """
+    gguf = _gguf()
+    known = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    if arch not in known:
+        raise ExportError(f"The package gguf does not know the architecture {arch!r}: update it (pip install --upgrade gguf).")
+    table = gguf.get_tensor_name_map(known[arch], lm.layout.n_layers)
+    modules = {id(module): name for name, module in lm.model.named_modules()}
+    names = {}
+    for layer in layers:
+        module = modules[id(lm.layout.blocks[layer].out)].replace("language_model.", "")
+        name = table.get_name(f"{module}.weight", try_suffixes=(".weight",))
+        if name is None:
+            raise ExportError(
+                f"The package gguf has no name for {module} in models of the architecture {arch!r}: merge the edit instead."
+            )
+        names[layer] = str(name)
+    return names
+
+
+def _check_base(lm: LM, arch: str, names: dict[int, str], shapes: dict[str, tuple[int, ...]], base: str) -> None:
+    """Raise WrongModelError unless a GGUF file holds a model of the type of ``lm``, with the edited tensors in their shapes."""
+    if plain(arch) not in {plain(name) for name in model_types(lm)}:
+        raise WrongModelError(f"{base} holds a model of architecture {arch!r}, {lm.name} is {lm.model.config.model_type!r}.")
+    for layer, name in names.items():
+        shape = tuple(lm.layout.W_O(layer).shape)
+        if shapes.get(name) != shape:
+            raise WrongModelError(
+                f"{base} has {name} {shapes.get(name, 'not at all')}, {lm.name} has {shape} there: give the GGUF file of this model."
+            )
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError("GGUF files need the package gguf: pip install 'reasoning-length-toolkit[gguf]'.") from error
+    return gguf

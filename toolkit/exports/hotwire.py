@@ -1,0 +1,44 @@
+"""Vector file and request of hotwire (hotwire-vllm 0.1.2, ``_state.py`` and ``_patch.py``).
+
+The server loads every ``NAME.pt`` in the directory ``HOTWIRE_VECTORS`` (``torch.load(weights_only=True)``): a tensor ``[layers, d_model]``,
+row l for the output of block l. ``vllm_xargs.hotwire`` is a JSON *string*, a list of ``{id, layer, scale}`` with ``id`` NAME. Every pair of
+layer and scale takes one of ``HOTWIRE_SLOTS`` slots (16).
+
+Without ``decode_only`` a vector acts at every position. ``decode_only`` leaves out the whole prompt, also its last position, which predicts
+the first token of the response. Our ``during="newest"`` includes that position, so it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from toolkit import store
+from toolkit.exports.base import Settings, about, request, rows, steered
+from toolkit.lm import LM
+from toolkit.types import Direction
+
+NAME = "thinking"  # id of the vector, and name of its file
+SLOTS = 16  # default of HOTWIRE_SLOTS
+
+
+def write(lm: LM, direction: Direction, out: Path, settings: Settings) -> Path:
+    """Write the directory ``out`` with ``vectors/thinking.pt``, ``request.json`` and ``about.json``. For errors see ``base.steered``."""
+    chosen = steered(lm, direction, settings, "hotwire")
+    vectors = rows(chosen)
+    matrix = torch.zeros(chosen.vector.shape)
+    for layer, vector in vectors.items():
+        matrix[layer] = vector
+    spec = [{"id": NAME, "layer": layer, "scale": settings.strength} for layer in vectors]
+    slots = f"HOTWIRE_SLOTS={len(spec)} or more, " if len(spec) > SLOTS else ""
+    use = (
+        f"Start vLLM with {slots}HOTWIRE_VECTORS=DIRECTORY/vectors, and add the fields of request.json to the body of a request. A vector "
+        "that the server does not know is ignored with a line in its log: check that the output differs from that with scale 0. Not "
+        "tested on a running server."
+    )
+    with store.atomic_directory(out) as partial:
+        store.write_pt(matrix, store.writable(partial / "vectors") / f"{NAME}.pt")
+        request(partial, {"vllm_xargs": {"hotwire": json.dumps(spec)}}, about(lm, "hotwire", settings, chosen, use))
+    return out

@@ -1,0 +1,126 @@
+"""GGUF control vectors: files with one vector per layer, which llama.cpp, repeng and EasySteer add to the outputs of blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from toolkit import store
+from toolkit.lm import LM
+from toolkit.store import ForeignFileError, WrongModelError
+from toolkit.types import Direction
+from toolkit.vectors.files import ExportError, as_direction, layer_of, restored, written
+
+LLAMA_CPP = {
+    "mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "llama4_text": "llama4", "phi": "phi2", "cohere": "command-r",
+    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+}  # fmt: skip
+"""``model_type`` in transformers -> architecture name in llama.cpp (its ``convert_hf_to_gguf.py``).
+
+Names that differ only in underscores and hyphens are not listed.
+"""
+
+
+def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
+    """Save ``scale * direction`` as a GGUF control vector in F32, and return the path of the file.
+
+    llama.cpp adds the tensor ``direction.k`` to the output of block k, at every position. Blocks are numbered from 0, but the format has no
+    tensor for block 0.
+
+    Args:
+        direction: The direction, at site ``resid_post``; adding it lengthens thinking.
+        path: The file to write.
+        lm: The model that the direction is for.
+        scale: Factor on the vectors; not 0. With a negative factor, adding the saved vectors shortens thinking.
+        drop_layer_0: True to leave out the vector of layer 0. False raises an error if that vector is not zero.
+
+    Raises:
+        ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), is zero in all other
+            layers, or is too large for F32.
+        ImportError: the package gguf is not installed.
+        WrongModelError: the direction was made from other weights, or has another shape.
+        ValueError: a vector, the scale, or a number in the notes of the direction's provenance is not finite; or all vectors are zero
+            after scaling.
+    """
+    if direction.kind != "resid_post":
+        raise ExportError(
+            f"A control vector is added to the output of a block, but this direction was made at {direction.kind}, and would act differently "
+            "there. Make it at resid_post, or write an adapter or a safetensors file."
+        )
+    if direction.vector[0].any() and not drop_layer_0:
+        raise ExportError(
+            f"Layer 0 has a vector (norm {direction.norms[0]:.3g}), but control vectors start at layer 1: llama.cpp rejects direction.0. "
+            "Pass drop_layer_0=True to leave it out; the other layers then act without it."
+        )
+    vector, header = written(direction, lm, scale, None, "all")
+    single = vector[1:].float().cpu()  # F32 without layer 0; large fp64 numbers overflow to infinity
+    if not torch.isfinite(single).all() or not single.any():
+        raise ExportError("In F32, the type of control vectors, layers 1 and above are not finite, or all zero.")
+    fields: dict[str, str | int | float] = {
+        "controlvector.model_hint": lm.model.config.model_type,
+        "controlvector.layer_count": len(single),
+    }
+    private: dict[str, str | int | float] = {f"toolkit.{key}": value for key, value in header.items()}
+    rows = {f"direction.{k}": row.numpy() for k, row in enumerate(single, 1)}
+    return store.write_gguf("controlvector", fields | private, rows, path)
+
+
+def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
+    """Load a GGUF control vector, such as one from ``save_gguf``, repeng or llama.cpp, as a direction at ``resid_post``.
+
+    A file from ``save_gguf`` gives the direction with its provenance, but in F32 and without layer 0. For files of other tools, only model
+    type, width and number of layers can be checked. Whether adding their vectors makes thinking longer or shorter is unknown.
+
+    Args:
+        path: The file.
+        lm: Model with which the direction will be used.
+        model_hint: A second model type that the file may name, besides that of ``lm``. ``None`` allows only the type of ``lm``. A file that
+            names no model type passes this check.
+
+    Raises:
+        ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or its vectors
+            belong to another site.
+        WrongModelError: model type, number of layers or width differ from those of ``lm``; or the file is from this toolkit, but was made
+            from other weights.
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file is truncated or damaged.
+        ImportError: the package gguf is not installed.
+    """
+    fields, tensors = store.read_gguf(path)
+    if (arch := fields.get("general.architecture")) != "controlvector":
+        raise ForeignFileError(f"{path} is a GGUF file of architecture {str(arch)[:40]!r}, not a control vector.")
+    hint = fields.get("controlvector.model_hint")
+    if hint is not None and plain(str(hint)) not in {plain(name) for name in model_types(lm) | {model_hint or ""}}:
+        raise WrongModelError(
+            f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}. "
+            f"If it fits this model nevertheless, pass model_hint={hint!r}."
+        )
+    rows = {}
+    for name, array in tensors.items():
+        k = layer_of(name, path)
+        if k == 0 or array.ndim != 1 or array.dtype != "float32":
+            raise ForeignFileError(
+                f"{path}: {name} is {array.ndim}-D {array.dtype}; control vectors are 1-D float32 and start at direction.1, so "
+                "llama.cpp rejects this file. Its writer may number layers differently: write it again from its source."
+            )
+        rows[k] = torch.from_numpy(array)
+    header = {key.removeprefix("toolkit."): str(value) for key, value in fields.items() if key.startswith("toolkit.")}
+    # Files of the tool steerkit name the site of their vectors in the field hook_site.
+    site = header.get("site") or str(fields.get("hook_site", "resid_post"))
+    if site.removeprefix("hook_") != "resid_post":
+        raise ForeignFileError(
+            f"{path} says that its vectors are of {site[:40]}, but a control vector acts only at the output of a block."
+        )
+    return restored(rows, header, lm, path) if header else as_direction(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
+
+
+def model_types(lm: LM) -> set[str]:
+    """Return all names of the model type of ``lm``, in transformers and in llama.cpp, to compare with the name in a file."""
+    names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
+    return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
+
+
+def plain(name: str) -> str:
+    """Return a model type in lower case without ``_`` and ``-``: tools differ in how they write it."""
+    return name.lower().replace("_", "").replace("-", "")
