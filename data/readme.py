@@ -171,7 +171,10 @@ def formats() -> str:
 
 def served() -> str:
     """Return the table of next-token divergences between llama.cpp and our own passes, with exported files."""
-    rows = {name: [f"{value:.4f}"] for name, value in read("data/exports/llama-server.json")["divergence"].items()}
+    rows = {
+        name: [with_interval(**e, unit="nats", digits=4)]
+        for name, e in read("data/engines/llama-server.json")["next token"].items()
+    }
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["divergence, nats"]))
 
 

@@ -21,128 +21,34 @@ from toolkit.engines import OWN_LOOP, Request
 from toolkit.lm import LM, Condition, child
 from toolkit.sampling import Sampling
 
-VLLM_FIELDS = set(
-    [
-        "model",
-        "prompt",
-        "max_tokens",
-        "n",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "ignore_eos",
-        "min_tokens",
-        "include_stop_str_in_output",
-        "skip_special_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "logprobs",
-        "prompt_logprobs",
-        "logprob_token_ids",
-        "echo",
-        "return_token_ids",
-        "return_tokens_as_token_ids",
-        "logit_bias",
-        "allowed_token_ids",
-        "bad_words",
-        "thinking_token_budget",
-        "stream",
-        "add_special_tokens",
-        "vllm_xargs",
-    ]
-)
-SGLANG_FIELDS = set(
-    [
-        "text",
-        "input_ids",
-        "input_embeds",
-        "sampling_params",
-        "stream",
-        "rid",
-        "lora_path",
-        "return_logprob",
-        "logprob_start_len",
-        "top_logprobs_num",
-        "token_ids_logprob",
-        "return_text_in_logprobs",
-        "return_hidden_states",
-        "custom_logit_processor",
-    ]
-)
-SGLANG_SAMPLING = set(
-    [
-        "max_new_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "stop",
-        "stop_token_ids",
-        "ignore_eos",
-        "skip_special_tokens",
-        "no_stop_trim",
-        "n",
-        "min_new_tokens",
-        "custom_params",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-    ]
-)
-LLAMA_FIELDS = set(
-    [
-        "prompt",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "n_predict",
-        "seed",
-        "repeat_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "samplers",
-        "return_tokens",
-        "n_probs",
-        "post_sampling_probs",
-        "stop",
-        "ignore_eos",
-        "logit_bias",
-        "min_keep",
-        "grammar",
-        "n_cmpl",
-        "id_slot",
-        "t_max_predict_ms",
-        "response_fields",
-        "lora",
-        "cache_prompt",
-        "stream",
-    ]
-)
-OLLAMA_FIELDS = set(
-    [
-        "model",
-        "prompt",
-        "raw",
-        "think",
-        "options",
-        "logprobs",
-        "top_logprobs",
-        "stream",
-        "keep_alive",
-        "images",
-        "suffix",
-        "format",
-        "system",
-        "template",
-    ]
-)
-OLLAMA_OPTIONS = set(["seed", "temperature", "top_k", "top_p", "min_p", "num_ctx", "num_predict", "repeat_penalty", "stop"])
+VLLM_FIELDS = {
+    "model", "prompt", "max_tokens", "n", "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens",
+    "include_stop_str_in_output", "skip_special_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "logprobs", "prompt_logprobs", "logprob_token_ids", "echo", "return_token_ids",
+    "return_tokens_as_token_ids", "logit_bias", "allowed_token_ids", "bad_words", "thinking_token_budget", "stream",
+    "add_special_tokens", "vllm_xargs",
+}  # fmt: skip
+SGLANG_FIELDS = {
+    "text", "input_ids", "input_embeds", "sampling_params", "stream", "rid", "lora_path", "return_logprob", "logprob_start_len",
+    "top_logprobs_num", "token_ids_logprob", "return_text_in_logprobs", "return_hidden_states", "custom_logit_processor",
+}  # fmt: skip
+SGLANG_SAMPLING = {
+    "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens",
+    "no_stop_trim", "n", "min_new_tokens", "custom_params", "sampling_seed", "repetition_penalty", "presence_penalty",
+    "frequency_penalty",
+}  # fmt: skip
+LLAMA_FIELDS = {
+    "prompt", "temperature", "top_k", "top_p", "min_p", "n_predict", "seed", "repeat_penalty", "presence_penalty",
+    "frequency_penalty", "samplers", "return_tokens", "n_probs", "post_sampling_probs", "stop", "ignore_eos", "logit_bias",
+    "min_keep", "grammar", "n_cmpl", "id_slot", "t_max_predict_ms", "response_fields", "lora", "cache_prompt", "stream",
+}  # fmt: skip
+OLLAMA_FIELDS = {
+    "model", "prompt", "raw", "think", "options", "logprobs", "top_logprobs", "stream", "keep_alive", "images", "suffix", "format",
+    "system", "template",
+}  # fmt: skip
+OLLAMA_OPTIONS = {
+    "seed", "temperature", "top_k", "top_p", "min_p", "num_ctx", "num_predict", "repeat_penalty", "stop",
+}  # fmt: skip
 
 
 class Refused(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
@@ -75,6 +75,44 @@ def _is_model(path: Path) -> bool:
     if path.suffix == ".gguf":
         return path.is_file()
     return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
+
+
+def as_lora(
+    changes: Mapping[str, tuple[Tensor, Tensor]], *, base: str, revision: str | None, transposed: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the config of a PEFT adapter (LoRA) that adds ``B A`` to weights.
+
+    All weights get the largest rank among them, as servers expect; smaller ones are filled up with zeros.
+
+    Args:
+        changes: Full name of a module -> ``A [rank, in]`` and ``B [out, rank]``.
+        base: Directory or hub id of the base model.
+        revision: Its hub revision, or ``None``.
+        transposed: True if the modules store their weight as ``[in, out]`` (``Conv1D``).
+    """
+    rank = max(A.shape[0] for A, _ in changes.values())
+    tensors = {}
+    for name, (A, B) in changes.items():
+        missing = rank - A.shape[0]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = nn.functional.pad(A, (0, 0, 0, missing)).contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = nn.functional.pad(B, (0, missing)).contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        # Full paths: c_proj alone would also match GPT-2's MLP, and with layers_to_transform peft loses the second adapter's layers
+        # when it combines two (add_weighted_adapter keeps those of the first).
+        "target_modules": list(changes),
+        "fan_in_fan_out": transposed,
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+    return tensors, config
 
 
 def merge(

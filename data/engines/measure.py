@@ -1,11 +1,12 @@
 """Measure sampling through llama.cpp's server beside the toolkit's own loop, on SmolLM2-135M: ``python data/engines/measure.py``.
 
-Needs ``make llama`` and ``make smol``. Writes ``llama-server.json`` and the table in ``README.md`` here. Rollouts are kept in ``runs/engines``,
+Needs ``make llama`` and ``make smol``. Writes ``llama-server.json``, the table in ``README.md`` here, and one in the
+README of the repository. Rollouts are kept in ``runs/engines``,
 so after a stop the same command goes on.
 
-1. *Next tokens.* The server's distribution of the next token against ours, in nats (KL over its 200 most likely tokens): unsteered; steered by
-   our GGUF control vector against our own steering, against our steering one layer off, and against no steering; with our GGUF LoRA of a head
-   edit against the edited model, and against the unedited one. Means over prompts, with 95 % intervals.
+1. *Next tokens.* The server's distribution of the next token against ours, KL(ours || theirs) in nats: unchanged; with an exported control
+   vector (a random direction) against our steering; with an exported GGUF LoRA of a head edit against the edited model, at three scales.
+   Means over prompts, with 95 % intervals.
 2. *Responses.* Length, accuracy and entropy of responses that the server and our loop sampled to the same problems: server minus ours. The
    share of greedy responses that begin with the same tokens.
 """
@@ -22,10 +23,12 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from torch import Tensor
 
-from toolkit import edits, engines, entropies, evaluate, exports, generate, stats, store, tasks, vectors
+from toolkit import edits, engines, entropies, evaluate, exports, generate, stats, store, tasks
 from toolkit import lm as lms
 from toolkit.edits import steering
+from toolkit.exports.base import Settings
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition
 from toolkit.metrics import with_interval
@@ -36,42 +39,45 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "data")]
 import llama  # noqa: E402  # the tests' way to start the server
 import publish  # noqa: E402
+import readme  # noqa: E402
 
 WORK = ROOT / "runs" / "engines"
 PROMPTS, PROBLEMS = 24, 40
 WARM = Sampling(n=4, max_new_tokens=96, seed=0)
 GREEDY = Sampling(temperature=0.0, max_new_tokens=96)
 DOSE = 0.06  # norm of the steering vector, as a share of the residual stream's
-LISTED = 200  # tokens of the server's distribution that are compared
+LAYERS, STRENGTH = (5, 10, 15, 20, 25), 12.0  # of the head edit, at a strength that moves the next token visibly
+LEAST = -60.0  # smallest log-probability that is compared, nats
 
 
-def next_tokens(url: str, prompts: Sequence[list[int]]) -> list[Mapping[int, float]]:
-    """Return the server's log-probabilities of the most likely next tokens after each prompt."""
+def next_tokens(url: str, lm: LM, prompts: Sequence[list[int]], **more: Any) -> list[Tensor]:
+    """Return the server's log-probabilities of the next token after each prompt."""
     found = []
     for prompt in prompts:
         body = {
             "prompt": prompt,
             "n_predict": 1,
-            "n_probs": LISTED,
-            "temperature": 0.0,
-            "cache_prompt": False,
+            "n_probs": lm.vocab_size,
+            "temperature": 1.0,
             "samplers": ["temperature"],
+            "cache_prompt": False,
         }
-        answer = httpx.post(f"{url}/completion", json=body, trust_env=False, timeout=300).json()
-        (row,) = answer["completion_probabilities"]
-        found.append({entry["id"]: entry["logprob"] for entry in row["top_logprobs"]})
+        answer = httpx.post(f"{url}/completion", json=body | more, trust_env=False, timeout=300).json()
+        row = torch.full((lm.vocab_size,), LEAST, dtype=torch.float64)  # of tokens that the server leaves out
+        for entry in answer["completion_probabilities"][0]["top_logprobs"]:
+            row[entry["id"]] = max(entry["logprob"], LEAST)
+        found.append(row)
     return found
 
 
 @torch.inference_mode()
-def divergences(condition: Condition, prompts: Sequence[list[int]], theirs: Sequence[Mapping[int, float]]) -> dict[str, float]:
-    """Return the mean KL divergence of a condition's next-token distribution from the server's, in nats, with its 95 % interval."""
+def divergences(condition: Condition, prompts: Sequence[list[int]], theirs: Sequence[Tensor]) -> dict[str, float]:
+    """Return the mean of KL(ours || theirs) of the next token over the prompts, in nats, with its 95 % interval."""
     values = []
-    for prompt, listed in zip(prompts, theirs, strict=True):
+    for prompt, row in zip(prompts, theirs, strict=True):
         with condition.active() as lm:
-            ours = lm.model(torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)
-        there = torch.tensor(list(listed.values()))
-        values.append(float((there.exp() * (there - ours[torch.tensor(list(listed))])).sum()))
+            ours = lm.model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+        values.append(float((ours.exp() * (ours - row)).sum()))
     return estimated(values, list(map(str, range(len(values)))))
 
 
@@ -81,50 +87,51 @@ def estimated(values: Sequence[float], problems: Sequence[str]) -> dict[str, flo
     return {"mean": e.mean, "low": e.low, "high": e.high}
 
 
-def random_direction(lm: LM, prompts: Sequence[list[int]]) -> Direction:
-    """Return a random direction at every block's output but the first's, which llama.cpp cannot steer."""
+def interventions(lm: LM, prompts: Sequence[list[int]]) -> tuple[Direction, Plan]:
+    """Return a random direction at the outputs of blocks (but the first), and a plan that projects a random direction out of 25 heads."""
     with torch.inference_mode():
         states = lm.model.base_model(torch.tensor([prompts[0]]), output_hidden_states=True).hidden_states[1:]
-    norms = torch.stack([h[0].norm(dim=-1).square().mean().sqrt() for h in states])
+    norms = torch.stack([h[0, 1:].norm(dim=-1).mean() for h in states])
     drawn = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=torch.Generator().manual_seed(0))
-    drawn[0] = 0
     vector = DOSE * norms[:, None] * torch.nn.functional.normalize(drawn, dim=1)
-    return Direction(vector, "resid_post", "all", "random", 1, 1, lm.provenance(0))
-
-
-def head_edit(lm: LM, v: Direction) -> Plan:
-    """Return a plan that removes a direction from a tenth of the heads, chosen at random."""
-    rng = np.random.default_rng(0)
-    heads = [(layer, head) for layer in range(1, lm.layout.n_layers) for head in range(lm.layout.heads[layer])]
-    chosen = sorted(heads[i] for i in rng.choice(len(heads), len(heads) // 10, replace=False))
-    changes = tuple(HeadEdit(layer, head, "project_out", 2.0) for layer, head in chosen)
-    return Plan(changes, replace(v, kind="attn_out"), "random direction removed from random heads", lm.provenance(0))
+    vector[0] = 0
+    direction = Direction(vector, "resid_post", "all", "random", 0, 0, lm.provenance(0))
+    chosen = tuple(HeadEdit(layer, head, "project_out", STRENGTH) for layer in LAYERS for head in range(0, lm.layout.n_heads, 2))
+    plan = Plan(chosen, replace(direction, kind="attn_out"), "25 heads", lm.provenance(0))
+    return direction, edits.with_direction(plan, edits.random_written(plan, lm.layout, seed=0))
 
 
 def next_token_rows(lm: LM, prompts: Sequence[list[int]]) -> dict[str, dict[str, float]]:
     """Return the divergences of the next-token distribution, by what is compared."""
-    v = random_direction(lm, prompts)
+    path = lms.smollm2_path()
+    v, plan = interventions(lm, prompts)
+    half = replace(plan, edits=tuple(replace(edit, strength=STRENGTH / 2) for edit in plan.edits))
     off = replace(v, vector=v.vector.roll(1, 0))
-    plan = head_edit(lm, v)
-    edited = edits.apply(lm, plan)
+    plain, edited, halved = Condition(lm), Condition(edits.apply(lm, plan)), Condition(edits.apply(lm, half))
+    steered, wrong = (Condition(lm, (steering(direction, 1.0),)) for direction in (v, off))
     with tempfile.TemporaryDirectory() as folder:
         vector, adapter = Path(folder) / "v.gguf", Path(folder) / "edit.gguf"
-        vectors.save_gguf(v, vector, lm=lm, drop_layer_0=True)
-        exports.find("gguf-lora").write(lm, plan, adapter, exports.Settings())
-        served = {}
-        for name, options in {"plain": (), "steered": ("--control-vector", vector), "edited": ("--lora", adapter)}.items():
-            with llama.running(lms.smollm2_path(), *options) as (url, _):
-                served[name] = next_tokens(url, prompts)
-    act, wrong = steering(v, 1.0), steering(off, 1.0)
+        exports.find("gguf").write(lm, v, vector, Settings())
+        exports.find("gguf-lora").write(lm, plan, adapter, Settings(base=str(path)))
+        with llama.running(path) as (url, _):
+            untouched = next_tokens(url, lm, prompts)
+        with llama.running(path, "--control-vector", vector) as (url, _):
+            controlled = next_tokens(url, lm, prompts)
+        with llama.running(path, "--lora", adapter) as (url, _):
+            adapted = next_tokens(url, lm, prompts)
+            weakened, removed = (next_tokens(url, lm, prompts, lora=[{"id": 0, "scale": scale}]) for scale in (0.5, 0.0))
     compared = {
-        "unsteered: server against ours": (Condition(lm), "plain"),
-        "control vector: server against our steering": (Condition(lm, (act,)), "steered"),
-        "control vector: server against our steering one layer off": (Condition(lm, (wrong,)), "steered"),
-        "control vector: server against ours unsteered": (Condition(lm), "steered"),
-        "GGUF LoRA of a head edit: server against our edited model": (Condition(edited), "edited"),
-        "GGUF LoRA of a head edit: server against ours unedited": (Condition(lm), "edited"),
+        "neither": (plain, untouched),
+        "both steered": (steered, controlled),
+        "theirs steered, ours not": (plain, controlled),
+        "both steered, ours one layer off": (wrong, controlled),
+        "both edited": (edited, adapted),
+        "theirs edited, ours not": (plain, adapted),
+        "both edited at half strength": (halved, weakened),
+        "theirs edited at half strength, ours not": (plain, weakened),
+        "theirs edited at strength 0, ours not": (plain, removed),
     }
-    return {name: divergences(condition, prompts, served[which]) for name, (condition, which) in compared.items()}
+    return {name: divergences(condition, prompts, theirs) for name, (condition, theirs) in compared.items()}
 
 
 def response_rows(lm: LM) -> dict[str, Any]:
@@ -169,10 +176,7 @@ def response_rows(lm: LM) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """Return the results as Markdown tables."""
-    lines = ["| next token, mean over prompts | divergence, nats |", "|---|---|"]
-    lines += [
-        f"| {name} | {with_interval(e['mean'], e['low'], e['high'], 'nats', digits=4)} |" for name, e in found["next token"].items()
-    ]
+    lines: list[str] = []
     r = found["responses"]
     units = {"response_tokens": "tokens", "correct": "", "entropy": "nats", "logprob": "nats"}
     names = {
@@ -181,7 +185,7 @@ def table(found: Mapping[str, Any]) -> str:
         "entropy": "entropy per token",
         "logprob": "log-probability per token under our model",
     }
-    lines += ["", f"| {r['rollouts']} responses at temperature 1 | server minus ours |", "|---|---|"]
+    lines += [f"| {r['rollouts']} responses at temperature 1 | server minus ours |", "|---|---|"]
     for name, e in r["server minus ours"].items():
         lines.append(f"| {names[name]} | {with_interval(e['mean'], e['low'], e['high'], units[name], sign='+', digits=3)} |")
     lines += ["", "| greedy responses | same in server and own loop |", "|---|---|"]
@@ -196,13 +200,21 @@ def main() -> None:
     build = store.read_json(llama.server().parents[1] / "build_info.json", Mapping[str, Any])
     found = {
         "server": build,
-        "sizes": {"prompts": PROMPTS, "problems": PROBLEMS, "samples": WARM.n, "max_new_tokens": WARM.max_new_tokens, "dose": DOSE},
+        "sizes": {
+            "prompts": PROMPTS,
+            "problems": PROBLEMS,
+            "samples": WARM.n,
+            "max_new_tokens": WARM.max_new_tokens,
+            "dose": DOSE,
+            "strength": STRENGTH,
+        },
         "next token": next_token_rows(lm, prompts),
         "responses": response_rows(lm),
         "fingerprint": lm.fingerprint,
     }
     store.write_json(found, HERE / "llama-server.json")
     publish.splice("llama-server", table(found), HERE / "README.md")
+    readme.update(["served"])
 
 
 if __name__ == "__main__":

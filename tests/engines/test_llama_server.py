@@ -11,14 +11,15 @@ import llama
 import pytest
 import torch
 
-from toolkit import generate, store, tasks, vectors
+from toolkit import edits, exports, generate, store, tasks, vectors
 from toolkit import lm as lms
 from toolkit.edits import steering
-from toolkit.engines import EngineError, connect
+from toolkit.engines import EngineError, Request, connect
 from toolkit.engines.client import Client
+from toolkit.exports.base import Settings
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition, ThinkTags
-from toolkit.types import Direction
+from toolkit.types import Direction, HeadEdit, Plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,6 +83,23 @@ def test_a_control_vector_is_read_layer_for_layer_and_gives_the_steered_next_tok
     assert price < 0.05 and right < 0.05
     assert divergence(smollm2, prompt, steered, steering(off, 1.0)) > 10 * right, "one layer off"
     assert divergence(smollm2, prompt, steered) > 10 * right, "not steered"
+
+
+def test_a_head_edit_as_gguf_lora_is_recognised_among_what_the_server_offers(smollm2, problems, tmp_path):
+    v = torch.randn(smollm2.layout.n_layers, smollm2.layout.d_model, generator=torch.Generator().manual_seed(0))
+    heads = tuple(HeadEdit(layer, head, "project_out", 12.0) for layer in (5, 10, 15, 20, 25) for head in range(0, 9, 2))
+    plan = Plan(heads, Direction(v, "attn_out", "think", "random", 0, 0, smollm2.provenance()), "25 heads", smollm2.provenance())
+    plan = edits.with_direction(plan, edits.random_written(plan, smollm2.layout, seed=0))
+    edited = edits.apply(smollm2, plan)
+    exports.find("gguf-lora").write(smollm2, plan, tmp_path / "edit.gguf", Settings(base=str(lms.smollm2_path())))
+    with llama.running(lms.smollm2_path(), "--lora", tmp_path / "edit.gguf", "--lora-init-without-apply") as (url, _):
+        engine = connect(url, smollm2)
+        requests = [Request(smollm2.prompt_ids(p.messages), p.id, 0) for p in problems]
+        for lm, name in ((smollm2, "base"), (edited, str(tmp_path / "edit.gguf"))):
+            session = engine.session(Condition(lm), requests, SAMPLING)
+            assert session.served.name == name
+    with llama.running(lms.smollm2_path()) as (url, _), pytest.raises(EngineError, match="does not serve"):
+        connect(url, smollm2, tolerance=10.0).session(Condition(edited), requests, SAMPLING)
 
 
 def test_rollouts_come_from_the_served_weights_and_another_model_is_refused(smollm2, problems):

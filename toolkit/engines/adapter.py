@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from toolkit import store
+from toolkit import adapters, store
 from toolkit.engines.base import EngineError
 from toolkit.lm import LM
+from toolkit.tensors import is_conv1d
 
 LARGEST = 64  # largest rank of an adapter that is made here
 # Largest part of a weight's change that the adapter may miss. Rounding an edited weight to half precision adds noise of full rank.
@@ -35,42 +35,23 @@ def save_difference(base: LM, changed: LM, directory: str | Path) -> Path:
     """
     if store.is_whole(Path(directory)):
         return Path(directory)
-    before, after = base.model, dict(changed.model.named_parameters())
+    before, after = dict(base.model.named_parameters()), dict(changed.model.named_parameters())
     names = [name for name, digest in changed.digests.items() if base.digests.get(name) != digest]
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     transposed = False
     for name in names:
         path, _, kind = name.rpartition(".")
-        module = before.get_submodule(path)
-        if kind != "weight" or not isinstance(module, nn.Linear | Conv1D):
+        module = base.model.get_submodule(path)
+        if kind != "weight" or not (isinstance(module, nn.Linear) or is_conv1d(module)):
             raise EngineError(
                 f"{changed.name} changes {name}, which no adapter can hold: save it (lm.save) and serve that directory."
             )
-        transposed = isinstance(module, Conv1D)
-        change = after[name].float() - module.weight.float()
+        transposed = is_conv1d(module)
+        change = after[name].float() - before[name].float()
         factors[path] = _factors(change.T if transposed else change, name, after[name].dtype)
     if not factors:
         raise EngineError(f"{changed.name} has the weights of {base.name}: there is nothing to load as an adapter.")
-    rank = max(A.shape[0] for A, _ in factors.values())
-    tensors = {}
-    for path, (A, B) in factors.items():
-        missing = rank - A.shape[0]
-        tensors[f"base_model.model.{path}.lora_A.weight"] = nn.functional.pad(A, (0, 0, 0, missing)).contiguous()
-        tensors[f"base_model.model.{path}.lora_B.weight"] = nn.functional.pad(B, (0, missing)).contiguous()
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
-        "revision": base.revision,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(factors),
-        "fan_in_fan_out": transposed,
-        "bias": "none",
-        "use_rslora": False,
-        "inference_mode": True,
-    }
+    tensors, config = adapters.as_lora(factors, base=base.name, revision=base.revision, transposed=transposed)
     with store.atomic_directory(directory) as partial:
         store.write_tensors(tensors, {"format": "pt", "fingerprint": changed.fingerprint}, partial / "adapter_model.safetensors")
         store.write_json(config, partial / "adapter_config.json")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit import checkpoints, edits, origins, store
+from toolkit import adapters, checkpoints, edits, origins, store
 from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.tensors import is_conv1d
@@ -53,15 +53,17 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
     """
     changes = low_rank(lm, planned)
     names = {id(module): name for name, module in lm.model.named_modules()}
-    targets = {layer: names[id(lm.layout.blocks[layer].out)] for layer in changes}
-    tensors: dict[str, Tensor] = {}
-    for layer, (A, B) in changes.items():
-        name = f"base_model.model.{targets[layer]}"
-        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    blocks = lm.layout.blocks
+    tensors, config = adapters.as_lora(
+        {names[id(blocks[layer].out)]: change for layer, change in changes.items()},
+        base=lm.name,
+        revision=lm.revision,
+        transposed=is_conv1d(blocks[lm.layout.attention_layers[0]].out),
+    )
     header = {"format": "pt", "plan": planned.name, "edits": json.dumps(planned.edits, default=store.jsonable)}
     with store.atomic_directory(directory) as partial:
         store.write_tensors(tensors, {**header, "fingerprint": lm.fingerprint}, partial / "adapter_model.safetensors")
-        store.write_json(_lora(lm, list(targets.values())), partial / "adapter_config.json")
+        store.write_json(config, partial / "adapter_config.json")
         if made_from := origins.distinct((*lm.made_from, *edits.plan_origins(planned))):
             store.write_json(made_from, partial / checkpoints.MADE_FROM)
     return Path(directory)
@@ -105,26 +107,6 @@ def low_rank(lm: LM, planned: Plan) -> dict[int, tuple[Float[Tensor, "1 width"],
         removed = (1 - kept[layer]).repeat_interleave(lm.layout.head_dims[layer]).to(W)
         changes[layer] = ((removed * (v @ W))[None], -v[:, None])
     return changes
-
-
-def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
-    """Return the content of PEFT's ``adapter_config.json`` for an adapter on the modules with the full names ``targets``."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": lm.name,
-        "revision": lm.revision,
-        "r": 1,
-        "lora_alpha": 1,
-        "lora_dropout": 0.0,
-        # Full paths: c_proj alone would also match GPT-2's MLP, and with layers_to_transform peft loses the second adapter's layers
-        # when it combines two (add_weighted_adapter keeps those of the first).
-        "target_modules": list(targets),
-        "fan_in_fan_out": is_conv1d(lm.layout.blocks[lm.layout.attention_layers[0]].out),
-        "bias": "none",
-        "use_rslora": False,
-        "inference_mode": True,
-    }
 
 
 @torch.no_grad()
