@@ -63,10 +63,20 @@ def test_whole_sequences_in_fp32_are_kept_in_two_blocks_and_leave_in_place(name,
     assert cache.get_seq_length() == mask.shape[1]
 
 
-def test_prompts_of_one_length_need_no_mask(llama, problems_of):
-    prompt = prompts_of(llama, problems_of(1))[0]
-    cache, _, mask = prefill(llama, [prompt, prompt[::-1]])
-    assert Batch(llama, cache, mask, 4).mask is None
+def test_prompts_of_one_length_get_no_mask_and_the_same_logits(any_lm, problems_of):
+    """Neither in prefill nor in decoding; with a third, shorter prompt both have one."""
+    long, short = sorted(prompts_of(any_lm, problems_of(2)), key=len, reverse=True)
+    masks: list[bool] = []
+    spy = any_lm.model.register_forward_pre_hook(lambda m, a, k: masks.append(k["attention_mask"] is not None), with_kwargs=True)
+    try:
+        alone = logits_of(any_lm, [long, long[::-1]], leaving={}, steps=20)
+        assert not any(masks)
+        padded = logits_of(any_lm, [long, long[::-1], short], leaving={}, steps=20)
+        assert all(masks[21:])
+    finally:
+        spy.remove()
+    for a, b in zip(alone, padded, strict=True):
+        torch.testing.assert_close(a, b[:2], rtol=1e-4, atol=1e-4)
 
 
 def test_other_number_types_and_strange_layouts_take_the_models_own_way(llama, problems_of):

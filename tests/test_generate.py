@@ -7,6 +7,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from toolkit.decode import batches
 from toolkit.edits import RuntimeEdit, Steering
 from toolkit.engines import loop
 from toolkit.generate import Sampling, rollouts
-from toolkit.lm import LM, Condition, ThinkTags
+from toolkit.lm import LM, Condition, FittingSize, ThinkTags
 from toolkit.sampling import Streams, draw
 from toolkit.types import Direction, HeadEdit, Plan, Problem, Rollout
 
@@ -101,6 +102,31 @@ def test_batches_hold_every_item_once_in_order_and_stay_within_their_bounds(leng
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(batch) <= tokens
         assert 1 <= len(batch) <= (most or len(lengths))
+
+
+@given(
+    prompts=st.lists(st.integers(1, 20), max_size=30).map(sorted),
+    tokens=st.integers(1, 100),
+    most=st.none() | st.integers(1, 9),
+)
+def test_the_tokens_of_equal_prompts_count_once(prompts, tokens, most):
+    """A prompt is its length here. A batch ends only where the next item would exceed a limit."""
+    found = batches(prompts, lambda n: n, tokens, most=most, shared=lambda n: n)
+    assert [n for batch in found for n in batch] == prompts
+    for batch in found:
+        assert len(batch) == 1 or len(set(batch)) * max(batch) <= tokens
+        assert 1 <= len(batch) <= (most or len(prompts))
+    for batch, following in pairwise(found):
+        more = [*batch, following[0]]
+        assert len(more) > (most or len(prompts)) or len(set(more)) * max(more) > tokens
+
+
+def test_samples_of_one_problem_fill_the_batch_however_long_their_prompt_is(llama, problems_of, monkeypatch):
+    problems = problems_of(2)
+    monkeypatch.setattr(loop, "PREFILL_TOKENS", 2 * max(len(llama.prompt_ids(p.messages)) for p in problems))
+    with spying(llama) as seen:
+        sample(llama, problems, replace(SAMPLED, n=8, max_new_tokens=4))
+    assert next(rows for rows, tokens in seen if tokens == 1) == 16
 
 
 def test_streams_go_on_beyond_their_block_of_256_numbers(llama, problems_of):
@@ -335,22 +361,63 @@ def test_entropies_of_logits_with_minus_infinity_are_finite():
 # --- out of memory -------------------------------------------------------------------------------------------
 
 
-def test_running_out_of_memory_halves_the_batch_and_changes_nothing(llama, problems_of, tmp_path):
-    base, sizes = sample(llama, problems_of(5)), []
+@contextmanager
+def crowded(lm: LM, fits: int):
+    """Every decoding step of more than ``fits`` rows runs out of memory; yields the number of rows of each such step."""
+    failed: list[int] = []
 
-    def crowded(module, args, kwargs):
-        sizes.append(kwargs["input_ids"].shape[0])
-        if kwargs["input_ids"].shape[1] == 1 and sizes[-1] > 3:
+    def check(module, args, kwargs):
+        rows, tokens = kwargs["input_ids"].shape
+        if tokens == 1 and rows > fits:
+            failed.append(rows)
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    handle = llama.model.register_forward_pre_hook(crowded, with_kwargs=True)
+    handle = lm.model.register_forward_pre_hook(check, with_kwargs=True)
     try:
-        found = sample(llama, problems_of(5), out=tmp_path / "r")
+        yield failed
     finally:
         handle.remove()
-    assert max(sizes) > 3
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing(llama, problems_of, tmp_path):
+    base = sample(llama, problems_of(5))
+    with crowded(llama, 3) as failed:
+        found = sample(llama, problems_of(5), out=tmp_path / "r")
+    assert failed
     assert found == base
     assert sorted(store.load_rollouts(tmp_path / "r"), key=str) == sorted(base, key=str)
+
+
+def test_the_size_that_fits_is_remembered(llama, problems_of):
+    """Twelve responses in two batches of six: only the first batch runs out of memory."""
+    with crowded(llama, 3) as failed:
+        sample(endless(llama), problems_of(6), replace(SAMPLED, batch_size=6))
+    assert failed == [6]
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20), fits=st.integers(9, 60))
+def test_batches_that_do_not_fit_fail_less_often_than_they_are_halved(sizes, fits):
+    """Every row is run once, in order; a size that has failed is never tried again."""
+    fitting, done, failed = FittingSize(sum), [], []
+
+    def run(rows):
+        assert all(sum(rows) < size for size in failed), "a size that is known not to fit"
+        if sum(rows) > fits:
+            failed.append(sum(rows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        done.extend(rows)
+
+    for at in range(0, len(sizes), 7):
+        fitting.run(sizes[at : at + 7], run)
+    assert done == sizes
+
+
+def test_errors_that_are_not_about_memory_are_not_caught():
+    def run(rows):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        FittingSize().run([1, 2], run)
 
 
 # --- streamed and resumable ----------------------------------------------------------------------------------

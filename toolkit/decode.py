@@ -12,7 +12,7 @@ attention function), the model's own cache and attention are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,7 +30,14 @@ from toolkit.phases import History
 NEWEST = 16  # tokens in the short block; appending it to the long block copies the cache once
 
 
-def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, most: int | None = None) -> list[list[Any]]:
+def batches(
+    items: Sequence[Any],
+    length: Callable[[Any], int],
+    tokens: int,
+    *,
+    most: int | None = None,
+    shared: Callable[[Any], Hashable] | None = None,
+) -> list[list[Any]]:
     """Cut a list of items, sorted by length, into batches of at most ``tokens`` padded tokens and at most ``most`` items.
 
     Every batch has at least one item, even if that item is longer than ``tokens``.
@@ -40,17 +47,25 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
         length: Function from an item to its length in tokens.
         tokens: Largest number of padded tokens per batch. A batch has (number of items) x (length of its longest item) padded tokens.
         most: Largest number of items per batch; ``None`` for no limit.
+        shared: Function from an item to a key. In each batch, the tokens of items with equal keys count once, as ``prefill`` runs equal
+            prompts once. ``None``: the tokens of every item count.
 
     >>> batches([2, 2, 3, 9], lambda item: item, tokens=6)
     [[2, 2], [3], [9]]
+    >>> batches([2, 2, 3, 9], lambda item: item, tokens=6, shared=lambda item: item)
+    [[2, 2, 3], [9]]
     """
     cut: list[list[Any]] = []
-    for item in items:
-        last = cut[-1] if cut else None
-        if last and (len(last) + 1) * length(item) <= tokens and (most is None or len(last) < most):
-            last.append(item)
+    keys: set[Hashable] = set()  # of the last batch
+    for place, item in enumerate(items):
+        key = place if shared is None else shared(item)
+        counted = len(keys) + (key not in keys)
+        if cut and counted * length(item) <= tokens and (most is None or len(cut[-1]) < most):
+            cut[-1].append(item)
         else:
             cut.append([item])
+            keys.clear()
+        keys.add(key)
     return cut
 
 
@@ -71,13 +86,19 @@ def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[T
     for prompt, row in first.items():
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
+    padded = any(len(prompt) < width for prompt in first)
     ids, mask = ids.to(lm.device), mask.to(lm.device)
     cache = DynamicCache(config=lm.model.config)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     # By index and not as a slice: torch multiplies a slice of a bf16 sequence as a batch, with a copy of the LM head for every row.
     last = torch.tensor([width - 1], device=lm.device)
     out = lm.model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last
+        input_ids=ids,
+        attention_mask=mask if padded else None,  # without a mask, attention is faster
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last,
     )
     index = torch.tensor(which, device=lm.device)
     for layer in cache.layers:
@@ -99,14 +120,14 @@ class Batch:
         self.positions = mask.sum(dim=1, keepdim=True)
         padded = bool((mask == 0).any())
         mask = F.pad(mask, (0, budget), value=1)
-        # SDPA needs the mask as bool with four axes, or None if there is no padding. Bring it into this form only once, here. Sliding
-        # windows and eager attention need other forms and get the plain mask; transformers then converts it at every step.
+        # Without padding no mask is needed. Else SDPA needs it as bool with four axes: bring it into this form only once, here. Sliding windows
+        # and eager attention need other forms and get the plain mask; transformers then converts it at every step.
         implementation, full = (
             hooks.attention_name(lm.layout),
             all(type(layer) in (DynamicLayer, History) for layer in cache.layers),
         )
         ready = full and implementation.startswith("sdpa") and any(m is lm.layout.attention for m in lm.model.modules())
-        self.mask: Tensor | None = (mask[:, None, None].bool() if padded else None) if ready else mask
+        self.mask: Tensor | None = (mask[:, None, None].bool() if ready else mask) if padded else None
         self.blocks: list[Blocks] = []
         layers: list[Any] = cache.layers[: lm.layout.n_layers]
         if ready and implementation == "sdpa" and all(_on_cpu_in_fp32(layer) for layer in layers) and lm.caches_keys:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from toolkit.collect import batch_tokens, logprobs_and_entropies, pad_right
 from toolkit.decode import batches, prefill
-from toolkit.lm import LM, Condition, halve_on_oom
+from toolkit.lm import LM, Condition, FittingSize
 from toolkit.types import Rollout
 
 CHUNK = 2**24  # largest number of logits in memory at a time: 64 MB in fp32, about 200 MB while entropies are computed from them
@@ -76,9 +76,11 @@ def with_entropies(
             done[i] = replace(rollouts[i], logprobs=tuple(logprobs[:n]), entropies=tuple(entropies[:n]))
         bar.update(len(rows))
 
+    # Size: padded tokens. The last rollout is the longest.
+    fitting = FittingSize(lambda batch: len(batch) * len(rollouts[batch[-1]].token_ids))
     with bar:
         for batch in batches(order, lambda i: len(rollouts[i].token_ids), batch_tokens(condition.lm)):
-            halve_on_oom(batch, run)
+            fitting.run(batch, run)
     return [done[i] for i in range(len(rollouts))]
 
 

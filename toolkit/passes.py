@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from toolkit import hooks
 from toolkit.decode import batches
-from toolkit.lm import LM, NoThinkTagsError, halve_on_oom
+from toolkit.lm import LM, FittingSize, NoThinkTagsError
 from toolkit.positions import By, Positions
 from toolkit.sites import Z_OVER_NORM, Norm, Site
 from toolkit.types import Rollout
@@ -83,8 +83,10 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
             bar.update(len(batch))
 
         ordered = sorted(examples, key=lambda e: len(e.rollout.token_ids))
+        # Size: padded tokens. The last example is the longest.
+        fitting = FittingSize(lambda batch: len(batch) * len(batch[-1].rollout.token_ids))
         for batch in batches(ordered, lambda e: len(e.rollout.token_ids), batch_tokens(lm)):
-            halve_on_oom(batch, counted)
+            fitting.run(batch, counted)
 
 
 class Picker:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from toolkit.decode import Batch, batches, prefill
 from toolkit.engines.base import Request, Response
-from toolkit.lm import Condition, halve_on_oom
+from toolkit.lm import Condition, FittingSize
 from toolkit.sampling import Sampling, Streams, draw
 from toolkit.spans import Reader
 
@@ -25,8 +25,7 @@ COMPACT_EVERY = 8  # on a GPU, steps between checks for rows that have ended (a 
 COMPACT_BELOW = (
     0.95  # ended rows are removed only if at most this share of the rows is left, since removing them copies the others' cache
 )
-# Largest number of padded prompt tokens per batch: in larger batches, extending the longer cache costs more than the additional rows save.
-PREFILL_TOKENS = 16384
+PREFILL_TOKENS = 16384  # largest number of padded tokens of distinct prompts per batch, which are run at once
 
 
 class OwnLoop:
@@ -58,9 +57,16 @@ class _Session:
             done.append([(batch[row], response) for row, response in drawn])
             tick(len(batch))
 
-        for batch in batches(order, lambda i: len(requests[i].prompt), PREFILL_TOKENS, most=self.sampling.batch_size):
+        fitting = FittingSize()
+        for batch in batches(
+            order,
+            lambda i: len(requests[i].prompt),
+            PREFILL_TOKENS,
+            most=self.sampling.batch_size,
+            shared=lambda i: tuple(requests[i].prompt),
+        ):
             done: list[list[tuple[int, Response]]] = []
-            halve_on_oom(batch, run)
+            fitting.run(batch, run)
             yield from done
 
 
