@@ -170,8 +170,8 @@ def test_finished_rows_leave_the_batch(tiny, problems_of):
     assert rows == sorted(rows, reverse=True), "rows never come back"
     assert rows[0] == 32 > rows[-1]
     assert max(lengths) > 1.5 * np.mean(lengths), "this model's responses differ too little in length to show anything"
-    assert sum(rows) <= sum(n + loop.COMPACT_EVERY for n in lengths) / 0.9
-    assert len(rows) <= max(lengths) + loop.COMPACT_EVERY
+    assert sum(rows) <= sum(n + loop.CHECK_EVERY for n in lengths) / 0.9
+    assert len(rows) <= max(lengths) + loop.CHECK_EVERY
 
 
 def test_nothing_is_decoded_once_every_row_has_ended(llama, problems_of, monkeypatch):
@@ -182,7 +182,7 @@ def test_nothing_is_decoded_once_every_row_has_ended(llama, problems_of, monkeyp
         found = sample(lm, problems_of(3), replace(SAMPLED, max_new_tokens=200))
     assert {r.response_tokens for r in found} == {1}
     assert {r.finish for r in found} == {"stop"}
-    assert len(seen) <= loop.COMPACT_EVERY
+    assert len(seen) <= loop.CHECK_EVERY
 
 
 def test_the_budget_is_the_number_of_response_tokens(llama, problems_of):

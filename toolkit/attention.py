@@ -146,11 +146,11 @@ class _Batch:
     """
 
     def __init__(self, lm: LM, examples: Sequence[int], sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
-        self.lm, self.examples = lm, tuple(examples)
+        self.lm, self.examples, self.last = lm, tuple(examples), max(span.stop for span in spans)
         device = lm.device
         self.starts = torch.tensor([span.start for span in spans], device=device)
         self.stops = torch.tensor([span.stop for span in spans], device=device)
-        self.width = int(self.starts.max())  # column at which the queries start
+        self.width = max(span.start for span in spans)  # column at which the queries start
         self.ids = torch.full((len(spans), self.width + max(map(len, spans))), lm.tokenizer.pad_token_id or 0)
         for row, ids, span in zip(self.ids, sequences, spans, strict=True):
             first = self.width - span.start
@@ -241,9 +241,8 @@ class _Batch:
             stop: Column at which the pass ends.
         """
         # The table may have more columns than its longest sequence has tokens: one may have a long prompt, another many queries.
-        # longest: number of positions in the result; at: column of the cache that holds each position, [batch, positions].
-        longest = min(int((stop - self.width + self.starts).max()), int(self.stops.max()))
-        at = torch.arange(longest, device=weights.device)[None] + shift[:, None]
+        # at: column of the cache that holds each position of the result, [batch, positions].
+        at = torch.arange(min(stop, self.last), device=weights.device)[None] + shift[:, None]
         cached = (at >= 0) & (at < weights.shape[-1])
         index = at.clamp(0, weights.shape[-1] - 1)[:, None, None].expand(*weights.shape[:3], -1)
         return weights.float().gather(-1, index) * cached[:, None, None]

@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicLayer
 from toolkit import hooks
 from toolkit.lm import LM
 from toolkit.phases import History
+from toolkit.tensors import upload
 
 NEWEST = 16  # tokens in the short block; appending it to the long block copies the cache once
 
@@ -176,7 +177,7 @@ class Batch:
             order = [place if place in staying else late.pop() for place in range(len(left))]
             # Pairs (place, row) for the rows that move, as two tensors.
             moves = torch.tensor([(place, row) for place, row in enumerate(order) if place != row], dtype=torch.long).view(-1, 2).T
-        index = torch.tensor(order, device=self.positions.device)
+        index = upload(torch.tensor(order), self.positions.device)
         layers: list[Any] = self.cache.layers
         for layer in layers:
             if isinstance(layer, Blocks) and moves is not None:

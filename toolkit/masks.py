@@ -91,37 +91,38 @@ class Masking:
                 stack.enter_context(hooks.rewrite(lm.layout, replaced))
             yield
 
-    def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
-        """Return the strength of masking of each head at each position, ``[batch or 1, seq or 1, heads]``.
+    def _weight(self, strength: Float[Tensor, " entries"], tracker: phases.Tracker | None) -> Float[Tensor, "_ _ entries"] | None:
+        """Return the strength of masking at each position, ``[batch or 1, seq or 1, entries]``, or ``None`` if no position is masked.
 
         It is ``strength`` at the positions to mask, and 0 at all others. If ``during`` has a ramp, the strength rises or falls gradually
         over the positions of the ramp.
 
         Args:
-            like: Tensor on the device that the result should be on.
-            strength: Strength of each head of the layer.
+            strength: Strength of each head of the layer, or of each entry of ``z``.
             tracker: Knows the phase of every position; ``None`` masks all positions.
         """
-        strength = strength.to(like.device)[None, None]
-        if tracker is None:  # all positions are masked
-            return strength
-        # weight: 1 at the positions to mask, 0 elsewhere, between them on a ramp. On a CPU it is None if it would be 0 everywhere.
-        weight = tracker.weight(self.during, like.device)
-        return torch.zeros_like(strength) if weight is None else weight[..., None] * strength
+        if tracker is None:
+            return strength[None, None]
+        # weight: 1 at the positions to mask, 0 elsewhere, between them on a ramp.
+        weight = tracker.weight(self.during, strength.device)
+        return None if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
         """Return the hook that moves a layer's ``z`` towards 0 or towards its reference mean."""
-        # target: mean of z in this layer; None stands for 0. If other layers have more or larger heads, zeros follow at its end; fn cuts
-        # them off.
-        target = None if self.reference is None else _means(self.reference)[layer]
+        # target: mean of z in this layer. If other layers have more or larger heads, zeros follow at its end; they are cut off below.
+        target = torch.zeros(1) if self.reference is None else _means(self.reference)[layer]
+        # The strength and the target of each entry of z, on the device of z. Set in the first pass: a copy to a GPU waits for it.
+        wide: Tensor | None = None
+        aim: Tensor | None = None
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
-            if tracker is not None and tracker.weight(self.during, value.device) is None:  # no position of this pass is masked
+            nonlocal wide, aim
+            if wide is None or aim is None:
+                wide = strength.repeat_interleave(value.shape[-1] // len(strength)).to(value.device)
+                aim = target[: value.shape[-1]].to(value.device, torch.float32)
+            weight = self._weight(wide, tracker)
+            if weight is None:
                 return value
-            weight = self._weight(value, strength, tracker)
-            # Repeat the weight of each head for all entries of its output: from [..., heads] to [..., heads * head_dim].
-            weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
-            aim = 0.0 if target is None else target[: value.shape[-1]].to(value.device, torch.float32)
             # Computed in fp32. Entries of weight 0 are copied from value, so that rounding does not change them.
             return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)
 
@@ -134,9 +135,13 @@ class Masking:
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             if layer not in layers:
                 return attend(query, key, value)
-            weight = self._weight(query, layers[layer], tracker).mT[..., None]  # [batch or 1, heads, seq or 1, 1], like the query
-            # At w = 1 the query is 0, so all logits of the head are equal and its attention is uniform.
-            return attend((query * (1 - weight)).to(query.dtype), key, value)
+            layers[layer] = layers[layer].to(query.device)  # copied in the first pass only
+            weight = self._weight(layers[layer], tracker)
+            if weight is None:
+                return attend(query, key, value)
+            # At w = 1 the query is 0, so all logits of the head are equal and its attention is uniform. The weight gets the axes of the
+            # query: [batch or 1, heads, seq or 1, 1].
+            return attend((query * (1 - weight.mT[..., None])).to(query.dtype), key, value)
 
         return fn
 

@@ -121,6 +121,11 @@ class Picker:
         """Return the activations at the chosen positions, one row per position, in the order of the examples."""
         return value.flatten(0, 1)[self.flat].float()
 
+    @cached_property
+    def owner(self) -> Int[Tensor, " positions"]:
+        """Index of the example to which each chosen position of the batch belongs."""
+        return torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
+
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
         """Return the weight of each chosen position in the sum of each class. The weights of one example sum to 1 in its class.
 
@@ -129,8 +134,7 @@ class Picker:
         Args:
             classes: Class membership: 1 if the example is of the class, else 0.
         """
-        owner = torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
-        return classes[:, owner] * self.weights.flatten()[self.flat]
+        return classes[:, self.owner] * self.weights.flatten()[self.flat]
 
 
 @torch.inference_mode()

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from toolkit.tensors import upload
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -87,7 +89,7 @@ class Streams:
             numbers = np.zeros((self.BLOCK, len(self.generators)))
             for row in rows:
                 numbers[:, row] = self.generators[row].random(self.BLOCK)
-            self.block = torch.from_numpy(numbers).to(index.device, torch.float32)
+            self.block = upload(torch.from_numpy(numbers).float(), index.device)
         assert self.block is not None
         return self.block[step % self.BLOCK].index_select(0, index)
 

@@ -72,23 +72,32 @@ class Steering:
     def _acting(self, lm: LM) -> Iterator[None]:
         layers = range(lm.layout.n_layers) if self.layers is None else self.layers
         vector = self.direction.vector.float()
+        # All vectors go to the model's device at once: each copy to a GPU waits for it.
+        unit, strong = torch.stack([torch.stack([_unit(v) for v in vector]), self.strength * vector]).to(lm.device)
         with ExitStack() as stack:
             now = None if self.during.everywhere else stack.enter_context(phases.track(lm))  # follows the phase of each position
-            stack.enter_context(
-                hooks.rewrite(lm.layout, {Site(self.site, layer): self._rewrite(vector[layer], now) for layer in layers})
-            )
+            # Component to reach: 0 for ablate, and where the direction is 0, so that nothing changes there.
+            aims = [self.value if self.op == "clamp" and v.norm() > 0 else 0.0 for v in vector]
+            rewrites = {Site(self.site, layer): self._rewrite(unit[layer], strong[layer], aims[layer], now) for layer in layers}
+            stack.enter_context(hooks.rewrite(lm.layout, rewrites))
             yield
 
-    def _rewrite(self, v: Float[Tensor, " d_model"], tracker: phases.Tracker | None) -> hooks.Rewrite:
-        norm = v.norm()
-        u = v / norm if norm > 0 else v  # a zero vector stays zero: nothing changes in its layer
-        aim = self.value * bool(norm > 0) if self.op == "clamp" else 0.0  # component to reach: 0 for ablate
-        strong = self.strength * v
+    def _rewrite(
+        self, u: Float[Tensor, " d_model"], strong: Float[Tensor, " d_model"], aim: float, tracker: phases.Tracker | None
+    ) -> hooks.Rewrite:
+        """Return the hook of one layer.
+
+        Args:
+            u: Direction of the layer, scaled to norm 1; 0 if the direction is 0.
+            strong: Direction of the layer times the strength.
+            aim: Component along ``u`` that ``ablate`` and ``clamp`` aim at.
+            tracker: Knows the phase of every position; ``None`` if the intervention acts everywhere.
+        """
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
-            nonlocal v, u, strong
-            if v.device != value.device:  # at the first call only
-                v, u, strong = (x.to(value.device) for x in (v, u, strong))
+            nonlocal u, strong
+            if u.device != value.device:  # at the first call only, if the layer is not on the model's first device
+                u, strong = u.to(value.device), strong.to(value.device)
             # Factor per position, 0 to 1. Without a tracker it is 1 everywhere; with one, None means that no position is in scope.
             weight = None if tracker is None else tracker.weight(self.during, value.device)
             if tracker is not None and weight is None:
@@ -110,6 +119,11 @@ class Steering:
             scale: Typical norm (root mean square) of the activations per layer, from ``collect.typical_norm``.
         """
         return abs(self.strength) * self.direction.norms / scale
+
+
+def _unit(v: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+    norm = v.norm()
+    return v / norm if norm > 0 else v
 
 
 def steering(

@@ -52,6 +52,12 @@ def device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device if execution is None else torch.device(execution)
 
 
+def upload(values: Tensor, target: torch.device) -> Tensor:
+    """Copy a tensor from the CPU to a device, without waiting until the device has done its work."""
+    # From pinned memory a GPU copies while the CPU goes on; from other memory, PyTorch waits for the GPU.
+    return values.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else values.to(target)
+
+
 def present(module: nn.Module) -> AbstractContextManager[None]:
     """Return a context manager that loads a module's offloaded tensors to the device that computes with them. Children are not loaded."""
     if not is_offloaded(module):
@@ -104,15 +110,20 @@ def digests(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
 
 def not_finite(model: nn.Module) -> str | None:
     """Return the name of the first floating-point tensor of a model that holds NaN or infinity, or ``None``."""
+    # Device -> names of tensors, and whether each is finite, as tensors on the device. They are read at the end, once per device: each read
+    # of a number from a GPU waits until the GPU has done all its work.
+    checked: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, value in named(model):
         for part in _parts(value):
-            # The extremes are NaN if any number is. Unlike torch.isfinite of all numbers, finding them takes no memory.
-            if (
-                part.is_floating_point()
-                and part.numel()
-                and not all(map(torch.isfinite, torch.aminmax(part.float() if part.itemsize == 1 else part)))
-            ):
-                return name
+            if part.is_floating_point() and part.numel():
+                # The extremes are NaN if any number is. Unlike torch.isfinite of all numbers, finding them takes no memory.
+                extremes = torch.stack(torch.aminmax(part.float() if part.itemsize == 1 else part))
+                checked.setdefault(part.device, []).append((name, extremes.isfinite().all()))
+    for entries in checked.values():
+        names, finite = zip(*entries, strict=True)
+        for name, fine in zip(names, torch.stack(finite).tolist(), strict=True):
+            if not fine:
+                return str(name)
     return None
 
 

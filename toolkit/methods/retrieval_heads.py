@@ -219,6 +219,7 @@ class _MetricSums:
         self.lm, self.examples, self.sinks = lm, examples, sinks
         ids = [e.rollout.token_ids for e in examples]
         self.ids = pad_right(ids, lm)
+        self.indices: dict[tuple[int, ...], Tensor] = {}  # Rows.examples -> the same as a tensor on the device: see ``_which``
         self.W_U: Tensor = lm.model.get_output_embeddings().weight.detach()
         self.W_U_mean = self.W_U.mean(dim=0, dtype=torch.float32)
         # Which positions belong to each example's needle.
@@ -244,10 +245,16 @@ class _MetricSums:
         self.written = torch.tensor([sum(t in row for t in i[e.span.start : e.span.stop])
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
+    def _which(self, rows: attention.Rows) -> Int[Tensor, " b"]:
+        """Return the index in ``self.examples`` of each sequence of the batch. It is copied to the device once, not for every layer."""
+        if rows.examples not in self.indices:
+            self.indices[rows.examples] = torch.tensor(rows.examples, device=rows.weights.device)
+        return self.indices[rows.examples]
+
     def take_mass(self, rows: attention.Rows) -> None:
         """Add the attention of one layer's heads on the needle to ``self.mass``, summed over the query positions."""
-        # which: index in self.examples of each sequence of the batch. Queries at -1 only pad the batch and do not count.
-        which = torch.tensor(rows.examples, device=rows.weights.device)
+        # Queries at -1 only pad the batch and do not count.
+        which = self._which(rows)
         needle = self.needle[which, : rows.weights.shape[-1]].to(rows.weights)
         on_needle = torch.einsum("bhqk,bk->bhq", rows.weights, needle)
         self.mass[which, rows.layer, : rows.weights.shape[1]] += (on_needle * (rows.queries >= 0)[:, None]).sum(dim=-1).double()
@@ -255,7 +262,7 @@ class _MetricSums:
     def take(self, rows: attention.Rows) -> None:
         """Add the contributions of one layer's heads to all sums, at the query positions that predict the emitted tokens."""
         self.take_mass(rows)
-        which, weights = torch.tensor(rows.examples, device=rows.weights.device), rows.weights
+        which, weights = self._which(rows), rows.weights
         ids, needle = self.ids[which], self.needle[which, : weights.shape[-1]]  # [b, tokens], [b, keys]
         # real: False for queries that only pad the batch (position -1).
         real, at = rows.queries >= 0, rows.queries.clamp(min=0)
