@@ -5,8 +5,8 @@ are counted, because on a GPU each of them waits until all work queued so far is
 
 - a number read by Python: ``item``, ``tolist``, ``bool``, ``int``, ``float``, an index; ``numpy``; ``torch.equal``, ``torch.allclose``;
 - a copy to the CPU: ``cpu``, ``to("cpu")``;
-- a copy from ordinary CPU memory: ``to("cuda")``, ``torch.tensor(numbers, device="cuda")`` (PyTorch waits after it); a copy with
-  ``non_blocking=True`` from pinned memory does not wait;
+- a copy from ordinary CPU memory: ``to("cuda")``, ``torch.tensor(numbers, device="cuda")``, an index by a list (PyTorch waits after it); a
+  copy with ``non_blocking=True`` from pinned memory does not wait;
 - a result whose size depends on values: ``nonzero``, ``torch.where`` of one argument, ``masked_select``, an index by a mask, ``unique``,
   ``repeat_interleave`` by a tensor.
 
@@ -129,6 +129,8 @@ class Counting(TorchFunctionMode):
             return len(args) > 1 and isinstance(args[1], Tensor)
         if name in {"__getitem__", "__setitem__"}:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(i, list) for i in index):
+                return True
             masks = [i for i in index if isinstance(i, Tensor) and i.dtype == torch.bool]
             # A mask that only selects where to write one number is a masked_fill.
             return bool(masks) and not (name == "__setitem__" and not isinstance(args[2], Tensor))

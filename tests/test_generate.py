@@ -23,7 +23,8 @@ from toolkit.decode import batches
 from toolkit.edits import RuntimeEdit, Steering
 from toolkit.engines import loop
 from toolkit.generate import Sampling, rollouts
-from toolkit.lm import LM, Condition, FittingSize, ThinkTags
+from toolkit.lm import LM, Condition, ThinkTags
+from toolkit.memory import FittingSize
 from toolkit.sampling import Streams, draw
 from toolkit.types import Direction, HeadEdit, Plan, Problem, Rollout
 

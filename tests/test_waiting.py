@@ -10,8 +10,9 @@ from card import CUDA, Counting, on_card, pretended
 from zoo import model_of_type
 
 from toolkit import attention, collect, edits, masks, needles, tensors
-from toolkit.baselines import Budget
+from toolkit.baselines import Budget, Suppress
 from toolkit.edits import RuntimeEdit, steering
+from toolkit.engines import OwnLoop
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.methods import retrieval_heads
@@ -32,6 +33,7 @@ WAITING = {
     "nonzero": lambda x: x.nonzero(),
     "where": lambda x: torch.where(x > 0),
     "an index by a mask": lambda x: x[x > 0],
+    "an index by a list": lambda x: x[[0, 2]],
     "masked_select": lambda x: x.masked_select(x > 0),
     "allclose": lambda x: torch.allclose(x, x),
     "repeat_interleave": lambda x: x.repeat_interleave(torch.ones(3, dtype=torch.long, device=x.device).cumsum(0), dim=0),
@@ -67,7 +69,9 @@ def test_tensors_of_two_devices_do_not_mix():
         on_card(torch.ones(3)) + torch.ones(3)
 
 
-# --- decoding ------------------------------------------------------------------------------------------------
+# --- decoding in batches (in slots: test_slots.py) -----------------------------------------------------------
+
+IN_BATCHES = OwnLoop(in_slots=False)
 
 
 def endless(lm: LM) -> LM:
@@ -115,6 +119,7 @@ INTERVENTIONS = {
     "mean": lambda lm: (masked(lm, "mean", "newest"),),
     "uniform": lambda lm: (masked(lm, "uniform", "think"),),
     "edited": lambda lm: (RuntimeEdit(plan_of(lm, "project_out")),),
+    "suppressed": lambda lm: (Suppress(("W", "1")),),
     "two": lambda lm: (steered(lm, "add", "think"), masked(lm, "zero", "answer")),
 }
 
@@ -126,7 +131,7 @@ def test_decoding_waits_once_in_eight_steps(name, tiny, problems_of):
 
     def sample(lm: LM, steps: int):
         sampling = Sampling(n=2, max_new_tokens=steps, seed=3, details=True)
-        return rollouts(Condition(endless(lm), during), problems, sampling, progress=False)
+        return rollouts(Condition(endless(lm), during), problems, sampling, engine=IN_BATCHES, progress=False)
 
     expected = sample(tiny, 24)
     with pretended(tiny) as (there, waits):
@@ -146,11 +151,11 @@ def test_rows_that_end_cost_no_more_waits(tiny, problems_of):
     expected = rollouts(tiny, problems_of(5), sampling, progress=False)
     assert len({r.response_tokens // 8 for r in expected}) > 4
     with pretended(tiny) as (there, waits):
-        rollouts(endless(there), problems_of(5), replace(sampling, max_new_tokens=1), progress=False)
+        rollouts(there, problems_of(5), replace(sampling, max_new_tokens=1), engine=IN_BATCHES, progress=False)
         fixed = waits.total()
         waits.clear()
-        found = rollouts(there, problems_of(5), sampling, progress=False)
-        assert waits.total() - fixed <= 80 / 8
+        found = rollouts(there, problems_of(5), sampling, engine=IN_BATCHES, progress=False)
+        assert waits.total() - fixed <= max(r.response_tokens for r in expected) / 8
     assert [r.token_ids for r in found] == [r.token_ids for r in expected]
 
 
@@ -161,7 +166,7 @@ def test_rules_wait_once_per_step(tiny, problems_of):
         for steps in (24, 72):
             waits.clear()
             condition = Condition(endless(there), rules=(Budget(10),))
-            rollouts(condition, problems_of(2), Sampling(max_new_tokens=steps), progress=False)
+            rollouts(condition, problems_of(2), Sampling(max_new_tokens=steps), engine=IN_BATCHES, progress=False)
             counted.append(waits.total())
     assert counted[1] - counted[0] <= (72 - 24) * (1 + 1 / 8)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -143,6 +144,7 @@ class Suppress:
 
     words: tuple[str, ...] = NOWAIT
     during: Scope = THINKING
+    recordable: ClassVar[bool] = True  # see lm.Intervention
 
     def __str__(self) -> str:
         return f"suppressing {', '.join(self.words)}: {self.during}"
@@ -162,11 +164,16 @@ class Suppress:
                 "(for a character-level model, first letters)."
             )
 
+        mask = torch.zeros(0, dtype=torch.bool)
+
         def fn(logits: Tensor) -> Tensor:
+            nonlocal mask
+            if not len(mask):  # in the first pass only: a copy to a GPU waits for it
+                mask = torch.zeros(logits.shape[-1], dtype=torch.bool)
+                mask[banned] = True
+                mask = mask.to(logits.device)
             # Logits may be computed only for the last positions of a pass. [:, -n:] takes the same positions of the weights.
             acts = self.during.weight(tracker.now)[:, -logits.shape[1] :, None].bool()
-            mask = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            mask[banned] = True
             return logits.masked_fill(acts & mask, -torch.inf)
 
         with phases.track(lm) as tracker, hooks.rewrite_logits(lm.model, fn):

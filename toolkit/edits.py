@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import NoneType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -284,6 +284,7 @@ class RuntimeEdit:
     """
 
     plan: Plan
+    recordable: ClassVar[bool] = True  # see lm.Intervention
 
     def __str__(self) -> str:
         chosen = [(e.layer, e.head, e.op, e.strength) for e in self.plan.edits]

@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 
 from toolkit.collect import batch_tokens, logprobs_and_entropies, pad_right
 from toolkit.decode import batches, prefill
-from toolkit.lm import LM, Condition, FittingSize
+from toolkit.lm import LM, Condition
+from toolkit.memory import FittingSize
 from toolkit.types import Rollout
 
 CHUNK = 2**24  # largest number of logits in memory at a time: 64 MB in fp32, about 200 MB while entropies are computed from them

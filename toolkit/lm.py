@@ -29,9 +29,8 @@ from toolkit.tags import DEFAULT_TAGS, NoThinkTagsError, ThinkTags, find_tags
 from toolkit.types import Provenance
 
 __all__ = [
-    "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "UNCOMPUTED", "Ask", "Check", "Condition", "FittingSize", "Intervention",
-    "NoThinkTagsError", "Rule", "ThinkTags", "UnsupportedModelError", "child", "load", "out_of_memory", "qualify", "smollm2_path",
-    "tiny_reasoner_path", "wrap",
+    "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention", "NoThinkTagsError",
+    "Rule", "ThinkTags", "UnsupportedModelError", "child", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -280,7 +279,11 @@ def _common(one: str, other: str) -> str:
 
 
 Intervention = Callable[[LM], AbstractContextManager[None]]
-"""A function that returns a context manager. Inside ``with intervention(lm):``, the model behaves differently, such as steered."""
+"""A function that returns a context manager. Inside ``with intervention(lm):``, the model behaves differently, such as steered.
+
+An intervention may have an attribute ``recordable = True``. It promises that after the first pass, a decoding step runs the same operations
+on the same tensors, changed in place, whatever the step: no decision of Python depends on values, and nothing is counted in Python. Then
+sampling on a GPU can record a step once and repeat it (see ``slots``)."""
 
 Rule = Callable[[LM, Any, int], Sequence[int] | None]
 """A change of decoding: ``rule(lm, reader, drawn)`` is called after a token is drawn, and may replace it.
@@ -506,52 +509,3 @@ def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
     return model
-
-
-class FittingSize:
-    """Runs batches, in halves if memory runs out, and remembers the size that fits for the batches that follow.
-
-    Args:
-        size: Function from a batch to a number that grows with the memory that the batch takes, such as its padded tokens. The default is
-            the number of rows.
-    """
-
-    def __init__(self, size: Callable[[Sequence[Any]], int] = len) -> None:
-        self.size = size
-        self.most: int | None = None  # largest size that may fit; None: memory has not run out yet
-
-    def run(self, rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
-        """Call ``run(rows)``. If memory runs out, call it on each half of the rows instead, and so on down to single rows.
-
-        Later calls cut their rows to the size that remained, so a batch that is too large fails once and not again for every batch.
-
-        After a call that ran out of memory, ``run`` is called again with the same rows. So it must store its results only at its end, when
-        it can no longer run out of memory.
-        """
-        if len(rows) > 1 and self.most is not None and self.size(rows) > self.most:
-            self._halves(rows, run)
-            return
-        try:
-            run(rows)
-            return
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if len(rows) == 1 or not out_of_memory(error):
-                raise
-        # Outside the handler: the traceback there keeps the tensors of the failed call alive.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.most = max(self.size(half) for half in _halves(rows))
-        self._halves(rows, run)
-
-    def _halves(self, rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
-        for half in _halves(rows):
-            self.run(half, run)
-
-
-def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return True if an error says that memory ran out, on a GPU or on the CPU, whose allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -55,6 +55,7 @@ class Masking:
     op: str
     during: Scope
     reference: Moments | None = None
+    recordable: ClassVar[bool] = True  # see lm.Intervention
 
     def __str__(self) -> str:
         chosen = [(e.layer, e.head, e.strength) for e in self.plan.edits]

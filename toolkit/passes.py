@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from toolkit import hooks
 from toolkit.decode import batches
-from toolkit.lm import LM, FittingSize, NoThinkTagsError
+from toolkit.lm import LM, NoThinkTagsError
+from toolkit.memory import FittingSize
 from toolkit.positions import By, Positions
 from toolkit.sites import Z_OVER_NORM, Norm, Site
 from toolkit.types import Rollout

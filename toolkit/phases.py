@@ -122,14 +122,18 @@ class Now:
 
     Attributes:
         phase: Phase of each position: one of the integers PROMPT, THINK, ANSWER (0, 1, 2).
-        before: Phases of the earlier positions, whose keys and values are in the KV cache; ``None`` if there are none.
+        earlier: Function that returns the number of think-phase positions in the KV cache, ``[batch, 1]``; ``None`` if there are none. A
+            function, since most scopes do not need the number.
         newest: Mask for ``Scope.newest``: True at the prompt's last position and at response tokens, False in the rest of the prompt.
             ``None`` means True everywhere.
+        recordable: True if the pass may be recorded and repeated with other values (see ``slots``). Then no decision of Python may depend
+            on values.
     """
 
     phase: Int[Tensor, "batch seq"]
-    before: Int[Tensor, "batch past"] | None
+    earlier: Callable[[], Int[Tensor, "batch 1"]] | None
     newest: Bool[Tensor, "batch seq"] | None
+    recordable: bool = False
 
     @cached_property
     def written(self) -> Int[Tensor, "batch seq"]:
@@ -140,7 +144,7 @@ class Now:
         """
         # The cumulative sum includes the position itself, so subtract it.
         thinking = (self.phase == THINK).long()
-        earlier = 0 if self.before is None else (self.before == THINK).sum(dim=1, keepdim=True)
+        earlier = 0 if self.earlier is None else self.earlier()
         return earlier + thinking.cumsum(dim=1) - thinking
 
 
@@ -164,8 +168,8 @@ class Tracker:
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
         """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
 
-        If the device is a CPU and the weight is 0 at every position, return ``None``: the caller can skip the intervention. On a GPU the
-        weight is not checked, because the check would make the CPU wait for the GPU.
+        If the device is a CPU and the weight is 0 at every position, return ``None``: the caller can skip the intervention. The weight is not
+        checked on a GPU, because the check would make the CPU wait for the GPU, nor in a pass that may be recorded.
 
         Args:
             scope: Positions at which the intervention acts.
@@ -173,7 +177,8 @@ class Tracker:
         """
         if scope not in self._weights:
             weight = scope.weight(self.now).to(device)
-            self._weights[scope] = weight if device.type != "cpu" or bool(weight.any()) else None
+            checked = device.type == "cpu" and not self.now.recordable
+            self._weights[scope] = None if checked and not weight.any() else weight
         return self._weights[scope]
 
 
@@ -183,6 +188,69 @@ class History(DynamicLayer):
     ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. As part of the cache, they follow all its changes:
     rows reordered, dropped or repeated, tokens cropped.
     """
+
+
+class Standing(DynamicLayer):
+    """Additional layer of the KV cache of ``slots.Slots``, which holds per row what ``History`` holds per token.
+
+    ``phase`` is the phase of each row's last token and ``thought`` its number of think-phase positions, both ``[rows, 1]``. They are
+    changed in place only, so that a recorded step can read and write them.
+
+    Args:
+        lm: The model. Its think tags must be single tokens (``single_tokens``), since text is not searched here.
+        rows: Number of rows.
+    """
+
+    def __init__(self, lm: LM, rows: int) -> None:
+        super().__init__()
+        self.phase, self.thought = (torch.zeros(rows, 1, dtype=torch.long, device=lm.device) for _ in range(2))
+        self.opened_phases = _phase_lookup(lm)
+
+    def now(self, ids: Int[Tensor, "rows 1"]) -> Now:
+        """Return the phases of a pass that appends one token to each row."""
+        return Now(self._phase(ids), lambda: self.thought, None, recordable=True)
+
+    def advance(self, ids: Int[Tensor, "rows 1"]) -> None:
+        """Note that one token has been appended to each row."""
+        self.phase.copy_(self._phase(ids))
+        self.thought += self.phase == THINK
+
+    def _phase(self, ids: Int[Tensor, "rows 1"]) -> Int[Tensor, "rows 1"]:
+        return torch.maximum(self.phase, self.opened_phases(ids, ids))
+
+    def begin(self, rows: Int[Tensor, " new"], history: History) -> None:
+        """Put the state after some prompts into some rows.
+
+        Args:
+            rows: Indices of the rows.
+            history: Tokens of the prompts and their phases, one row per prompt.
+        """
+        assert history.values is not None
+        phases = history.values[:, 0, :, 0]
+        self.phase[rows] = phases[:, -1:]
+        self.thought[rows] = _thought(phases)
+
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        """Keep only some rows, in the given order."""
+        self.phase, self.thought = self.phase[rows], self.thought[rows]
+
+
+def single_tokens(lm: LM) -> bool:
+    """Return True if each think tag of the model is a single token, so that a token's id tells whether it starts a phase."""
+    return lm.tags is None or all(tag is None or lm.token_id(tag) is not None for tag in (lm.tags.open, lm.tags.close))
+
+
+def history_of(cache: Cache | None) -> History | None:
+    """Return the layer of a KV cache that holds token ids and phases, or ``None`` if no intervention tracks phases."""
+    return next((layer for layer in reversed(cache.layers) if isinstance(layer, History)), None) if cache is not None else None
+
+
+def _standing(cache: Cache | None) -> Standing | None:
+    return next((layer for layer in reversed(cache.layers) if isinstance(layer, Standing)), None) if cache is not None else None
+
+
+def _thought(phases: Int[Tensor, "batch past"]) -> Int[Tensor, "batch 1"]:
+    return (phases == THINK).sum(dim=1, keepdim=True)
 
 
 @contextmanager
@@ -206,7 +274,10 @@ def track(lm: LM) -> Iterator[Tracker]:
     def before(ids: Tensor | None, cache: Cache | None) -> None:
         if ids is None:
             raise ValueError("Phases are read off token ids: pass input_ids, not inputs_embeds.")
-        history = _history(cache)
+        if (standing := _standing(cache)) is not None:
+            tracker.now = standing.now(ids)
+            return
+        history = history_of(cache)
         if history is None and cache is not None and cache.get_seq_length() > 0:
             raise ValueError(
                 "This KV cache was begun outside the intervention, so the phase of its rows is unknown: "
@@ -220,19 +291,15 @@ def track(lm: LM) -> Iterator[Tracker]:
             tracker.now = _whole(lm, ids)
 
     def after(ids: Tensor, cache: Cache | None) -> None:
-        if cache is None:
+        if cache is None or _standing(cache) is not None:  # ``Slots`` advances a ``Standing`` itself
             return
-        if (history := _history(cache)) is None:
+        if (history := history_of(cache)) is None:
             cache.layers.append(history := History())
         if history.get_seq_length() < cache.get_seq_length():  # another tracker of the same pass may have updated it already
             history.update(ids[:, None, :, None], tracker.now.phase[:, None, :, None])
 
     with hooks.around_passes(lm.body, before, after):
         yield tracker
-
-
-def _history(cache: Cache | None) -> History | None:
-    return next((layer for layer in reversed(cache.layers) if isinstance(layer, History)), None) if cache is not None else None
 
 
 def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
@@ -288,7 +355,9 @@ def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _Ph
     opened = opened_phases(history.keys[:, 0, -TAIL:, 0], ids)  # a tag may begin in the last cached tokens
     if ids.shape[1] > 1:
         opened = opened.cummax(dim=1).values
-    return Now(torch.maximum(before[:, -1:], opened), before, None)  # a phase is never below that of the last cached token
+    return Now(
+        torch.maximum(before[:, -1:], opened), lambda: _thought(before), None
+    )  # a phase is never below that of the last cached token
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:

@@ -1,7 +1,7 @@
 """Draw tokens: the sampling settings, one stream of random numbers per response, and the draw of one token per row of a batch.
 
 A row is one response. Its stream of random numbers depends only on the seed, the problem id and the sample index. So a response does not
-depend on the batch size, the order of the problems or the other rows of its batch.
+depend on the batch size, the order of the problems or the other rows of its batch, but for rounding: see ``engines.loop``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sampling:
         seed: Seed of the random numbers of all responses.
         details: True to record the log-probability of each token and the entropy of the full softmax (``Rollout.logprobs``,
             ``Rollout.entropies``).
-        batch_size: Largest number of responses that are decoded together (halved if memory runs out). It never changes the samples.
+        batch_size: Largest number of responses that are decoded together (halved if memory runs out). It changes no response, but for rounding.
     """
 
     n: int = 1
@@ -64,16 +64,21 @@ class Streams:
     """Uniform random numbers in [0, 1), one stream per row of a batch. Each stream has its own Philox generator.
 
     Args:
-        keys: ``(problem id, sample index)`` of each row. The stream of a row depends only on its key and ``seed``.
+        keys: ``(problem id, sample index)`` of each row, or ``None`` for a place that a row takes later (``begin``). The stream of a row
+            depends only on its key and ``seed``.
         seed: Seed of all streams.
     """
 
     BLOCK = 256  # steps for which numbers are drawn at once, and copied to the device
 
-    def __init__(self, keys: Sequence[tuple[str, int]], seed: int) -> None:
-        digests = [hashlib.sha256(f"{seed}|{problem}|{sample}".encode()).digest() for problem, sample in keys]
-        self.generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(d[:16], "big"))) for d in digests]
+    def __init__(self, keys: Sequence[tuple[str, int] | None], seed: int) -> None:
+        self.seed = seed
+        self.generators = [None if key is None else self._generator(key) for key in keys]
         self.block: Tensor | None = None
+
+    def _generator(self, key: tuple[str, int]) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self.seed}|{key[0]}|{key[1]}".encode()).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
     def at(self, step: int, rows: Sequence[int], index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """Return the random number of each row for a decoding step.
@@ -88,10 +93,31 @@ class Streams:
         if step % self.BLOCK == 0:
             numbers = np.zeros((self.BLOCK, len(self.generators)))
             for row in rows:
-                numbers[:, row] = self.generators[row].random(self.BLOCK)
+                if (generator := self.generators[row]) is not None:
+                    numbers[:, row] = generator.random(self.BLOCK)
             self.block = upload(torch.from_numpy(numbers).float(), index.device)
         assert self.block is not None
         return self.block[step % self.BLOCK].index_select(0, index)
+
+    def begin(self, step: int, rows: Sequence[int], keys: Sequence[tuple[str, int]]) -> None:
+        """Begin new streams at some places. Their first numbers are those that ``at`` returns for this step.
+
+        Args:
+            step: Index of the decoding step, for which ``at`` was not called yet.
+            rows: The places. The streams that were there end.
+            keys: ``(problem id, sample index)`` of each new row.
+        """
+        for row, key in zip(rows, keys, strict=True):
+            self.generators[row] = self._generator(key)
+        begun = step % self.BLOCK
+        if self.block is None or not begun:  # ``at`` draws a new block at this step
+            return
+        numbers = torch.zeros(self.BLOCK - begun, len(rows))
+        for column, row in enumerate(rows):
+            generator = self.generators[row]
+            assert generator is not None
+            numbers[:, column] = torch.from_numpy(generator.random(self.BLOCK - begun)).float()
+        self.block[begun:].index_copy_(1, upload(torch.tensor(rows), self.block.device), upload(numbers, self.block.device))
 
 
 def draw(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,7 @@ class Steering:
     during: Scope = EVERYWHERE
     op: str = "add"
     value: float = 0.0
+    recordable: ClassVar[bool] = True  # see lm.Intervention
 
     def __str__(self) -> str:
         layers = "all layers" if self.layers is None else f"layers {self.layers}"

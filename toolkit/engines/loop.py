@@ -1,47 +1,106 @@
 """The toolkit's own sampling loop: every part of a condition acts in it (interventions, decoding rules, masks).
 
-Samples of one problem share one prefill. Responses that have ended leave the batch. A response does not depend on the other responses in
-its batch: ``sampling.py`` explains how tokens are drawn.
+Samples of one problem share one prefill. A response does not depend on the other responses that are decoded with it: ``sampling.py``
+explains how tokens are drawn. There are two ways to decode:
+
+- In *batches* (``decode.Batch``): responses begin together, those that have ended leave, and the next batch begins when all have ended. It
+  works for every model and condition.
+- In *slots* (``slots.Slots``), on a GPU, where model and condition allow it (``slots.obstacle``): a response joins where another has ended,
+  and a step is recorded and repeated. Not tested on a GPU. On a CPU, batches are at least as fast, since a step's time grows with its rows.
+
+**The same response whatever is sampled with it.** The random numbers of a response are its own, so another response can change it only by
+rounding: the kernels for matrix products and attention depend on the shape of the batch, and sum in another order. On a CPU in fp32, sampled
+tokens were equal in every test; log-probabilities agree to about 1e-5. On a GPU, above all in bf16, rounding is coarser, and after some
+hundreds of tokens a response may take another token and differ from there on. How often is not measured yet. ``OwnLoop(fixed=(rows, width))``
+is the remedy: it decodes in slots, and every step has this shape, however many responses there are and however long they are. Each prompt
+is run alone. Then a response depends on others only if a kernel computes a row of a batch differently when the other rows hold other numbers;
+kernels that choose their algorithm by shape alone do not. Deterministic algorithms of PyTorch would not suffice: they make the same batch
+give the same result twice, not a row the same result in two batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from itertools import islice
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from toolkit.decode import Batch, batches, prefill
-from toolkit.engines.base import Request, Response
-from toolkit.lm import Condition, FittingSize
+from toolkit.engines import refill
+from toolkit.engines.base import EngineError, Request, Response
+from toolkit.engines.responses import Rules, Written
+from toolkit.lm import Condition
+from toolkit.memory import FittingSize, out_of_memory
+from toolkit.recording import recorder_for
 from toolkit.sampling import Sampling, Streams, draw
-from toolkit.spans import Reader
+from toolkit.slots import Slots, obstacle
 from toolkit.tensors import upload
 
-CHECK_EVERY = (
-    8  # on a GPU, steps between checks for rows that have ended (a check waits for the GPU); on a CPU every step is checked
-)
+CHECK_EVERY = refill.CHECK_EVERY
 # Ended rows are removed only if at most this share of the rows is left, since removing them copies the others' cache.
 COMPACT_BELOW = 0.95
-PREFILL_TOKENS = 16384  # largest number of padded tokens of distinct prompts per batch, which are run at once
+PREFILL_TOKENS = refill.PREFILL_TOKENS
 
 
+@dataclass(frozen=True)
 class OwnLoop:
-    """The engine that decodes in this process, with the model of the condition. It can sample every condition."""
+    """The engine that decodes in this process, with the model of the condition. It can sample every condition.
 
-    name = "the toolkit's own loop"
-    header: Mapping[str, str] = MappingProxyType({})
+    Attributes:
+        in_slots: True to decode in slots, False to decode in batches (see the module ``loop``). ``None`` means slots on a GPU, where model
+            and condition allow it, and batches elsewhere.
+        fixed: Pair ``(rows, width)`` to decode in slots of this shape, so that a response does not depend on the others' number and length.
+            ``width`` is the largest number of tokens of prompt and response together. It is slower. ``None`` for no fixed shape.
+    """
+
+    in_slots: bool | None = None
+    fixed: tuple[int, int] | None = None
+    name: ClassVar[str] = "the toolkit's own loop"
+
+    def __post_init__(self) -> None:
+        if self.fixed and (self.in_slots is False or min(self.fixed) < 1):
+            raise EngineError(
+                f"fixed={self.fixed}, in_slots={self.in_slots}: a fixed shape needs slots, and two numbers of at least 1."
+            )
+
+    @property
+    def header(self) -> Mapping[str, str]:
+        """The fixed shape, as ``{"shape": "64 x 2048"}``, so that responses of two shapes are not mixed; {} without one."""
+        return {"shape": f"{self.fixed[0]} x {self.fixed[1]}"} if self.fixed else {}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Do nothing: every condition can be sampled."""
+        """Check that the condition can be decoded as asked for. Without ``in_slots`` and ``fixed``, every condition can.
+
+        Raises:
+            EngineError: slots or a fixed shape are asked for, but model or condition do not allow them.
+        """
+        if (self.in_slots or self.fixed) and (why := obstacle(condition)) is not None:
+            raise EngineError(
+                f"{condition.lm.name} cannot be decoded in slots: {why}. Leave out in_slots and fixed to decode it in batches."
+            )
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
-        """Return a session; nothing has to be checked or prepared."""
+        """Return a session.
+
+        Raises:
+            EngineError: as in ``check``; or a prompt and ``sampling.max_new_tokens`` do not fit into the fixed width.
+        """
+        self.check(condition, sampling)
+        self._check_fits(requests, sampling)
+        default = self.in_slots is None and condition.lm.device.type == "cuda" and obstacle(condition) is None
+        if self.in_slots or self.fixed or default:
+            return _SlotSession(condition, sampling, self.fixed)
         return _Session(condition, sampling)
+
+    def _check_fits(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        longest = max((len(request.prompt) for request in requests), default=0) + sampling.max_new_tokens
+        if self.fixed and longest > self.fixed[1]:
+            raise EngineError(
+                f"The longest prompt and max_new_tokens={sampling.max_new_tokens} take {longest} tokens, the fixed width is {self.fixed[1]}: "
+                f"give fixed=({self.fixed[0]}, {longest}) or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -75,92 +134,60 @@ class _Session:
 OWN_LOOP = OwnLoop()
 
 
-class _Rules:
-    """Applies the decoding rules of a condition to one batch. A rule may replace a drawn token by one or more other tokens.
+@dataclass(frozen=True)
+class _SlotSession(_Session):
+    """Session that decodes in slots. ``fixed`` is that of ``OwnLoop``."""
 
-    If there are rules, every row of the batch has a reader and a queue. The reader (``spans.Reader``) knows the phase of the row's response
-    (prompt, think or answer). The queue holds tokens that a rule has returned and that are still to be placed.
-    """
+    fixed: tuple[int, int] | None = None
 
-    def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
-        self.lm, self.rules = condition.lm, condition.rules
-        self.readers = [Reader(self.lm, prompt) for prompt in prompts] if self.rules else []
-        self.queues: list[list[int]] = [[] for _ in self.readers]
+    def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].problem_id, i))
+        rows = self.sampling.batch_size
+        while order:
+            done: set[int] = set()
+            rows = min(rows, len(order))
+            for part in self._until_full([(i, requests[i]) for i in order], rows, tick):
+                done.update(i for i, _ in part)
+                yield part
+            order = [i for i in order if i not in done]
+            if order:  # memory ran out
+                rows = max(1, rows // 2)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
-    def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int]) -> Int[Tensor, " rows"]:
-        """Return one token per row to append to its response: the drawn token, or one that a rule has put in its place.
-
-        Rules run on the CPU, so with rules every step waits for the device.
-
-        Args:
-            tokens: The drawn tokens, one per row that is still decoded. Returned unchanged if no rule replaces one.
-            alive: Index of each of these rows in the original batch.
-        """
-        if not self.rules:
-            return tokens
-        drawn = tokens.tolist()
-        placed = [self._one(token, self.readers[row], self.queues[row]) for token, row in zip(drawn, alive, strict=True)]
-        return tokens if placed == drawn else upload(torch.tensor(placed), tokens.device)
-
-    def _one(self, token: int, reader: Reader, queue: list[int]) -> int:
-        # A rule may place several tokens: they wait in the row's queue, and no rule is called until it is empty.
-        if not queue:
-            instead = next((tokens for rule in self.rules if (tokens := rule(self.lm, reader, token))), None)
-            reader.forced += instead is not None
-            queue += instead or [token]
-        reader.push(queue[0])
-        return queue.pop(0)
-
-
-class _Written:
-    """The responses of a batch so far, on the CPU.
-
-    Steps stay on the device (``put``) until ``take`` copies all of them at once, because each copy from a GPU waits for the GPU.
-
-    Attributes:
-        over: Indices of the rows that have ended.
-    """
-
-    def __init__(self, rows: int, eos_ids: frozenset[int], sampling: Sampling) -> None:
-        self.eos_ids, self.budget, self.details = eos_ids, sampling.max_new_tokens, sampling.details
-        self.tokens: list[list[int]] = [[] for _ in range(rows)]
-        self.scores: list[tuple[list[float], list[float]]] = [([], []) for _ in range(rows)]
-        self.steps: list[Tensor] = []  # not taken yet: [1, rows] tokens, or [3, rows] with the bits of their details, as int32
-        self.over: set[int] = set()
-
-    def put(self, tokens: Int[Tensor, " rows"], details: Float[Tensor, "2 rows"] | None) -> None:
-        """Append one token to each row that is still decoded, with its log-probability and entropy, if they are recorded."""
-        self.steps.append(tokens[None].int() if details is None else torch.cat([tokens[None].int(), details.view(torch.int32)]))
-
-    def take(self, alive: Sequence[int]) -> Iterator[tuple[int, Response]]:
-        """Copy the steps from the device, and yield the index and the response of each row that has ended since the last call.
-
-        A row ends at its first end-of-sequence token, or when it has as many tokens as allowed. Tokens after the end are ignored.
+    def _until_full(
+        self, numbered: Sequence[tuple[int, Request]], rows: int, tick: Callable[[int], Any]
+    ) -> Iterator[list[tuple[int, Response]]]:
+        """Yield responses, as many at a time as there are slots, until all are done or memory runs out.
 
         Args:
-            alive: Index of each row, in the order of the tokens that were put since the last call.
+            numbered: The requests, each with its index.
+            rows: Number of slots, unless the shape is fixed.
         """
-        taken = torch.stack(self.steps, dim=-1).cpu()  # [1 or 3, rows, steps]
-        self.steps.clear()
-        details = taken[1:].view(torch.float32).tolist() if self.details else None
-        for place, (row, new) in enumerate(zip(alive, taken[0].tolist(), strict=True)):
-            if row in self.over:
-                continue
-            new = new[: self.budget - len(self.tokens[row])]
-            if not self.eos_ids.isdisjoint(new):
-                new = new[: next(i for i, token in enumerate(new) if token in self.eos_ids) + 1]
-            self.tokens[row] += new
-            if details is not None:
-                for kept, values in zip(self.scores[row], details, strict=True):
-                    kept += values[place][: len(new)]
-            if new[-1] in self.eos_ids or len(self.tokens[row]) == self.budget:
-                self.over.add(row)
-                yield row, self._response(row)
-
-    def _response(self, row: int) -> Response:
-        tokens = self.tokens[row]
-        scores = self.scores[row] if self.details else (None, None)
-        return Response(tokens, "stop" if tokens[-1] in self.eos_ids else "length", *scores)
+        requests = [request for _, request in numbered]
+        width = max(len(request.prompt) for request in requests) + 1
+        shape = self.fixed or (rows, width)
+        slots = Slots(self.condition.lm, *shape, grows=self.fixed is None, record=recorder_for(self.condition.lm.device))
+        stream = refill.decode(self.condition, requests, self.sampling, slots)
+        full = True
+        while full:
+            done: list[tuple[int, Response]] = []
+            # While the caller works with the responses, the interventions must not be active. So the context is left before each yield, and
+            # recorded steps, which belong to it, are dropped.
+            with self.condition.active(), torch.inference_mode():
+                try:
+                    for row, response in islice(stream, shape[0]):
+                        done.append((numbered[row][0], response))
+                        tick(1)
+                    full = len(done) == shape[0]
+                except RuntimeError as error:
+                    if rows == 1 or self.fixed or not out_of_memory(error):
+                        raise
+                    full = False
+                finally:
+                    slots.forget()
+            if done:
+                yield done
 
 
 def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
@@ -171,8 +198,8 @@ def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -
     maps the current place to the original index.
     """
     lm, budget = condition.lm, sampling.max_new_tokens
-    rules = _Rules(condition, [row.prompt for row in rows])
-    written = _Written(len(rows), lm.eos_ids, sampling)
+    rules = Rules(condition, [row.prompt for row in rows])
+    written = Written(len(rows), lm.eos_ids, sampling)
     streams = Streams([(row.problem_id, row.sample) for row in rows], sampling.seed)
     cache, logits, mask = prefill(lm, [row.prompt for row in rows])
     batch = Batch(lm, cache, mask, budget)

@@ -1,0 +1,158 @@
+"""Decode responses in slots (``slots.Slots``): where a response has ended, the next one joins while the others go on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import count, groupby
+
+import torch
+from torch import Tensor
+
+from toolkit.decode import batches
+from toolkit.engines.base import Request, Response
+from toolkit.engines.responses import Rules, Written
+from toolkit.lm import Condition
+from toolkit.sampling import Sampling, Streams, draw
+from toolkit.slots import Slots
+from toolkit.tensors import upload
+
+CHECK_EVERY = (
+    8  # on a GPU, steps between checks for rows that have ended (a check waits for the GPU); on a CPU every step is checked
+)
+PREFILL_TOKENS = 16384  # largest number of padded tokens of distinct prompts that are run at once
+# Prompts join only when this share of the slots is empty: running one prompt takes about as long as running many.
+JOIN_FROM = 1 / 8
+
+
+def decode(condition: Condition, requests: Sequence[Request], sampling: Sampling, slots: Slots) -> Iterator[tuple[int, Response]]:
+    """Decode responses in slots, and yield each of them, with its index, soon after it has ended.
+
+    It must run inside ``condition.active()``. The context may be left and entered again while this generator waits at a ``yield``.
+
+    Args:
+        requests: The responses to sample, in the order in which they join.
+        slots: Empty slots of the model.
+    """
+    flow = _Flow(condition, requests, sampling, slots)
+    logits: Tensor | None = None
+    for step in count():
+        if flow.may_join():
+            logits = flow.join(step, logits)
+        assert logits is not None
+        tokens, due = flow.draw(step, logits)
+        if due:
+            yield from flow.take()
+            if not flow.waiting and not any(slots.lengths):
+                return
+            tokens = flow.shrink(tokens)
+        logits = slots.step(tokens)
+
+
+class _Flow:
+    """The rows in some slots, and those that wait for one.
+
+    Attributes:
+        held: Index in ``requests`` of the row in each slot, or ``None``. A row that has all its tokens leaves its slot at once, but stays
+            here until its tokens are taken.
+        columns: Place of each slot's random numbers in ``streams``. (``at`` is the same on the device.) It changes when slots are removed.
+        waiting: Indices of the requests that have not joined yet.
+    """
+
+    def __init__(self, condition: Condition, requests: Sequence[Request], sampling: Sampling, slots: Slots) -> None:
+        self.lm, self.requests, self.sampling, self.slots = condition.lm, requests, sampling, slots
+        self.rules = Rules(condition, [request.prompt for request in requests])
+        self.written = Written(len(requests), self.lm.eos_ids, sampling)
+        self.columns = list(range(len(slots.lengths)))
+        self.at = torch.arange(len(self.columns), device=self.lm.device)
+        self.streams = Streams([None] * len(self.columns), sampling.seed)
+        self.held: list[int | None] = [None] * len(self.columns)
+        self.waiting = deque(range(len(requests)))
+        self.eos = torch.tensor(sorted(self.lm.eos_ids))
+
+    def may_join(self) -> bool:
+        """Return True if rows wait and enough slots are empty. The tokens of the rows that were in them must have been taken."""
+        if not self.waiting or self.written.steps:
+            return False
+        empty = len(self.slots.empty)
+        return empty > 0 and empty >= min(len(self.waiting), JOIN_FROM * len(self.held))
+
+    def join(self, step: int, logits: Tensor | None) -> Tensor:
+        """Put waiting rows into empty slots. Return the logits of all slots, with those of the new rows.
+
+        Args:
+            step: Index of the step at which the rows' first tokens are drawn.
+            logits: Logits of all slots; ``None`` if there are none yet. Changed in place.
+        """
+        free = deque(self.slots.empty)
+        new = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
+        for rows in self._together(new):
+            places = [free.popleft() for _ in rows]
+            first = self.slots.join(places, [self.requests[row].prompt for row in rows])
+            if logits is None:
+                logits = first.new_zeros(len(self.held), first.shape[-1])
+            logits.index_copy_(0, upload(torch.tensor(places), logits.device), first)
+            keys = [(self.requests[row].problem_id, self.requests[row].sample) for row in rows]
+            self.streams.begin(step, [self.columns[place] for place in places], keys)
+            for place, row in zip(places, rows, strict=True):
+                self.held[place] = row
+        assert logits is not None
+        return logits
+
+    def _together(self, new: Sequence[int]) -> list[list[int]]:
+        """Return the rows whose prompts are run together. In slots of a fixed shape each prompt is run alone, whatever the others are."""
+
+        def prompt(row: int) -> tuple[int, ...]:
+            return tuple(self.requests[row].prompt)
+
+        if not self.slots.grows:
+            return [list(rows) for _, rows in groupby(new, prompt)]
+        return batches(new, lambda row: len(prompt(row)), PREFILL_TOKENS, shared=prompt)
+
+    def draw(self, step: int, logits: Tensor) -> tuple[Tensor, bool]:
+        """Draw one token per slot and record it. Return the tokens, and True if it is time to take what was recorded."""
+        uniform = self.streams.at(step, [c for c, row in zip(self.columns, self.held, strict=True) if row is not None], self.at)
+        choice, details = draw(logits, uniform, self.sampling)
+        tokens = self.rules(choice, self.held)
+        if details is not None:
+            details[0] = details[0].where(
+                tokens == choice, 0.0
+            )  # a token that a rule placed has probability 1, so log-probability 0
+        self.written.put(tokens, details)
+        # Rows that have all their tokens now leave at once: their next positions may not exist.
+        full = [
+            slot
+            for slot, (row, length) in enumerate(zip(self.held, self.slots.lengths, strict=True))
+            if row is not None and length and length + 1 == len(self.requests[row].prompt) + self.sampling.max_new_tokens
+        ]
+        if full:
+            self.slots.leave(full)
+        if tokens.device.type == "cpu":
+            return tokens, bool(full) or bool(torch.isin(tokens, self.eos).any())
+        return tokens, not any(self.slots.lengths) or (step + 1) % CHECK_EVERY == 0
+
+    def take(self) -> Iterator[tuple[int, Response]]:
+        """Yield the rows that have ended, after they have left their slots."""
+        ended = list(self.written.take(self.held))
+        over = [slot for slot, row in enumerate(self.held) if row is not None and row in self.written.over]
+        if leaving := [slot for slot in over if self.slots.lengths[slot]]:
+            self.slots.leave(leaving)
+        for slot in over:
+            self.held[slot] = None
+        yield from ended
+
+    def shrink(self, tokens: Tensor) -> Tensor:
+        """Remove slots if half of them are empty and no row waits, and columns if the rows need less than half. Return the tokens left."""
+        slots = self.slots
+        if not slots.grows or not any(slots.lengths):
+            return tokens
+        live = [slot for slot, length in enumerate(slots.lengths) if length]
+        fewer = not self.waiting and 2 * len(live) <= len(self.held)
+        if not fewer and not slots.spacious:
+            return tokens
+        left = [*live, *slots.empty][: len(self.held) // 2] if fewer else list(range(len(self.held)))
+        slots.select(left)
+        self.held, self.columns = [self.held[slot] for slot in left], [self.columns[slot] for slot in left]
+        index = upload(torch.tensor(left), tokens.device)
+        self.at = self.at[index]
+        return tokens[index]

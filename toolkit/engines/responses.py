@@ -1,0 +1,104 @@
+"""What becomes of the drawn tokens of the toolkit's own loop: decoding rules (``Rules``), and the responses that they make (``Written``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from toolkit.engines.base import Response
+from toolkit.lm import Condition
+from toolkit.sampling import Sampling
+from toolkit.spans import Reader
+from toolkit.tensors import upload
+
+
+class Rules:
+    """Applies the decoding rules of a condition. A rule may replace a drawn token by one or more other tokens.
+
+    If there are rules, every row has a reader and a queue. The reader (``spans.Reader``) knows the phase of the row's response (prompt,
+    think or answer). The queue holds tokens that a rule has returned and that are still to be placed.
+    """
+
+    def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
+        self.lm, self.rules = condition.lm, condition.rules
+        self.readers = [Reader(self.lm, prompt) for prompt in prompts] if self.rules else []
+        self.queues: list[list[int]] = [[] for _ in self.readers]
+
+    def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int | None]) -> Int[Tensor, " rows"]:
+        """Return one token per row to append to its response: the drawn token, or one that a rule has put in its place.
+
+        Rules run on the CPU, so with rules every step waits for the device.
+
+        Args:
+            tokens: The drawn tokens. Returned unchanged if no rule replaces one.
+            alive: Index of the row of each token, or ``None`` for a token that belongs to no row.
+        """
+        if not self.rules:
+            return tokens
+        drawn = tokens.tolist()
+        placed = [token if row is None else self._one(token, row) for token, row in zip(drawn, alive, strict=True)]
+        return tokens if placed == drawn else upload(torch.tensor(placed), tokens.device)
+
+    def _one(self, token: int, row: int) -> int:
+        reader, queue = self.readers[row], self.queues[row]
+        # A rule may place several tokens: they wait in the row's queue, and no rule is called until it is empty.
+        if not queue:
+            instead = next((tokens for rule in self.rules if (tokens := rule(self.lm, reader, token))), None)
+            reader.forced += instead is not None
+            queue += instead or [token]
+        reader.push(queue[0])
+        return queue.pop(0)
+
+
+class Written:
+    """The responses so far, on the CPU.
+
+    Steps stay on the device (``put``) until ``take`` copies all of them at once, because each copy from a GPU waits for the GPU.
+
+    Attributes:
+        over: Indices of the rows that have ended.
+    """
+
+    def __init__(self, rows: int, eos_ids: frozenset[int], sampling: Sampling) -> None:
+        self.eos_ids, self.budget, self.details = eos_ids, sampling.max_new_tokens, sampling.details
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
+        self.scores: list[tuple[list[float], list[float]]] = [([], []) for _ in range(rows)]
+        self.steps: list[Tensor] = []  # not taken yet: [1, rows] tokens, or [3, rows] with the bits of their details, as int32
+        self.over: set[int] = set()
+
+    def put(self, tokens: Int[Tensor, " rows"], details: Float[Tensor, "2 rows"] | None) -> None:
+        """Append one token to each row that is decoded, with its log-probability and entropy, if they are recorded."""
+        self.steps.append(tokens[None].int() if details is None else torch.cat([tokens[None].int(), details.view(torch.int32)]))
+
+    def take(self, alive: Sequence[int | None]) -> Iterator[tuple[int, Response]]:
+        """Copy the steps from the device, and yield the index and the response of each row that has ended since the last call.
+
+        A row ends at its first end-of-sequence token, or when it has as many tokens as allowed. Tokens after the end are ignored.
+
+        Args:
+            alive: Index of the row of each token that was put since the last call, or ``None`` if it belongs to no row.
+        """
+        taken = torch.stack(self.steps, dim=-1).cpu()  # [1 or 3, rows, steps]
+        self.steps.clear()
+        details = taken[1:].view(torch.float32).tolist() if self.details else None
+        for place, (row, new) in enumerate(zip(alive, taken[0].tolist(), strict=True)):
+            if row is None or row in self.over:
+                continue
+            new = new[: self.budget - len(self.tokens[row])]
+            if not self.eos_ids.isdisjoint(new):
+                new = new[: next(i for i, token in enumerate(new) if token in self.eos_ids) + 1]
+            self.tokens[row] += new
+            if details is not None:
+                for kept, values in zip(self.scores[row], details, strict=True):
+                    kept += values[place][: len(new)]
+            if new[-1] in self.eos_ids or len(self.tokens[row]) == self.budget:
+                self.over.add(row)
+                yield row, self._response(row)
+
+    def _response(self, row: int) -> Response:
+        tokens = self.tokens[row]
+        scores = self.scores[row] if self.details else (None, None)
+        return Response(tokens, "stop" if tokens[-1] in self.eos_ids else "length", *scores)

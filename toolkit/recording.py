@@ -1,0 +1,128 @@
+"""Record a function of tensors once and repeat it: on a GPU as a CUDA graph, which launches all of its operations at once.
+
+A decoding step of a large model is about 2,000 small operations, and the CPU needs longer to launch them than the GPU to compute them.
+
+Not tested on a GPU: the tests replace the CUDA graph by a recorder that repeats the operations on the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from toolkit.memory import out_of_memory
+
+log = logging.getLogger(__name__)
+
+EAGER_CALLS = 16  # calls without a recording before the first one: recording takes about as long as this number of calls
+WARM_UP = 3  # calls on a side stream directly before a recording, as PyTorch's documentation of CUDA graphs asks for
+TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}  # of the recorded result, relative to its largest number
+
+Run = Callable[[], Tensor]
+"""A function that reads and writes only tensors that keep their place in memory. What it returns may be overwritten by its next call."""
+
+Recorder = Callable[[Run], tuple[Callable[[], None], Tensor]]
+"""``record(run) -> (repeat, result)``: records the operations of ``run()`` without running them.
+
+``repeat()`` runs them again on the same tensors, with the values that these have by then, and leaves the result in ``result``."""
+
+
+class RecordingError(RuntimeError):
+    """A recorded function did not give the result of the function itself."""
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """Return the recorder for a device, or ``None`` if there is none."""
+    return cuda_graph if device.type == "cuda" else None
+
+
+def cuda_graph(run: Run) -> tuple[Callable[[], None], Tensor]:
+    """Record a function as a CUDA graph. Untested on a GPU."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph.replay, result
+
+
+class Repeated:
+    """Runs a function again and again: at first as it is, then from a recording.
+
+    A recording is used only if it gives the result of the function itself, within ``TOLERANCE``. If it does not, or if the function cannot
+    be recorded, a warning is logged and the function runs as it is.
+
+    Args:
+        run: The function, see ``Run``.
+        state: All tensors that ``run`` changes and whose old values its result depends on. They are restored after trial runs.
+        record: The recorder, or ``None`` to run the function as it is at every call.
+        after: Number of calls before the recording.
+    """
+
+    def __init__(self, run: Run, state: Sequence[Tensor], record: Recorder | None, *, after: int = EAGER_CALLS) -> None:
+        self.run, self.state, self.record, self.after = run, list(state), record, after
+        self.recorded: tuple[Callable[[], None], Tensor] | None = None
+        self.calls = 0
+
+    def __call__(self) -> Tensor:
+        """Run the function, or repeat its recording, and return the result. The next call may overwrite it."""
+        if self.recorded is not None:
+            repeat, result = self.recorded
+            repeat()
+            return result
+        self.calls += 1
+        return self.run() if self.record is None or self.calls <= self.after else self._recorded(self.record)
+
+    def _recorded(self, record: Recorder) -> Tensor:
+        """Record the function, check the recording, and return the result of one call."""
+        before = [value.clone() for value in self.state]
+
+        def restore() -> None:
+            for value, old in zip(self.state, before, strict=True):
+                value.copy_(old)
+
+        try:
+            self._warm_up(restore)
+            recorded = record(self.run)
+            restore()
+            recorded[0]()
+            repeated = recorded[1].clone()
+            restore()
+            result = self.run()
+            _check_same(repeated, result)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            log.warning(
+                "A decoding step could not be recorded, so steps are slower (%s: %s)", type(error).__name__, str(error)[:200]
+            )
+            self.record = None
+            restore()
+            return self.run()
+        self.recorded = recorded
+        return result
+
+    def _warm_up(self, restore: Callable[[], None]) -> None:
+        # Libraries set themselves up at their first call on a stream, which must not happen while a graph is recorded.
+        if self.state[0].device.type != "cuda":
+            return
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self.run()
+                restore()
+        current.wait_stream(side)
+
+
+def _check_same(repeated: Tensor, result: Tensor) -> None:
+    finite = result.isfinite()  # a suppressed token has the logit -inf
+    largest = result.where(finite, 0).abs().max().float()
+    apart = (repeated.float() - result.float()).where(finite, 0).abs().max()
+    if not torch.equal(finite, repeated.isfinite()) or apart > TOLERANCE.get(result.dtype, 1e-3) * largest:
+        raise RecordingError(f"the recorded step deviates by {float(apart):.2g}, of logits up to {float(largest):.2g}")

@@ -1,0 +1,234 @@
+"""Batched decoding in tensors of fixed size, so that a step can be recorded and repeated, and rows can join while others are decoded.
+
+A *slot* is the place of one row (response). A row's tokens stand in columns 0, 1, 2, ... of its slot, without padding on the left. So rows
+of one batch may have any lengths, and the columns beyond a row's last token are masked. One step (``Slots.step``) is a function of tensors
+that are changed in place: tokens, positions, KV cache, phases. Interventions with ``recordable = True`` act inside it.
+
+``decode.Batch`` does the same for rows that begin together, with a cache that grows. It serves every model and every intervention; slots
+serve those for which ``obstacle`` returns ``None``. The logits are the same, up to rounding.
+
+Cost: attention reads ``width`` columns of every slot, however short the row in it is. ``width`` is a multiple of ``WIDTH_STEP`` that follows
+the longest row.
+
+Not tested on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from toolkit import hooks, phases, tensors
+from toolkit.decode import prefill
+from toolkit.lm import LM, Condition
+from toolkit.recording import Recorder, Repeated
+from toolkit.tensors import upload
+
+WIDTH_STEP = 256  # the width of the cache is a multiple of this number of tokens; each new width is recorded anew
+CHANGING_FREQUENCIES = ("dynamic", "longrope")  # rotary embeddings whose frequencies depend on the longest row of the batch
+
+
+def obstacle(condition: Condition) -> str | None:
+    """Return why the rows of a condition cannot be decoded in slots, or ``None`` if they can. Call it outside ``condition.active()``."""
+    lm = condition.lm
+    if unknown := [i for i in condition.during if not getattr(i, "recordable", False)]:
+        return f"an intervention may act otherwise at every step: {str(unknown[0])[:80]}"
+    if condition.during and not phases.single_tokens(lm):
+        return "a think tag is not a single token, so phases are searched in the text of the response"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()):
+        return "hooks are registered on modules of the model"
+    if hooks.attention_name(lm.layout) != "sdpa" or not any(m is lm.layout.attention for m in lm.model.modules()):
+        return f"its attention is {hooks.attention_name(lm.layout)}, not sdpa"
+    if (how := tensors.storage(lm.model)) or len({p.device for p in lm.model.parameters()}) > 1:
+        return f"its weights are {how or 'on several devices'}"
+    if torch.is_autocast_enabled(lm.device.type):
+        return "autocast is on"
+    layers = DynamicCache(config=lm.model.config).layers
+    if len(layers) != lm.layout.n_layers or any(type(layer) is not DynamicLayer for layer in layers) or not lm.caches_keys:
+        return "not every layer attends to all earlier tokens through a cache of keys and values"
+    kinds = {str(kind) for m in lm.model.modules() if (kind := getattr(m, "rope_type", None)) is not None}
+    if any(name in kind for kind in kinds for name in CHANGING_FREQUENCIES):
+        return "the frequencies of its rotary embedding depend on the longest row"
+    return None
+
+
+class Slots:
+    """Slots in which rows are decoded. ``join`` puts rows into slots, ``step`` appends one token to every row, ``leave`` empties slots.
+
+    Args:
+        lm: The model.
+        rows: Number of slots.
+        width: Number of tokens of a row, prompt included, for which there is space at the start.
+        grows: True if more space is made when a row needs it. False keeps the shape ``[rows, width]`` throughout.
+        record: Recorder for steps (see ``recording``), or ``None`` to run every step as it is.
+
+    Attributes:
+        lengths: Number of tokens in each slot, prompt included; 0 in an empty slot.
+    """
+
+    def __init__(self, lm: LM, rows: int, width: int, *, grows: bool = True, record: Recorder | None = None) -> None:
+        self.lm, self.width, self.grows, self.record = lm, _rounded(width) if grows else width, grows, record
+        self.lengths = [0] * rows
+        # Inputs of a step, ``[rows, 1]``: the token to append, its position in the row, and 1 in slots that hold a row.
+        self.tokens, self.positions, self.held = (torch.zeros(rows, 1, dtype=torch.long, device=lm.device) for _ in range(3))
+        self.cache = DynamicCache(config=lm.model.config)
+        self.layers: list[_Layer] = []
+        self.standing: phases.Standing | None = None
+        self.repeated: Repeated
+        self._begin_again()
+
+    @property
+    def empty(self) -> list[int]:
+        """Slots that hold no row."""
+        return [slot for slot, length in enumerate(self.lengths) if not length]
+
+    @property
+    def spacious(self) -> bool:
+        """True if the rows need at most half of the columns."""
+        return 2 * _rounded(max(self.lengths) + 1) <= self.width
+
+    def join(self, slots: Sequence[int], prompts: Sequence[list[int]]) -> Float[Tensor, "new vocab"]:
+        """Run prompts and put each of them into an empty slot. Return the logits that predict the first token after each prompt.
+
+        Equal prompts are run once. Interventions see a prefill of these prompts only, as they would in a batch of their own.
+        """
+        cache, logits, mask = prefill(self.lm, prompts)
+        history = phases.history_of(cache)
+        if not self.layers:
+            self._allocate(cache, history is not None)
+        self._make_space(max(map(len, prompts)))
+        index, lengths = upload(torch.tensor([list(slots), [len(p) for p in prompts]]), logits.device)
+        # The prompts are padded on the left: shift each to column 0. Beyond its end, its last token is repeated; no row attends to it.
+        width = mask.shape[1]
+        columns = torch.arange(width, device=logits.device) + (width - lengths)[:, None]
+        columns = columns.clamp(max=width - 1)[:, None, :, None]
+        sources: list[Any] = cache.layers
+        for layer, source in zip(self.layers, sources, strict=False):
+            layer.begin(index, source, columns)
+        self.positions[index], self.held[index] = lengths[:, None], torch.ones_like(lengths)[:, None]
+        if self.standing is not None and history is not None:
+            self.standing.begin(index, history)
+        for slot, prompt in zip(slots, prompts, strict=True):
+            self.lengths[slot] = len(prompt)
+        return logits
+
+    def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """Append one token to the row in each slot, and return the logits that predict the token after it. The next step overwrites them.
+
+        In empty slots, the token and the logits have no meaning.
+        """
+        self._make_space(max(self.lengths) + 1)
+        self.lengths = [length + (length > 0) for length in self.lengths]
+        self.tokens.copy_(tokens[:, None])
+        logits = self.repeated()
+        self.record = self.repeated.record  # None once a recording has failed: then it is not tried again for another shape
+        return logits
+
+    def leave(self, slots: Sequence[int]) -> None:
+        """Empty some slots."""
+        for slot in slots:
+            self.lengths[slot] = 0
+        # An empty slot stays at position 0, where it overwrites its own first column.
+        index = upload(torch.tensor(slots), self.held.device)
+        self.held.index_fill_(0, index, 0)
+        self.positions.index_fill_(0, index, 0)
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Keep only some slots, in the given order; give back columns that no row needs any more."""
+        self.lengths = [self.lengths[slot] for slot in slots]
+        index = upload(torch.tensor(slots), self.held.device)
+        self.tokens, self.positions, self.held = self.tokens[index], self.positions[index], self.held[index]
+        if self.standing is not None:
+            self.standing.select(index)
+        self.width = min(self.width, _rounded(max(self.lengths) + 1))
+        for layer in self.layers:
+            layer.select(index, self.width)
+        self._begin_again()
+
+    def forget(self) -> None:
+        """Drop what was recorded. Call it before the interventions of the condition are left: a recording reads their tensors."""
+        self._begin_again()
+
+    def _make_space(self, needed: int) -> None:
+        if needed <= self.width or not self.grows:
+            return
+        self.width = _rounded(needed)
+        for layer in self.layers:
+            layer.widen(self.width)
+        self._begin_again()
+
+    def _allocate(self, cache: DynamicCache, tracked: bool) -> None:
+        sources: list[Any] = cache.layers[: self.lm.layout.n_layers]
+        self.layers = [_Layer(self, source) for source in sources]
+        if tracked:
+            self.standing = phases.Standing(self.lm, len(self.lengths))
+        self.cache.layers = [*self.layers, *([] if self.standing is None else [self.standing])]
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        # A recording holds the addresses of these tensors, so it ends where they are replaced.
+        state = [self.positions] + ([] if self.standing is None else [self.standing.phase, self.standing.thought])
+        self.columns = torch.arange(self.width, device=self.positions.device)
+        self.repeated = Repeated(self._run, state, self.record)
+
+    def _run(self) -> Tensor:
+        """Run one step as a function of tensors: it changes them in place, and no decision of Python depends on their values."""
+        mask = (self.columns <= self.positions)[:, None, None]  # [rows, 1, 1, width], the form that SDPA needs
+        out = self.lm.model(
+            input_ids=self.tokens, attention_mask=mask, position_ids=self.positions, past_key_values=self.cache, use_cache=True
+        )
+        if self.standing is not None:
+            self.standing.advance(self.tokens)
+        self.positions += self.held
+        return out.logits[:, -1]
+
+
+def _rounded(width: int) -> int:
+    return -(-width // WIDTH_STEP) * WIDTH_STEP
+
+
+class _Layer(DynamicLayer):
+    """One layer of the KV cache of ``Slots``: keys and values ``[rows, KV heads, width, size]``.
+
+    A new token is written at its row's position. Attention gets all columns, and the mask hides those that are not written yet.
+    """
+
+    def __init__(self, slots: Slots, like: DynamicLayer) -> None:
+        super().__init__()
+        assert like.keys is not None and like.values is not None
+        self.slots, self.dtype, self.device, self.is_initialized = slots, like.keys.dtype, like.keys.device, True
+        self.keys, self.values = (
+            part.new_zeros(len(slots.lengths), part.shape[1], slots.width, part.shape[3]) for part in (like.keys, like.values)
+        )
+
+    def get_seq_length(self) -> int:
+        return self.slots.width
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        at = self.slots.positions[:, :, None, None]
+        self.keys.scatter_(2, at.expand_as(key_states), key_states)
+        self.values.scatter_(2, at.expand_as(value_states), value_states)
+        return self.keys, self.values
+
+    def begin(self, rows: Int[Tensor, " new"], source: DynamicLayer, columns: Int[Tensor, "new 1 width 1"]) -> None:
+        """Copy the prompts in another cache into some rows. ``columns`` holds the column of the source for each column here."""
+        for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
+            assert mine is not None and theirs is not None
+            mine[rows, :, : columns.shape[2]] = theirs.gather(2, columns.expand_as(theirs))
+
+    def widen(self, width: int) -> None:
+        assert self.keys is not None and self.values is not None
+        more = (0, 0, 0, width - self.keys.shape[2])
+        self.keys, self.values = (torch.nn.functional.pad(part, more) for part in (self.keys, self.values))
+
+    def select(self, rows: Int[Tensor, " rows"], width: int) -> None:
+        """Keep only some rows, in the given order, and the first ``width`` columns."""
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = (part[:, :, :width].index_select(0, rows) for part in (self.keys, self.values))
