@@ -45,9 +45,12 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 def cuda_graph(run: Run) -> tuple[Callable[[], None], Tensor]:
     """Record a function as a CUDA graph. Untested on a GPU."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            result = run()
+    finally:  # after an error, PyTorch may leave the stream of the recording as the current one
+        torch.cuda.set_stream(current)
     return graph.replay, result
 
 
