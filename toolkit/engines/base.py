@@ -72,7 +72,7 @@ class Engine(Protocol):
 
     @property
     def header(self) -> Mapping[str, str]:
-        """Entries for the headers of rollouts and the notes of reports: ``{"engine": kind of server}``, or {} for the toolkit's own loop."""
+        """Entries for the headers of rollouts and the notes of reports, among those of ``store.rollouts.ENGINE``."""
         ...
 
     def check(self, condition: Condition, sampling: Sampling) -> None:

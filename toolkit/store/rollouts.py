@@ -44,10 +44,12 @@ They may be missing, and may differ when sampling is resumed.
 
 ``seed`` is the seed of the problems, not of sampling. ``rollouts`` is the number of rollouts when sampling is complete.
 """
-ENGINE: dict[str, Any] = {"engine": str}
-"""Field -> type, for the kind of server that sampled the rollouts. It is missing if the toolkit's own loop did.
+ENGINE: dict[str, Any] = {"engine": str, "shape": str}
+"""Field -> type, for the header fields that say by what the rollouts were sampled.
 
-As with ``IDENTITY``, sampling is resumed only if it equals that of the new call.
+As with ``IDENTITY``, sampling is resumed only if they equal those of the new call.
+
+``engine``: kind of server; missing if the toolkit's own loop sampled. ``shape``: the fixed shape of that loop's steps; missing without one.
 """
 HEADER = "header.json"
 ROUNDING = 1e-3  # tolerance for the sign of log-probabilities (at most 0) and entropies (at least 0)
