@@ -1,6 +1,6 @@
 """SGLang's own ``/generate``: requests and answers. Untested with the real server.
 
-Source: SGLang's documentation of the native API, and ``srt/sampling/sampling_params.py``. The tests use a small server that speaks this format.
+Source: SGLang's documentation of the native API, and ``srt/sampling/sampling_params.py`` (commit 00c17ca). The tests use a small server that speaks this format.
 """
 
 from __future__ import annotations

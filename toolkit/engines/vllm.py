@@ -1,6 +1,6 @@
 """vLLM's OpenAI-compatible server: requests and answers of ``/v1/completions``. Untested with the real server.
 
-Source: ``vllm/entrypoints/openai/completion/protocol.py`` and the documentation of LoRA adapters. The tests use a small server that speaks
+Source: ``vllm/entrypoints/openai/completion/protocol.py`` (commit 002032e, November 2026) and the documentation of LoRA adapters. The tests use a small server that speaks
 this format.
 """
 
