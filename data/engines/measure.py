@@ -178,18 +178,17 @@ def table(found: Mapping[str, Any]) -> str:
     """Return the results as Markdown tables."""
     lines: list[str] = []
     r = found["responses"]
-    units = {"response_tokens": "tokens", "correct": "", "entropy": "nats", "logprob": "nats"}
     names = {
-        "response_tokens": "length of a response",
+        "response_tokens": f"length of a response, tokens (ours: {r['ours']['response_tokens']:.1f})",
         "correct": "share of right answers",
-        "entropy": "entropy per token",
-        "logprob": "log-probability per token under our model",
+        "entropy": f"entropy per token, nats (ours: {r['ours']['entropy']:.3f})",
+        "logprob": "log-probability per token under our model, nats",
     }
     lines += [f"| {r['rollouts']} responses at temperature 1 | server minus ours |", "|---|---|"]
     for name, e in r["server minus ours"].items():
-        lines.append(f"| {names[name]} | {with_interval(e['mean'], e['low'], e['high'], units[name], sign='+', digits=3)} |")
+        lines.append(f"| {names[name]} | {with_interval(e['mean'], e['low'], e['high'], '', sign='+', digits=3)} |")
     lines += ["", "| greedy responses | same in server and own loop |", "|---|---|"]
-    lines += [f"| first {n} tokens | {share:.0%} |" for n, share in r["greedy, same first tokens"].items()]
+    lines += [f"| first {n} token{'' if n == '1' else 's'} | {share:.0%} |" for n, share in r["greedy, same first tokens"].items()]
     return "\n".join(lines)
 
 
