@@ -64,7 +64,7 @@ def test_a_strength_of_minus_a_half_shortens(inputs, tmp_path):
 def test_the_list_names_every_format(inputs):
     result = run("export", "--list")
     assert result.exit_code == 0
-    assert all(row.name in result.output for row in exports.FORMATS)
+    assert all(f"  {row.name}: " in result.output for row in exports.FORMATS)
 
 
 def test_the_help_names_every_format():

@@ -43,11 +43,13 @@ SOURCES = {
 
 
 def list_formats(wanted: bool) -> bool:
-    """Print the table of all formats and exit, if ``wanted``; else return False."""
+    """Print all formats and exit, if ``wanted``; else return False."""
     if wanted:
-        columns = {"takes": "takes", "reader": "read by", "files": "writes", "checked": "checked"}
-        table = pd.DataFrame([[getattr(row, name) for name in columns] for row in exports.FORMATS], columns=list(columns.values()))
-        show(table.set_index(pd.Index([row.name for row in exports.FORMATS], name="--to")), "Formats of toolkit export")
+        for takes in SOURCES:
+            out.print(f"[bold]From {'a ' if takes != 'problems' else ''}{takes}[/bold]")
+            for row in (row for row in exports.FORMATS if row.takes == takes):
+                out.print(f"  [bold]{row.name}[/bold]: {escape(row.reader)}. Writes {escape(row.files)}.", highlight=False)
+                out.print(f"    Checked: {escape(row.checked)}.", style="dim", highlight=False)
         raise typer.Exit()
     return wanted
 
