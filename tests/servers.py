@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -40,14 +42,15 @@ SGLANG_SAMPLING = {
 LLAMA_FIELDS = {
     "prompt", "temperature", "top_k", "top_p", "min_p", "n_predict", "seed", "repeat_penalty", "presence_penalty",
     "frequency_penalty", "samplers", "return_tokens", "n_probs", "post_sampling_probs", "stop", "ignore_eos", "logit_bias",
-    "min_keep", "grammar", "n_cmpl", "id_slot", "t_max_predict_ms", "response_fields", "lora", "cache_prompt", "stream",
+    "min_keep", "grammar", "mirostat", "n_cmpl", "id_slot", "t_max_predict_ms", "response_fields", "lora", "cache_prompt", "stream",
 }  # fmt: skip
 OLLAMA_FIELDS = {
     "model", "prompt", "raw", "think", "options", "logprobs", "top_logprobs", "stream", "keep_alive", "images", "suffix", "format",
     "system", "template",
 }  # fmt: skip
 OLLAMA_OPTIONS = {
-    "seed", "temperature", "top_k", "top_p", "min_p", "num_ctx", "num_predict", "repeat_penalty", "stop",
+    "seed", "temperature", "top_k", "top_p", "min_p", "num_ctx", "num_predict", "repeat_penalty", "stop", "presence_penalty",
+    "frequency_penalty", "typical_p", "mirostat",
 }  # fmt: skip
 
 
@@ -116,6 +119,8 @@ def vllm(state: State, method: str, path: str, body: Any) -> Any:
                     "root": lm.name,
                     "parent": None if name == state.base else state.base,
                     "max_model_len": state.context,
+                    "created": time.time(),  # both are made anew for every answer
+                    "permission": [{"id": f"modelperm-{uuid.uuid4()}"}],
                 }
                 for name, lm in state.models.items()
             ]
@@ -144,6 +149,8 @@ def sglang(state: State, method: str, path: str, body: Any) -> Any:
     if path == "/get_model_info":
         return {"model_path": state.models[state.base].name, "is_generation": True}
     if path == "/load_lora_adapter":
+        if body["lora_name"] in state.models:
+            raise Refused(f"LoRA with name {body['lora_name']} already exists")
         state.models[body["lora_name"]] = adapted(state.models[state.base], body["lora_path"])
         state.loaded.append(body["lora_name"])
         return {"success": True}
@@ -189,7 +196,11 @@ def ollama(state: State, method: str, path: str, body: Any) -> Any:
         return None
     checked(body, OLLAMA_FIELDS, "model prompt raw options stream")
     options = body["options"]
-    checked(options, OLLAMA_OPTIONS, "num_predict num_ctx temperature top_p top_k min_p repeat_penalty seed")
+    checked(
+        options,
+        OLLAMA_OPTIONS,
+        "num_predict num_ctx temperature top_p top_k min_p repeat_penalty presence_penalty frequency_penalty typical_p mirostat stop seed",
+    )
     lm = state.models[body["model"]]
     prompt = lm.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]
     tokens, stopped, logprobs = sample(lm, prompt, sampling_of(options, "num_predict", options["seed"]))

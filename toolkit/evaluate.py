@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from toolkit import identity, origins, stats, store
-from toolkit.engines import OWN_LOOP, Engine
-from toolkit.generate import Sampling, rollouts, task_and_split
+from toolkit.engines import OWN_LOOP, CannotSampleError, Engine
+from toolkit.generate import Sampling, begin_session, rollouts, task_and_split
 from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
 from toolkit.metrics import Judge, Outcomes
@@ -119,8 +119,7 @@ def compare(
         raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
     judged = {name: c if isinstance(c, Condition) else Condition(c) for name, c in conditions.items()}
     overlap = check_held_out(judged, problems, allow=allow_overlap)
-    for condition in judged.values():  # all of them, before any work
-        engine.check(condition, sampling)
+    _check_engine(engine, judged, problems, sampling)
     tables, about = [], {}
     for number, (name, condition) in enumerate(judged.items(), 1):
         where = None if out is None else rollout_folder(out, name)
@@ -142,6 +141,25 @@ def compare(
     notes = {"sampling": sampling.identity, "problems": len(problems), **task_and_split(problems), **engine.header}
     provenance = judged[base].lm.provenance(sampling.seed, **notes)
     return Report(pd.concat(tables, ignore_index=True), about, base, provenance)
+
+
+def _check_engine(engine: Engine, conditions: Mapping[str, Condition], problems: Sequence[Problem], sampling: Sampling) -> None:
+    """Check, before any work, that an engine can sample every condition, and that it keeps different weights apart.
+
+    Raises:
+        engines.EngineError: it cannot.
+    """
+    for condition in conditions.values():
+        engine.check(condition, sampling)
+    weights: dict[str, tuple[str, str]] = {}  # what the engine uses -> name and fingerprint of a condition
+    for name, condition in conditions.items() if engine is not OWN_LOOP else ():
+        serves = begin_session(condition, problems, sampling, engine).serves
+        other, fingerprint = weights.setdefault(serves, (name, condition.lm.fingerprint))
+        if fingerprint != condition.lm.fingerprint:
+            raise CannotSampleError(
+                f"{engine.name} would sample {name!r} and {other!r}, which have different weights, from the same model {serves!r}: serve each of "
+                "them under a name of its own."
+            )
 
 
 def rollout_folder(out: str | Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from toolkit import identity, store
-from toolkit.engines import OWN_LOOP, Engine, Request, Response, Session
+from toolkit.engines import OWN_LOOP, Engine, EngineError, Request, Response, Session
 from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 from toolkit.spans import answer_start, spans
@@ -61,12 +61,16 @@ def rollouts(
     """
     condition = target if isinstance(target, Condition) else Condition(target)
     rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
-    session = engine.session(condition, [row.request for row in rows], sampling)
+    engine.check(condition, sampling)
+
+    def begin() -> Session:
+        return engine.session(condition, [row.request for row in rows], sampling)
+
     if out is None:
-        return list(_sample(condition.lm, rows, session, None, progress).values())
+        return list(_sample(condition.lm, rows, begin(), None, progress).values())
     questions = [(p.id, [dict(m) for m in p.messages], p.answer) for p in problems]
     header = _header(condition, questions, sampling) | dict(engine.header) | dict(about or task_and_split(problems))
-    return _resumed(condition.lm, rows, session, (Path(out), header), progress)
+    return _resumed(condition.lm, rows, begin, (Path(out), header), progress)
 
 
 def continuations(
@@ -111,7 +115,14 @@ def continuations(
         return list(_sample(condition.lm, rows, session, None, progress).values())
     questions = [(problem.id, list(ids), problem.answer) for problem, ids in prompts]
     numbered = [replace(row, name=row.place) for row in rows]
-    return _resumed(condition.lm, numbered, session, (Path(out), _header(condition, questions, sampling)), progress)
+    return _resumed(condition.lm, numbered, lambda: session, (Path(out), _header(condition, questions, sampling)), progress)
+
+
+def begin_session(target: LM | Condition, problems: Sequence[Problem], sampling: Sampling, engine: Engine) -> Session:
+    """Return an engine's session for a condition, after all checks and before any sampling. The arguments are those of ``rollouts``."""
+    condition = target if isinstance(target, Condition) else Condition(target)
+    rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
+    return engine.session(condition, [row.request for row in rows], sampling)
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
@@ -174,10 +185,13 @@ def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampli
     return [_Row(place, problem, prompt, s, s) for place, ((problem, prompt), s) in enumerate(pairs)]
 
 
-def _resumed(lm: LM, rows: Sequence[_Row], session: Session, keep: tuple[Path, Mapping[str, Any]], progress: bool) -> list[Rollout]:
+def _resumed(
+    lm: LM, rows: Sequence[_Row], begin: Callable[[], Session], keep: tuple[Path, Mapping[str, Any]], progress: bool
+) -> list[Rollout]:
     """Return the rollouts of all rows, in order. Only those that are not stored in a directory yet are sampled.
 
     Args:
+        begin: Function that returns the engine's session. It is called only if something is left to sample.
         keep: Pair of the directory and the header that its rollouts must have.
     """
     out, header = keep
@@ -189,7 +203,7 @@ def _resumed(lm: LM, rows: Sequence[_Row], session: Session, keep: tuple[Path, M
         if len(todo) < len(rows):
             log.info("reusing %s of %s rollouts kept in %s", f"{len(rows) - len(todo):,}", f"{len(rows):,}", out)
         try:
-            new = _sample(lm, todo, session, out, progress)
+            new = _sample(lm, todo, begin(), out, progress) if todo else {}
         except BaseException as stop:
             stop.add_note(f"{store.count_rollouts(out):,} of {len(rows):,} kept in {out}")
             raise
@@ -236,6 +250,8 @@ def _sample(lm: LM, rows: Sequence[_Row], session: Session, out: Path | None, pr
             if out is not None:
                 store.append_rollouts([replace(sampled[rows[i].place], sample=rows[i].name) for i, _ in batch], out)
             done.update(sampled)
+    if len(done) < len(rows):
+        raise EngineError(f"{len(rows) - len(done)} of {len(rows)} responses did not come. Repeat the call.")
     return dict(sorted(done.items()))
 
 

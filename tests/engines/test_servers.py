@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from servers import KINDS, serving
 
-from toolkit import edits, engines, generate, store
-from toolkit.engines import EngineError, connect, server
+from toolkit import edits, engines, evaluate, generate, store
+from toolkit.engines import CannotSampleError, EngineError, connect, server
 from toolkit.engines.client import Client
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition
@@ -123,7 +123,34 @@ def test_an_edit_is_loaded_into_a_running_server_as_an_adapter(kind, tiny, edite
         assert rollouts(engine, edited, problems_of(3)) == rollouts(engines.OWN_LOOP, edited, problems_of(3))
         assert len(state.loaded) == 1
         rollouts(engine, edited, problems_of(2))
-        assert len(state.loaded) == 1 or kind == "sglang", "vLLM lists the adapter, so it is not loaded again"
+        assert len(state.loaded) == 1, "it is not loaded again"
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llama"])
+def test_an_edit_of_half_the_strength_is_not_taken_for_the_whole(kind, tiny, problems_of, tmp_path):
+    whole, half = (without(tiny, (2, 1), strength=strength) for strength in (1.0, 0.5))
+    with serving(kind, tiny, *((whole, half) if kind == "llama" else ())) as (url, state):
+        engine = connect(url, tiny, adapters=tmp_path)
+        for lm in (whole, half, whole):
+            assert rollouts(engine, lm, problems_of(3)) == rollouts(engines.OWN_LOOP, lm, problems_of(3))
+        assert len(state.loaded) == (0 if kind == "llama" else 2)
+    with serving("llama", tiny, half) as (url, _), pytest.raises(CannotSampleError, match=r"of the edit they show"):
+        rollouts(connect(url, tiny), whole, problems_of(3))
+
+
+def test_conditions_of_different_weights_are_never_sampled_from_one_served_model(tiny, edited, problems_of):
+    with serving("llama", edited) as (url, state), pytest.raises(CannotSampleError, match=r"different weights|does not serve"):
+        evaluate.compare(
+            {"base": tiny, "edited": edited}, problems_of(3), GREEDY, engine=connect(url, tiny, tolerance=10.0), progress=False
+        )
+    assert len(state.requests) <= 3 * PROBES, "nothing but probes was sampled"
+
+
+def test_an_edited_model_without_its_base_is_warned_about(tiny, edited, problems_of, caplog):
+    made = replace(edited, made_from=({"task": "arithmetic"},)) if not edited.made_from else edited
+    with serving("llama", made) as (url, _):
+        rollouts(connect(url, made), made, problems_of(2))
+    assert "give its base model too" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["llama", "ollama"])
@@ -185,7 +212,9 @@ def test_no_server_at_an_address_is_one_sentence():
 def hasty(monkeypatch):
     """Servers are given up after a second of silence."""
     monkeypatch.setattr("toolkit.engines.client.PAUSES", (0.05, 0.1))
-    monkeypatch.setattr(Client, "__init__", lambda self, *args, _init=Client.__init__, **kw: _init(self, *args, **kw, patience=0.5))
+    monkeypatch.setattr(
+        Client, "__init__", lambda self, *args, _init=Client.__init__, **kw: _init(self, *args, **{"patience": 3.0} | kw)
+    )
     monkeypatch.setattr(server, "STORED", (2, 15.0))
 
 
@@ -203,7 +232,7 @@ def test_a_server_that_is_gone_stops_the_run_with_a_sentence_and_what_it_sampled
 
     problems = problems_of(8)
     with serving("llama", tiny, disturb=gone) as (url, state):
-        with pytest.raises(EngineError, match="Start it again, then repeat the same command") as error:
+        with pytest.raises(EngineError, match="Start it, then repeat the same command") as error:
             rollouts(connect(url, parallel=1), tiny, problems, out=tmp_path)
         assert "of 16 kept in" in error.value.__notes__[0]
         kept = len(store.load_rollouts(tmp_path))
@@ -220,13 +249,58 @@ def test_a_server_that_comes_back_with_another_model_is_not_sampled_further(tiny
         def swapped(number):
             if number == PROBES + 3:
                 state.models = {"m0": edited}
-                state.context = 2048
                 return 503, "restarting"
             return None
 
         state.disturb = swapped
         with pytest.raises(EngineError, match="restarted with another model"):
             rollouts(connect(url, parallel=1), tiny, problems_of(8), out=tmp_path)
+
+
+def test_a_finished_run_needs_no_server(tiny, problems_of, tmp_path):
+    with serving("llama", tiny) as (url, _):
+        engine = connect(url, tiny)
+        found = rollouts(engine, tiny, problems_of(2), out=tmp_path)
+    assert rollouts(engine, tiny, problems_of(2), out=tmp_path) == found
+
+
+def test_a_response_that_was_broken_off_is_an_error_and_not_a_long_one(tiny, problems_of, hasty):
+    answer = '{"tokens": [5, 6], "stop_type": "none", "truncated": false}'
+    with serving("llama", tiny) as (url, state):
+        state.disturb = lambda number: (200, answer) if number > PROBES else None
+        with pytest.raises(EngineError, match="broke off a response after 2 of 60"):
+            rollouts(connect(url), tiny, problems_of(2))
+
+
+def test_a_server_that_was_busy_may_serve_further_whatever_changes_in_its_list_of_models(tiny, problems_of, hasty):
+    with serving("vllm", tiny) as (url, state):
+        state.disturb = lambda number: (503, "busy") if number == PROBES + 2 else None
+        assert rollouts(connect(url), tiny, problems_of(3)) == rollouts(engines.OWN_LOOP, tiny, problems_of(3))
+
+
+def test_a_server_that_does_not_answer_in_time_is_not_asked_again(tiny, problems_of, hasty):
+    with serving("llama", tiny) as (url, state):
+        engine = connect(url)
+        slow = replace(engine, client=replace(engine.client, timeout=1.0))
+        state.disturb = lambda number: state.closed.wait(20) and None if number > 1 else None
+        with pytest.raises(EngineError, match="did not answer /completion within 1 s"):
+            rollouts(slow, tiny, problems_of(1), Sampling(max_new_tokens=4))
+        assert len(state.requests) <= PROBES + 1
+
+
+def test_a_server_that_wants_a_key_is_told_so(tiny, problems_of):
+    with serving("llama", tiny) as (url, state):
+        state.disturb = lambda number: (401, "Invalid API key")
+        with pytest.raises(EngineError, match="TOOLKIT_ENGINE_KEY"):
+            rollouts(connect(url), tiny, problems_of(1))
+
+
+def test_a_number_that_is_no_number_is_refused(tiny, problems_of):
+    row = '{"tokens": [5], "stop_type": "limit", "truncated": false, "completion_probabilities": [{"id": 5, "logprob": NaN}]}'
+    with serving("llama", tiny) as (url, state):
+        state.disturb = lambda number: (200, row)
+        with pytest.raises(EngineError, match="reports the log-probability nan"):
+            rollouts(connect(url), tiny, problems_of(1))
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from toolkit import identity, store, tasks
-from toolkit.engines import OWN_LOOP, Engine, EngineError
+from toolkit.engines import OWN_LOOP, CannotSampleError, Engine, OwnLoop
 from toolkit.entropies import with_entropies
-from toolkit.generate import Sampling, rollouts
+from toolkit.generate import Sampling, begin_session, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
@@ -257,14 +257,15 @@ class Ground:
             out: Directory for the rollouts; ``None`` stores nothing.
             progress: True to show a progress bar.
         """
-        plain, engine = replace(sampling, details=False), self.engine
+        if isinstance(self.engine, OwnLoop):
+            return rollouts(condition, problems, sampling, engine=self.engine, out=out, progress=progress)
+        plain = replace(sampling, details=False)
         try:
-            engine.check(condition, plain)
-        except EngineError:
-            engine = OWN_LOOP
-        if engine is OWN_LOOP:
+            begin_session(condition, problems, plain, self.engine)
+        except CannotSampleError as why:
+            self.say(f"the toolkit's own loop samples {condition.note or condition.lm.name}: {why}")
             return rollouts(condition, problems, sampling, out=out, progress=progress)
-        responses = rollouts(condition, problems, plain, engine=engine, out=out, progress=progress)
+        responses = rollouts(condition, problems, plain, engine=self.engine, out=out, progress=progress)
         return with_entropies(condition, responses, temperature=sampling.temperature) if sampling.details else responses
 
     # --- inputs of conditions ------------------------------------------------------------------------------------

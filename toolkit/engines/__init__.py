@@ -4,9 +4,20 @@
 Adding a kind of server means adding one file (a ``Wire``) and one row in ``connecting.WIRES``.
 """
 
-from toolkit.engines.base import Engine, EngineError, Request, Response, Session
+from toolkit.engines.base import CannotSampleError, Engine, EngineError, Request, Response, Session
 from toolkit.engines.connecting import connect
 from toolkit.engines.loop import OWN_LOOP, OwnLoop
 from toolkit.engines.server import Server
 
-__all__ = ["OWN_LOOP", "Engine", "EngineError", "OwnLoop", "Request", "Response", "Server", "Session", "connect"]
+__all__ = [
+    "OWN_LOOP",
+    "CannotSampleError",
+    "Engine",
+    "EngineError",
+    "OwnLoop",
+    "Request",
+    "Response",
+    "Server",
+    "Session",
+    "connect",
+]

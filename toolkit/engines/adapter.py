@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,18 @@ def save_difference(base: LM, changed: LM, directory: str | Path) -> Path:
     if not factors:
         raise EngineError(f"{changed.name} has the weights of {base.name}: there is nothing to load as an adapter.")
     tensors, config = adapters.as_lora(factors, base=base.name, revision=base.revision, transposed=transposed)
+    try:
+        _write(directory, tensors, config, changed)
+    except FileExistsError:
+        if not store.is_whole(Path(directory)):  # else another process has just written the same
+            raise
+    return Path(directory)
+
+
+def _write(directory: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], changed: LM) -> None:
     with store.atomic_directory(directory) as partial:
         store.write_tensors(tensors, {"format": "pt", "fingerprint": changed.fingerprint}, partial / "adapter_model.safetensors")
         store.write_json(config, partial / "adapter_config.json")
-    return Path(directory)
 
 
 def _factors(change: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,10 @@ class EngineError(ValueError):
     """Raised if an engine cannot sample a condition, or if a server does not answer as it should. The message says what to do."""
 
 
+class CannotSampleError(EngineError):
+    """Raised before any work if an engine cannot sample a condition: another engine may. The message names the remedy."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One response to sample.
@@ -51,6 +55,11 @@ class Response:
 class Session(Protocol):
     """An engine that is ready to sample one condition."""
 
+    @property
+    def serves(self) -> str:
+        """Name of the weights that the engine uses. Two conditions with different weights must not have the same."""
+        ...
+
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         """Yield the responses in batches, as soon as a batch is complete, as pairs of the index of the request and its response.
 
@@ -79,7 +88,7 @@ class Engine(Protocol):
         """Check that the engine can sample a condition with these settings, without asking a server.
 
         Raises:
-            EngineError: it cannot; the message names the part of the condition, or the setting, and the remedy.
+            CannotSampleError: it cannot; the message names the part of the condition, or the setting, and the remedy.
         """
         ...
 
@@ -87,6 +96,7 @@ class Engine(Protocol):
         """Return a session that samples such requests from the condition, after all checks that need no sampling of the requests.
 
         Raises:
-            EngineError: as in ``check``, or a server does not serve the condition's model.
+            CannotSampleError: as in ``check``, or a server does not serve the condition's model.
+            EngineError: the server does not answer.
         """
         ...

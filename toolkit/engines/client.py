@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,15 @@ import httpx
 from toolkit.engines.base import EngineError
 
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))  # statuses of a server that is busy, loading or restarting
+ASKED = 15.0  # seconds to wait for the answer to a question about the server
+KEY = "TOOLKIT_ENGINE_KEY"
+"""Environment variable with the API key of the server, for servers that require one."""
 PAUSES = (0.5, 8.0)  # seconds between two attempts: the first pause, doubled each time up to the second value
 SHOWN = 300  # characters of a server's answer in an error message
+
+
+class RefusedError(EngineError):
+    """Raised if a server answers that it does not have a path, or does not take a request."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Client:
 
     def get(self, path: str) -> Any:
         """Return the JSON at a path of the server. Raise EngineError as ``post`` does."""
-        return self._one("GET", path, None)
+        return self._json(self._call("GET", path, None), path)
 
     def post(self, path: str, body: Any) -> Any:
         """Send a JSON value to a path of the server and return the JSON that it answers.
@@ -49,40 +57,37 @@ class Client:
         Raises:
             EngineError: the server cannot be reached, refuses the request, or answers something else than JSON.
         """
-        return self._one("POST", path, body)
+        return self._json(self._call("POST", path, body), path)
 
     def tell(self, path: str, body: Any) -> None:
         """Send a JSON value to a path of the server, whatever text it answers. Raise EngineError if the server refuses it."""
-        self._one("POST", path, body, parse=False)
+        self._call("POST", path, body)
 
     def find(self, path: str) -> Any:
         """Return the JSON at a path, or ``None`` if the server has no such path or does not answer with JSON there."""
         try:
-            with httpx.Client(**self._settings) as client:
-                answer = client.get(path)
-            return answer.json() if answer.status_code == 200 else None
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        except ValueError:
+            return self._call("GET", path, None).json()
+        except RefusedError:
+            return None
+        except ValueError as error:
+            if isinstance(error, EngineError):
+                raise
             return None
 
-    def post_all(
-        self, path: str, bodies: Sequence[Any], returned: Callable[[Any], None], identity: str
-    ) -> Generator[tuple[int, Any], None, None]:
+    def post_all(self, path: str, bodies: Sequence[Any], returned: Callable[[], None]) -> Generator[tuple[int, Any], None, None]:
         """Send many JSON values to a path, several at a time. Yield each answer, with the index of its value, as soon as it comes.
 
         Args:
             path: Path of the server.
             bodies: Values to send.
-            returned: Function that is called with the JSON at ``identity`` whenever the server answers again after a failure. It raises
-                ``EngineError`` if the server now serves something else.
-            identity: Path that says what the server serves.
+            returned: Function that is called, in another thread, whenever the server may have been away. It raises ``EngineError`` if the
+                server now serves something else.
 
         Raises:
             EngineError: as in ``post``.
         """
         answers: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
-        worker = _Worker(self, path, iter(enumerate(bodies)), answers, returned, identity)
+        worker = _Worker(self, path, iter(enumerate(bodies)), answers, returned)
         worker.start()
         try:
             while (item := answers.get()) is not None:
@@ -92,17 +97,27 @@ class Client:
         finally:  # also when the caller stops early, such as on Ctrl-C
             worker.cancel()
 
-    def _one(self, method: str, path: str, body: Any, *, parse: bool = True) -> Any:
-        async def run() -> Any:
+    def _call(self, method: str, path: str, body: Any) -> httpx.Response:
+        async def run() -> httpx.Response:
             async with self._async() as client:
-                answer = await self.request(client, method, path, body)
-                return self._json(answer, path) if parse else None
+                return await self.request(client, method, path, body)
 
-        # In another thread, because a notebook already runs an event loop in this one.
-        return ThreadPoolExecutor(1).submit(asyncio.run, run()).result()
+        def target() -> None:
+            try:
+                done.put(asyncio.run(run()))
+            except BaseException as error:  # noqa: BLE001  # raised again in the calling thread
+                done.put(error)
+
+        # In another thread, because a notebook already runs an event loop in this one. As a daemon, so that Ctrl-C ends the process.
+        done: queue.SimpleQueue[httpx.Response | BaseException] = queue.SimpleQueue()
+        threading.Thread(target=target, daemon=True).start()
+        found = done.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
     async def request(
-        self, client: httpx.AsyncClient, method: str, path: str, body: Any, again: Callable[[httpx.AsyncClient], Any] | None = None
+        self, client: httpx.AsyncClient, method: str, path: str, body: Any, again: Callable[[float], Any] | None = None
     ) -> httpx.Response:
         """Send one request, repeat it while the server does not answer, and return the answer.
 
@@ -111,30 +126,45 @@ class Client:
             method: ``GET`` or ``POST``.
             path: Path of the server.
             body: JSON value to send; ``None`` to send none.
-            again: Asynchronous function that is called before the request is repeated after a failure; ``None`` for none.
+            again: Asynchronous function that is called with the time of the last failure before the request is repeated; ``None`` for none.
+
+        Raises:
+            RefusedError: the server answers that it does not have this path, or does not take this request.
+            EngineError: it did not answer for too long.
         """
-        pause, waited = PAUSES[0], 0.0
+        pause, since = PAUSES[0], math.inf
+        failed: float | None = None
         while True:
             try:
-                if waited and again is not None:
-                    await again(client)
-                answer = await client.request(method, path, json=body)
+                if failed is not None and again is not None:
+                    began = time.monotonic()
+                    await again(failed)
+                    since += time.monotonic() - began  # a check is no time without an answer
+                timeout = self.timeout if method == "POST" else ASKED
+                answer = await client.request(method, path, json=body, timeout=httpx.Timeout(timeout, connect=10.0, pool=None))
                 if answer.status_code == 200:
                     return answer
-                if answer.status_code not in RETRIED:
-                    raise EngineError(
-                        f"The server at {self.url} refuses {path} with status {answer.status_code}: {_short(answer.text)}"
-                    )
                 problem = f"it answers {answer.status_code}: {_short(answer.text)}"
+                if answer.status_code in (401, 403):
+                    raise EngineError(f"The server at {self.url} wants a key ({problem}): set the environment variable {KEY}.")
+                if answer.status_code not in RETRIED:
+                    raise RefusedError(f"The server at {self.url} refuses {path}: {problem}")
+            except httpx.ReadTimeout as error:
+                raise EngineError(
+                    f"The server at {self.url} did not answer {path} within {timeout:.0f} s: give it fewer requests at a time "
+                    "(engines.connect(..., parallel=...)), or more time (Client.timeout)."
+                ) from error
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
-            if waited >= self.patience:
+            failed = time.monotonic()
+            first = since == math.inf
+            since = failed if first else since
+            if failed - since >= self.patience or (first and again is None and problem.startswith("ConnectError")):
                 raise EngineError(
-                    f"The server at {self.url} did not complete a request within {waited:.0f} s of repeating it ({problem[:SHOWN]}). Start it "
-                    "again, then repeat the same command or call."
+                    f"No server answers at {self.url} ({problem[:SHOWN]}, for {failed - since:.0f} s). Start it, then repeat the same command or call."
                 )
             await asyncio.sleep(pause)
-            waited, pause = waited + pause, min(2 * pause, PAUSES[1])
+            pause = min(2 * pause, PAUSES[1])
 
     def _json(self, answer: httpx.Response, path: str) -> Any:
         try:
@@ -144,18 +174,11 @@ class Client:
                 f"The server at {self.url} answers {path} with {_short(answer.text)!r}, which is not JSON."
             ) from error
 
-    def _unreachable(self, error: Exception) -> EngineError:
-        return EngineError(f"No server answers at {self.url} ({type(error).__name__}: {error}). Start it, or give another address.")
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        timeout = httpx.Timeout(self.timeout, connect=10.0)
-        # An environment's proxy would be asked for local addresses too, and most servers are local.
-        return {"base_url": self.url, "headers": headers, "timeout": timeout, "trust_env": False}
-
     def _async(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(**self._settings, limits=httpx.Limits(max_connections=self.parallel))
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        limits = httpx.Limits(max_connections=self.parallel)
+        # An environment's proxy would be asked for local addresses too, and most servers are local.
+        return httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
 
 
 class _Worker(threading.Thread):
@@ -167,20 +190,21 @@ class _Worker(threading.Thread):
         path: str,
         bodies: Iterator[tuple[int, Any]],
         answers: queue.SimpleQueue,
-        returned: Callable[[Any], None],
-        identity: str,
+        returned: Callable[[], None],
     ) -> None:
         super().__init__(daemon=True)
-        self.client, self.path, self.bodies, self.answers = client, path, bodies, answers
-        self.returned, self.identity = returned, identity
+        self.client, self.path, self.bodies, self.answers, self.returned = client, path, bodies, answers, returned
         self.loop = asyncio.new_event_loop()
         self.told_to_stop = asyncio.Event()
+        self.checking, self.checked = asyncio.Lock(), 0.0  # time at which the server was last found to serve the same
 
     def run(self) -> None:
         try:
             self.loop.run_until_complete(self._all())
         except BaseExceptionGroup as errors:
             self.answers.put(errors.exceptions[0])
+        except BaseException as error:  # noqa: BLE001  # raised again by ``post_all``
+            self.answers.put(error)
         finally:
             self.loop.close()
             self.answers.put(None)
@@ -205,14 +229,16 @@ class _Worker(threading.Thread):
             sender.cancel()
 
     async def _send(self, http: httpx.AsyncClient) -> None:
-        async def again(client: httpx.AsyncClient) -> None:
-            answer = await client.get(self.identity)
-            if answer.status_code == 200:
-                self.returned(answer.json())
-
         for index, body in self.bodies:
-            answer = await self.client.request(http, "POST", self.path, body, again)
+            answer = await self.client.request(http, "POST", self.path, body, self._check)
             self.answers.put((index, self.client._json(answer, self.path)))
+
+    async def _check(self, failed: float) -> None:
+        """Check once after a failure what the server serves. Other requests that failed before the check do not check again."""
+        async with self.checking:
+            if self.checked < failed:
+                await self.loop.run_in_executor(None, self.returned)
+                self.checked = time.monotonic()
 
 
 def _short(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from toolkit.engines.base import Engine, EngineError
-from toolkit.engines.client import Client
+from toolkit.engines.client import KEY, Client
 from toolkit.engines.inprocess import InProcessVLLM
 from toolkit.engines.llama import LlamaServer
 from toolkit.engines.loop import OWN_LOOP
@@ -19,8 +19,6 @@ from toolkit.engines.vllm import VLLMServer
 from toolkit.engines.wire import Wire
 from toolkit.lm import LM
 
-KEY = "TOOLKIT_ENGINE_KEY"
-"""Environment variable with the API key of the server, for servers that require one."""
 WIRES: dict[str, Callable[[str], Wire]] = {
     "llama": lambda model: LlamaServer(),
     "ollama": OllamaServer,
@@ -31,7 +29,12 @@ WIRES: dict[str, Callable[[str], Wire]] = {
 
 
 def connect(
-    address: str, base: LM | None = None, *, tolerance: float = 0.1, adapters: Path = Path("runs/adapters"), parallel: int = 32
+    address: str,
+    base: LM | None = None,
+    *,
+    tolerance: float | None = None,
+    adapters: Path = Path("runs/adapters"),
+    parallel: int = 32,
 ) -> Engine:
     """Return the engine at an address: a server, vLLM in this process, or the toolkit's own loop.
 
@@ -40,7 +43,7 @@ def connect(
             found by asking it, or given as a prefix: ``vllm+http://localhost:8000`` (also ``llama+``, ``sglang+`` and ``ollama+``). For
             Ollama, the path of the URL is the name of the model: ``http://localhost:11434/my-model``.
         base: Base model of the conditions to sample; see ``Server.base``.
-        tolerance: Largest difference of log-probabilities, in nats per token; see ``Server.tolerance``.
+        tolerance: Largest mean absolute difference of log-probabilities, in nats per token; ``None`` means that of the kind of server.
         adapters: Directory for adapters that the server is asked to load.
         parallel: Largest number of requests in flight.
 
@@ -52,26 +55,37 @@ def connect(
     if address == "vllm":
         if base is None:
             raise EngineError("--engine vllm needs the base model: connect('vllm', base).")
-        return InProcessVLLM(base, tolerance, adapters)
+        return InProcessVLLM(base, 0.05 if tolerance is None else tolerance, adapters)
     prefix, plus, rest = address.partition("+")
     kind, url = (prefix, rest) if plus and "://" in rest else (None, address)
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or (kind is not None and kind not in WIRES):
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # of a port that is no number
+        valid = False
+    if not valid or (kind is not None and kind not in WIRES):
         raise EngineError(
-            f"--engine {address}: expected ours, vllm, or the address of a server, such as http://localhost:8000 or vllm+http://localhost:8000 "
-            f"(kinds: {', '.join(WIRES)})."
+            f"--engine {address}: expected ours, vllm, or the address of a server, such as http://localhost:8000 or "
+            f"vllm+http://localhost:8000 (kinds: {', '.join(WIRES)})."
         )
-    client = Client(urlunsplit((parts.scheme, parts.netloc, "", "", "")), os.environ.get(KEY) or None, parallel)
-    kind = kind or _kind(client)
+    client = Client(url.rstrip("/").removesuffix("/v1"), os.environ.get(KEY) or None, parallel)
+    root = Client(urlunsplit((parts.scheme, parts.netloc, "", "", "")), client.key, parallel)
+    kind = kind or _kind(client, root)
+    if kind == "ollama":
+        client = root  # the path is the name of the model
     if kind == "ollama" and not parts.path.strip("/"):
         raise EngineError(f"--engine {address}: name Ollama's model in the address, such as {address.rstrip('/')}/my-model.")
     return Server(WIRES[kind](parts.path.strip("/")), client, base, tolerance, adapters)
 
 
-def _kind(client: Client) -> str:
+def _kind(client: Client, root: Client) -> str:
     """Return the kind of the server that answers.
 
     Each kind is recognised by a path that the others do not have. llama-server comes before Ollama, some of whose paths it also has.
+
+    Args:
+        client: Connection to the address as it was given.
+        root: The same without a path, which may be the name of Ollama's model.
     """
     props = client.find("/props")
     if isinstance(props, dict) and "default_generation_settings" in props:
@@ -82,7 +96,7 @@ def _kind(client: Client) -> str:
     models = client.find("/v1/models")
     if isinstance(models, dict) and any(m.get("owned_by") == "vllm" for m in models.get("data") or []):
         return "vllm"
-    tags = client.find("/api/tags")
+    tags = root.find("/api/tags")
     if isinstance(tags, dict) and "models" in tags:
         return "ollama"
     raise EngineError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from toolkit import shipped
 from toolkit.engines.adapter import LARGEST, save_difference
-from toolkit.engines.base import EngineError, Request, Response
+from toolkit.engines.base import CannotSampleError, Request, Response
 from toolkit.engines.probing import PROBE, Probe, check_unmodified, chosen_prompts, complete
 from toolkit.engines.wire import Sampled, Served, seed_of
 from toolkit.lm import LM, Condition
@@ -38,7 +38,7 @@ class InProcessVLLM:
     """
 
     base: LM
-    tolerance: float = 0.1
+    tolerance: float = 0.05
     adapters: Path = Path("runs/adapters")
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -50,7 +50,7 @@ class InProcessVLLM:
         return {"engine": "vllm"}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Raise EngineError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
+        """Raise CannotSampleError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
         check_unmodified(condition, sampling, self.name)
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
@@ -58,23 +58,23 @@ class InProcessVLLM:
 
         Raises:
             ImportError: vLLM is not installed.
-            EngineError: as in ``check``; or vLLM computes other log-probabilities than the condition's model.
+            CannotSampleError: as in ``check``; or vLLM computes other log-probabilities than the condition's model.
         """
         self.check(condition, sampling)
         lm, adapter = condition.lm, None
         if lm.fingerprint != self.base.fingerprint:
-            folder = save_difference(self.base, lm, self.adapters / f"toolkit-{lm.fingerprint[:16]}")
+            folder = save_difference(self.base, lm, self.adapters / f"toolkit-{self.base.fingerprint[:8]}-{lm.fingerprint[:16]}")
             number = int(lm.fingerprint[:7], 16) + 1  # vLLM knows adapters by a positive number
             adapter = self._library("vllm.lora.request").LoRARequest(folder.name, number, str(folder.resolve()))
         session = _Session(self, lm, adapter, sampling)
         prompts = chosen_prompts(requests)
         sampled = session.answers(prompts, PROBE, logprobs=True)
-        probe = Probe(Served("base" if adapter is None else adapter.lora_name), [r.prompt for r in prompts], sampled)
+        probe = Probe(Served("base" if adapter is None else adapter.lora_name), prompts, sampled)
         difference = probe.divergence(lm)
-        if difference > self.tolerance or (adapter is not None and difference >= probe.divergence(self.base)):
-            raise EngineError(
+        if not difference <= self.tolerance or (adapter is not None and probe.verdict(self.base, lm) == "other"):
+            raise CannotSampleError(
                 f"vLLM does not compute {lm.name}: log-probabilities of {probe.tokens} sampled tokens differ by {difference:.3f} nats per token "
-                f"(at most {self.tolerance} expected, and nearer to this model than to its base). Load the model in the dtype that vLLM uses, or "
+                f"(at most {self.tolerance} expected), or do not show the edit. Load the model in the dtype that vLLM uses, or "
                 "use the toolkit's own loop."
             )
         return session
@@ -103,12 +103,16 @@ class _Session:
     adapter: Any
     sampling: Sampling
 
+    @property
+    def serves(self) -> str:
+        return "base" if self.adapter is None else str(self.adapter.lora_name)
+
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
             sampled = self.answers(chunk, self.sampling, logprobs=False)
             tick(len(chunk))
-            yield [(start + i, complete(self.lm, s)) for i, s in enumerate(sampled)]
+            yield [(start + i, complete(self.lm, s, self.sampling.max_new_tokens)) for i, s in enumerate(sampled)]
 
     def answers(self, requests: Sequence[Request], sampling: Sampling, *, logprobs: bool) -> list[Sampled]:
         """Sample one response to each request.

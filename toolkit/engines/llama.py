@@ -18,7 +18,7 @@ from toolkit.sampling import Sampling
 class LlamaServer:
     """llama-server of llama.cpp. Adapters (``--lora``) and control vectors (``--control-vector``) are given when it is started."""
 
-    name, path, identity, exact = "llama-server", "/completion", "/props", True
+    name, path, tolerance, loads, exact = "llama-server", "/completion", 0.1, False, True
     advice = (
         "It reads adapters only when it is started: write the edit with `toolkit export --to gguf-lora`, start `llama-server --lora FILE "
         "--lora-init-without-apply`, and run the same command again."
@@ -42,9 +42,9 @@ class LlamaServer:
         settings = entry(client.get("/props"), "default_generation_settings", Mapping, self.name)
         return settings.get("n_ctx")
 
-    def load(self, client: Client, name: str, folder: str) -> None:
-        """Return ``None``: llama-server reads adapters only when it is started."""
-        return None
+    def load(self, client: Client, name: str, folder: str) -> Served:
+        """Raise EngineError: it reads adapters only when it is started."""
+        raise EngineError(self.advice)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
         """Return the request. The order of ``samplers`` is that of the toolkit: temperature, top-k, top-p."""
@@ -61,6 +61,8 @@ class LlamaServer:
             "frequency_penalty": 0.0,
             "samplers": ["temperature", "top_k", "top_p"],
             "stop": [],
+            "mirostat": 0,
+            "ignore_eos": False,
             "return_tokens": True,
             "n_probs": 1 if logprobs else 0,
             "post_sampling_probs": False,

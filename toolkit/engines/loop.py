@@ -108,6 +108,10 @@ class _Session:
     condition: Condition
     sampling: Sampling
 
+    @property
+    def serves(self) -> str:
+        return self.condition.lm.fingerprint
+
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         # Prompts of similar length share a batch; the samples of one problem stay together.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].problem_id, i))

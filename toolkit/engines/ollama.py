@@ -14,6 +14,8 @@ from toolkit.engines.wire import Sampled, Served, entry, seed_of, tokenized
 from toolkit.lm import LM
 from toolkit.sampling import Sampling
 
+CONTEXT_STEP = 4096  # contexts are a multiple of this number of tokens: Ollama loads the model again for another context
+
 
 @dataclass(frozen=True)
 class OllamaServer:
@@ -24,7 +26,7 @@ class OllamaServer:
     """
 
     model: str
-    name, path, identity, exact = "ollama", "/api/generate", "/api/tags", False
+    name, path, tolerance, loads, exact = "ollama", "/api/generate", 0.1, False, False
     advice = (
         "It reads adapters only from a Modelfile: write the edit with `toolkit export --to ollama`, run `ollama create`, and give that model's "
         "name in the address."
@@ -43,9 +45,9 @@ class OllamaServer:
         """Return ``None``: each request sets the context it needs."""
         return None
 
-    def load(self, client: Client, name: str, folder: str) -> None:
-        """Return ``None``: Ollama reads an adapter only from a Modelfile."""
-        return None
+    def load(self, client: Client, name: str, folder: str) -> Served:
+        """Raise EngineError: it reads adapters only when it is started."""
+        raise EngineError(self.advice)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
         """Return the request.
@@ -65,13 +67,18 @@ class OllamaServer:
             "stream": False,
             "options": {
                 "num_predict": sampling.max_new_tokens,
-                "num_ctx": len(request.prompt) + sampling.max_new_tokens + 8,
+                "num_ctx": -(-(len(request.prompt) + sampling.max_new_tokens) // CONTEXT_STEP) * CONTEXT_STEP,
                 "seed": seed_of(request, sampling),
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k,
                 "top_p": sampling.top_p,
                 "min_p": 0.0,
                 "repeat_penalty": 1.0,
+                "presence_penalty": 0.0,
+                "frequency_penalty": 0.0,
+                "typical_p": 1.0,
+                "mirostat": 0,
+                "stop": [],
             },
         } | ({"logprobs": True} if logprobs else {})
 

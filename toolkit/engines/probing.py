@@ -6,18 +6,25 @@ the same tokens with its own model. If the server serves that model, they agree 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from toolkit.engines.base import EngineError, Request, Response
+from toolkit.engines.base import CannotSampleError, EngineError, Request, Response
 from toolkit.engines.client import Client
 from toolkit.engines.wire import Sampled, Served, Wire
 from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 
 PROMPTS = 4  # prompts that are tried
+NEAR = 0.25  # an edit is recognised if the server shows 1 of it, within this number
+Verdict = Literal["served", "other", "unseen"]
 PROBE = Sampling(max_new_tokens=32)
 
 
@@ -27,12 +34,12 @@ class Probe:
 
     Attributes:
         served: The model that sampled them.
-        prompts: Token ids of the prompts.
+        requests: The requests; they differ in their prompts.
         sampled: The server's responses.
     """
 
     served: Served
-    prompts: Sequence[list[int]]
+    requests: Sequence[Request]
     sampled: Sequence[Sampled]
 
     @property
@@ -40,13 +47,46 @@ class Probe:
         """Number of sampled tokens."""
         return sum(len(s.tokens) for s in self.sampled)
 
+    @cached_property
+    def reported(self) -> Float[Tensor, " tokens"]:
+        """The server's log-probabilities of all tokens."""
+        return torch.tensor([value for s in self.sampled for value in s.logprobs])
+
+    def logprobs(self, lm: LM) -> Float[Tensor, " tokens"]:
+        """Return a model's log-probabilities of all tokens. Computed once per model."""
+        if lm.fingerprint not in self._known:
+            pairs = zip(self.requests, self.sampled, strict=True)
+            self._known[lm.fingerprint] = torch.cat([_logprobs(lm, r.prompt, s.tokens) for r, s in pairs if s.tokens])
+        return self._known[lm.fingerprint]
+
+    @cached_property
+    def _known(self) -> dict[str, Tensor]:
+        return {}
+
     def divergence(self, lm: LM) -> float:
         """Return the mean absolute difference between the server's and the model's log-probabilities, in nats per token."""
-        pairs = zip(self.prompts, self.sampled, strict=True)
-        total = sum(
-            (_logprobs(lm, prompt, s.tokens) - torch.tensor(s.logprobs)).abs().sum().item() for prompt, s in pairs if s.tokens
-        )
-        return total / self.tokens
+        return float((self.logprobs(lm) - self.reported).abs().mean())
+
+    def share(self, base: LM, edited: LM) -> tuple[float, float]:
+        """Return how much of an edit the server shows, and the standard error of this number.
+
+        It is the slope of the server's log-probabilities on the edit's, both as differences from the base model's: 1 if the server serves
+        the edited model, 0 if it serves the base, 0.5 for an edit of half the strength.
+        """
+        change, seen = (values - self.logprobs(base) for values in (self.logprobs(edited), self.reported))
+        size = float(change.square().sum())
+        if size == 0:
+            return math.nan, math.inf
+        slope = float((change * seen).sum()) / size
+        rest = float((seen - slope * change).square().sum())
+        return slope, math.sqrt(rest / max(1, len(change) - 1) / size)
+
+    def verdict(self, base: LM, edited: LM) -> Verdict:
+        """Return whether the server shows an edit, something else, or cannot tell (the edit is smaller than the server's rounding)."""
+        share, error = self.share(base, edited)
+        if not error <= NEAR / 2:
+            return "unseen"
+        return "served" if abs(share - 1) <= NEAR else "other"
 
 
 def chosen_prompts(requests: Sequence[Request]) -> list[Request]:
@@ -82,14 +122,16 @@ def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], serve
                 f"{wire.name} at {client.url} answered with {len(s.tokens)} tokens and {len(s.logprobs)} log-probabilities, so it cannot be "
                 "checked which model it serves. Allow it to report log-probabilities."
             )
+        if infinite := [value for value in s.logprobs if not math.isfinite(value)]:
+            raise EngineError(f"{wire.name} at {client.url} reports the log-probability {infinite[0]}: expected finite numbers.")
     if not any(s.tokens for s in sampled):
         raise EngineError(f"{wire.name} at {client.url} sampled no token after {len(chosen)} prompts: does it serve {lm.name}?")
     trimmed = [Sampled(s.tokens, s.stopped, s.logprobs[: len(s.tokens)]) for s in sampled]
-    return Probe(served, [request.prompt for request in chosen], trimmed)
+    return Probe(served, chosen, trimmed)
 
 
 @torch.inference_mode()
-def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> Tensor:
     """Return the log-probability of each token after a prompt, ``[tokens]``, in nats, on the CPU."""
     ids = torch.tensor([prompt + tokens], device=lm.device)
     kept = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=lm.device)
@@ -97,20 +139,31 @@ def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> torch.Tensor:
     return logits.log_softmax(dim=-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu()
 
 
-def complete(lm: LM, sampled: Sampled) -> Response:
-    """Return a server's response in the toolkit's form: cut off after the first end-of-sequence token, which is part of the response."""
+def complete(lm: LM, sampled: Sampled, budget: int) -> Response:
+    """Return a server's response in the toolkit's form: cut off after the first end-of-sequence token, which is part of the response.
+
+    Args:
+        lm: The model.
+        sampled: The server's response.
+        budget: Largest number of tokens that was asked for.
+
+    Raises:
+        EngineError: the response has fewer tokens, and did not end by itself: the server broke it off.
+    """
     ends = [i for i, token in enumerate(sampled.tokens) if token in lm.eos_ids]
     if ends:
         return Response(sampled.tokens[: ends[0] + 1], "stop")
     if not sampled.stopped:
-        return Response(sampled.tokens, "length")
+        if len(sampled.tokens) < budget:
+            raise EngineError(f"The server broke off a response after {len(sampled.tokens)} of {budget} tokens: look into its log.")
+        return Response(sampled.tokens[:budget], "length")
     # Some servers leave the end-of-sequence token out.
     own = lm.tokenizer.eos_token_id
     return Response([*sampled.tokens, int(own) if own is not None else min(lm.eos_ids)], "stop")
 
 
 def check_unmodified(condition: Condition, sampling: Sampling, engine: str) -> None:
-    """Raise EngineError if a condition does more than change weights and prompts, or if entropies are to be recorded.
+    """Raise CannotSampleError if a condition does more than change weights and prompts, or if entropies are to be recorded.
 
     Args:
         condition: The condition to sample.
@@ -118,16 +171,16 @@ def check_unmodified(condition: Condition, sampling: Sampling, engine: str) -> N
         engine: Name of the engine, for the message.
     """
     if condition.during:
-        raise EngineError(
+        raise CannotSampleError(
             f"{engine} cannot act inside the network, as this condition does ({condition.note or condition.during[0]}). Use the toolkit's own "
             "loop (no --engine); or change weights instead (edits.apply) and serve the saved directory or the adapter (toolkit export)."
         )
     if condition.rules:
-        raise EngineError(
+        raise CannotSampleError(
             f"{engine} cannot replace drawn tokens, as this condition's decoding rules do ({condition.note or condition.rules[0]}). Use the "
             "toolkit's own loop (no --engine)."
         )
     if sampling.details:
-        raise EngineError(
+        raise CannotSampleError(
             f"{engine} does not report entropies: sample without details, then compute them with entropies.with_entropies(lm, rollouts)."
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.engines.adapter import save_difference
-from toolkit.engines.base import EngineError, Request, Response
+from toolkit.engines.base import CannotSampleError, EngineError, Request, Response
 from toolkit.engines.client import Client
 from toolkit.engines.probing import Probe, check_unmodified, complete, probe
 from toolkit.engines.wire import Served, Wire
@@ -18,17 +18,24 @@ from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 
 log = logging.getLogger(__name__)
+CHANGED = 0.02  # a server that was away may differ from our model by this much, in nats per token, however little it did before
 STORED = 64, 15.0  # responses, or seconds, after which finished responses are handed on to be stored
-CLEARER = 2.0  # a served model is taken for the right one only if it is closer than all others by this factor
+CLEARER = 2.0  # among models that show the same edit, the nearest is taken only if the others are farther by this factor
 
 
 @dataclass(frozen=True)
 class Server:
     """An engine that lets a server sample. The server must serve the weights of the condition; this is checked by log-probabilities.
 
-    A condition of the base model is sampled by the server's base model. A condition with edited or trained weights is sampled by the
-    adapter of the server that computes the same. If there is none and the server can load adapters while it runs (vLLM, SGLang), the
-    change of the weights is saved as an adapter and loaded.
+    Which of the server's models samples a condition:
+
+    - the one that has the name or path of the condition's model, or the adapter that was loaded for it before;
+    - else, for the base model, the server's base model;
+    - else, if the server can load adapters while it runs (vLLM, SGLang), an adapter with the difference from the base model;
+    - else the one of the server's models that shows the edit by its log-probabilities.
+
+    In each case, log-probabilities of tokens that the server sampled must agree with the condition's model; those of an edited model must
+    show the edit, and not a part of it. An edit that is smaller than the server's rounding can only be known by its name.
 
     A server cannot sample conditions with interventions (steering, masks, run-time edits) or decoding rules.
 
@@ -40,15 +47,15 @@ class Server:
         client: Connection to the server.
         base: Base model of the conditions, to recognise whether the server serves it or an edited one; ``None`` if all conditions are
             unedited models.
-        tolerance: Largest mean absolute difference of log-probabilities between the server and the model, in nats per token. The default is
-            ours: quantised servers reach about half of it.
+        tolerance: Largest mean absolute difference of log-probabilities between the server and the model, in nats per token; ``None`` means
+            that of the kind of server (``Wire.tolerance``).
         adapters: Directory in which adapters are saved for the server to load.
     """
 
     wire: Wire
     client: Client
     base: LM | None = None
-    tolerance: float = 0.1
+    tolerance: float | None = None
     adapters: Path = Path("runs/adapters")
 
     @property
@@ -69,94 +76,136 @@ class Server:
         """Find which of the server's models computes what the condition's model computes, and return a session with it.
 
         Raises:
-            EngineError: the condition needs more than a server can do, the server serves other weights, or it does not answer.
+            CannotSampleError: the condition needs more than a server can do, or the server serves other weights.
+            EngineError: the server does not answer as it should.
         """
         self.check(condition, sampling)
         longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
         context = self.wire.context(self.client)
         if context is not None and longest > context:
-            raise EngineError(
+            raise CannotSampleError(
                 f"{self.name} has a context of {context} tokens, but the longest prompt and max_new_tokens={sampling.max_new_tokens} make "
                 f"{longest}: start it with a longer context, or lower max_new_tokens."
             )
         return _Session(self, condition.lm, self._served(condition.lm, requests), sampling)
 
-    def _served(self, lm: LM, requests: Sequence[Request]) -> Served:
-        probes = [probe(self.wire, self.client, lm, requests, served) for served in self.wire.served(self.client)]
-        chosen = self._matching(lm, probes)
-        if chosen is None and self.base is not None and lm.fingerprint != self.base.fingerprint:
-            name = f"toolkit-{lm.fingerprint[:16]}"
-            folder = save_difference(self.base, lm, self.adapters / name)
-            served = self.wire.load(self.client, name, str(folder.resolve()))
-            if served is not None:
-                probes = [*probes, probe(self.wire, self.client, lm, requests, served)]
-                chosen = self._matching(lm, probes)
-        if chosen is None:
-            measured = ", ".join(f"{p.served.name} {p.divergence(lm):.3f}" for p in probes)
-            raise EngineError(
-                f"{self.name} does not serve {lm.name}: log-probabilities of {probes[0].tokens} sampled tokens differ from this model's by "
-                f"{measured} nats per token (at most {self.tolerance} expected, and nearer to this model than to its base). {self.wire.advice}"
-            )
-        log.info("%s serves %s as %r: %.4f nats per token", self.name, lm.name, chosen.served.name, chosen.divergence(lm))
-        return chosen.served
+    @property
+    def limit(self) -> float:
+        """The tolerance in use, in nats per token."""
+        return self.wire.tolerance if self.tolerance is None else self.tolerance
 
-    def _matching(self, lm: LM, probes: Sequence[Probe]) -> Probe | None:
-        """Return the probe of the served model that computes what ``lm`` computes; ``None`` if there is none.
+    def check_served(self, lm: LM, served: Served, requests: Sequence[Request]) -> Probe:
+        """Return a probe of a served model that agrees with ``lm``.
 
         Raises:
-            EngineError: several served models are about equally near, and neither name nor path tells them apart.
+            CannotSampleError: it does not agree.
         """
-        near = sorted((p for p in probes if self._agrees(p, lm)), key=lambda p: p.divergence(lm))
-        if not near:
-            return None
-        best, *others = near
-        rivals = [p for p in others if p.divergence(lm) < CLEARER * best.divergence(lm)]
-        if not rivals:
-            return best
-        named = [p for p in (best, *rivals) if p.served.source and Path(p.served.source).name in (Path(lm.name).name, lm.name)]
-        if len(named) == 1:
-            return named[0]
-        if self.base is None or lm.fingerprint == self.base.fingerprint:
-            return next((p for p in probes if p in near), best)  # the base model comes first
-        raise EngineError(
-            f"{self.name} serves models that cannot be told apart from {lm.name}: "
-            + ", ".join(f"{p.served.name} ({p.divergence(lm):.4f} nats per token)" for p in (best, *rivals))
-            + ". Serve the condition under the name of its directory, or alone."
-        )
+        tried = probe(self.wire, self.client, lm, requests, served)
+        if not self._agrees(tried, lm, named=True):
+            raise self._refusal(lm, [tried])
+        return tried
 
-    def _agrees(self, tried: Probe, lm: LM) -> bool:
-        """Return True if a served model is within the tolerance of ``lm`` and, if ``lm`` is edited, nearer to it than to its base."""
-        divergence = tried.divergence(lm)
-        if divergence > self.tolerance:
+    def _served(self, lm: LM, requests: Sequence[Request]) -> Probe:
+        offered = self.wire.served(self.client)
+        edited = self.base is not None and lm.fingerprint != self.base.fingerprint
+        own = f"toolkit-{(self.base or lm).fingerprint[:8]}-{lm.fingerprint[:16]}"
+        named = [s for s in offered if s.name == own] or [s for s in offered if _is_named(s, lm)]
+        if not named and not edited:
+            named = offered[:1]
+        if not named and self.base is not None and self.wire.loads:
+            folder = save_difference(self.base, lm, self.adapters / own)
+            named = [self.wire.load(self.client, own, str(folder.resolve()))]
+        if len(named) == 1:
+            chosen = self.check_served(lm, named[0], requests)
+        else:
+            chosen = self._recognised(lm, [probe(self.wire, self.client, lm, requests, served) for served in named or offered])
+        log.info("%s serves %s as %r: %.4f nats per token", self.name, lm.name, chosen.served.name, chosen.divergence(lm))
+        if edited and self.base is not None and chosen.verdict(self.base, lm) == "unseen":
+            log.warning(
+                "the edit of %s is smaller than the rounding of %s: only its name says that it is served", lm.name, self.name
+            )
+        if not edited and lm.made_from:
+            log.warning(
+                "%s was edited or trained: give its base model too (compare), else a server of the base may pass for it", lm.name
+            )
+        return chosen
+
+    def _recognised(self, lm: LM, probes: Sequence[Probe]) -> Probe:
+        """Return the one probe whose served model shows the edit of ``lm``. Raise CannotSampleError if there is none, or several."""
+        found = [p for p in probes if self._agrees(p, lm, named=False)]
+        if not found:
+            raise self._refusal(lm, probes)
+        best, *rivals = sorted(found, key=lambda p: p.divergence(lm))
+        if rivals and rivals[0].divergence(lm) < CLEARER * best.divergence(lm):
+            raise CannotSampleError(
+                f"{self.name} serves models that cannot be told apart from {lm.name}: "
+                + ", ".join(f"{p.served.name} ({p.divergence(lm):.4f} nats per token)" for p in (best, *rivals))
+                + ". Serve the condition under the name of its directory, or alone."
+            )
+        return best
+
+    def _agrees(self, tried: Probe, lm: LM, *, named: bool) -> bool:
+        """Return True if a served model is within the tolerance of ``lm`` and, if ``lm`` is edited, shows the edit.
+
+        Args:
+            tried: The probe of the served model.
+            lm: The model of the condition.
+            named: True if its name says that it is ``lm``: then an edit that is too small to be seen is accepted.
+        """
+        if not tried.divergence(lm) <= self.limit:
             return False
         if self.base is None or lm.fingerprint == self.base.fingerprint:
             return True
-        return divergence < tried.divergence(self.base)
+        return tried.verdict(self.base, lm) in (("served", "unseen") if named else ("served",))
+
+    def _refusal(self, lm: LM, probes: Sequence[Probe]) -> CannotSampleError:
+        measured = ", ".join(f"{p.served.name} {p.divergence(lm):.3f}" for p in probes)
+        shown = ""
+        if self.base is not None and lm.fingerprint != self.base.fingerprint:
+            shares = (p.share(self.base, lm) for p in probes)
+            shown = ", and of the edit they show " + ", ".join(f"{share:.2f} +- {error:.2f}" for share, error in shares)
+        return CannotSampleError(
+            f"{self.name} does not serve {lm.name}: log-probabilities of {probes[0].tokens} sampled tokens differ from this model's by "
+            f"{measured} nats per token (at most {self.limit} expected){shown}. {self.wire.advice}"
+        )
 
 
 @dataclass(frozen=True)
 class _Session:
     engine: Server
     lm: LM
-    served: Served
+    probe: Probe
     sampling: Sampling
+
+    @property
+    def served(self) -> Served:
+        """The model of the server that samples."""
+        return self.probe.served
+
+    @property
+    def serves(self) -> str:
+        return self.served.name
+
+    def _check_again(self) -> None:
+        """Raise EngineError if the server, which was away, now computes something else than at the first probe."""
+        engine = self.engine
+        now = probe(engine.wire, engine.client, self.lm, self.probe.requests, self.served)
+        limit = max(CLEARER * self.probe.divergence(self.lm), CHANGED)
+        if not now.divergence(self.lm) <= limit or not engine._agrees(now, self.lm, named=True):
+            raise EngineError(
+                f"{engine.name} was restarted with another model or other settings: its log-probabilities differ from this model's by "
+                f"{now.divergence(self.lm):.3f} nats per token, before by {self.probe.divergence(self.lm):.3f}. Start it as it was, then repeat the "
+                "same command or call."
+            )
 
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         wire, client = self.engine.wire, self.engine.client
         bodies = [wire.body(self.lm, r, self.sampling, logprobs=False) | dict(self.served.fields) for r in requests]
-        before = client.get(wire.identity)
-
-        def same(now: Any) -> None:
-            if now != before:
-                raise EngineError(
-                    f"{self.engine.name} was restarted with another model or other settings ({wire.identity} changed)."
-                )
-
-        answers = client.post_all(wire.path, bodies, same, wire.identity)
+        answers = client.post_all(wire.path, bodies, self._check_again)
         done, since = [], time.monotonic()
         try:
             for index, answer in answers:
-                done.append((index, complete(self.lm, wire.read(self.lm, answer))))
+                done.append((index, complete(self.lm, wire.read(self.lm, answer), self.sampling.max_new_tokens)))
                 tick(1)
                 if len(done) >= STORED[0] or time.monotonic() - since > STORED[1]:
                     yield done
@@ -171,3 +220,10 @@ class _Session:
             answers.close()
         if done:
             yield done
+
+
+def _is_named(served: Served, lm: LM) -> bool:
+    """Return True if a served model has the path or the name of ``lm``."""
+    if served.name == lm.name or (served.source and served.source == lm.name):
+        return True
+    return bool(served.source) and lm.folder is not None and Path(served.source).resolve() == lm.folder.resolve()

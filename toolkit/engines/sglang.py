@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.engines.base import Request
-from toolkit.engines.client import Client
+from toolkit.engines.client import Client, RefusedError
 from toolkit.engines.wire import Sampled, Served, entry, ids_of, seed_of
 from toolkit.lm import LM
 from toolkit.sampling import Sampling
@@ -18,12 +18,12 @@ from toolkit.sampling import Sampling
 class SGLangServer:
     """SGLang's own ``/generate``. Untested with the real server. It follows seeds only if it is started with --enable-deterministic-inference."""
 
-    name, path, identity, exact = "sglang", "/generate", "/get_model_info", True
+    name, path, tolerance, loads, exact = "sglang", "/generate", 0.05, True, True
     advice = "Start it with the saved directory of these weights, or with --enable-lora, so that edits can be loaded while it runs."
 
     def served(self, client: Client) -> list[Served]:
         """Return the base model. The server does not list its adapters; those that ``load`` loaded are known by name."""
-        return [Served("base", source=str(entry(client.get(self.identity), "model_path", str, self.name)))]
+        return [Served("base", source=str(entry(client.get("/get_model_info"), "model_path", str, self.name)))]
 
     def context(self, client: Client) -> int | None:
         """Return ``None``: the server does not say."""
@@ -31,7 +31,11 @@ class SGLangServer:
 
     def load(self, client: Client, name: str, folder: str) -> Served:
         """Load an adapter while the server runs; it must be started with --enable-lora."""
-        client.tell("/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+        try:
+            client.tell("/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+        except RefusedError as error:
+            if "already" not in str(error):  # SGLang lists no adapters, and refuses to load one twice
+                raise
         return Served(name, {"lora_path": name}, folder)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:

@@ -54,14 +54,16 @@ class Wire(Protocol):
     Attributes:
         name: Kind of server, for messages and file headers.
         path: Path to which requests are sent.
-        identity: Path that says what the server serves.
+        tolerance: Largest mean absolute difference of log-probabilities from our model, in nats per token (our choice).
+        loads: True if it can load adapters while it runs.
         exact: True if tokens travel as ids, False if as text.
         advice: Sentence that says how to serve edited weights.
     """
 
     name: str
     path: str
-    identity: str
+    tolerance: float
+    loads: bool
     exact: bool
     advice: str
 
@@ -73,8 +75,8 @@ class Wire(Protocol):
         """Return the largest number of tokens of prompt and response together, or ``None`` if the server does not say."""
         ...
 
-    def load(self, client: Client, name: str, folder: str) -> Served | None:
-        """Make the server load a PEFT adapter from a folder on its disk, and return it. Return ``None`` if no such server can."""
+    def load(self, client: Client, name: str, folder: str) -> Served:
+        """Make the server load a PEFT adapter from a folder on its disk, and return it. Only if ``loads`` is True."""
         ...
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from toolkit import entropies, figures, generate, report, stats, store, transcript
-from toolkit.engines import OWN_LOOP, Engine
+from toolkit.engines import OWN_LOOP, Engine, OwnLoop
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
@@ -174,7 +174,7 @@ def entropy_report(
     problems = study.load(settings.split, lm)
     if rollouts is None:
         say(f"sampling {len(problems)} x {study.samples} responses with their entropies")
-        own = engine is OWN_LOOP  # other engines do not record entropies
+        own = isinstance(engine, OwnLoop)  # other engines do not record entropies
         sampling = replace(study.sampling, temperature=settings.temperature, details=own)
         rollouts = generate.rollouts(
             lm, problems, sampling, engine=engine, out=out / "rollouts", about=study.origin(settings.split)
