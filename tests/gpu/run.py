@@ -1,0 +1,81 @@
+"""Measure the toolkit on a GPU: ``python tests/gpu/run.py OUT [--stage right|fast|train] [--small] [--limit-seconds N]``.
+
+Each stage runs in a process of its own. ``OUT/report.md`` is the table to read; ``report.json`` and ``rows.jsonl`` hold the same. They are
+written after every check, so that nothing is lost if the machine is taken away. ``README.md`` beside this file says how to run it on a
+borrowed machine. Without a GPU every stage runs on the CPU, at toy size with ``--small``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# The toolkit need not be installed. ``benchmarks`` holds the rivals, ``tests`` the model families.
+sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE.parent / "benchmarks"), str(HERE)]
+
+import ledger  # noqa: E402
+from aims import STAGES  # noqa: E402
+
+GRACE = 15  # seconds after its limit at which a stage that does not answer is killed
+
+
+def here(out: Path, stage: str, *, small: bool, limit: float) -> None:
+    """Run one stage in this process."""
+    import torch
+
+    os.environ["BENCH_DEVICE"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if small:
+        os.environ["BENCH_QUICK"] = "1"
+    torch.set_float32_matmul_precision("highest")
+    book = ledger.Ledger(out, stage, small=small, limit=limit)
+    module = importlib.import_module(f"stage_{stage}")
+    book.run(module.CHECKS, module.setting(small=small, out=out, ends=book.ends))
+
+
+def apart(out: Path, stage: str, *, small: bool, limit: float) -> None:
+    """Run one stage in a process of its own, and write down what it did not measure if it crashes or hangs."""
+    command = [sys.executable, str(HERE / "run.py"), str(out), "--stage", stage, "--limit-seconds", str(limit), "--here"]
+    # Without these: downloads are tried, memory is cut into pieces that no longer fit, and threads fight over the cores.
+    env = {"HF_HUB_OFFLINE": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True", "TOKENIZERS_PARALLELISM": "false",
+           "PYTHONUNBUFFERED": "1", **os.environ}  # fmt: skip
+    began = time.monotonic()
+    with subprocess.Popen(command + ["--small"] * small, env=env, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, said = process.communicate(timeout=limit + GRACE)
+            why = f"the stage's process ended with status {process.returncode}:\n{said[-3000:]}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, said = process.communicate()
+            why = f"the stage's process was killed {GRACE} s after its limit of {limit:g} s:\n{said[-3000:]}"
+    ledger.missing_rows(out, stage, why)
+    rows = [row for row in ledger.read_rows(out)[1] if row["stage"] == stage]
+    told = ", ".join(f"{sum(r['verdict'] == v for r in rows)} {v}" for v in dict.fromkeys(r["verdict"] for r in rows))
+    print(f"{stage}: {time.monotonic() - began:.0f} s; {told}", flush=True)
+    for row in rows:
+        if row["verdict"] in ("missed", "failed"):
+            print(f"  {row['verdict']}: {row['row']}: {row['value']} (reach {row['reach']}) {(row.get('why') or '').strip()[-200:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="directory of the report")
+    parser.add_argument("--stage", choices=STAGES, help="run only this stage (default: all)")
+    parser.add_argument("--small", action="store_true", help="toy sizes: a rehearsal, of a minute on a CPU")
+    limits = ", ".join(f"{name} {seconds}" for name, seconds in STAGES.items())
+    parser.add_argument("--limit-seconds", type=float, help=f"seconds that each stage may take (default: {limits})")
+    parser.add_argument("--here", action="store_true", help="run the stage in this process, without a guard against crashes")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for stage in [asked.stage] if asked.stage else STAGES:
+        (here if asked.here else apart)(asked.out, stage, small=asked.small, limit=asked.limit_seconds or STAGES[stage])
+
+
+if __name__ == "__main__":
+    main()
