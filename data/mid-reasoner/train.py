@@ -67,7 +67,7 @@ class Settings:
 
     Attributes:
         tokens: Training tokens after which the training ends, padding included.
-        seconds: Seconds after which it ends, counted from the first step.
+        seconds: Seconds after which it ends, counted from the second step (the first sets libraries up).
         lr: Peak learning rate of AdamW, for embeddings and norms.
         muon_lr: Peak learning rate of Muon, for the matrices of the layers.
         batch_tokens: Tokens per step, padding included.
@@ -191,7 +191,7 @@ class Data:
 
 @dataclass
 class Progress:
-    """How far a training is. ``seconds`` counts from the first step."""
+    """How far a training is. ``seconds`` counts from the second step."""
 
     settings: Settings
     tokens: int = 0
@@ -212,7 +212,7 @@ def build(settings: Settings, device: torch.device) -> Qwen3ForCausalLM:
     """Return an untrained model. Its norms use PyTorch's own function, which reads their input once and not five times."""
     torch.manual_seed(settings.seed)
     tiny = recipe()
-    model = tiny.build_model(argparse.Namespace(**asdict(settings)), len(tiny.SPECIALS) + 96).to(device)
+    model = tiny.build_model(argparse.Namespace(**asdict(settings)), len(tiny.build_tokenizer())).to(device)
     for module in model.modules():
         if type(module).__name__ == "Qwen3RMSNorm":
             module.forward = lambda x, norm=module: F.rms_norm(x, norm.weight.shape, norm.weight.to(x.dtype), norm.variance_epsilon)
@@ -280,6 +280,7 @@ def train(settings: Settings, out: Path, *, device: torch.device, say: Callable[
         first = on_device(next(batches))
         if settings.compile:
             facts["compiled"] = compiled(model, first)
+        step(model, optimizers, first, 0.0)  # libraries set themselves up, which takes seconds
         data.waited, saved = 0.0, 0.0
         progress.began, total, count = time.perf_counter(), torch.zeros((), device=device), 0
         while progress.done < 1:
