@@ -46,7 +46,6 @@ from transformers import Qwen3ForCausalLM
 
 HERE = Path(__file__).parent
 NAME = "mid-reasoner"
-PIECE = "15MB"  # largest piece; a borrowed machine returns files of at most 16 MiB
 REST = f"{NAME}.json"  # everything that is not weights, in one file: few files come back
 AHEAD = 48  # chunks of data that are made ahead of the training
 
@@ -79,6 +78,7 @@ class Settings:
         drill_share: Share of the lookup problems that are drills, after the first lesson.
         workers: Processes that make data.
         save_every: Seconds between savings.
+        piece: Largest piece of the saved weights. A borrowed machine returns files of at most 16 MiB.
         compile: True to compile the layers with ``torch.compile``; if that fails, they run as they are.
     """
 
@@ -101,6 +101,7 @@ class Settings:
     drill_share: float = 0.3
     workers: int = max(1, min(12, (os.cpu_count() or 1) - 2))
     save_every: float = 60
+    piece: str = "15MB"
     compile: bool = False
 
 
@@ -322,7 +323,7 @@ def save_pieces(model: Qwen3ForCausalLM, facts: dict[str, Any], out: Path) -> No
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         half = {name: value.detach().to(torch.bfloat16) for name, value in model.state_dict().items()}
-        model.save_pretrained(folder, state_dict=half, max_shard_size=PIECE)
+        model.save_pretrained(folder, state_dict=half, max_shard_size=facts["settings"]["piece"])
         recipe().build_tokenizer().save_pretrained(folder)
         files = sorted(Path(folder).iterdir())
         config = Path(folder) / "config.json"

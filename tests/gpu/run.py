@@ -69,12 +69,15 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, help="run only this stage (default: all)")
     parser.add_argument("--small", action="store_true", help="toy sizes: a rehearsal, of a minute on a CPU")
     limits = ", ".join(f"{name} {seconds}" for name, seconds in STAGES.items())
-    parser.add_argument("--limit-seconds", type=float, help=f"seconds that each stage may take (default: {limits})")
+    parser.add_argument("--limit-seconds", type=float, help=f"seconds that each stage may take, and what the stages before it leave (default: {limits})")
     parser.add_argument("--here", action="store_true", help="run the stage in this process, without a guard against crashes")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
+    left = 0.0  # seconds that the stages before did not need
     for stage in [asked.stage] if asked.stage else STAGES:
-        (here if asked.here else apart)(asked.out, stage, small=asked.small, limit=asked.limit_seconds or STAGES[stage])
+        limit, began = (asked.limit_seconds or STAGES[stage]) + left, time.monotonic()
+        (here if asked.here else apart)(asked.out, stage, small=asked.small, limit=limit)
+        left = max(0.0, limit - (time.monotonic() - began))
 
 
 if __name__ == "__main__":

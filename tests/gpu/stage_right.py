@@ -326,12 +326,12 @@ def grpo_resumed(s: Setting) -> dict[str, Value]:
 
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 3:
+            if state.global_step == 2:
                 raise KeyboardInterrupt
 
-    recipe, problems = replace(recipes.plain("correctness").scaled(), problems=4, samples=4), tasks.load("arithmetic", "train", 32)
+    recipe, problems = replace(recipes.plain("correctness").scaled(), problems=2, samples=4), tasks.load("arithmetic", "train", 16)
     with tempfile.TemporaryDirectory() as folder:
-        plans = [run.Run(Path(folder) / name, 4, save_every=2, micro_batch=8) for name in ("whole", "stopped")]
+        plans = [run.Run(Path(folder) / name, 3, save_every=1, micro_batch=8) for name in ("whole", "stopped")]
         whole = run.train(s.card, recipe, problems, plans[0])
         try:
             run.train(s.card, recipe, problems, plans[1], extras=Extras(callbacks=(Stop(),)))
