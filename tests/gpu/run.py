@@ -59,8 +59,10 @@ def apart(out: Path, stage: str, *, small: bool, limit: float) -> None:
     told = ", ".join(f"{sum(r['verdict'] == v for r in rows)} {v}" for v in dict.fromkeys(r["verdict"] for r in rows))
     print(f"{stage}: {time.monotonic() - began:.0f} s; {told}", flush=True)
     for row in rows:
-        if row["verdict"] in ("missed", "failed"):
-            print(f"  {row['verdict']}: {row['row']}: {row['value']} (reach {row['reach']}) {(row.get('why') or '').strip()[-200:]}")
+        if row["verdict"] == "missed":
+            print(f"  missed: {row['row']}: {row['value']:.4g} (reach {row['reach']}) {row['note']}")
+    for why in dict.fromkeys(row["why"] for row in rows if row["verdict"] == "failed"):
+        print(f"  failed: {', '.join(dict.fromkeys(r['check'] for r in rows if r.get('why') == why))}: ...{why.strip()[-400:]}")
 
 
 def main() -> None:

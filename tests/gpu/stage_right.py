@@ -287,14 +287,21 @@ def copied(lm: LM, device: torch.device | str) -> LM:
     return lms.wrap(deepcopy(lm.model).to(device), lm.tokenizer, name=lm.name, tags=lm.tags)
 
 
+def few_rows(s: Setting) -> Any:
+    """Return a recipe of 16 short responses per step."""
+    from toolkit.grpo import recipes
+
+    return replace(recipes.plain("correctness").scaled(), problems=4, samples=4, max_tokens=48 if s.small else 200)
+
+
 def grpo_gradient(s: Setting) -> dict[str, Value]:
     """The gradient of one whole step on the same rollouts, those of the CPU."""
     from training import gradient
 
-    from toolkit.grpo import recipes, run
+    from toolkit.grpo import run
     from toolkit.grpo.trainer import Trainer
 
-    recipe, problems = replace(recipes.plain("correctness").scaled(), problems=4, samples=4), tasks.load("arithmetic", "train", 32)
+    recipe, problems = few_rows(s), tasks.load("arithmetic", "train", 32)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for device in ("cpu", s.device):
@@ -321,7 +328,7 @@ def grpo_resumed(s: Setting) -> dict[str, Value]:
     """
     from transformers import TrainerCallback
 
-    from toolkit.grpo import recipes, run
+    from toolkit.grpo import run
     from toolkit.grpo.extras import Extras
 
     class Stop(TrainerCallback):
@@ -329,7 +336,7 @@ def grpo_resumed(s: Setting) -> dict[str, Value]:
             if state.global_step == 2:
                 raise KeyboardInterrupt
 
-    recipe, problems = replace(recipes.plain("correctness").scaled(), problems=2, samples=4), tasks.load("arithmetic", "train", 16)
+    recipe, problems = few_rows(s), tasks.load("arithmetic", "train", 32)
     with tempfile.TemporaryDirectory() as folder:
         plans = [run.Run(Path(folder) / name, 3, save_every=1, micro_batch=8) for name in ("whole", "stopped")]
         whole = run.train(s.card, recipe, problems, plans[0])
