@@ -40,7 +40,9 @@ def join(pieces: Path, directory: Path) -> Path:
     for name in names:
         held = load_file(pieces / f"{NAME}-{name}")
         if index and (wrong := set(held) ^ {tensor for tensor, where in index.items() if where == name}):
-            raise ValueError(f"{NAME}-{name} and the index differ in {sorted(wrong)[0]}: the pieces are of two savings. Fetch them again.")
+            raise ValueError(
+                f"{NAME}-{name} and the index differ in {sorted(wrong)[0]}: the pieces are of two savings. Fetch them again."
+            )
         weights |= held
     made = directory.with_name(f".{directory.name}.{os.getpid()}")
     made.mkdir(parents=True)

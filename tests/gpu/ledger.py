@@ -23,7 +23,19 @@ from typing import Any
 
 from aims import AIMS, STAGES, Aim
 
-PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy", "pandas", "pyarrow", "safetensors", "tokenizers")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "peft",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+)
 OPTIONAL = ("trl", "datasets", "pyarrow", "plotly", "peft", "accelerate")  # a check that misses one of these is "absent"
 ROWS, REPORT, PAGE = "rows.jsonl", "report.json", "report.md"
 
@@ -57,7 +69,7 @@ class Ledger:
         self.ends = time.monotonic() + limit
         self.judged = on_card() and not small
         out.mkdir(parents=True, exist_ok=True)
-        self._write([{"stage": stage, "machine": machine(), "small": small, "limit": limit}])
+        append(out, [{"stage": stage, "machine": machine(), "small": small, "limit": limit}])
 
     def run(self, checks: Mapping[str, Check], setting: Any) -> None:
         """Run the checks in the order of the aims. A check that fails does not stop the others."""
@@ -94,19 +106,13 @@ class Ledger:
             else:
                 line |= {"value": None, "note": "", "verdict": verdict, "why": why or f"{check} did not measure it"}
             lines.append(line | {"seconds": round(seconds, 2), "peak_mb": round(peak)})
-        self._write(lines)
+        append(self.out, lines)
         write_report(self.out)
 
     def _judge(self, aim: Aim, value: float) -> str:
         if aim.reach is None or (aim.on_card and not self.judged):
             return "measured"
         return "met" if aim.met(value) else "missed"
-
-    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        with (self.out / ROWS).open("a") as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in lines)
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -128,15 +134,28 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def absent_package(error: BaseException | None) -> str | None:
-    """Return the optional package whose absence an error, or one that it was raised from, reports."""
+    """Return the optional package whose absence an error, or one that it was raised from, reports.
+
+    A missing module inside an installed package is no absence: the package has changed.
+    """
     while error is not None:
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in OPTIONAL:
-            return (error.name or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
+            return error.name
         error = error.__cause__ or error.__context__
     return None
 
 
 # --- the report ----------------------------------------------------------------------------------------------
+
+
+def append(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to ``OUT/rows.jsonl``, safe on the disk. A line that a kill cut off stays alone."""
+    path = out / ROWS
+    cut = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a") as stream:
+        stream.write("\n" * cut + "".join(json.dumps(line) + "\n" for line in lines))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_rows(out: Path) -> tuple[dict[str, dict], list[dict]]:
@@ -164,8 +183,7 @@ def missing_rows(out: Path, stage: str, why: str, aims: Sequence[Aim] = AIMS) ->
          "seconds": None, "peak_mb": None}
         for aim in aims if aim.stage == stage and aim.row not in have
     ]  # fmt: skip
-    with (out / ROWS).open("a") as stream:
-        stream.writelines(json.dumps(line) + "\n" for line in lines)
+    append(out, lines)
     write_report(out)
 
 
@@ -185,13 +203,18 @@ def page(report: Mapping[str, Any]) -> str:
     parts = ["# Measured on a GPU"]
     if not any(facts["machine"]["card"] for facts in report["stages"].values()):
         parts.append("**There was no GPU: this is a rehearsal on a CPU. Its speeds say nothing about a GPU.**")
-    for stage, facts in report["stages"].items():
-        mine = [row for row in report["rows"] if row["stage"] == stage]
-        about = ", ".join(f"{name} {value}" for name, value in facts["machine"].items() if value)
-        counts = {verdict: sum(row["verdict"] == verdict for row in mine) for verdict in dict.fromkeys(row["verdict"] for row in mine)}
+    for stage in dict.fromkeys(row["stage"] for row in report["rows"]):
+        mine, facts = [row for row in report["rows"] if row["stage"] == stage], report["stages"].get(stage)
+        counts = {
+            verdict: sum(row["verdict"] == verdict for row in mine) for verdict in dict.fromkeys(row["verdict"] for row in mine)
+        }
         told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-        size = "toy size" if facts["small"] else "full size"
-        parts.append(f"## {stage}\n\n{about}. {size.capitalize()}, at most {facts['limit']:g} s. {told.capitalize()}.")
+        if facts is None:
+            parts.append(f"## {stage}\n\nThe stage did not begin. {told.capitalize()}.")
+        else:
+            about = ", ".join(f"{name} {value}" for name, value in facts["machine"].items() if value)
+            size = "Toy size" if facts["small"] else "Full size"
+            parts.append(f"## {stage}\n\n{about}. {size}, at most {facts['limit']:.0f} s. {told.capitalize()}.")
         lines = ["| row | value | reach | verdict | s | peak MB | note |", "|---|---|---|---|---|---|---|"]
         for row in mine:
             value = "" if row["value"] is None else f"{row['value']:.4g}"

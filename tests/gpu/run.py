@@ -72,7 +72,11 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, help="run only this stage (default: all)")
     parser.add_argument("--small", action="store_true", help="toy sizes: a rehearsal, of a minute on a CPU")
     limits = ", ".join(f"{name} {seconds}" for name, seconds in STAGES.items())
-    parser.add_argument("--limit-seconds", type=float, help=f"seconds that each stage may take, and what the stages before it leave (default: {limits})")
+    parser.add_argument(
+        "--limit-seconds",
+        type=float,
+        help=f"seconds that each stage may take, and what the stages before it leave (default: {limits})",
+    )
     parser.add_argument("--keep", action="store_true", help="copy the report to tests/gpu; only of a full run on a GPU")
     parser.add_argument("--here", action="store_true", help="run the stage in this process, without a guard against crashes")
     asked = parser.parse_args()

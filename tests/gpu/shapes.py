@@ -18,7 +18,14 @@ from toolkit.types import Direction, Rollout, Span
 
 NEVER = 10**9  # an end token that no model has
 _COMMON = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 4, "max_position_embeddings": 131072}
-_TOY: dict[str, Any] = {"vocab_size": 512, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 6, "head_dim": 16}
+_TOY: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 96,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "head_dim": 16,
+}
 CONFIGS = {
     "1.5B": lambda small: Qwen2Config(**_COMMON, tie_word_embeddings=True, num_key_value_heads=2, **(_TOY if small else {
         "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12})),

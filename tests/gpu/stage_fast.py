@@ -135,8 +135,9 @@ def captured_rows(s: Setting, lm: LM, name: str) -> Iterator[tuple[str, Value]]:
 
 def decoding(s: Setting) -> Iterator[tuple[str, Value]]:
     yield from captured_rows(s, s.lm, "1.5B")
-    yield "1.5B, 64 rows, in batches (ms per step)", per_step(
-        lambda n: decode(s, s.lm, n, OwnLoop(in_slots=False)), *span(s, captured=False)
+    yield (
+        "1.5B, 64 rows, in batches (ms per step)",
+        per_step(lambda n: decode(s, s.lm, n, OwnLoop(in_slots=False)), *span(s, captured=False)),
     )
     with unrecorded():
         step = per_step(lambda n: decode(s, s.lm, n, OwnLoop(in_slots=True)), *span(s, captured=False))
@@ -148,9 +149,7 @@ def steering(s: Setting) -> dict[str, Value]:
     steps: dict[str, list[float]] = {"plain": [], "steered": []}
     for _ in range(2):
         for name, target in (("plain", s.lm), ("steered", condition)):
-            steps[name].append(
-                per_step(lambda n, t=target: decode(s, t, n, OwnLoop(in_slots=True)), *span(s, captured=True))
-            )
+            steps[name].append(per_step(lambda n, t=target: decode(s, t, n, OwnLoop(in_slots=True)), *span(s, captured=True)))
     ratios = [a / b for a, b in zip(steps["steered"], steps["plain"], strict=True)]
     return {"1.5B, steered over plain, time": (median(ratios), f"every layer, every token; ms per step: {steps}")}
 
@@ -291,7 +290,10 @@ def editing(s: Setting) -> Iterator[tuple[str, Value]]:
             made.append(edits.apply(s.lm, edits.plan(scores, attn)))
             made[0].save(path)
 
-        yield "plan, edit and save 1.5B (s)", (seconds(work), f"{sum(p.numel() for p in s.lm.model.parameters()) / 1e9:.2f} G weights")
+        yield (
+            "plan, edit and save 1.5B (s)",
+            (seconds(work), f"{sum(p.numel() for p in s.lm.model.parameters()) / 1e9:.2f} G weights"),
+        )
         back = lms.load(path, dtype=torch.bfloat16, device=s.device)
         yield "saved 1.5B: weights that differ", sum(back.digests[name] != value for name, value in made[0].digests.items())
 
@@ -329,7 +331,11 @@ def trainer_of(s: Setting, folder: str, *, problems: int, samples: int, tokens: 
 
 
 def grpo_step(s: Setting) -> Iterator[tuple[str, Value]]:
-    size = {"problems": 2, "samples": 2, "tokens": 8, "micro": 2} if s.small else {"problems": 16, "samples": 8, "tokens": 1024, "micro": 8}
+    size = (
+        {"problems": 2, "samples": 2, "tokens": 8, "micro": 2}
+        if s.small
+        else {"problems": 16, "samples": 8, "tokens": 1024, "micro": 8}
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(s, folder, **size)
         reset_peak()

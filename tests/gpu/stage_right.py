@@ -118,7 +118,9 @@ def identities(s: Setting, dtype: torch.dtype, name: str) -> dict[str, Value]:
 # --- rollouts ------------------------------------------------------------------------------------------------
 
 
-def differences(s: Setting, a: Sequence[Rollout], b: Sequence[Rollout], *, condition: Condition | None = None) -> tuple[float, int, float]:
+def differences(
+    s: Setting, a: Sequence[Rollout], b: Sequence[Rollout], *, condition: Condition | None = None
+) -> tuple[float, int, float]:
     """Compare two samplings of the same problems: share of equal responses, first differences that are no tie, and log-probabilities.
 
     A first difference is a tie if the random number with which the token was drawn lies at the border between the two tokens. The border is
@@ -127,7 +129,9 @@ def differences(s: Setting, a: Sequence[Rollout], b: Sequence[Rollout], *, condi
     equal, no_tie, worst = 0, 0, 0.0
     for one, other in zip(a, b, strict=True):
         left, right = (r.token_ids[r.prompt_len :] for r in (one, other))
-        shared = next((i for i, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(len(left), len(right)))
+        shared = next(
+            (i for i, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(len(left), len(right))
+        )
         pairs = zip(one.logprobs or (), other.logprobs or (), strict=False)
         worst = max([worst, *(abs(x - y) for _, (x, y) in zip(range(shared), pairs, strict=False))])
         if left == right:
@@ -177,7 +181,10 @@ def batches(s: Setting) -> Iterator[tuple[str, Value]]:
     yield "share equal in a fixed shape, a part against all", differences(s, whole[: len(part)], part)[0]
     half = lms.load("tiny-reasoner", dtype=torch.bfloat16, device=s.device)
     pair = [drawn(half, size, s.problems[: 4 * len(few)]) for size in (256, 4 if s.small else 16)]
-    yield "bf16: share equal, batch 16 against 256", sum(a.token_ids == b.token_ids for a, b in zip(*pair, strict=True)) / len(pair[0])
+    yield (
+        "bf16: share equal, batch 16 against 256",
+        sum(a.token_ids == b.token_ids for a, b in zip(*pair, strict=True)) / len(pair[0]),
+    )
 
 
 def slots(s: Setting) -> dict[str, Value]:

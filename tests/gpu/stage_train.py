@@ -22,8 +22,8 @@ from toolkit.generate import Sampling
 # The processes that make data import the script by its name, so its directory must be on the path.
 sys.path.insert(0, str(Path(__file__).parents[2] / "data" / "mid-reasoner"))
 
-import join  # noqa: E402
-import train as mid  # noqa: E402
+import join
+import train as mid
 
 RESERVED = 40.0  # seconds of the stage for starting, saving and sampling
 TOY = {
@@ -88,7 +88,10 @@ def sampled(s: Setting) -> dict[str, Value]:
         lm, tasks.load("tiny", "test", 4 if s.small else 200), Sampling(n=2, max_new_tokens=30 if s.small else 400), progress=False
     )
     return {
-        "accuracy on test problems": (mean(r.correct for r in rollouts), f"{len(rollouts)} responses; first: {rollouts[0].text[:200]!r}"),
+        "accuracy on test problems": (
+            mean(r.correct for r in rollouts),
+            f"{len(rollouts)} responses; first: {rollouts[0].text[:200]!r}",
+        ),
         "think spans closed": mean(r.closed for r in rollouts),
         "think tokens, mean": mean(r.think_tokens for r in rollouts),
     }

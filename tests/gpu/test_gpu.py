@@ -51,9 +51,15 @@ def rehearsal(tmp_path_factory) -> Path:
 def test_every_row_is_in_the_report_and_none_fails(rehearsal):
     stages, rows = ledger.read_rows(rehearsal)
     assert list(stages) == list(STAGES) and {row["row"] for row in rows} == {aim.row for aim in AIMS} and len(rows) == len(AIMS)
-    assert {row["verdict"] for row in rows} <= {"met", "measured", "absent"}, [r for r in rows if r["verdict"] in ("failed", "missed")]
+    assert {row["verdict"] for row in rows} <= {"met", "measured", "absent"}, [
+        r for r in rows if r["verdict"] in ("failed", "missed")
+    ]
     # What only a GPU can show.
-    alone = {"waits for the card per decoded token", "waits for the card per layer of collect", "skewed lengths, over generate_batch"}
+    alone = {
+        "waits for the card per decoded token",
+        "waits for the card per layer of collect",
+        "skewed lengths, over generate_batch",
+    }
     assert {row["row"] for row in rows if row["verdict"] == "absent"} == alone
     text = (rehearsal / ledger.PAGE).read_text()
     assert "There was no GPU" in text and all(aim.row in text for aim in AIMS) and "transformers 5" in text
@@ -150,7 +156,7 @@ def test_the_mid_reasoner_has_the_size_that_the_aims_ask_for_and_fits_through_th
 # --- the ledger ----------------------------------------------------------------------------------------------
 
 MADE_UP = (Aim("right", "good", "a", "<= 1"), Aim("right", "bad", "b", "<= 1"), Aim("right", "half", "c"), Aim("right", "half", "d"),
-           Aim("right", "none", "e"), Aim("right", "slow", "f"), Aim("right", "late", "g"), Aim("right", "missed", "h", ">= 2"))  # fmt: skip
+           Aim("right", "none", "e"), Aim("right", "moved", "f"), Aim("right", "missed", "h", ">= 2"))  # fmt: skip
 
 
 def test_a_check_that_fails_becomes_a_red_row_with_its_traceback_and_does_not_stop_the_others(tmp_path):
@@ -177,21 +183,19 @@ def test_a_check_that_fails_becomes_a_red_row_with_its_traceback_and_does_not_st
     def none(_):
         written()
         try:
-            import trl.does_not_exist
+            raise ModuleNotFoundError("No module named 'trl'", name="trl")
         except ImportError as error:
             raise ImportError("Training needs TRL") from error
 
-    def slow(_):
+    def moved(_):
         written()
-        time.sleep(60)
+        raise ModuleNotFoundError("No module named 'trl.models'", name="trl.models")  # TRL is there and has changed
 
-    checks = {"good": good, "bad": bad, "half": half, "none": none, "slow": slow, "late": good, "missed": lambda _: {"h": float("nan")}}
-    began = time.monotonic()
-    ledger.Ledger(tmp_path, "right", small=True, limit=1.5, aims=MADE_UP).run(checks, None)
-    assert time.monotonic() - began < 10  # the time limit is kept
+    checks = {"good": good, "bad": bad, "half": half, "none": none, "moved": moved, "missed": lambda _: {"h": float("nan")}}
+    ledger.Ledger(tmp_path, "right", small=True, limit=60, aims=MADE_UP).run(checks, None)
     _, rows = ledger.read_rows(tmp_path)
     assert {row["row"]: row["verdict"] for row in rows} == {
-        "a": "met", "b": "failed", "c": "measured", "d": "failed", "e": "absent", "f": "not run", "g": "not run", "h": "not run",
+        "a": "met", "b": "failed", "c": "measured", "d": "failed", "e": "absent", "f": "failed", "h": "missed",
     }  # fmt: skip
     assert seen == [0, 1, 2, 4, 5]  # rows that the report held when each check began
     text = (tmp_path / ledger.PAGE).read_text()
@@ -199,8 +203,28 @@ def test_a_check_that_fails_becomes_a_red_row_with_its_traceback_and_does_not_st
     assert "| b |  | <= 1 | **failed** |" in text
 
 
+def test_the_time_limit_stops_a_check_and_those_after_it_are_not_run(tmp_path):
+    aims, ran = (Aim("right", "slow", "a"), Aim("right", "late", "b")), []
+
+    def slow(_):
+        try:
+            time.sleep(60)
+        except Exception:  # noqa: BLE001
+            ran.append("the end of time was taken for an error")
+        return {"a": 1.0}
+
+    began = time.monotonic()
+    ledger.Ledger(tmp_path, "right", small=True, limit=0.5, aims=aims).run(
+        {"slow": slow, "late": lambda _: ran.append("late")}, None
+    )
+    assert time.monotonic() - began < 20 and not ran
+    assert [row["verdict"] for row in ledger.read_rows(tmp_path)[1]] == ["not run", "not run"]
+
+
 def test_a_number_is_judged_by_its_reach_and_speed_only_on_a_card(tmp_path):
-    assert [Aim("fast", "c", "r", reach).met(2.0) for reach in ("<= 2", ">= 2", "== 2", "<= 1", ">= 3", "== 1")] == [True] * 3 + [False] * 3
+    assert [Aim("fast", "c", "r", reach).met(2.0) for reach in ("<= 2", ">= 2", "== 2", "<= 1", ">= 3", "== 1")] == [True] * 3 + [
+        False
+    ] * 3
     assert not any(Aim("fast", "c", "r", reach).met(float("nan")) for reach in ("<= 2", ">= 2", "== 2"))
     aims = (Aim("fast", "c", "speed", "<= 1", on_card=True), Aim("fast", "c", "number", "<= 1"))
     book = ledger.Ledger(tmp_path, "fast", small=True, limit=60, aims=aims)
@@ -222,12 +246,13 @@ def test_a_stage_that_crashes_leaves_red_rows_and_what_it_measured(tmp_path):
     assert "status -11" in (tmp_path / ledger.PAGE).read_text()
 
 
-def test_the_time_limit_of_a_stage_is_kept_by_its_process(tmp_path):
-    began = time.monotonic()
-    done = run(tmp_path, "--stage", "right", "--small", "--limit-seconds", "0.01")
-    assert done.returncode == 0 and time.monotonic() - began < 100, done.stderr
+def test_a_stage_that_hangs_is_killed_and_its_rows_are_red(tmp_path, monkeypatch, capsys):
+    runner = script(HERE / "run.py")
+    monkeypatch.setattr(runner, "GRACE", 0.1)
+    runner.apart(tmp_path, "right", small=True, limit=0.01)
     rows = ledger.read_rows(tmp_path)[1]
-    assert {row["verdict"] for row in rows} == {"not run"} and len(rows) == sum(aim.stage == "right" for aim in AIMS)
+    assert {row["verdict"] for row in rows} == {"failed"} and len(rows) == sum(aim.stage == "right" for aim in AIMS)
+    assert "was killed" in (tmp_path / ledger.PAGE).read_text() and "was killed" in capsys.readouterr().out
 
 
 def test_every_check_of_the_aims_is_a_function_and_every_reach_of_the_issue_is_a_row():
@@ -239,7 +264,10 @@ def test_every_check_of_the_aims_is_a_function_and_every_reach_of_the_issue_is_a
     reaches = {aim.row: aim.reach for aim in AIMS}
     assert reaches["1.5B, captured step over the limit"] == "<= 2" and reaches["1.5B, captured tokens/s over generate"] == ">= 8"
     assert reaches["1.5B, steered over plain, time"] == "<= 1.03" and reaches["collect over a bare forward, time"] == "<= 1.05"
-    assert reaches["retrieval at 32k over eager, time"] == "<= 0.2" and reaches["GRPO step, 16 x 8, LoRA, over TRL's, time"] == "<= 0.5"
+    assert (
+        reaches["retrieval at 32k over eager, time"] == "<= 0.2"
+        and reaches["GRPO step, 16 x 8, LoRA, over TRL's, time"] == "<= 0.5"
+    )
     assert reaches["8k-token completions, 1.5B, one step's peak memory (GB)"] == "<= 24"
 
 
