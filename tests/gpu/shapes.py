@@ -67,9 +67,8 @@ def bytes_per_step(lm: LM, rows: int, tokens: float) -> float:
 
     Embeddings are read as the LM head, to which they are tied.
     """
-    config, layout = lm.model.config, lm.layout
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
-    cached = 2 * config.num_key_value_heads * sum(layout.head_dims) * lm.model.dtype.itemsize
+    cached = 2 * lm.model.config.num_key_value_heads * sum(lm.layout.head_dims) * lm.model.dtype.itemsize
     return weights + rows * tokens * cached
 
 

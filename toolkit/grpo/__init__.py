@@ -34,8 +34,8 @@ accepts vLLM 0.22 to 0.31::
 
 To use several GPUs, start the command with accelerate, with or without DeepSpeed. A step uses the same batch as on one GPU, split over the
 processes: the recipe's number of responses must be divisible by the number of processes. Each process holds all weights. ZeRO stage 1 and 2
-split the optimizer's state, and stage 2 the gradients too. FSDP and ZeRO stage 3, which split the weights, are refused: sampling needs all
-of them. With vLLM in ``colocate`` mode, every process has a vLLM of its own on its GPU::
+split the optimizer's state, and stage 2 the gradients too. FSDP and ZeRO stage 3, which split the weights, are refused: the main process
+evaluates and saves the model alone. With vLLM in ``colocate`` mode, every process has a vLLM of its own on its GPU::
 
     accelerate launch --multi_gpu --num_processes 8 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 --mixed_precision bf16 $(which toolkit) grpo ... --dtype bfloat16
