@@ -27,7 +27,7 @@ import train as mid
 
 RESERVED = 40.0  # seconds of the stage for starting, saving and sampling
 TOY = {
-    "layers": 2, "d_model": 64, "d_mlp": 64, "heads": 4, "head_dim": 32, "batch_tokens": 1024, "chunk": 64, "workers": 1, "seconds": 5.0, "piece": "60KB",
+    "layers": 2, "d_model": 64, "d_mlp": 64, "heads": 4, "head_dim": 32, "batch_tokens": 1024, "chunk": 64, "workers": 1, "seconds": 5.0, "piece": "60KB", "compile": False,
 }  # fmt: skip
 
 

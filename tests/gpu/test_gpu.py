@@ -140,6 +140,32 @@ def test_the_loss_is_that_of_the_tiny_reasoners_recipe():
     theirs = tiny.build_model(settings, model.config.vocab_size)  # with the norms of transformers
     theirs.load_state_dict(model.state_dict())
     assert mid().loss_of(model, ids.long(), predicted).item() == pytest.approx(tiny.loss_of(theirs, batch)[0].item(), rel=1e-5)
+    # As on a GPU: under autocast, which must find a kernel for every mixture of types.
+    half = mid().loss_of(model, ids.long(), predicted, half=True)
+    half.backward()
+    assert half.item() == pytest.approx(mid().loss_of(model, ids.long(), predicted).item(), rel=2e-2)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_layers_that_cannot_be_compiled_or_change_the_logits_run_as_they_are(monkeypatch):
+    import torch
+
+    settings = mid().Settings(layers=2, d_model=32, d_mlp=48, heads=4, head_dim=16, chunk=16, batch_tokens=512)
+    ids, predicted = (torch.from_numpy(part) for part in mid().make(settings, 0, 0.5)[0])
+    first = (ids.long(), predicted)
+
+    def broken(layer, **_):
+        raise RuntimeError("no compiler")
+
+    def wrong(layer, **_):
+        layer._compiled_call_impl = lambda x, *args, **kwargs: 3 * x
+
+    for compile_, why in ((broken, "no: RuntimeError: no compiler"), (wrong, "no: ValueError: the logits differ")):
+        model = mid().build(settings, torch.device("cpu"))
+        before = mid().loss_of(model, *first).item()
+        monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+        assert mid().compiled(model, first).startswith(why)
+        assert mid().loss_of(model, *first).item() == before and all(p.grad is None for p in model.parameters())
 
 
 def test_the_mid_reasoner_has_the_size_that_the_aims_ask_for_and_fits_through_the_door():
