@@ -15,7 +15,7 @@ import torch
 from families import FAMILIES, family
 from ledger import Check, Value
 
-from toolkit import attention, collect, edits, entropies, generate, masks, recording, sampling, tasks
+from toolkit import attention, collect, edits, entropies, generate, masks, qualify, recording, sampling, tasks
 from toolkit import lm as lms
 from toolkit.engines import OwnLoop
 from toolkit.generate import Sampling
@@ -94,7 +94,7 @@ def precision(s: Setting) -> dict[str, Value]:
     a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
     product = a.to(s.device) @ b.to(s.device)
     return {
-        "TF32 allowed in fp32 products (0: no)": float(torch.backends.cuda.matmul.allow_tf32),
+        "TF32 allowed in fp32 products (0: no)": float(qualify.tf32()),
         "fp32 product against fp64, relative error": apart(a.double() @ b.double(), product),
     }
 
