@@ -251,10 +251,7 @@ def minutes(seconds: float) -> str:
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed, "models": models,
-    "formats": formats, "served": served,
-
-
-    "gpu": gpu_costs,
+    "formats": formats, "served": served, "gpu": gpu_costs,
 }  # fmt: skip
 """Functions that make the README's tables, by mark."""
 

@@ -85,8 +85,9 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
 def tf32() -> bool:
     """Return True if PyTorch may round the products of fp32 numbers on a GPU to TF32 (10 bits)."""
-    products = torch.backends.cuda.matmul.fp32_precision
-    return (torch.backends.fp32_precision if products == "none" else products) == "tf32"  # "none": as for all operations
+    backends: Any = torch.backends  # its types lack these names
+    products = backends.cuda.matmul.fp32_precision
+    return (backends.fp32_precision if products == "none" else products) == "tf32"  # "none": as for all operations
 
 
 def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:
