@@ -69,7 +69,7 @@ class Settings:
 
     Attributes:
         tokens: Training tokens after which the training ends, padding included.
-        seconds: Seconds after which it ends, counted from the second step (the first sets libraries up).
+        seconds: Seconds after which it ends, counted from the second step (the first sets libraries up, after the layers are compiled).
         lr: Peak learning rate of AdamW, for embeddings and norms.
         muon_lr: Peak learning rate of Muon, for the matrices of the layers.
         batch_tokens: Tokens per step, padding included.
@@ -180,9 +180,9 @@ class Data:
 
     def __iter__(self) -> Iterator[Packed]:
         while True:
-            began = time.perf_counter()
+            began = time.monotonic()
             batches = self.made.popleft().result()
-            self.waited += time.perf_counter() - began
+            self.waited += time.monotonic() - began
             self._fill()
             yield from batches
 
@@ -195,21 +195,27 @@ class Data:
 
 @dataclass
 class Progress:
-    """How far a training is. ``seconds`` counts from the second step."""
+    """How far a training is. ``seconds`` counts from the second step, and ``allowed`` of them may pass."""
 
     settings: Settings
     tokens: int = 0
     steps: int = 0
     began: float | None = None
+    allowed: float = math.inf
+
+    def begin(self, deadline: float) -> None:
+        """Start the clock. The training ends at ``deadline`` (``time.monotonic()``), or earlier, after ``Settings.seconds``."""
+        self.began = time.monotonic()
+        self.allowed = max(1e-3, min(self.settings.seconds, deadline - self.began))
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self.began is None else time.perf_counter() - self.began
+        return 0.0 if self.began is None else time.monotonic() - self.began
 
     @property
     def done(self) -> float:
         """Share of the tokens or of the time, whatever is larger; 1 at the end."""
-        return min(1.0, max(self.tokens / self.settings.tokens, self.seconds / self.settings.seconds))
+        return min(1.0, max(self.tokens / self.settings.tokens, self.seconds / self.allowed))
 
 
 class FusedNorm(Qwen3RMSNorm):
@@ -259,7 +265,7 @@ def optimizers_of(model: Qwen3ForCausalLM, settings: Settings) -> list[tuple[tor
 
 def compiled(model: Qwen3ForCausalLM, first: tuple[Tensor, Tensor]) -> str:
     """Compile the layers of a model, in place, and run one batch. Return what happened; if it failed, the layers are as they were."""
-    layers, began = model.model.layers, time.perf_counter()
+    layers, began = model.model.layers, time.monotonic()
     try:
         expected = logits_of(model, first[0]).detach()
         for layer in layers:
@@ -269,7 +275,7 @@ def compiled(model: Qwen3ForCausalLM, first: tuple[Tensor, Tensor]) -> str:
         apart = ((logits_of(model, first[0]).detach() - expected).abs().max() / expected.abs().max()).item()
         if not apart <= SAME:
             raise ValueError(f"the logits differ by {apart:.2g}, relative to the largest")
-        return f"yes, in {time.perf_counter() - began:.0f} s"
+        return f"yes, in {time.monotonic() - began:.0f} s"
     except Exception as error:  # noqa: BLE001
         for layer in layers:
             layer._compiled_call_impl = None
@@ -278,8 +284,21 @@ def compiled(model: Qwen3ForCausalLM, first: tuple[Tensor, Tensor]) -> str:
         model.zero_grad()
 
 
-def train(settings: Settings, out: Path, *, device: torch.device, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Train, save, and return the facts of the training, which are also in ``REST``."""
+def train(
+    settings: Settings,
+    out: Path,
+    *,
+    device: torch.device,
+    deadline: float = math.inf,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Train, save, and return the facts of the training, which are also in ``REST``.
+
+    Args:
+        out: Directory of the pieces.
+        deadline: Time (``time.monotonic()``) at which the last saving begins at the latest, if ``settings.seconds`` are not over before.
+        say: Function that is called with a line at every saving.
+    """
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # denormal gradients make a CPU five times slower
     model, progress = build(settings, device), Progress(settings)
@@ -306,7 +325,8 @@ def train(settings: Settings, out: Path, *, device: torch.device, say: Callable[
             facts["compiled"] = compiled(model, first)
         step(model, optimizers, first, 0.0)  # libraries set themselves up, which takes seconds
         data.waited, saved = 0.0, 0.0
-        progress.began, total, count = time.perf_counter(), torch.zeros((), device=device), 0
+        progress.begin(deadline)
+        total, count = torch.zeros((), device=device), 0
         while progress.done < 1:
             ids, predicted = on_device(next(batches))
             loss = step(model, optimizers, (ids, predicted), progress.done)

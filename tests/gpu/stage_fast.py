@@ -331,11 +331,8 @@ def trainer_of(s: Setting, folder: str, *, problems: int, samples: int, tokens: 
 
 
 def grpo_step(s: Setting) -> Iterator[tuple[str, Value]]:
-    size = (
-        {"problems": 2, "samples": 2, "tokens": 8, "micro": 2}
-        if s.small
-        else {"problems": 16, "samples": 8, "tokens": 1024, "micro": 8}
-    )
+    names, few, real = ("problems", "samples", "tokens", "micro"), (2, 2, 8, 2), (16, 8, 1024, 8)
+    size = dict(zip(names, few if s.small else real, strict=True))
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(s, folder, **size)
         reset_peak()

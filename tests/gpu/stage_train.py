@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "data" / "mid-reasoner"))
 import join
 import train as mid
 
-RESERVED = 40.0  # seconds of the stage for starting, saving and sampling
+RESERVED = 30.0  # seconds of the stage for saving and sampling
 TOY = {
     "layers": 2, "d_model": 64, "d_mlp": 64, "heads": 4, "head_dim": 32, "batch_tokens": 1024, "chunk": 64, "workers": 1, "seconds": 5.0, "piece": "60KB", "compile": False,
 }  # fmt: skip
@@ -40,7 +39,7 @@ class Setting:
 
     @cached_property
     def settings(self) -> Any:
-        return mid.Settings(**TOY) if self.small else mid.Settings(seconds=self.ends - time.monotonic() - RESERVED)
+        return mid.Settings(**TOY) if self.small else mid.Settings(seconds=3600.0)
 
     @cached_property
     def joined(self) -> Path:
@@ -57,7 +56,7 @@ def setting(*, small: bool, out: Path, ends: float) -> Setting:
 def training(s: Setting) -> dict[str, Value]:
     for old in s.out.glob(f"{mid.NAME}*"):
         old.unlink()
-    facts = mid.train(s.settings, s.out, device=s.device, say=lambda text: print(text, flush=True))
+    facts = mid.train(s.settings, s.out, device=s.device, deadline=s.ends - RESERVED, say=lambda text: print(text, flush=True))
     settings = s.settings
     return {
         "weights (millions)": facts["weights"] / 1e6,

@@ -168,6 +168,19 @@ def test_layers_that_cannot_be_compiled_or_change_the_logits_run_as_they_are(mon
         assert mid().loss_of(model, *first).item() == before and all(p.grad is None for p in model.parameters())
 
 
+def test_a_training_ends_at_its_tokens_its_seconds_or_its_deadline_whatever_is_first():
+    for settings, deadline, tokens, done in (
+        (mid().Settings(tokens=100, seconds=1e6), 1e6, 50, 0.5),
+        (mid().Settings(tokens=100, seconds=1e-9), 1e6, 50, 1.0),
+        (mid().Settings(tokens=100, seconds=float("inf")), -5, 50, 1.0),  # compiling took all the time
+    ):
+        progress = mid().Progress(settings, tokens)
+        assert progress.done == 0.5  # before the clock starts
+        progress.begin(time.monotonic() + deadline)
+        time.sleep(0.01)
+        assert progress.done == pytest.approx(done, abs=1e-3)
+
+
 def test_the_mid_reasoner_has_the_size_that_the_aims_ask_for_and_fits_through_the_door():
     import torch
 
