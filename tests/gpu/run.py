@@ -35,6 +35,7 @@ def here(out: Path, stage: str, *, small: bool, limit: float) -> None:
     if small:
         os.environ["BENCH_QUICK"] = "1"
     torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)  # the CPU's share is small models, which more threads slow down
     book = ledger.Ledger(out, stage, small=small, limit=limit)
     module = importlib.import_module(f"stage_{stage}")
     book.run(module.CHECKS, module.setting(small=small, out=out, ends=book.ends))
