@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 NAME = "mid-reasoner"
@@ -23,7 +24,7 @@ def join(pieces: Path, directory: Path) -> Path:
     Raises:
         FileNotFoundError: ``mid-reasoner.json`` or a piece that its index names is missing.
         FileExistsError: the directory exists already.
-        ValueError: a piece does not hold the tensors that the index names.
+        ValueError: a piece does not hold the tensors that the index names, or is of another saving.
     """
     if not (pieces / f"{NAME}.json").is_file():
         raise FileNotFoundError(f"{pieces} has no {NAME}.json: give the directory that came back from the machine.")
@@ -38,7 +39,13 @@ def join(pieces: Path, directory: Path) -> Path:
         raise FileNotFoundError(f"{pieces} lacks {', '.join(missing)}: {len(names)} pieces make the model.")
     weights = {}
     for name in names:
-        held = load_file(pieces / f"{NAME}-{name}")
+        held, saving = load_file(pieces / f"{NAME}-{name}"), str(rest["training"].get("steps", 0))
+        with safe_open(pieces / f"{NAME}-{name}", "pt") as stream:
+            found = (stream.metadata() or {}).get("saving")
+        if found != saving:
+            raise ValueError(
+                f"{NAME}-{name} was saved after {found} steps, {NAME}.json after {saving}: a saving was cut off. Fetch them again."
+            )
         if index and (wrong := set(held) ^ {tensor for tensor, where in index.items() if where == name}):
             raise ValueError(
                 f"{NAME}-{name} and the index differ in {sorted(wrong)[0]}: the pieces are of two savings. Fetch them again."

@@ -27,7 +27,6 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections import deque
@@ -42,6 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
@@ -361,7 +361,7 @@ def step(model: Qwen3ForCausalLM, optimizers: list[tuple[torch.optim.Optimizer, 
 def save_pieces(model: Qwen3ForCausalLM, facts: dict[str, Any], out: Path) -> None:
     """Write the weights in bf16, in pieces, and every other file of the model directory in one (``REST``).
 
-    The old pieces stay until the new ones are complete.
+    Each piece names its saving by the number of steps: after a kill, ``join`` finds pieces of two savings.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -374,7 +374,8 @@ def save_pieces(model: Qwen3ForCausalLM, facts: dict[str, Any], out: Path) -> No
         rest = {file.name: file.read_text() for file in files if file.suffix != ".safetensors"}
         for file in files:
             if file.suffix == ".safetensors":
-                put(out / f"{NAME}-{file.name}", lambda to, file=file: shutil.copyfile(file, to))
+                about = {"format": "pt", "saving": str(facts.get("steps", 0))}
+                put(out / f"{NAME}-{file.name}", lambda to, file=file, about=about: save_file(load_file(file), to, about))
         text = json.dumps({"files": rest, "training": facts}) + "\n"
         put(out / REST, lambda to: to.write_text(text))
 

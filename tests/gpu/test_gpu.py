@@ -90,9 +90,14 @@ def test_a_missing_piece_or_one_of_another_saving_is_refused(rehearsal, tmp_path
         (copy / file.name).write_bytes(file.read_bytes())
     first = sorted(copy.glob("*.safetensors"))[0]
     whole = load_file(first)
-    save_file({f"other.{name}": value for name, value in whole.items()}, first)
-    with pytest.raises(ValueError, match="two savings"):
-        joining.join(copy, tmp_path / "a")
+    steps = str(json.loads((copy / "mid-reasoner.json").read_text())["training"]["steps"])
+    for weights, saving, why in (
+        ({f"other.{name}": value for name, value in whole.items()}, steps, "two savings"),
+        (whole, "1000000", "after 1000000 steps"),
+    ):
+        save_file(weights, first, {"format": "pt", "saving": saving})
+        with pytest.raises(ValueError, match=why):
+            joining.join(copy, tmp_path / "a")
     first.unlink()
     with pytest.raises(FileNotFoundError, match=first.name):
         joining.join(copy, tmp_path / "b")
