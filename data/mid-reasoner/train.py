@@ -2,16 +2,14 @@
 
     python data/mid-reasoner/train.py --out runs/mid-reasoner --seconds 280
 
-It stops after ``--seconds`` or ``--tokens``, whatever comes first; lessons and learning rate follow the share of whichever is further on, so
-that a slow machine also ends with a small learning rate. Every minute the weights are saved, in pieces of at most 16 MiB: a borrowed
-machine returns few and small files. ``join.py`` beside this file makes a model directory of them.
+It stops after ``--seconds`` or ``--tokens``, whatever comes first. Lessons and learning rate follow the share of whichever is further on, so a
+slow machine also ends with a small learning rate. Every minute the weights are saved, in pieces of at most 16 MiB: a borrowed machine returns
+few and small files. ``join.py`` beside this file makes a model directory of them.
 
-Worker processes make the data: (seed, chunk index, lesson) determines a chunk, while its place in the training depends on the machine's
-speed. So a second run gives a similar model with other weights.
+Worker processes make the data: (seed, chunk index, lesson) determines a chunk, while its lesson depends on the machine's speed. So a second
+run gives a similar model with other weights.
 
-Not run on a GPU yet; the tests rehearse it on a CPU for some seconds.
-
-How the size was chosen. 64 MiB come back from a borrowed machine, so at most 30 million weights in bf16. An H100 multiplies bf16 matrices at
+Not run on a GPU yet; the tests rehearse it on a CPU for some seconds. How the size was chosen. 64 MiB come back from a borrowed machine, so at most 30 million weights in bf16. An H100 multiplies bf16 matrices at
 800 TFLOP/s and copies 3.0 TB/s, both measured on such a machine. A token takes 6 operations per weight, 0.15 GFLOP here, and attention over
 100 tokens adds little: at 60 % of the peak, 3 million tokens per second. The operations between the products move an estimated 4 MB per token
 in eager mode, forward and backward: 0.75 million tokens per second. Muon takes an estimated 10 ms per step, whatever its size. In all, 0.45
@@ -125,13 +123,10 @@ class Characters:
         return [self.vocabulary.get(word, self.unknown) for word in self.words.findall(text)]
 
 
-@cache
-def characters() -> Characters:
-    return Characters()
+characters = cache(Characters)
 
 
-Packed = tuple[np.ndarray, np.ndarray]
-"""A batch: token ids ``[rows, width]``, padded on the right with 0, and 1 where a token is predicted."""
+Packed = tuple[np.ndarray, np.ndarray]  # token ids [rows, width], padded on the right with 0, and 1 where a token is predicted
 
 
 def make(settings: Settings, index: int, done: float) -> list[Packed]:
@@ -299,8 +294,7 @@ def train(
         deadline: Time (``time.monotonic()``) at which the last saving begins at the latest, if ``settings.seconds`` are not over before.
         say: Function that is called with a line at every saving.
     """
-    if device.type == "cpu":
-        torch.set_flush_denormal(True)  # denormal gradients make a CPU five times slower
+    torch.set_flush_denormal(True)  # denormal gradients make a CPU five times slower
     model, progress = build(settings, device), Progress(settings)
     data = Data(settings, lambda: progress.done)
     optimizers = optimizers_of(model, settings)
@@ -309,14 +303,13 @@ def train(
     def on_device(batch: Packed) -> tuple[Tensor, Tensor]:
         pair = [torch.from_numpy(part) for part in batch]
         pair = [part.pin_memory() for part in pair] if device.type == "cuda" else pair
-        ids, predicted = (part.to(device, non_blocking=True) for part in pair)
-        return ids.long(), predicted
+        return pair[0].to(device, non_blocking=True).long(), pair[1].to(device, non_blocking=True)
 
     def save() -> None:
         facts.update(tokens=progress.tokens, steps=progress.steps, seconds=progress.seconds, waited=data.waited)
         save_pieces(model, facts, out)
-        row = facts["losses"][-1] if facts["losses"] else {}
-        say(f"{progress.tokens / 1e6:.1f} M tokens in {progress.seconds:.0f} s, loss {row.get('loss', math.nan):.3f}")
+        loss = facts["losses"][-1]["loss"] if facts["losses"] else math.nan
+        say(f"{progress.tokens / 1e6:.1f} M tokens in {progress.seconds:.0f} s, loss {loss:.3f}")
 
     try:
         batches = iter(data)
@@ -326,19 +319,18 @@ def train(
         step(model, optimizers, first, 0.0)  # libraries set themselves up, which takes seconds
         data.waited, saved = 0.0, 0.0
         progress.begin(deadline)
-        total, count = torch.zeros((), device=device), 0
-        while progress.done < 1:
+        losses: list[Tensor] = []
+        while progress.done < 1 or not losses:
             ids, predicted = on_device(next(batches))
-            loss = step(model, optimizers, (ids, predicted), progress.done)
-            total, count = total + loss, count + 1
+            losses.append(step(model, optimizers, (ids, predicted), progress.done))
             progress.tokens, progress.steps = progress.tokens + ids.numel(), progress.steps + 1
-            if count == 50 or progress.done >= 1:  # reading the loss waits for the device
-                row = {"tokens": progress.tokens, "seconds": progress.seconds, "loss": total.item() / count}
-                facts["losses"].append(row)
-                total, count = torch.zeros((), device=device), 0
+            if len(losses) % 50 == 0 or progress.done >= 1:  # reading the losses waits for the device
+                mean = torch.stack(losses[-50:]).mean().item()
+                facts["losses"].append({"tokens": progress.tokens, "seconds": progress.seconds, "loss": mean})
                 if progress.seconds - saved > settings.save_every:
                     saved = progress.seconds
                     save()
+        facts["final_loss"] = torch.stack(losses[-50:]).mean().item()
         save()
     finally:
         data.close()

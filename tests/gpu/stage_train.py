@@ -65,7 +65,7 @@ def training(s: Setting) -> dict[str, Value]:
         "tokens (millions)": (facts["tokens"] / 1e6, f"{facts['steps']} steps in {facts['seconds']:.0f} s"),
         "tokens per second": (facts["tokens"] / facts["seconds"], f"compiled: {facts['compiled']}"),
         "share of time spent waiting for data": (facts["waited"] / facts["seconds"], f"{settings.workers} processes"),
-        "loss at the end (nats)": facts["losses"][-1]["loss"],
+        "loss at the end (nats)": facts["final_loss"],
     }
 
 
