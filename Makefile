@@ -49,9 +49,15 @@ torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of fi
 	$(BIN)/python tests/fuzz.py --all --report runs/torture/fuzz.json
 	$(BIN)/python tests/damage_models.py --all --report runs/torture/models.json
 
-bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
-	$(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
+# On a GPU nothing is installed: a borrowed machine has no network. What is missing there is "absent" in the report.
+bench: $(if $(filter cuda,$(DEVICE)),,$(VENV)/.test $(BENCH)/.peers) ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again) $(if $(KEEP),--keep)
+
+gpu: $(VENV)/.test ## measure on a GPU: numbers, speed, a training (10 minutes); without one, rehearse it (STAGE=right; in runs/gpu/)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then options=--keep; \
+	  else echo "There is no GPU: a rehearsal at toy size."; options=--small; fi; \
+	  $(BIN)/python tests/gpu/run.py runs/gpu $$options $(if $(STAGE),--stage $(STAGE))
 
 smol: $(VENV)/.smol ## set up what the smol reasoner needs (a model of 93 MB, without its second inference engine)
 

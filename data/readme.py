@@ -1,4 +1,4 @@
-"""Write the README's tables of measured numbers from committed results: ``python data/readme.py``.
+"""Write the README's tables, of measured numbers from committed results and of computed ones: ``python data/readme.py``.
 
 Each table stands between two marks of the README (see ``publish.splice``). A test compares the README with the tables made here, so its
 numbers always equal the committed results. Scripts that measure again call :func:`update` at their end.
@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from toolkit import exports, families, report
 from toolkit.board import text_table
+from toolkit.jobs.check import Shape, memory
 from toolkit.metrics import with_interval
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +58,25 @@ FAST = {
     "retrieval heads at 4,096 tokens, times faster than full eager attention (SmolLM2)": "retrieval heads, SmolLM2, 4096 tokens: times faster than full eager",
 }
 """Rows of the speed table in the README, and their names in the benchmark's report."""
+_QWEN3 = {"vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+GPU_MODELS = {
+    "1.5B": Qwen2Config(
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "4B": Qwen3Config(**_QWEN3, hidden_size=2560, intermediate_size=9728, tie_word_embeddings=True),
+    "8B": Qwen3Config(**_QWEN3, hidden_size=4096, intermediate_size=12288, tie_word_embeddings=False),
+}  # fmt: skip
+"""Shapes of Qwen2-1.5B, Qwen3-4B and Qwen3-8B."""
+GPU: Mapping[str, Any] = {
+    "bandwidth": 3.0e12, "products": 8.0e14, "over the limit": 2, "of the peak": 0.4, "launches of a layer": 0.9e-3,
+    "rows": 64, "responses": 1600, "tokens": 2000, "train steps": 100, "train rows": 128, "train tokens": 1024,
+}  # fmt: skip
+"""Assumptions of the table of costs on a GPU.
+
+The first two are an H100's, in bytes and operations in bfloat16 per second. Then: a decoding step takes twice the time of reading weights and
+cache (``tests/gpu`` aims at that); passes reach 40 % of the products' speed; launching a layer's operations takes 0.9 ms. The rest is work.
+"""
 
 
 def read(path: str) -> Any:
@@ -178,9 +200,58 @@ def served() -> str:
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["divergence, nats"]))
 
 
+def shape(config: Any) -> tuple[Shape, int]:
+    """Return the sizes of a model in bfloat16, and its number of layers, from its config. No weights are made."""
+    with torch.device("meta"):
+        weights = AutoModelForCausalLM.from_config(config).num_parameters()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_key_value_heads * head * config.num_hidden_layers * 2
+    return Shape(weights, 2 * weights, 2, cached), config.num_hidden_layers
+
+
+def gpu_costs() -> str:
+    """Return the table of memory and minutes for each command on one GPU, computed: nothing has been run on one."""
+    columns = {name: costs(*shape(config)) for name, config in GPU_MODELS.items()}
+    rows = {
+        command: [f"{costs_of[command][0]:.0f} GB, {minutes(costs_of[command][1])}" for costs_of in columns.values()]
+        for command in next(iter(columns.values()))
+    }
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=[*columns]))
+
+
+def costs(sizes: Shape, layers: int) -> dict[str, tuple[float, float]]:
+    """Return memory in GB and seconds for each command. The numbers in ``GPU`` are its assumptions."""
+    rows, responses, tokens, train = GPU["rows"], GPU["responses"], GPU["tokens"], GPU["train tokens"]
+    kinds = memory(sizes, rows=rows, tokens=tokens)
+    loaded, sampling, whole, lora = (size / 1e9 for size in kinds.values())
+    # A step reads all weights and, on average, half of the longest cache.
+    read = (sizes.held + rows * tokens / 2 * sizes.cached) / GPU["bandwidth"]
+    sample = responses / rows * tokens * read * GPU["over the limit"]
+    operations = sizes.weights / (GPU["products"] * GPU["of the peak"])  # seconds for one operation per weight
+    once = 2 * responses * tokens * operations
+    # Under autocast, as in training, steps are not recorded: launching them takes longer than reading the weights.
+    trained = GPU["train rows"] * train
+    drawn = train * max(layers * GPU["launches of a layer"], read)
+    steps = GPU["train steps"]
+    return {
+        "`rollouts`": (sampling, sample),
+        "`thinkedit` of given rollouts, `entropy`": (loaded, once),
+        "`compare`, three conditions": (sampling, 3 * sample),
+        "`grpo --lora`": (lora, steps * (drawn + 6 * trained * operations)),
+        "`grpo`, all weights": (whole, steps * (drawn + 8 * trained * operations)),
+    }
+
+
+def minutes(seconds: float) -> str:
+    """Return a duration as text; minutes below 10 with one digit, hours from 2 on."""
+    return (
+        f"{seconds / 3600:.0f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    )
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed, "models": models,
-    "formats": formats, "served": served,
+    "formats": formats, "served": served, "gpu": gpu_costs,
 }  # fmt: skip
 """Functions that make the README's tables, by mark."""
 

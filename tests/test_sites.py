@@ -660,3 +660,22 @@ def test_the_layout_is_found_by_structure_not_by_class_name(model_of):
     found = sites.find(Unheard(lm.model))
     assert found.blocks[0].block is true_blocks(lm)[0]
     assert (found.n_heads, found.head_dim, found.d_model) == (4, 12, 32)
+
+
+def test_fp32_on_a_gpu_is_refused_while_tf32_is_on(llama, monkeypatch):
+    from toolkit import qualify
+
+    assert not qualify.tf32()
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for switch, on in (("high", True), ("highest", False)):
+            torch.set_float32_matmul_precision(switch)
+            assert qualify.tf32() == on
+        torch.set_float32_matmul_precision("high")
+        lms.qualify(llama)  # on a CPU it makes no difference
+        monkeypatch.setattr(type(llama.model), "device", torch.device("cuda"))
+        with pytest.raises(UnsupportedModelError, match=r"TF32 is on.*set_float32_matmul_precision\('highest'\)"):
+            lms.qualify(llama)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = before

@@ -68,14 +68,26 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
         tokens: Length of the random sequence.
 
     Raises:
-        UnsupportedModelError: the logits are not finite.
+        UnsupportedModelError: the logits are not finite; or the model computes in fp32 on a GPU while TF32 is on.
     """
+    if model.device.type == "cuda" and model.dtype == torch.float32 and tf32():
+        raise UnsupportedModelError(
+            "TF32 is on, which rounds the products of fp32 numbers to about 3 digits, but the checks expect 4: switch it off with "
+            "torch.set_float32_matmul_precision('highest'), or load the model in bfloat16."
+        )
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(model.device)
     base = model(input_ids=ids).logits
     if not torch.isfinite(base).all():
         raise UnsupportedModelError(not_finite_message("the output", "activations", model.dtype))
     return [*_sites(model, layout, ids, base, seed), *_attention(model, layout, ids, base), _steps(model, ids, base)]
+
+
+def tf32() -> bool:
+    """Return True if PyTorch may round the products of fp32 numbers on a GPU to TF32 (10 bits)."""
+    backends: Any = torch.backends  # its types lack these names
+    products = backends.cuda.matmul.fp32_precision
+    return (backends.fp32_precision if products == "none" else products) == "tf32"  # "none": as for all operations
 
 
 def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:

@@ -10,9 +10,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -98,6 +99,24 @@ GROUPS = {
 }
 
 
+def split(events: Iterable[Any]) -> tuple[dict[str, float], float]:
+    """Seconds of each kind of operations, and of all, from a profiler's averages.
+
+    On a GPU a kernel's time is in two events: that of the operation which launched it, and its own. Only the first is counted.
+    """
+    totals, own = dict.fromkeys(GROUPS, 0.0), 0.0
+    for event in events:
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            continue
+        took = (event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total) / 1e6
+        own += took
+        for group, names in GROUPS.items():
+            if any(name in event.key for name in names):
+                totals[group] += took
+                break
+    return totals, own
+
+
 def shares(run: Work) -> dict[str, float]:
     """Where one run spends its time: the share of each kind of operations, and of what is Python and dispatch between them."""
     from torch.profiler import ProfilerActivity, profile
@@ -109,14 +128,7 @@ def shares(run: Work) -> dict[str, float]:
     whole = now() - began
     with profile(activities=activities) as found:
         run()
-    totals, own = dict.fromkeys(GROUPS, 0.0), 0.0
-    for event in found.key_averages():
-        took = (event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total) / 1e6
-        own += took
-        for group, names in GROUPS.items():
-            if any(name in event.key for name in names):
-                totals[group] += took
-                break
+    totals, own = split(found.key_averages())
     whole = max(whole, own)
     totals |= {"other operations": own - sum(totals.values()), "Python and dispatch": max(0.0, whole - own)}
     return {kind: took / whole for kind, took in totals.items()}
@@ -141,9 +153,9 @@ def peak() -> float:
 
 def apart(script: str, *args: str, python: str = sys.executable, timeout: float = 7200) -> dict:
     """What a script of this directory prints as its last line (JSON), run in a process of its own: for peaks of memory and peers."""
-    done = subprocess.run(
-        [python, str(HERE / script), *args], capture_output=True, text=True, timeout=timeout, env={**os.environ, "PYTHONPATH": ""}
-    )
+    # Another interpreter has packages of its own; ours may have the toolkit only through this variable.
+    env = dict(os.environ) if python == sys.executable else {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run([python, str(HERE / script), *args], capture_output=True, text=True, timeout=timeout, env=env)
     if done.returncode:
         raise RuntimeError(f"{script} {' '.join(args)}: {done.stderr.strip()[-800:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

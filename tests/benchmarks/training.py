@@ -23,6 +23,7 @@ from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM
 
 STEPS = 3 if QUICK else 18  # the first two are not counted
+NEVER = 10**6  # steps between checkpoints
 
 
 class Turns:
@@ -104,7 +105,7 @@ def gradient(trainer) -> torch.Tensor:
 def gate(lm: LM, problems, recipe, folder: Path) -> str:
     """The same rollouts handed to both: one gradient."""
     by_id = {p.id: p for p in problems}
-    plan = Run(folder, 2, micro_batch=16, overrides={"save_strategy": "no"})
+    plan = Run(folder, 2, micro_batch=16, save_every=NEVER)
     ours = Trainer(copied(lm), recipe, problems, run.arguments(lm, recipe, plan))
     wanted = gradient(ours)
     drawn = [d.rollout for d in ours.newest.drawn]
@@ -137,14 +138,14 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         passed = gate(lm, problems, recipe, Path(folder))
-        plan = Run(Path(folder), STEPS, micro_batch=16, overrides={"save_strategy": "no"})
+        plan = Run(Path(folder), STEPS, micro_batch=16, save_every=NEVER)
         trainer = Trainer(copied(lm), recipe, problems, run.arguments(lm, recipe, plan))
         theirs = stock(lm, trainer.train_dataset, run.arguments(lm, recipe, plan), right)
         seconds = [took[1 if QUICK else 2 :] for took in in_turns((trainer, theirs))]
         value = ratio(*seconds)
 
         def one() -> None:
-            args = run.arguments(lm, recipe, Run(Path(folder), 1, micro_batch=16, overrides={"save_strategy": "no"}))
+            args = run.arguments(lm, recipe, Run(Path(folder), 1, micro_batch=16, save_every=NEVER))
             Trainer(copied(lm), recipe, problems, args).train()
 
         where = profile(one)

@@ -171,3 +171,13 @@ def test_the_committed_board_is_of_the_shipped_model_and_of_the_conditions_as_th
     assert json.loads(json.dumps(board["provenance"]["sizes"])) == json.loads(json.dumps(asdict(FULL)))
     for spec in default.CONDITIONS:
         assert board["conditions"][spec.name]["note"] == spec.note
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_sizes_computed_from_a_config_are_those_of_the_model(name):
+    import torch
+    from families import CONFIGS, family
+
+    from toolkit.jobs.check import shape_of
+
+    assert TABLES.shape(CONFIGS[name]) == (shape_of(family(name, dtype=torch.bfloat16)), 3)

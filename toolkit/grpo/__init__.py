@@ -26,16 +26,23 @@ with fewer problems per batch than in the paper. ``--reward`` is the name of a r
 
 vLLM can generate the responses in the same process, through TRL. Entropies and log-probabilities then do not reach the reward, so rewards
 that read them (PEAR, SAR) are refused. So are recipes with dynamic sampling (groups whose rewards are all equal are replaced) or modes
-(prompts that request long or short thinking)::
+(prompts that request long or short thinking). ``colocate`` is TRL's default. vLLM takes 30 % of the GPU's memory unless
+``vllm_gpu_memory_utilization`` sets another share, and keeps it during the training step unless ``vllm_enable_sleep_mode`` is true. TRL 1.16
+accepts vLLM 0.22 to 0.31::
 
-    toolkit grpo ... --training-engine trl --set use_vllm=true --set vllm_mode=colocate
+    toolkit grpo ... --training-engine trl --set use_vllm=true --set vllm_mode=colocate --set vllm_gpu_memory_utilization=0.3
 
 To use several GPUs, start the command with accelerate, with or without DeepSpeed. A step uses the same batch as on one GPU, split over the
-processes. Each process holds all weights; FSDP and ZeRO stage 3, which shard them, are refused::
+processes: the recipe's number of responses must be divisible by the number of processes. Each process holds all weights. ZeRO stage 1 and 2
+split the optimizer's state, and stage 2 the gradients too. FSDP and ZeRO stage 3, which split the weights, are refused: the main process
+evaluates and saves the model alone. With vLLM in ``colocate`` mode, every process has a vLLM of its own on its GPU::
 
-    accelerate launch --num_processes 8 $(which toolkit) grpo ...
-    accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 $(which toolkit) grpo ...
-    accelerate launch --num_processes 8 $(which toolkit) grpo ... --training-engine trl --set use_vllm=true
+    accelerate launch --multi_gpu --num_processes 8 $(which toolkit) grpo ...
+    accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 --mixed_precision bf16 $(which toolkit) grpo ... --dtype bfloat16
+    accelerate launch --multi_gpu --num_processes 8 $(which toolkit) grpo ... --training-engine trl --set use_vllm=true
+
+Leave gradient accumulation and clipping out of accelerate's own config file: transformers fills them in from the recipe, and refuses other
+values. These commands were checked against the options and the configs that TRL 1.16 and accelerate 1.15 ship, not on GPUs.
 
 Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; ``toolkit.grpo.run`` lists the
 memory that this takes. The saved model is fp32 unless ``--save-dtype`` sets another dtype. A LoRA adapter is saved beside the model, for

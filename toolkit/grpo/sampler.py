@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
-from toolkit import generate
+from toolkit import generate, tensors
 from toolkit.generate import Sampling
 from toolkit.grpo import draws
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
@@ -127,9 +127,8 @@ class Sampler:
             ValueError: a weight is NaN or infinite.
         """
         policy = self.policy
-        for name, weight in policy.weights().named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"After step {policy.step()} weight {name} holds NaN or infinity: lower the learning rate.")
+        if (name := tensors.not_finite(policy.weights())) is not None:
+            raise ValueError(f"After step {policy.step()} weight {name} holds NaN or infinity: lower the learning rate.")
         # One id per group: the first of each ``num_generations``.
         groups = self._groups([policy.problems[i] for i in ids[:: policy.args.num_generations]])
         if policy.recipe.dynamic is not None:

@@ -122,26 +122,58 @@ def _exactness(lm: LM) -> dict[str, str]:
     return {name: f"{value:.1e}" if value else "0" for name, value in worst.items()}
 
 
-def _memory(lm: LM) -> Iterator[tuple[str, str]]:
-    """Yield estimates of the memory for loading, sampling and training, as pairs such as ``("GRPO, LoRA", "0.60 GB")``.
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model that determine how much memory it needs.
 
-    Nothing is run: the estimates follow from the numbers of weights, heads and layers. Quantised or offloaded models cannot be trained, so
-    the estimates for GRPO are then left out.
+    Attributes:
+        weights: Number of weights.
+        held: Size of the weights in bytes, as they are stored: packed if they are quantised.
+        size: Bytes per number of the model's dtype.
+        cached: Bytes of the KV cache per token, in all layers.
     """
-    config, layout = lm.model.config.get_text_config(), lm.layout
-    size = lm.model.dtype.itemsize
-    weights, held = lm.model.num_parameters(), _bytes(lm)
+
+    weights: int
+    held: int
+    size: int
+    cached: int
+
+
+def shape_of(lm: LM) -> Shape:
+    """Return the sizes of a model."""
+    config, layout, size = lm.model.config.get_text_config(), lm.layout, lm.model.dtype.itemsize
     kv_heads = getattr(config, "num_key_value_heads", None) or layout.n_heads
-    rows, tokens = SAMPLED
-    cache = 2 * rows * tokens * kv_heads * sum(layout.head_dims) * size  # 2: keys and values
-    yield "loading, steering, directions", _gb(1.1 * held)  # 10 % above the size of the weights
-    yield f"sampling {rows} rows of {tokens:,} tokens", _gb(1.1 * held + cache)
-    if tensors.storage(lm.model):
-        return
-    # Bytes per weight as in the docstring of ``grpo.run``, without activations. 20: weight, gradient and Adam's moments in fp32 (16), and
-    # the initial model (4). LoRA: the frozen weights and the initial model; the adapter itself is small.
-    yield "GRPO, all weights", _gb(20 * weights)
-    yield "GRPO, LoRA", _gb(2 * size * weights)
+    cached = 2 * kv_heads * sum(layout.head_dims) * size  # 2: keys and values
+    return Shape(lm.model.num_parameters(), _bytes(lm), size, cached)
+
+
+def memory(shape: Shape, *, rows: int = SAMPLED[0], tokens: int = SAMPLED[1]) -> dict[str, float]:
+    """Return estimates of the memory in bytes for loading, sampling and training, by kind of work. Nothing is run.
+
+    Activations are left out of the estimates for training.
+
+    Args:
+        rows: Number of responses that are sampled together.
+        tokens: Largest number of tokens of a row, prompt included.
+    """
+    loaded = 1.1 * shape.held  # 10 % above the size of the weights
+    # Bytes per weight as in the docstring of ``grpo.run``. 20: weight, gradient and Adam's moments in fp32 (16), and the initial model (4).
+    # LoRA: the frozen weights and the initial model; the adapter itself is small.
+    return {
+        "loading, steering, directions": loaded,
+        f"sampling {rows} rows of {tokens:,} tokens": loaded + rows * tokens * shape.cached,
+        "GRPO, all weights": 20 * shape.weights,
+        "GRPO, LoRA": 2 * shape.size * shape.weights,
+    }
+
+
+def _memory(lm: LM) -> Iterator[tuple[str, str]]:
+    """Yield the estimates of ``memory`` as text, such as ``("GRPO, LoRA", "0.60 GB")``.
+
+    Quantised or offloaded models cannot be trained, so the estimates for GRPO are then left out.
+    """
+    fixed = tensors.storage(lm.model)
+    yield from ((name, _gb(size)) for name, size in memory(shape_of(lm)).items() if not (fixed and name.startswith("GRPO")))
 
 
 def _bytes(lm: LM) -> int:
