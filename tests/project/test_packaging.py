@@ -184,7 +184,7 @@ def test_the_oldest_versions_are_the_lower_bounds():
     tested = {
         need.name: need for need in [*base(), *(need for name in ("rl", "gguf") for need in extras()[name])] if need.name != "torch"
     }
-    assert tested.keys() == oldest.keys() - {"click", "huggingface-hub"}  # that others bring
+    assert tested.keys() == oldest.keys() - {"click"}  # that others bring
     for name, need in tested.items():
         (lower,) = [Version(bound.version) for bound in need.specifier if bound.operator == ">="]
         assert lower == Version(oldest[name]), name

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -168,7 +167,7 @@ def test_the_committed_board_is_of_the_shipped_model_and_of_the_conditions_as_th
 
     assert board["provenance"]["fingerprint"] == tiny.fingerprint
     assert set(board["conditions"]) == {spec.name for spec in default.CONDITIONS}
-    assert json.loads(json.dumps(board["provenance"]["sizes"])) == json.loads(json.dumps(asdict(FULL)))
+    assert json.loads(json.dumps(board["provenance"]["sizes"])) == json.loads(json.dumps(FULL.record))
     for spec in default.CONDITIONS:
         assert board["conditions"][spec.name]["note"] == spec.note
 

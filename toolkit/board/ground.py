@@ -93,6 +93,13 @@ class Sizes:
     fraction: float = edit.DEMO.fraction
     training: TrainingPlan = TrainingPlan()
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The sizes as a dict, without the tracker of training runs, which changes no result."""
+        fields = asdict(self)
+        del fields["training"]["track"]
+        return fields
+
 
 FULL = Sizes()
 QUICK = Sizes(
@@ -196,8 +203,8 @@ class Ground:
         It is part of every result's cache key. The number of seeds is left out, so that results stay valid if seeds are added. So is the
         tracker, which changes no result. The code is another part of the key: see ``modules``.
         """
-        sizes = asdict(self.sizes)
-        del sizes["seeds"], sizes["training"]["track"]
+        sizes = self.sizes.record
+        del sizes["seeds"]
         problems = {"main": self.problems, "unseen": self.unseen, "extraction": self.study.load("train", self.lm)}
         return {
             **identity.of_lm(self.lm),

@@ -306,7 +306,7 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
         "provenance": {
             **asdict(ground.lm.provenance(0)),
             "made_by": made_by(results),
-            "sizes": asdict(ground.sizes),
+            "sizes": ground.sizes.record,
             "problems": len(table.main),
             "trained_on": trained_on,
         },
