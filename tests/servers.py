@@ -6,18 +6,20 @@ out a sampling parameter which the real server would fill with a default of its 
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
 
+from toolkit import sites
 from toolkit.adapters import merge
 from toolkit.engines import OWN_LOOP, Request
 from toolkit.lm import LM, Condition, child
@@ -215,17 +217,21 @@ KINDS = {"vllm": vllm, "sglang": sglang, "llama": llama, "ollama": ollama}
 SAMPLES = {"/v1/completions", "/generate", "/completion", "/api/generate"}
 
 
+def own_copy(lm: LM) -> LM:
+    """The model with modules of its own: the server decodes in another thread, with hooks that the tests' model must not see."""
+    model = copy.deepcopy(lm.model)
+    return replace(lm, model=model, layout=sites.find(model))
+
+
 def adapted(base: LM, folder: str) -> LM:
     """The base model with a PEFT adapter, read and merged by peft."""
-    import copy
-
     return child(base, merge(copy.deepcopy(base.model), folder, torch.float32), f"{base.name} + {folder}")
 
 
 @contextmanager
 def serving(kind: str, *models: LM, port: int = 0, **settings: Any) -> Iterator[tuple[str, State]]:
     """Run a server of a kind in a thread. Yield its address, and its state."""
-    state = State({f"m{i}": lm for i, lm in enumerate(models)}, **settings)
+    state = State({f"m{i}": own_copy(lm) for i, lm in enumerate(models)}, **settings)
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

@@ -147,7 +147,7 @@ class _Helper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # antlr prints there what it cannot parse
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path if isinstance(path, str))},
         )
         works = self._read()
         if not works:
@@ -218,6 +218,7 @@ def _serve(seconds: int, memory: int) -> None:
     os.dup2(2, 1)  # antlr prints to standard output
     handlers: dict[str, Callable[..., bool]] = {"equal": _equal, "parses": _parses}
     _limit("RLIMIT_AS", memory)
+    _limit("RLIMIT_CORE", 0)  # a process that reaches its limit leaves no core file
     reply: Any = _equal(r"25\%", "0.25") and _parses("2")  # imports math-verify, and tries its parser
     while True:
         replies.write(json.dumps(reply).encode() + b"\n")

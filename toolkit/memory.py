@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,8 +39,7 @@ class FittingSize:
             if len(rows) == 1 or not out_of_memory(error):
                 raise
         # Outside the handler: the traceback there keeps the tensors of the failed call alive.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
         self.most = max(self.size(half) for half in _halves(rows))
         self._halves(rows, run)
 
@@ -52,6 +52,16 @@ def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
+def release() -> None:
+    """Give back the memory of tensors that are no longer used, also of those that refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Return True if an error says that memory ran out, on a GPU or on the CPU, whose allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # plain RuntimeErrors
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -222,6 +222,9 @@ class _Layer(DynamicLayer):
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             assert mine is not None and theirs is not None
             mine[rows, :, : columns.shape[2]] = theirs.gather(2, columns.expand_as(theirs))
+        # Columns beyond the prompt are masked, but 0 times an infinite value of the row that was here before would not be 0.
+        assert self.values is not None
+        self.values[rows, :, columns.shape[2] :] = 0
 
     def widen(self, width: int) -> None:
         assert self.keys is not None and self.values is not None

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from servers import KINDS, serving
+from servers import KINDS, own_copy, serving
 
 from toolkit import edits, engines, evaluate, generate, store
 from toolkit.engines import CannotSampleError, EngineError, connect, server
@@ -248,7 +248,7 @@ def test_a_server_that_comes_back_with_another_model_is_not_sampled_further(tiny
 
         def swapped(number):
             if number == PROBES + 3:
-                state.models = {"m0": edited}
+                state.models = {"m0": own_copy(edited)}
                 return 503, "restarting"
             return None
 

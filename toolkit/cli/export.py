@@ -16,7 +16,7 @@ from toolkit.cli.common import (
     Budget,
     Command,
     Device,
-    Dtype,
+    Loaded,
     Model,
     Problems,
     Seed,
@@ -24,6 +24,7 @@ from toolkit.cli.common import (
     Task,
     Template,
     Think,
+    Type,
     app,
     load_model,
     out,
@@ -35,8 +36,8 @@ from toolkit.cli.steer import During, Layers, parse_layers
 OPTIONS = ("strength", "layers", "during", "drop_layer_0", "doses", "base", "think", "max_new_tokens")
 """Parameters of ``export`` that are fields of ``exports.base.Settings``. A format reads some of them (``Format.options``)."""
 SOURCES = {
-    "direction": ("vector", "model", "template", "device", "think"),
-    "plan": ("plan", "model", "template", "device", "think"),
+    "direction": ("vector", "model", "template", "dtype", "device", "think"),
+    "plan": ("plan", "model", "template", "dtype", "device", "think"),
     "problems": ("task", "split", "problems", "seed"),
 }
 """What a format takes -> parameters of ``export`` that say where it comes from."""
@@ -93,6 +94,7 @@ def export(
     seed: Seed = 0,
     think: Think = None,
     template: Template = None,
+    dtype: Type = Loaded.float32,
     device: Device = None,
     list_: Annotated[
         bool,
@@ -144,7 +146,7 @@ def export(
     if to != "folder" and isinstance(value, Direction):
         check(value, settings, to)
     store.writable(out_path.parent) if row.files == exports.ONE_FILE else store.new_directory(out_path)
-    loaded = None if row.takes == "problems" else load_model(model, think, Dtype.float32, device, template=template)
+    loaded = None if row.takes == "problems" else load_model(model, think, dtype, device, template=template)
     out.print(f"Wrote [bold]{escape(str(row.write(loaded, value, out_path, settings)))}[/bold].")
 
 
@@ -201,6 +203,7 @@ def import_(
     ] = False,
     think: Think = None,
     template: Template = None,
+    dtype: Type = Loaded.float32,
     device: Device = None,
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
@@ -218,7 +221,7 @@ def import_(
         reject_unread(f"with --from {of}", "layer")
     container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
     container.get(of, store.read_pt)(source)  # raises for a damaged file before a model is loaded
-    lm = load_model(model, think, Dtype.float32, device, template=template)
+    lm = load_model(model, think, dtype, device, template=template)
     match of:
         case Source.gguf:
             v = vectors.load_gguf(source, lm)

@@ -32,7 +32,7 @@ from toolkit.engines import refill
 from toolkit.engines.base import EngineError, Request, Response
 from toolkit.engines.responses import Rules, Written
 from toolkit.lm import Condition
-from toolkit.memory import FittingSize, out_of_memory
+from toolkit.memory import FittingSize, out_of_memory, release
 from toolkit.recording import recorder_for
 from toolkit.sampling import Sampling, Streams, draw
 from toolkit.slots import Slots, obstacle
@@ -156,8 +156,7 @@ class _SlotSession(_Session):
             order = [i for i in order if i not in done]
             if order:  # memory ran out
                 rows = max(1, rows // 2)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                release()  # the old slots and their layers refer to each other
 
     def _until_full(
         self, numbered: Sequence[tuple[int, Request]], rows: int, tick: Callable[[int], Any]

@@ -12,7 +12,7 @@ from toolkit.store.texts import read_text
 
 CARD = "README.md"
 SKIPPED = (".lock", ".partial", ".tmp", ".writable")  # of running or dead processes
-_REPO = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
+_REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Upload:
 
     Attributes:
         folder: The folder.
-        repo: Repository on the Hub, ``USER/NAME`` or ``NAME``.
+        repo: Repository on the Hub, ``USER/NAME``.
         files: Path inside the folder and size in bytes of each file, in order of path.
         card: Text of ``README.md``.
     """

@@ -58,7 +58,8 @@ def main():
 if __name__ == "__main__":
     main()
 '''
-STEP = """            h = model.{block}.output[0]
+STEP = """            h = model.{block}.output
+            h = h[0] if isinstance(h, tuple) else h
             h[{where}] += strength * vectors["direction.{layer}"].to(h)"""
 
 

@@ -18,7 +18,8 @@ In *by parts*, r_i is 1 for pairs that turn more than 32 times within c, 0 for t
 
 Frequencies are saved in the model's config, in fields that transformers has: ``rope_type`` ``"linear"``, ``"yarn"`` (by parts, without
 YaRN's factor on the logits) or, for power and truncated, ``"longrope"``, whose list of factors can hold any frequencies. So the saved
-directory computes the same in every tool that reads these fields. A frequency of 0 is saved as ``ZERO`` times the trained one.
+directory computes the same in transformers. Other tools may scale attention besides, where they read other fields than
+``attention_factor`` (SGLang does, by its source); compare log-probabilities first. A frequency of 0 is saved as ``ZERO`` times the trained one.
 
 Deviations: the paper finetunes after the change, except in its zero-shot experiments; here nothing is trained. The exponent ``k`` and the
 scale are arguments. The paper's *by parts* comes from a discussion it cites; the two limits (1 and 32 turns) are those of YaRN.
