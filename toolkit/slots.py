@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -41,7 +41,7 @@ def obstacle(condition: Condition) -> str | None:
         return f"an intervention may act otherwise at every step: {str(unknown[0])[:80]}"
     if condition.during and not phases.single_tokens(lm):
         return "a think tag is not a single token, so phases are searched in the text of the response"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()):
+    if any(_foreign_hooks(m) for m in lm.model.modules()):
         return "hooks are registered on modules of the model"
     if hooks.attention_name(lm.layout) != "sdpa" or not any(m is lm.layout.attention for m in lm.model.modules()):
         return f"its attention is {hooks.attention_name(lm.layout)}, not sdpa"
@@ -56,6 +56,12 @@ def obstacle(condition: Condition) -> str | None:
     if any(name in kind for kind in kinds for name in CHANGING_FREQUENCIES):
         return "the frequencies of its rotary embedding depend on the longest row"
     return None
+
+
+def _foreign_hooks(module: nn.Module) -> bool:
+    """Return True if a module has hooks, except those that transformers leaves on it after hidden states were asked for: they do nothing."""
+    registered = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in registered)
 
 
 class Slots:
