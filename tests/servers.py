@@ -72,6 +72,8 @@ class State:
         context: Context length that the server reports.
         requests: The sampling requests that arrived.
         loaded: Names of the adapters that were loaded while it ran.
+        dying: For tests that stop the server at some request.
+        stop: Shuts the server down at once, while the context is still open.
         closed: Set when the server is shut down, so that nothing waits longer.
     """
 
@@ -82,6 +84,8 @@ class State:
     requests: list[Mapping[str, Any]] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
+    dying: threading.Event = field(default_factory=threading.Event)
+    stop: Callable[[], None] = lambda: None
 
     @property
     def base(self) -> str:
@@ -271,6 +275,12 @@ def serving(kind: str, *models: LM, port: int = 0, **settings: Any) -> Iterator[
     server.daemon_threads = False
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        server.socket.close()
+
+    state.stop = stop
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", state
     finally:

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from toolkit import collect, directions, evaluate, stats
 from toolkit.edits import Steering, steering
-from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering
@@ -97,7 +96,6 @@ def sweep(
     sampling: Sampling,
     plan: DoseSweep,
     *,
-    engine: Engine = OWN_LOOP,
     out: str | Path | None = None,
 ) -> Doses:
     """Steer a model along every direction at every strength, and return measurements of its responses (see ``Doses``).
@@ -111,18 +109,17 @@ def sweep(
         problems: Problems to answer.
         sampling: Sampling settings.
         plan: Strengths, layers and positions of steering.
-        engine: Program that samples the tokens. It must be able to steer.
         out: Directory for the rollouts; repeat the call to resume a sweep that was stopped. ``None`` saves nothing.
     """
     strengths = sorted({*plan.strengths, 0.0})
     acts = {(name, a): plan.act(v, a) for name, v in named.items() for a in strengths}
     conditions = {"base": Condition(lm)}
     conditions |= {_name(name, a): Condition(lm, (act,), note=str(act)) for (name, a), act in acts.items() if a}
-    report = evaluate.compare(conditions, problems, sampling, engine=engine, out=out, allow_overlap=plan.allow_overlap)
+    report = evaluate.compare(conditions, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
     # The base model's first responses, for perplexity: read from ``out``, or sampled again, which gives the same responses.
     few = problems if out is not None else problems[: math.ceil(assumed_reference / sampling.n)]
     base_folder = None if out is None else evaluate.rollout_folder(out, "base")
-    reference = rollouts(lm, few, sampling, engine=engine, out=base_folder, progress=False)[:assumed_reference]
+    reference = rollouts(lm, few, sampling, out=base_folder, progress=False)[:assumed_reference]
     kinds = {plan.where or v.kind for v in named.values()}
     typical = {kind: collect.typical_norm(lm, reference, kind) for kind in kinds}
     rows = []

@@ -119,12 +119,14 @@ def compare(
         raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
     judged = {name: c if isinstance(c, Condition) else Condition(c) for name, c in conditions.items()}
     overlap = check_held_out(judged, problems, allow=allow_overlap)
-    _check_engine(engine, judged, problems, sampling)
+    folders = {name: None if out is None else rollout_folder(out, name) for name in judged}
+    expected = len(problems) * sampling.n
+    if any(folder is None or store.count_rollouts(folder) < expected for folder in folders.values()):
+        _check_engine(engine, judged, problems, sampling)  # not for results that need no sampling any more
     tables, about = [], {}
     for number, (name, condition) in enumerate(judged.items(), 1):
-        where = None if out is None else rollout_folder(out, name)
         try:
-            sampled = rollouts(condition, problems, sampling, engine=engine, out=where, progress=progress)
+            sampled = rollouts(condition, problems, sampling, engine=engine, out=folders[name], progress=progress)
         except BaseException as stop:  # including Ctrl-C: the message then names the condition that was interrupted
             stop.add_note(f"condition {number} of {len(judged)}")
             raise

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from servers import serving
 from typer.testing import CliRunner
 
 from toolkit import cli, store
-from toolkit.types import Direction
 
 SMALL = ["-n", "6", "-k", "2", "--max-new-tokens", "80", "-t", "tiny"]
 
@@ -65,14 +63,16 @@ def test_entropies_of_responses_from_a_server_are_computed_afterwards(tiny, tmp_
     assert (tmp_path / "e" / "entropy.json").is_file()
 
 
-def test_doses_need_steering_which_a_server_is_not_asked_for(tiny, tmp_path):
-    store.save(Direction(torch.ones(4, 128), "resid_post", "think", "by hand", 1, 1, tiny.provenance()), tmp_path / "d.safetensors")
-    with serving("vllm", tiny) as (url, state):
-        result = CliRunner().invoke(
-            cli.app, ["dose", "-v", str(tmp_path / "d.safetensors"), "-o", str(tmp_path / "d"), "--engine", url, *SMALL]
-        )
-    assert result.exit_code == 1 and "cannot act inside the network" in str(result.exception)
-    assert not state.requests
+def test_doses_need_steering_and_are_refused_before_a_model_is_loaded(tmp_path):
+    result = CliRunner().invoke(cli.app, ["dose", "-v", "no-such-file", "-o", str(tmp_path), "--engine", "http://localhost:1"])
+    assert result.exit_code == 2 and "only the toolkit's own loop can do" in " ".join(result.output.replace("\u2502", " ").split())
+
+
+def test_a_finished_comparison_needs_no_server(tiny, tmp_path):
+    arguments = ["compare", "base=tiny-reasoner", "again=tiny-reasoner", "-o", tmp_path / "c", "--engine"]
+    with serving("llama", tiny) as (url, _):
+        before = run(*arguments, f"llama+{url}", "--json", *SMALL)
+    assert json.loads(run(*arguments, f"llama+{url}", "--json", *SMALL)) == json.loads(before)
 
 
 @pytest.mark.parametrize("engine", ["localhost:1", "vllm+localhost"])

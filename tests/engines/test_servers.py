@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
+import llama
 import pytest
 from servers import KINDS, own_copy, serving
 
@@ -255,6 +257,21 @@ def test_a_server_that_comes_back_with_another_model_is_not_sampled_further(tiny
         state.disturb = swapped
         with pytest.raises(EngineError, match="restarted with another model"):
             rollouts(connect(url, parallel=1), tiny, problems_of(8), out=tmp_path)
+
+
+def test_a_run_waits_for_a_server_that_is_started_again(tiny, problems_of, hasty):
+    problems, port = problems_of(8), llama.free_port()
+    with serving("llama", tiny, port=port) as (url, state):
+        engine = connect(url, parallel=2)
+        patient = replace(engine, client=replace(engine.client, patience=60.0))
+        state.disturb = lambda number: state.dying.set() if number == PROBES + 3 else None
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(rollouts, patient, tiny, problems)
+            assert state.dying.wait(60)
+            state.stop()
+            time.sleep(1.5)  # longer than the first pauses: several requests find nobody there
+            with serving("llama", tiny, port=port):
+                assert found.result(120) == rollouts(engines.OWN_LOOP, tiny, problems)
 
 
 def test_a_finished_run_needs_no_server(tiny, problems_of, tmp_path):

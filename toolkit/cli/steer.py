@@ -31,7 +31,6 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
-    connect_engine,
     load_model,
     out,
     parse_numbers,
@@ -199,6 +198,11 @@ def dose(
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
+    if engine != "ours":
+        raise typer.BadParameter(
+            f"--engine {engine}: dose steers inside the network, which only the toolkit's own loop can do. Leave --engine out; to run one strength on "
+            "a server, write it in the server's format (toolkit export --vector)."
+        )
     plan = doses.DoseSweep(
         parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.parse(during), allow_overlap=allow_overlap
     )
@@ -212,7 +216,7 @@ def dose(
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, engine=connect_engine(engine, lm, out_dir), say=say)
+    wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "doses.json"))
         return

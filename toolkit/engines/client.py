@@ -157,9 +157,9 @@ class Client:
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             failed = time.monotonic()
-            first = since == math.inf
-            since = failed if first else since
-            if failed - since >= self.patience or (first and again is None and problem.startswith("ConnectError")):
+            since = min(since, failed)
+            # Questions come first: where nothing listens at all, they need not wait for a server that restarts.
+            if failed - since >= self.patience or (method == "GET" and problem.startswith("ConnectError")):
                 raise EngineError(
                     f"No server answers at {self.url} ({problem[:SHOWN]}, for {failed - since:.0f} s). Start it, then repeat the same command or call."
                 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.engines.base import EngineError, Request
 from toolkit.engines.client import Client
-from toolkit.engines.wire import Sampled, Served, entry, ids_of, seed_of
+from toolkit.engines.wire import Sampled, Served, entry, ids_of, plain, seed_of
 from toolkit.lm import LM
 from toolkit.sampling import Sampling
 
@@ -52,13 +52,9 @@ class LlamaServer:
             "prompt": request.prompt,
             "n_predict": sampling.max_new_tokens,
             "seed": seed_of(request, sampling),
-            "temperature": sampling.temperature,
+            **plain(sampling),
             "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": 0.0,
             "repeat_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
             "samplers": ["temperature", "top_k", "top_p"],
             "stop": [],
             "mirostat": 0,

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.engines.base import EngineError, Request
 from toolkit.engines.client import Client
-from toolkit.engines.wire import Sampled, Served, entry, seed_of, tokenized
+from toolkit.engines.wire import Sampled, Served, entry, plain, seed_of, tokenized
 from toolkit.lm import LM
 from toolkit.sampling import Sampling
 
@@ -69,13 +69,9 @@ class OllamaServer:
                 "num_predict": sampling.max_new_tokens,
                 "num_ctx": -(-(len(request.prompt) + sampling.max_new_tokens) // CONTEXT_STEP) * CONTEXT_STEP,
                 "seed": seed_of(request, sampling),
-                "temperature": sampling.temperature,
+                **plain(sampling),
                 "top_k": sampling.top_k,
-                "top_p": sampling.top_p,
-                "min_p": 0.0,
                 "repeat_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
                 "typical_p": 1.0,
                 "mirostat": 0,
                 "stop": [],

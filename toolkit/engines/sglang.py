@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.engines.base import Request
 from toolkit.engines.client import Client, RefusedError
-from toolkit.engines.wire import Sampled, Served, entry, ids_of, seed_of
+from toolkit.engines.wire import Sampled, Served, entry, ids_of, plain, seed_of
 from toolkit.lm import LM
 from toolkit.sampling import Sampling
 
@@ -45,13 +45,9 @@ class SGLangServer:
             "sampling_params": {
                 "max_new_tokens": sampling.max_new_tokens,
                 "sampling_seed": seed_of(request, sampling),
-                "temperature": sampling.temperature,
+                **plain(sampling),
                 "top_k": sampling.top_k or -1,
-                "top_p": sampling.top_p,
-                "min_p": 0.0,
                 "repetition_penalty": 1.0,
-                "presence_penalty": 0.0,
-                "frequency_penalty": 0.0,
                 "stop_token_ids": sorted(lm.eos_ids),
                 "skip_special_tokens": False,
             },

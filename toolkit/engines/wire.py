@@ -88,6 +88,17 @@ class Wire(Protocol):
         ...
 
 
+def plain(sampling: Sampling) -> dict[str, Any]:
+    """Return the sampling parameters that all servers call by one name. Those that the toolkit does not have are set to no effect."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+
+
 def seed_of(request: Request, sampling: Sampling) -> int:
     """Return the seed of one response, in [0, 2^31). It depends on the sampling seed, the problem id and the sample index."""
     text = f"{sampling.seed}|{request.problem_id}|{request.sample}"

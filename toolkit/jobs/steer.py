@@ -14,7 +14,6 @@ import pandas as pd
 
 from toolkit import directions, doses, figures, report, store, vectors
 from toolkit.edits import Steering
-from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM, Condition
@@ -32,7 +31,6 @@ def dose_report(
     plan: doses.DoseSweep,
     directory: str | Path,
     *,
-    engine: Engine = OWN_LOOP,
     say: Say = lambda text: None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
@@ -48,7 +46,6 @@ def dose_report(
         study: Task, numbers of problems and samples, and seed.
         plan: Strengths, layers, and positions of steering.
         directory: Directory to write to: ``report.html``, ``doses.json``, ``targets.json`` and ``rollouts/``.
-        engine: Program that samples the tokens.
         say: Function that is called with one line of progress at a time.
 
     Returns:
@@ -62,7 +59,7 @@ def dose_report(
     name = "length direction"
     both = {name: v, doses.RANDOM: directions.random_like(v, seed=study.seed)}
     say(f"steering along {v.estimator} at {len(plan.strengths)} strengths, and along a random direction")
-    swept = doses.sweep(lm, both, study.load("dev", lm), study.sampling, plan, engine=engine, out=out / "rollouts")
+    swept = doses.sweep(lm, both, study.load("dev", lm), study.sampling, plan, out=out / "rollouts")
     dial = doses.targets(swept, name)
     low, high = doses.usable_range(swept, name)
     on = report.judged_on(swept.report)
