@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from toolkit.cli.common import (
     AsJson,
     Device,
+    EngineAddress,
     Dtype,
     Model,
     Seed,
@@ -20,6 +22,7 @@ from toolkit.cli.common import (
     Track,
     Trust,
     app,
+    connect_engine,
     load_model,
     out,
     print_json,
@@ -95,6 +98,7 @@ def grpo(
     training_engine: Annotated[
         str, typer.Option(help="Code that generates responses: toolkit, or trl (for vLLM add --set use_vllm=true).")
     ] = "toolkit",
+    engine: EngineAddress = "ours",
     track: Track = None,
     think: Think = None,
     template: Template = None,
@@ -130,6 +134,9 @@ def grpo(
 
     Memory with --lora: 16 bytes per weight of the adapter. In addition, 8 bytes per weight of the model: 4 for the frozen weight, 4 for the
     initial model. With --dtype bfloat16 they are 2 each.
+
+    With --engine, a server samples the evaluations before and after training; those in between sample with the policy in training. The server
+    is given the trained adapter, so --lora is needed, and a server that loads adapters while it runs (vLLM, SGLang).
 
     To use less memory: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
 
@@ -167,6 +174,7 @@ def grpo(
     )  # fmt: skip
     extras = jobs.Extras(engine=training_engine, lora=policies.lora_config(lora_rank or 16) if lora else None, track=track)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
+    run = replace(run, evaluation_engine=connect_engine(engine, lm, out_dir))
     try:
         done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
     except Stopped as stopped:

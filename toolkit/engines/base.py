@@ -84,6 +84,11 @@ class Engine(Protocol):
         """Entries for the headers of rollouts and the notes of reports, among those of ``store.rollouts.ENGINE``."""
         ...
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether the engine can sample a model whose weights have changed by a low-rank adapter since the engine was started."""
+        ...
+
     def check(self, condition: Condition, sampling: Sampling) -> None:
         """Check that the engine can sample a condition with these settings, without asking a server.
 

@@ -42,7 +42,7 @@ class InProcessVLLM:
     adapters: Path = Path("runs/adapters")
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    name = "vllm in this process"
+    name, takes_adapters = "vllm in this process", True
 
     @property
     def header(self) -> Mapping[str, str]:

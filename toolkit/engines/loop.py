@@ -58,6 +58,7 @@ class OwnLoop:
     in_slots: bool | None = None
     fixed: tuple[int, int] | None = None
     name: ClassVar[str] = "the toolkit's own loop"
+    takes_adapters: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.fixed and (self.in_slots is False or min(self.fixed) < 1):

@@ -68,6 +68,11 @@ class Server:
         """Kind of server, and whether tokens are those of the text that it returned."""
         return {"engine": self.wire.name if self.wire.exact else f"{self.wire.name} (tokens from text)"}
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether this kind of server can load adapters while it runs."""
+        return self.wire.loads
+
     def check(self, condition: Condition, sampling: Sampling) -> None:
         """Raise EngineError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
         check_unmodified(condition, sampling, self.name)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from toolkit import generate, store
+from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling
 from toolkit.grpo.measures import Row, held_out_measures, kl_to
 from toolkit.lm import LM
@@ -115,6 +116,8 @@ class Recorder(TrainerCallback):
         initial: The model before training, for the column ``held_out/kl``; ``None`` leaves this column out. It is also left out if the
             evaluation samples greedily, with top-p or with top-k: the KL is estimated from tokens that are sampled from the full
             distribution.
+        engine: Engine that samples the evaluation of the saved model. If it is not the toolkit's own loop, it also samples ``initial`` before
+            the first step, and these two evaluations have no ``held_out/kl``.
 
     Attributes:
         rows: Rows of the log so far.
@@ -130,9 +133,10 @@ class Recorder(TrainerCallback):
         say: Callable[[str], None],
         sample: Sample,
         initial: LM | None = None,
+        engine: Engine = OWN_LOOP,
     ) -> None:
         self.problems, self.sampling, self.every, self.path, self.say = problems, sampling, every, path, say
-        self.sample, self.initial = sample, initial
+        self.sample, self.initial, self.engine = sample, initial, engine
         self.rows: list[Row] = []
         self.note: Callable[[Row], None] = lambda row: None
         self._evaluation: Row = {}  # results of the newest step on held-out problems, until the row of that step is written
@@ -145,11 +149,14 @@ class Recorder(TrainerCallback):
             store.write_rows(self.rows, self.path)
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        if not state.global_step:
-            evaluation = self._evaluate()
-            # Row 0 describes the model before training.
-            if state.is_world_process_zero:
-                self._write({"step": 0, **evaluation})
+        if state.global_step:
+            return
+        if self.engine is OWN_LOOP:
+            evaluation = self._evaluate()  # by every process
+        elif state.is_world_process_zero:
+            evaluation = self._evaluate(self.initial)
+        if state.is_world_process_zero:
+            self._write({"step": 0, **evaluation})  # row 0 describes the model before training
 
     def on_train_end(self, args, state, control, **_) -> None:
         if state.is_world_process_zero and self.path is not None and self.rows:
@@ -180,22 +187,24 @@ class Recorder(TrainerCallback):
             store.write_rows(self.rows, self.path)
             store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
-    def _evaluate(self, saved: LM | None = None) -> Row:
-        """Return the ``held_out/...`` columns of the model ``saved``; ``None`` means the policy in training.
+    def _evaluate(self, model: LM | None = None) -> Row:
+        """Return the ``held_out/...`` columns of a model that ``engine`` samples, or of the policy in training if ``model`` is ``None``.
 
-        Every process evaluates the policy in training on all held-out problems; only the main process logs the results. The saved model is
+        Every process evaluates the policy in training on all held-out problems; only the main process logs the results. Other models are
         evaluated by the main process alone.
         """
         if not (self.problems and self.every):
             return {}
         sampling = self.sampling
-        initial = self.initial if sampling.temperature > 0 and sampling.top_p == 1 and not sampling.top_k else None
+        recorded = model is None or self.engine is OWN_LOOP  # only then are log-probabilities of the tokens at hand
+        full = recorded and sampling.temperature > 0 and sampling.top_p == 1 and not sampling.top_k
+        initial = self.initial if full else None
         # ``details`` records the log-probabilities that the KL needs.
         sampling = replace(sampling, details=sampling.details or initial is not None)
-        if saved is None:
+        if model is None:
             rollouts = self.sample(self.problems, sampling)
         else:
-            rollouts = generate.rollouts(saved, self.problems, sampling, progress=False)
+            rollouts = generate.rollouts(model, self.problems, sampling, engine=self.engine, progress=False)
         row = held_out_measures(rollouts, self.problems)
         return row if initial is None else row | {"held_out/kl": kl_to(initial, rollouts, sampling.temperature)}
 

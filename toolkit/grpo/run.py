@@ -49,7 +49,8 @@ except ImportError as error:
     raise ImportError("Training needs TRL: pip install 'reasoning-length-toolkit[rl]'.") from error
 
 from toolkit import identity as identities
-from toolkit import store
+from toolkit import generate, store
+from toolkit.engines import OWN_LOOP, CannotSampleError, Engine
 from toolkit.generate import Sampling
 from toolkit.grpo import code, draws, judge, log, saved, tracking
 from toolkit.grpo.extras import Extras
@@ -57,7 +58,7 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
-from toolkit.lm import LM, Ask, check_plain
+from toolkit.lm import LM, Ask, Condition, check_plain
 from toolkit.types import Problem
 
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
@@ -101,6 +102,9 @@ class Run:
         held_out: Held-out problems on which the policy is evaluated; empty for no evaluation.
         evaluate_every: Optimizer steps between evaluations; 0 for no evaluation.
         evaluate: Sampling settings of the evaluation.
+        evaluation_engine: Engine that samples the evaluation of the saved model. If it is not the toolkit's own loop, it also samples the
+            evaluation before the first step. The evaluations in between sample with the policy in training. Other engines need a LoRA run,
+            since they are given the trained weights as an adapter.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
             step, with one exception: DRPO's KL term is computed over one micro-batch. This matters if a batch of responses is used for
             several optimizer steps.
@@ -116,6 +120,7 @@ class Run:
     held_out: tuple[Problem, ...] = ()
     evaluate_every: int = 10
     evaluate: Sampling = Sampling(n=4, max_new_tokens=200)
+    evaluation_engine: Engine = OWN_LOOP
     micro_batch: int = 32
     overrides: Mapping[str, Any] = field(default_factory=dict)
     save_dtype: torch.dtype = torch.float32
@@ -234,6 +239,8 @@ def train(
     Raises:
         ValueError: the settings cannot be combined, a prompt is too long, or no response of the initial model is correct (see ``Trainer``,
             ``check_context``, ``probe``). Raised before training.
+        engines.EngineError: ``run.evaluation_engine`` cannot sample the initial model, or could not sample the trained one. Raised before
+            training.
         UnsupportedModelError: the weights are quantised or offloaded.
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
@@ -244,6 +251,7 @@ def train(
     check_plain(lm, "training", "Load the model without quantization and device_map.")
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length, recipe, run.steps)
+    check_evaluation(lm, run, extras)
     with _only_run(run.out) if args.process_index == 0 else nullcontext():
         # Settings that a checkpoint must share to be resumed, checked before anything is written.
         identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
@@ -253,7 +261,7 @@ def train(
         copy = replace(lm, model=deepcopy(lm.model))
         trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=()), identity)
         recorder = log.Recorder(
-            run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say, trainer.sampler.rollouts, lm
+            run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say, trainer.sampler.rollouts, lm, run.evaluation_engine
         )
         for callback in (recorder, *extras.callbacks):
             trainer.add_callback(callback)
@@ -348,6 +356,7 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
         "steps": run.steps,
         "overrides": settings,
         "engine": extras.engine,
+        "evaluation": dict(run.evaluation_engine.header),
         "lora": {k: sorted(v) if isinstance(v, set) else v for k, v in lora.items()} if lora else None,
     }
 
@@ -387,6 +396,29 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
             "it with the same settings, or choose another directory."
         )
     return checkpoint
+
+
+def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
+    """Check that the engine for evaluations can sample the initial model, and will be able to sample the trained one.
+
+    Raises:
+        engines.EngineError: it cannot.
+    """
+    engine = run.evaluation_engine
+    if engine is OWN_LOOP or not (run.held_out and run.evaluate_every):
+        return
+    engine.check(Condition(lm), run.evaluate)
+    if extras.lora is None:
+        raise CannotSampleError(
+            f"{engine.name} cannot be given a model whose weights are all trained: train an adapter (--lora), or leave out --engine and judge "
+            "the trained model with toolkit compare while a server serves it."
+        )
+    if not engine.takes_adapters:
+        raise CannotSampleError(
+            f"{engine.name} cannot load an adapter while it runs: use vLLM or SGLang, or leave out --engine and judge the trained model with "
+            "toolkit compare while a server serves it."
+        )
+    generate.begin_session(Condition(lm), run.held_out, run.evaluate, engine)
 
 
 def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int, recipe: Recipe | None = None, steps: int = 1) -> None:
