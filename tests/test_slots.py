@@ -13,8 +13,9 @@ from tape import Recorder, Tape
 from test_generate import crowded, endless, spying
 from test_steering import SCOPES, Script, direction_of
 from test_waiting import INTERVENTIONS
+from zoo import model_of_type
 
-from toolkit import hooks, phases, recording, slots, store
+from toolkit import families, hooks, phases, recording, slots, store
 from toolkit import lm as lms
 from toolkit.decode import Batch, prefill
 from toolkit.edits import steering
@@ -100,6 +101,17 @@ def test_a_step_gives_the_logits_of_the_models_own_cache(name, model_of, problem
 def test_slots_sample_what_batches_sample(name, model_of, problems_of):
     lm = model_of(name)
     check_equal(sample(lm, problems_of(5)), sample(lm, problems_of(5), engine=IN_BATCHES))
+
+
+def test_every_family_that_slots_serve_is_sampled_as_in_batches(problems_of):
+    """Families for which ``obstacle`` finds nothing; the others are decoded in batches."""
+    few, served = replace(SAMPLING, n=1, max_new_tokens=12), 0
+    for model_type in families.SUPPORTED:
+        lm = model_of_type(model_type)
+        if obstacle(Condition(lm)) is None:
+            check_equal(sample(lm, problems_of(3), few), sample(lm, problems_of(3), few, IN_BATCHES))
+            served += 1
+    assert served >= 30
 
 
 @pytest.mark.parametrize("name", SCOPES)
@@ -220,12 +232,16 @@ def failing(run):
     raise RuntimeError("operation not permitted when stream is capturing")
 
 
+def without_memory(run):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def deviating(run):
     result = run()
     return lambda: None, result + 1
 
 
-@pytest.mark.parametrize("record", [failing, deviating])
+@pytest.mark.parametrize("record", [failing, without_memory, deviating])
 def test_a_step_that_cannot_be_recorded_runs_as_it_is_with_a_warning(record, tiny, problems_of, monkeypatch, caplog):
     expected = sample(tiny, problems_of(3), engine=IN_BATCHES)
     with recorded(monkeypatch), caplog.at_level(logging.WARNING):
@@ -359,14 +375,16 @@ def test_rows_that_join_and_leave_on_a_gpu_are_sampled_as_on_a_cpu(tiny, problem
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", INTERVENTIONS)
-def test_a_cuda_graph_samples_what_single_operations_sample(name, tiny, problems_of, caplog):
+def test_a_cuda_graph_samples_what_single_operations_sample(name, tiny, problems_of, caplog, monkeypatch):
     """Rounding may turn a few responses, so nearly all must be equal. A step that could not be recorded would log a warning."""
     there = lms.load("tiny-reasoner", device="cuda")
     condition = Condition(there, INTERVENTIONS[name](tiny))
     sampling = replace(SAMPLING, n=8, batch_size=16)
+    recordings = []
+    monkeypatch.setattr(loop, "recorder_for", lambda device: lambda run: recordings.append(device) or recording.cuda_graph(run))
     with caplog.at_level(logging.WARNING):
         found = sample(condition, problems_of(8), sampling, OwnLoop())
-    assert not caplog.records
+    assert recordings and not caplog.records
     expected = sample(condition, problems_of(8), sampling, IN_BATCHES)
     assert sum(a.token_ids == b.token_ids for a, b in zip(found, expected, strict=True)) >= 0.9 * len(expected)
 

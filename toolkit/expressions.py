@@ -111,6 +111,9 @@ def _ask(*request: str) -> bool:
             helper.stop()
         else:
             _idle.append(helper)
+    if isinstance(reply, str):
+        log.warning("math-verify failed on an expression, which counts as wrong: %r: %s", request[-1][-80:], reply)
+        return False
     if reply is None:
         with _counting:
             _stopped += 1
@@ -161,7 +164,7 @@ class _Helper:
             )
 
     def ask(self, request: tuple[str, ...]) -> Any:
-        """Send a request and return its reply, or ``None`` if the helper ended instead."""
+        """Send a request and return its reply: a verdict, or the text of an error. Return ``None`` if the helper ended instead."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -228,7 +231,12 @@ def _serve(seconds: int, memory: int) -> None:
             return
         _limit_time(seconds)
         kind, *texts = json.loads(line)
-        reply = handlers[kind](*texts)
+        try:
+            reply = handlers[kind](*texts)
+        except MemoryError:
+            return  # a limit, like one that the system ends this process at
+        except Exception as error:  # math-verify and sympy raise many kinds
+            reply = f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def _equal(gold: str, answer: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from toolkit.memory import out_of_memory
+from toolkit.memory import release
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +98,13 @@ class Repeated:
             restore()
             result = self.run()
             _check_same(repeated, result)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
+        except RuntimeError as error:  # also if memory runs out: a recording needs more than the step itself
             log.warning(
                 "A decoding step could not be recorded, so steps are slower (%s: %s)", type(error).__name__, str(error)[:200]
             )
             self.record = None
+        if self.record is None:  # outside the handler: the traceback there keeps the tensors of the failed call alive
+            release()
             restore()
             return self.run()
         self.recorded = recorded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 import socket
 from fnmatch import fnmatch
@@ -146,6 +147,21 @@ def test_a_folder_that_is_not_for_the_hub_is_refused(folder, tmp_path):
     (folder / "README.md").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no README\.md, the card"):
         hub.plan_upload(folder, "me/x")
+
+
+@pytest.mark.parametrize("where", ["card", "json"])
+def test_a_place_on_this_machine_is_not_uploaded(folder, tmp_path, where):
+    if where == "card":
+        (folder / "README.md").write_text(CARD.replace("tiny-reasoner", str(tmp_path)))
+    else:
+        (folder / "sub" / "a.json").write_text(json.dumps({"provenance": {"notes": ["no", {"model": str(tmp_path)}]}}))
+    with pytest.raises(ValueError, match="a place on this machine") as caught:
+        hub.plan_upload(folder, "me/vector")
+    assert str(tmp_path) in str(caught.value)
+    (folder / "README.md").write_text(CARD.replace("tiny-reasoner", "someone/model"))
+    (folder / "sub" / "a.json").write_text(json.dumps({"think": "</think>", "path": "/no/such/place", "tokens": [".", "/"]}))
+    (folder / "tokenizer.json").write_text(json.dumps({"vocab": ["/", "."]}))
+    hub.plan_upload(folder, "me/vector")
 
 
 def test_a_dry_run_prints_files_sizes_and_card_and_opens_no_connection(folder, monkeypatch):

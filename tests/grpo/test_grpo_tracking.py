@@ -173,7 +173,8 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker(tiny, easy, small,
     if tracker == "tensorboard":
         assert first == {"folder": str(out), "purge_step": 0} and second == {"folder": str(out), "purge_step": 3}
     elif tracker == "trackio":
-        assert (first["name"], first["resume"]) == ("my-run", "never") and (second["name"], second["resume"]) == ("my-run", "allow")
+        assert first["name"].startswith("my-run-") and second["name"] == first["name"]
+            assert (first["resume"], second["resume"]) == ("never", "allow")
     else:
         assert first == second and len(first["id"]) == 16 and first["resume"] == "allow"
         assert before["chart"] == after["chart"] == ("*", "step")
@@ -193,7 +194,19 @@ def test_a_new_run_in_another_directory_of_the_same_name_is_another_run(tmp_path
             with tracking.opened(tracker, tmp_path / parent / "run", 0) as note:
                 note({"step": 0, "reward": 1.0})
     assert [opened["about"]["resume"] for opened in fakes["trackio"].runs] == ["never", "never"]
+    assert len({opened["about"]["name"] for opened in fakes["trackio"].runs}) == 2  # trackio finds runs by their names
     assert len({opened["about"]["id"] for opened in fakes["wandb"].runs}) == 2
+
+
+@pytest.mark.parametrize("tracker", tracking.TRACKERS)
+def test_a_tracker_that_fails_is_warned_about_once_and_the_run_goes_on(tracker, tmp_path, fakes, caplog, monkeypatch):
+    (tmp_path / "run").mkdir()
+    with tracking.opened(tracker, tmp_path / "run", 0) as note:
+        note({"step": 0, "reward": 1.0})
+        monkeypatch.setattr(tracking, "numbers", lambda row: 1 / 0)
+        note({"step": 1, "reward": 1.0})
+        note({"step": 2, "reward": 1.0})
+    assert [f"{tracker} gets no more of this run" in record.message for record in caplog.records] == [True]
 
 
 def test_the_last_step_of_an_adapter_is_sent_again_with_the_results_of_the_saved_model(tiny, easy, small, tmp_path, fakes):

@@ -144,7 +144,7 @@ Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="Number o
 Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples per problem.")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")]
 Budget = Annotated[int, typer.Option("--max-new-tokens", help="Token budget of a response.")]
-BatchSize = Annotated[int, typer.Option(help="Rows decoded together; does not change the samples.")]
+BatchSize = Annotated[int, typer.Option(help="Rows decoded together; with --engine URL, requests in flight at most. It does not change the samples.")]
 EngineAddress = Annotated[
     str,
     typer.Option(
@@ -261,17 +261,18 @@ def load_model(
     )
 
 
-def connect_engine(address: str, lm: Any, work: Path):
+def connect_engine(address: str, lm: Any, work: Path, parallel: int | None = None):
     """Return the engine of the option --engine.
 
     Args:
         address: Value of the option.
         lm: Base model of the conditions to sample.
         work: Directory of the command's intermediate files. Adapters that a server is asked to load are written into it.
+        parallel: Largest number of requests in flight; ``None`` means that of the kind of server.
     """
     from toolkit import engines
 
-    return engines.connect(address, lm, adapters=work / "adapters")
+    return engines.connect(address, lm, adapters=work / "adapters", parallel=parallel)
 
 
 def show(frame: pd.DataFrame, title: str) -> None:

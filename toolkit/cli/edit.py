@@ -161,7 +161,7 @@ def thinkedit(
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     work = out_dir.with_name(f"{out_dir.name}.work")
-    sampler = connect_engine(engine, lm, work)
+    sampler = connect_engine(engine, lm, work, batch_size)
     finding = _find_heads(lm, source, study, settings, chosen, sampler, work)
     done = not dry_run and jobs.is_saved(lm, finding, out_dir)
     plan = jobs.plan_table(finding)
@@ -282,7 +282,7 @@ def rollouts(
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
-    sampler = connect_engine(engine, lm, out_dir)
+    sampler = connect_engine(engine, lm, out_dir, batch_size)
     responses = sample(lm, chosen, sampling, engine=sampler, out=out_dir, about=jobs.origin(task, split, seed))
     by_difficulty = evaluate.rollout_table(responses, chosen, lm.tags).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed", "leaking"]
@@ -421,7 +421,7 @@ def compare(
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
     base = loaded[pairs[0][0]]
-    sampler = connect_engine(engine, base, out_dir or Path("runs/compare"))
+    sampler = connect_engine(engine, base, out_dir or Path("runs/compare"), batch_size)
     directory = result_directory(out_dir, "compare", *depends, *sampler.header.items())
     measured = evaluate.compare(
         loaded, chosen, sampling, base=pairs[0][0], engine=sampler, out=directory / "rollouts", allow_overlap=allow_overlap

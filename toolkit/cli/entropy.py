@@ -146,7 +146,7 @@ def entropy(
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     if source is not None:
         source.check(lm)
-    sampled, sampler = source.rollouts if source else None, connect_engine(engine, lm, out_dir)
+    sampled, sampler = source.rollouts if source else None, connect_engine(engine, lm, out_dir, batch_size)
     tables = jobs.entropy_report(lm, study, out_dir, settings=settings, rollouts=sampled, engine=sampler, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,7 +35,7 @@ def connect(
     *,
     tolerance: float | None = None,
     adapters: Path = Path("runs/adapters"),
-    parallel: int = 32,
+    parallel: int | None = None,
 ) -> Engine:
     """Return the engine at an address: a server, vLLM in this process, or the toolkit's own loop.
 
@@ -45,7 +46,8 @@ def connect(
         base: Base model of the conditions to sample; see ``Server.base``.
         tolerance: Largest mean absolute difference of log-probabilities, in nats per token; ``None`` means that of the kind of server.
         adapters: Directory for adapters that the server is asked to load.
-        parallel: Largest number of requests in flight.
+        parallel: Largest number of requests in flight. Never more than makes sense for the kind of server (``Wire.parallel``), which is also
+            the default.
 
     Raises:
         EngineError: the address has another form, nothing answers there, or the kind of server is unknown.
@@ -68,14 +70,16 @@ def connect(
             f"--engine {address}: expected ours, vllm, or the address of a server, such as http://localhost:8000 or "
             f"vllm+http://localhost:8000 (kinds: {', '.join(WIRES)})."
         )
-    client = Client(url.rstrip("/").removesuffix("/v1"), os.environ.get(KEY) or None, parallel)
-    root = Client(urlunsplit((parts.scheme, parts.netloc, "", "", "")), client.key, parallel)
+    client = Client(url.rstrip("/").removesuffix("/v1"), os.environ.get(KEY) or None)
+    root = Client(urlunsplit((parts.scheme, parts.netloc, "", "", "")), client.key)
     kind = kind or _kind(client, root)
     if kind == "ollama":
         client = root  # the path is the name of the model
     if kind == "ollama" and not parts.path.strip("/"):
         raise EngineError(f"--engine {address}: name Ollama's model in the address, such as {address.rstrip('/')}/my-model.")
-    return Server(WIRES[kind](parts.path.strip("/")), client, base, tolerance, adapters)
+    wire = WIRES[kind](parts.path.strip("/"))
+    client = replace(client, parallel=min(parallel or wire.parallel, wire.parallel))
+    return Server(wire, client, base, tolerance, adapters)
 
 
 def _kind(client: Client, root: Client) -> str:

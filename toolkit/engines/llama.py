@@ -18,7 +18,7 @@ from toolkit.sampling import Sampling
 class LlamaServer:
     """llama-server of llama.cpp. Adapters (``--lora``) and control vectors (``--control-vector``) are given when it is started."""
 
-    name, path, tolerance, loads, exact = "llama-server", "/completion", 0.1, False, True
+    name, path, tolerance, loads, exact, parallel = "llama-server", "/completion", 0.1, False, True, 32
     advice = (
         "It reads adapters only when it is started: write the edit with `toolkit export --to gguf-lora`, start `llama-server --lora FILE "
         "--lora-init-without-apply`, and run the same command again."

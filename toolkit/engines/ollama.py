@@ -26,7 +26,7 @@ class OllamaServer:
     """
 
     model: str
-    name, path, tolerance, loads, exact = "ollama", "/api/generate", 0.1, False, False
+    name, path, tolerance, loads, exact, parallel = "ollama", "/api/generate", 0.1, False, False, 8
     advice = (
         "It reads adapters only from a Modelfile: write the edit with `toolkit export --to ollama`, run `ollama create`, and give that model's "
         "name in the address."

@@ -18,7 +18,7 @@ from toolkit.sampling import Sampling
 class SGLangServer:
     """SGLang's own ``/generate``. Untested with the real server. It follows seeds only if it is started with --enable-deterministic-inference."""
 
-    name, path, tolerance, loads, exact = "sglang", "/generate", 0.05, True, True
+    name, path, tolerance, loads, exact, parallel = "sglang", "/generate", 0.05, True, True, 256
     advice = "Start it with the saved directory of these weights, or with --enable-lora, so that edits can be loaded while it runs."
 
     def served(self, client: Client) -> list[Served]:

@@ -18,7 +18,7 @@ from toolkit.sampling import Sampling
 class VLLMServer:
     """vLLM's OpenAI-compatible server, ``/v1/completions``. Untested with the real server."""
 
-    name, path, tolerance, loads, exact = "vllm", "/v1/completions", 0.05, True, True
+    name, path, tolerance, loads, exact, parallel = "vllm", "/v1/completions", 0.05, True, True, 256
     advice = (
         "Start it with the saved directory of these weights, or with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, so that edits can be "
         "loaded while it runs."

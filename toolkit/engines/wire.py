@@ -57,6 +57,8 @@ class Wire(Protocol):
         tolerance: Largest mean absolute difference of log-probabilities from our model, in nats per token (our choice).
         loads: True if it can load adapters while it runs.
         exact: True if tokens travel as ids, False if as text.
+        parallel: Requests in flight that make sense at most (our choice). A request that waits for its turn counts against the time limit
+            of its answer.
         advice: Sentence that says how to serve edited weights.
     """
 
@@ -65,6 +67,7 @@ class Wire(Protocol):
     tolerance: float
     loads: bool
     exact: bool
+    parallel: int
     advice: str
 
     def served(self, client: Client) -> list[Served]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from toolkit.store.texts import read_text
 
 CARD = "README.md"
+TOKENIZERS = ("tokenizer", "vocab", "special_tokens_map", "added_tokens")  # their texts are tokens
 SKIPPED = (".lock", ".partial", ".tmp", ".writable")  # of running or dead processes
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
@@ -37,7 +39,8 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no card.
-        ValueError: the name of the repository is malformed, the card has no front matter, or the folder holds a link or a hidden file.
+        ValueError: the name of the repository is malformed, the card has no front matter, the folder holds a link or a hidden file, or a
+            file names a place on this machine.
         store.StoreError: the card cannot be read.
     """
     path = Path(folder)
@@ -62,7 +65,36 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
         raise ValueError(
             f"{path / CARD} has no front matter with base_model, so the Hub could not tell what it belongs to: write it again."
         )
+    _check_places(path, files)
     return Upload(path, repo, tuple((file.relative_to(path).as_posix(), file.stat().st_size) for file in files), card)
+
+
+def _check_places(folder: Path, files: Sequence[Path]) -> None:
+    """Raise ValueError if the card or a JSON file names a file or directory of this machine, which no reader has."""
+    from huggingface_hub import RepoCard
+
+    for file in files:
+        if file.name == CARD:
+            fields = RepoCard(read_text(file)).data.to_dict()
+        elif file.suffix == ".json" and not file.name.startswith(TOKENIZERS):
+            fields = json.loads(read_text(file))
+        else:
+            continue
+        for text in _texts(fields):
+            if text[:1] in ("/", "~", ".") and Path(text).expanduser().exists():
+                raise ValueError(
+                    f"{file} names {text}, a place on this machine, which readers of the Hub do not have. Load the base model by its hub id and "
+                    "export again, or write the hub id into the file."
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text inside a value read from JSON or YAML."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
 
 
 def push(upload: Upload, *, public: bool = False, api: Any = None) -> str:

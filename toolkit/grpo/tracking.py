@@ -2,7 +2,7 @@
 
 The tracker gets every row of ``log.jsonl`` as it is written: the same names, the same values, at the same steps, held-out results included.
 (The callbacks of transformers rename the columns and never see the held-out results.) Columns without a number are left out. A run has the
-name of its directory.
+name of its directory; in trackio, with six characters more, so that two directories of one name do not share a run.
 
 A resumed run goes on in the same run of the tracker. Steps after the last checkpoint are trained again, and so are sent again: TensorBoard
 hides the first ones; the others show both, which are equal. If saving changes the model (an adapter is merged, or autocast ends), the last
@@ -21,6 +21,7 @@ All three were tried on this machine's disk only: no data were ever sent to a se
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import secrets
 import sys
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit import store
+
+log = logging.getLogger(__name__)
 
 TRACKERS = ("trackio", "wandb", "tensorboard")
 PROJECT = "reasoning-length"  # project in trackio and wandb, unless WANDB_PROJECT names another
@@ -86,10 +89,22 @@ def opened(tracker: str | None, out: Path, first: int) -> Iterator[Note]:
     check(tracker)
     openers: Mapping[str, Callable[[Path, int], Tracker]] = {"trackio": _Trackio, "wandb": _Wandb, "tensorboard": _TensorBoard}
     run = openers[tracker](out, first)
+    broken = False
+
+    def attempt(send: Callable[[], None]) -> None:
+        """Send something, unless sending failed before. The training must not end because a tracker does."""
+        nonlocal broken
+        if not broken:
+            try:
+                send()
+            except Exception as error:  # a tracker may raise anything
+                broken = True
+                log.warning("%s gets no more of this run (%s: %s); log.jsonl has all of it", tracker, type(error).__name__, error)
+
     try:
-        yield lambda row: run.log(numbers(row), row["step"])
+        yield lambda row: attempt(lambda: run.log(numbers(row), row["step"]))
     finally:
-        run.close()
+        attempt(run.close)
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -134,11 +149,12 @@ class _Trackio:
         import trackio
 
         self.trackio = trackio
-        # trackio finds the run by its name: the newest with this name.
-        resume = "never" if _marked(out, "trackio") is None else "allow"
+        # trackio finds a run by its name, so the name must not be that of another directory's run.
+        before = _marked(out, "trackio")
+        name, resume = (f"{out.name}-{secrets.token_hex(3)}", "never") if before is None else (before, "allow")
         with redirect_stdout(sys.stderr):  # standard output is for the results of a command
-            trackio.init(project=PROJECT, name=out.name, resume=resume, embed=False, auto_log_cpu=False, auto_log_gpu=False)
-        _mark(out, "trackio", out.name)
+            trackio.init(project=PROJECT, name=name, resume=resume, embed=False, auto_log_cpu=False, auto_log_gpu=False)
+        _mark(out, "trackio", name)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.trackio.log(dict(values), step=step)

@@ -94,7 +94,7 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
     if hint is not None and plain(str(hint)) not in {plain(name) for name in model_types(lm) | {model_hint or ""}}:
         raise WrongModelError(
             f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}. "
-            f"If it fits this model nevertheless, pass model_hint={hint!r}."
+            f"If it fits this model nevertheless, call toolkit.vectors.load_gguf(path, lm, model_hint={hint!r})."
         )
     rows = {}
     for name, array in tensors.items():
