@@ -1,4 +1,4 @@
-"""Show a response as HTML. Tokens are coloured by entropy. Steps of thinking are numbered; wrong steps and re-checks are marked.
+"""Show a response as HTML. Tokens are coloured by entropy. Steps of thinking are numbered; failed steps and re-checks are marked.
 
 Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a whole page of fragments. The
 HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability are shown.

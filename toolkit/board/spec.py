@@ -74,10 +74,10 @@ class Spec:
             from the condition that ``make`` returns.
         recipe: Recipe of a trained policy; ``None`` for a condition that is not trained by the board.
         reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
-        steps: Function from the ``Ground`` to the number of training steps, for the cost table; 0 for a condition without training.
-        through: Function without arguments that returns a mapping from module to hash of its code, as ``store.modules_of`` does. The
-            modules are those on which only the results of this condition depend, such as modules that train a policy. Their code enters
-            the cache key.
+        steps: Function ``(ground) -> number of training steps``, for the cost table. It returns 0 for a condition without training.
+        through: Function without arguments that returns a mapping from module to hash of its code, such as one from ``store.modules_of``.
+            It lists the modules on which the results of this condition depend, but not those of every condition, such as modules that
+            train a policy. Their code enters the cache key.
     """
 
     name: str
@@ -254,10 +254,11 @@ def edited(
         strength: Multiple of the component that is subtracted: 1 removes the component, 2 reverses it.
         form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
-        control: Random control to return instead of the edit: ``"heads"`` edits equally many other heads of the same layers, chosen at
-            random; ``"direction"`` edits the same heads along a random direction; ``""`` means no control. The random direction lies in
-            the column space of the heads' output weights W_O. A fully random direction is nearly orthogonal to this space, so the edit
-            would change little.
+        control: Random control to return instead of the edit; ``""`` returns the edit.
+
+            * ``"heads"``: edit equally many other heads of the same layers, chosen at random.
+            * ``"direction"``: edit the same heads along a random direction that they can write to, that is, one in the column space of
+              their output weights W_O. An edit along any other random direction would change little.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
