@@ -220,7 +220,7 @@ class Ground:
     def modules(self) -> dict[str, str]:
         """Module -> hash of its code, for every module that all results depend on.
 
-        Modules that train policies are left out. The results of trained conditions add them (see ``Spec.through``).
+        Modules that train policies are left out. A trained condition adds them to the cache key of its results (see ``Spec.through``).
         """
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
         task_modules = {module for name in names for module in tasks.modules(name)}

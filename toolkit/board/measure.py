@@ -12,11 +12,12 @@ of the residual stream, at the positions where a line of thinking begins.
 
 * ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
   direction; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): component, along the length direction with its sign changed, of the output of the heads
-  that ThinkEdit edits; + is towards shorter thinking. All conditions read the same responses of base.
+* ``short_push`` (units of the residual stream): component of the summed output of the heads that ThinkEdit edits along the direction of
+  short thinking, which is the opposite of the length direction; + is towards shorter thinking. All conditions read the same responses of
+  base.
 * ``retrieved`` (share): share of prompts with hidden facts (haystacks) that are answered correctly.
-* ``retrieval_write`` (logits): contribution of base's retrieval heads to the logit of the token that is retrieved from a haystack. All
-  conditions read the same haystacks and answers.
+* ``retrieval_write`` (logits): summed contribution of base's four top retrieval heads to the logit of a token that is retrieved from a
+  haystack. All conditions read the same haystacks and answers of base.
 """
 
 from __future__ import annotations
