@@ -187,8 +187,8 @@ class Ground:
         sizes: Sizes of the measurements.
         out: Directory of rollouts, policies and results.
         say: Function that is called with one line of progress at a time.
-        engine: Program that samples the responses: the toolkit's own loop, or a server. Conditions that the server does not support are
-            sampled by the toolkit's own loop.
+        engine: Program that samples the responses: the toolkit's own loop, or another one such as a server. Conditions that the other one
+            does not support are sampled by the toolkit's own loop.
         made: Cache of the methods that run only once: ``(method name, *arguments)`` -> result.
     """
 
@@ -268,8 +268,8 @@ class Ground:
         Args:
             condition: The condition.
             problems: Problems to answer.
-            sampling: Sampling settings. If ``details`` is set, the responses have token entropies. A server does not return entropies, so
-                the toolkit computes them after sampling.
+            sampling: Sampling settings. If ``details`` is set, the responses have token entropies. For responses from an engine other than
+                the toolkit's own loop, the toolkit computes the entropies after sampling.
             out: Directory for the rollouts; ``None`` stores nothing.
             progress: True to show a progress bar.
         """
@@ -361,9 +361,8 @@ class Ground:
 
                 * ``"thinkedit"``: difference in the summed output of the heads that our form of ThinkEdit edits: mean over long thinking
                   minus mean over short thinking. It is zero in layers without such heads.
-                * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). For each problem, it takes the mean hidden state
-                  of the longest correct response minus the mean hidden state of the shortest one. The direction is the average over
-                  problems.
+                * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). For each problem, the mean hidden state of the
+                  shortest correct response is subtracted from that of the longest. The direction is the mean of these differences.
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")

@@ -12,9 +12,8 @@ of the residual stream, at the positions where a line of thinking begins.
 
 * ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
   direction; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): component of the summed output of the heads that ThinkEdit edits along the direction of
-  short thinking, which is the opposite of the length direction; + is towards shorter thinking. All conditions read the same responses of
-  base.
+* ``short_push`` (units of the residual stream): minus the component of the summed output of certain heads along the length direction; + is
+  towards shorter thinking. The heads are those that ThinkEdit edits. All conditions read the same responses of base.
 * ``retrieved`` (share): share of prompts with hidden facts (haystacks) that are answered correctly.
 * ``retrieval_write`` (logits): summed contribution of base's four top retrieval heads to the logit of a token that is retrieved from a
   haystack. All conditions read the same haystacks and answers of base.

@@ -314,8 +314,8 @@ def steered(
 
             * ``"thinkedit"``: difference in the summed output of the heads that our form of ThinkEdit edits: mean over long thinking minus
               mean over short thinking. It is zero in layers without such heads.
-            * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). For each problem, it takes the mean hidden state of
-              the longest correct response minus the mean hidden state of the shortest one. The direction is the average over problems.
+            * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). For each problem, the mean hidden state of the
+              shortest correct response is subtracted from that of the longest. The direction is the mean of these differences.
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
         during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``; see ``edits.steering``.
         control: True for a random control: steer along a random direction of equal norm instead.

@@ -1,6 +1,7 @@
 """Figures of token entropy: by position in thinking, by phase, correlations with other measures, accuracy after dropping tokens.
 
-The tables come from the modules ``methods.phase_entropy`` and ``methods.failed_steps``."""
+The tables come from the modules ``methods.phase_entropy`` and ``methods.failed_steps``.
+"""
 
 from __future__ import annotations
 
