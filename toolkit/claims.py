@@ -30,7 +30,7 @@ class Claim:
         text: The claim in words.
         source: Paper that makes the claim, or ``control`` for a comparison with a random control.
         estimate: The measured effect with its 95 % interval; positive if it has the claimed direction.
-        smallest: Smallest value of ``estimate - beyond`` that counts as an effect; a choice, not taken from the paper.
+        smallest: Smallest value of ``estimate - beyond`` (see ``beyond``) that counts as an effect; a choice, not taken from the paper.
         unit: Unit in which the effect is shown: ``tokens``, ``nats``, ``correlation``, or ``points`` (percentage points). For ``points``,
             ``estimate``, ``smallest`` and ``beyond`` are shares: 0.03 is shown as 3.0 points.
         beyond: Value that ``estimate`` exceeds if the claim is right. 0 for the claim "there is an effect in this direction"; -0.03 for

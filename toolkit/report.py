@@ -238,7 +238,9 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 
 
 def plan_card(base: str, plan: Plan, kind: Literal["adapter", "merged", "plan"]) -> str:
-    """Return the card of a plan of head edits as markdown: front matter, use, edited heads. Nothing is measured; ``model_card`` has numbers.
+    """Return the card of a plan of head edits as markdown: front matter, use, edited heads.
+
+    The card says that nothing was measured. For a card with measurements, see ``model_card``.
 
     Args:
         base: Name of the base model.

@@ -1,4 +1,4 @@
-"""Show a response as HTML. Tokens are coloured by entropy. Steps of thinking are numbered; wrong steps and re-checks are marked.
+"""Show a response as HTML. Tokens are coloured by entropy. Steps of thinking are numbered; failed steps and re-checks are marked.
 
 Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a whole page of fragments. The
 HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability are shown.
@@ -55,8 +55,8 @@ def fragment(
 
     Args:
         rollout: The response, with recorded entropies.
-        chain: Steps of the response's thinking, from ``failed_steps.chain``. It marks steps that failed (are wrong or were abandoned) and
-            steps that re-check an earlier one. If ``None``, each line is a step and no step is marked.
+        chain: Steps of the response's thinking, from ``methods.failed_steps.chain``. It says which steps failed (are wrong or were
+            abandoned) and which re-check an earlier step. If ``None``, each line is a step and no step is marked.
         problem: Problem whose right answer is shown; ``None`` shows none.
         top: Entropy (nats) that gets the deepest colour. To compare responses, pass the same number for all. ``None`` means the highest
             entropy in the response, or 1 if all are 0.
@@ -124,7 +124,7 @@ def _tokens_in(span: Span) -> str:
 
 
 def _named(piece: str) -> str:
-    """Return a token's text for the hover box. A token that is only a part of a UTF-8 character has no text of its own."""
+    """Return a token's text for the hover box; ``"part of a character"`` for a token that holds only some bytes of a UTF-8 character."""
     return "part of a character" if not piece else f"“{piece}”".replace("\n", "↵").replace("\t", "⇥")
 
 

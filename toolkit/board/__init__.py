@@ -6,11 +6,11 @@ corrected for the number of comparisons (Holm).
 
 Modules:
 
-* ``spec``: descriptions of conditions. ``default``: the conditions of the standard board.
+* ``spec``: descriptions of conditions. ``default``: the conditions of the default board.
 * ``ground``: inputs that all conditions share, such as the base model and the sizes of the measurements.
 * ``measure``: measures one condition. ``running``: measures all of them.
-* ``reading``: computes the estimates and differences of a board from the results. ``statistics``: corrects p-values and computes the
-  Pareto front. ``page``: writes the board as a web page.
+* ``reading``: computes the value of every metric and its difference from base. ``statistics``: corrects p-values and computes the Pareto
+  front. ``page``: writes the board as a web page.
 
 Start with ``toolkit board --help``. For a model of 1.5 to 8 billion weights on one GPU, see ``data/board/README.md``.
 """

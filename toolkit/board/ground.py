@@ -4,14 +4,18 @@ Its methods compute the inputs that take time:
 
 * rollouts of the base model;
 * directions of thinking length, with one vector per layer; adding the vectors to the residual stream lengthens thinking;
-* scores of attention heads: how much each writes towards short thinking, and how much it retrieves from the prompt;
+* scores of attention heads: how much each head writes towards short thinking, and how much it copies from the prompt;
 * trained policies.
 
 ``sample``, ``find_heads``, ``direction`` and ``measure_retrieval`` run once per process for the same arguments. ``train`` loads a policy
 that was trained before with the same arguments.
 
-Rollouts and policies are saved in the directory ``Ground.out``. The name of their folder is a hash of all their inputs, code included. So
-a stopped board resumes. If you add a condition, only that condition is computed.
+Rollouts and policies are saved in the directory ``Ground.out``. The name of their folder is a hash of all their inputs, code included. If
+the folder for the same inputs exists, its files are loaded instead of computed again. A stopped board thus resumes, and a condition that
+you add to a finished board is the only one that is computed.
+
+The *tiny reasoner* is the small model that comes with the toolkit. *ThinkEdit* is a weight edit against short thinking (arXiv 2503.22048);
+it edits the attention heads that write most towards short thinking.
 """
 
 from __future__ import annotations
@@ -64,17 +68,15 @@ class Sizes:
         max_new_tokens: Token budget of a response to a main problem.
         unseen_tokens: Token budget of a response to a problem of ``unseen``.
         seeds: Number of seeds of each random or trained condition. All other conditions have one seed.
-        extraction: ``(problems, samples per problem)`` of rollouts of base. From these rollouts ThinkEdit and Efficiency Steering compute
-            their directions of thinking length, and ThinkEdit scores the heads. The problems are from the train split of
-            ``training.task``.
+        extraction: ``(problems, samples per problem)`` of the rollouts of base from which the head scores and the directions of thinking
+            length are computed. The problems are from the train split of ``training.task``.
         haystack: Task on which retrieval is measured. Its prompts, called haystacks, hide facts: ``lookup`` (values of variables),
             ``needle`` (facts in filler text) or ``threading`` (chains of keys).
         haystacks: Number of haystacks per split: dev to find retrieval heads, test to measure retrieval.
         lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; empty means five lengths up to the model's context. Not used by
             ``lookup``.
         texts: Largest number of base responses that every condition reads teacher-forced, to compare hidden states on the same texts.
-        fraction: Share of all attention heads that ThinkEdit edits, 0 to 1. ThinkEdit is a weight edit against short thinking (arXiv
-            2503.22048).
+        fraction: Share of all attention heads that ThinkEdit edits, 0 to 1.
         training: Settings that all trained policies share, such as the task and the number of steps; see ``TrainingPlan``.
     """
 
@@ -95,7 +97,7 @@ class Sizes:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The sizes as a dict, without the tracker of training runs, which changes no result."""
+        """The sizes as a dict, without ``training.track``: where training logs are sent (such as ``"wandb"``) changes no result."""
         fields = asdict(self)
         del fields["training"]["track"]
         return fields
@@ -126,11 +128,11 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
         settings: Name of a hyperparameter -> value as text. Every policy is trained with these values. Names: ``problems`` (per training
             batch), ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``,
             and the fields of TRL's ``GRPOConfig``.
-        tiny: True to scale the hyperparameters of the papers to the tiny reasoner, False to keep them.
+        tiny: True to scale the hyperparameters of each method to the tiny reasoner, False to keep those of its paper.
 
     Raises:
-        ValueError: the task or a setting is unknown; or a setting is named ``reward.NAME``. Such a name means the option NAME of a reward.
-            The policies of a board have different rewards, so no option can be set for all of them.
+        ValueError: the task or a setting is unknown; or a setting is an option of a reward (``reward.NAME``). The policies of a board have
+            different rewards, so such an option cannot be set for all of them.
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
@@ -185,7 +187,8 @@ class Ground:
         sizes: Sizes of the measurements.
         out: Directory of rollouts, policies and results.
         say: Function that is called with one line of progress at a time.
-        engine: Program that samples the conditions that it can; the toolkit's own loop samples the others.
+        engine: Program that samples the responses: the toolkit's own loop, or another one such as a server. Conditions that the other one
+            does not support are sampled by the toolkit's own loop.
         made: Cache of the methods that run only once: ``(method name, *arguments)`` -> result.
     """
 
@@ -200,8 +203,8 @@ class Ground:
     def identity(self) -> dict[str, Any]:
         """Inputs on which every result of the board depends: a dict that identifies the base model, the sizes and the problems.
 
-        It is part of every result's cache key. The number of seeds is left out, so that results stay valid if seeds are added. So is the
-        tracker, which changes no result. The code is another part of the key: see ``modules``.
+        It is part of every result's cache key. The number of seeds is left out, so that results stay valid if seeds are added. The sizes
+        are those of ``Sizes.record``. The code is another part of the key: see ``modules``.
         """
         sizes = self.sizes.record
         del sizes["seeds"]
@@ -217,7 +220,7 @@ class Ground:
     def modules(self) -> dict[str, str]:
         """Module -> hash of its code, for every module that all results depend on.
 
-        Modules that train policies are left out. The results of trained conditions add them (see ``Spec.through``).
+        Modules that train policies are left out. A trained condition adds them to the cache key of its results (see ``Spec.through``).
         """
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
         task_modules = {module for name in names for module in tasks.modules(name)}
@@ -243,7 +246,10 @@ class Ground:
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings for the board's test problems: the same for all conditions, with one seed, so all draw the same random numbers."""
+        """Sampling settings for the board's test problems.
+
+        All conditions use these settings, with the same random seed. They thus draw the same random numbers.
+        """
         return Sampling(self.sizes.samples, max_new_tokens=self.sizes.max_new_tokens, details=True)
 
     def respond(
@@ -255,12 +261,15 @@ class Ground:
         out: Path | None = None,
         progress: bool = False,
     ) -> list[Rollout]:
-        """Return responses of a condition, sampled by ``engine`` if it can, else by the toolkit's own loop. They have entropies if asked for.
+        """Return responses of a condition to problems, sampled by ``engine``.
+
+        If ``engine`` does not support the condition, the toolkit's own loop samples the responses.
 
         Args:
             condition: The condition.
             problems: Problems to answer.
-            sampling: Sampling settings. With ``details``, entropies of a server's responses are computed afterwards.
+            sampling: Sampling settings. If ``details`` is set, the responses have token entropies. For responses from an engine other than
+                the toolkit's own loop, the toolkit computes the entropies after sampling.
             out: Directory for the rollouts; ``None`` stores nothing.
             progress: True to show a progress bar.
         """
@@ -329,11 +338,11 @@ class Ground:
         return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
-        """Return the plan of a ThinkEdit weight edit (arXiv 2503.22048): which heads to edit, along which direction, and how strongly.
+        """Return the plan of a ThinkEdit weight edit (arXiv 2503.22048): the heads to edit, a direction of thinking length, and a strength.
 
         Args:
-            strength: How much of the component along the plan's direction is subtracted from each head's output. 1 removes the component,
-                2 reverses its sign.
+            strength: Multiple of the component along the direction that is subtracted from the output of each edited head. 1 removes the
+                component, 2 reverses its sign.
             form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.
         """
@@ -350,10 +359,10 @@ class Ground:
         Args:
             name: One of:
 
-                * ``"thinkedit"``: from the summed output of the heads that our form of ThinkEdit edits. The direction is the mean of this
-                  output over long thinking minus its mean over short thinking. It is zero in layers without such heads.
-                * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). It is the mean hidden state of the longest
-                  correct response to a problem minus that of the shortest, averaged over problems.
+                * ``"thinkedit"``: difference in the summed output of the heads that our form of ThinkEdit edits: mean over long thinking
+                  minus mean over short thinking. It is zero in layers without such heads.
+                * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). For each problem, the mean hidden state of the
+                  shortest correct response is subtracted from that of the longest. The direction is the mean of these differences.
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
@@ -379,8 +388,8 @@ class Ground:
         Retrieval heads are heads that copy from the prompt. The field ``scores`` of the result holds two scores of every head:
 
         * ``"copy, as published"``: share of the answer's distinct tokens that the head copies from the haystack (arXiv 2404.15574).
-        * ``"write (ours)"``: how much the head adds to the logit of a retrieved token, through the position in the hidden fact that it
-          attends to most.
+        * ``"write (ours)"``: mean contribution of the head to the logits of retrieved tokens. Only one position is counted per token: that
+          position of the hidden fact to which the head attends most.
         """
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)

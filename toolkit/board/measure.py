@@ -12,11 +12,11 @@ of the residual stream, at the positions where a line of thinking begins.
 
 * ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
   direction; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): component, along the length direction with its sign changed, of the output of the heads
-  that ThinkEdit edits; + is towards shorter thinking. All conditions read the same responses of base.
-* ``retrieved`` (share): prompts with hidden facts (haystacks) that are answered correctly.
-* ``retrieval_write`` (logits): contribution of base's retrieval heads to the logit of the token that is retrieved from a haystack. All
-  conditions read the same haystacks and answers.
+* ``short_push`` (units of the residual stream): minus the component of the summed output of certain heads along the length direction; + is
+  towards shorter thinking. The heads are those that ThinkEdit edits. All conditions read the same responses of base.
+* ``retrieved`` (share): share of prompts with hidden facts (haystacks) that are answered correctly.
+* ``retrieval_write`` (logits): summed contribution of base's four top retrieval heads to the logit of a token that is retrieved from a
+  haystack. All conditions read the same haystacks and answers of base.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Result:
             * ``name, seed``: the condition and its seed.
             * ``model``: name of the condition's model. ``fingerprint``: hash of its weights and config. ``parent``: fingerprint of the
               model that it was edited or trained from, or ``None``. ``interventions``: texts that describe what acts on the model.
-            * ``tokens``: total length of all responses to the board's test problems (not those of the unseen tasks). ``seconds``: time to sample them (on a CPU, process time);
-              ``None`` if sampling was interrupted.
+            * ``tokens``: total length of all responses to the main problems. ``seconds``: time to sample them; ``None`` if sampling was
+              stopped and resumed. On a GPU, this is wall-clock time. On a CPU, it is the CPU time of the process.
             * ``parameters_changed``: number of weights that differ from base. ``training_steps``: optimizer steps, 0 without training.
             * ``shift``: shift of hidden states (see ``References.shift``).
             * ``made_by``: version of the toolkit and hash of the code.
@@ -115,7 +115,7 @@ def read_folder(folder: Path) -> Result | None:
 
 
 def is_measured(folder: Path) -> bool:
-    """Return True if ``measure`` completed a result in this folder. The file that it writes last then exists."""
+    """Return True if the folder holds a complete result of ``measure``, that is, if the file that ``measure`` writes last exists."""
     return (folder / ABOUT).exists()
 
 
@@ -390,7 +390,7 @@ def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, nd
 
 
 def _shuffled(values: ndarray) -> ndarray:
-    """Return random directions as unit vectors, ``[PERMUTED, d_model]``.
+    """Return 500 random directions as unit vectors, ``[500, d_model]``.
 
     Each is the difference between the means of two random groups of rows. Each group has a fifth of the rows, but at least two. With four
     or more rows, no row is in both groups.
@@ -408,7 +408,7 @@ def _shuffled(values: ndarray) -> ndarray:
 def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout], references: References) -> pd.DataFrame:
     """Return the part of ``Result.points`` about internals: the metrics ``projection, short_push, retrieved, retrieval_write``.
 
-    ``metrics.METRICS`` describes them.
+    The top of this module describes them.
     """
     # First sample of each problem of the training task (of every task, if that task is not among the main ones).
     trained_on = {p.id for p in ground.problems if p.meta.get("task") == ground.sizes.training.task}

@@ -10,8 +10,8 @@ the page forbids every request, and no text of the board is interpreted as HTML.
   base. ``p`` is the p-value of a difference, and ``p_holm`` the same after Holm's correction.
 * ``cells`` has one entry per task and difficulty. ``n`` is its number of problems; ``accuracy`` and ``think_tokens`` hold
   ``mean, low, high``.
-* ``front`` is the probability of being on the Pareto front of accuracy and think tokens.
-* ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the board's test problems (not those of the unseen tasks).
+* ``front`` is the probability that the condition is on the Pareto front of accuracy and think tokens.
+* ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the problems of the main tasks.
 * ``provenance`` describes the base model, the code, the sizes and the number of problems. The page shows all its keys.
 
 ::
@@ -57,7 +57,7 @@ def write_page(board: Mapping[str, Any], path: str | Path) -> Path:
         path: File to write.
 
     Raises:
-        ValueError: ``base`` is not one of the conditions.
+        ValueError: ``board["base"]`` (``"base"`` if it is missing) is not one of the conditions.
     """
     conditions, base = board.get("conditions") or {}, board.get("base", "base")
     if conditions and base not in conditions:

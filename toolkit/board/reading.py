@@ -108,7 +108,7 @@ class AlignedResults:
 
     @cached_property
     def base(self) -> dict[str, MetricEffect]:
-        """Metric -> value of base with its interval: the field ``estimate`` of the ``MetricEffect``.
+        """Metric -> a ``metrics.MetricEffect``, whose field ``estimate`` holds the value of base with its 95 % interval.
 
         Intervals are not clipped to the possible values of the metric, such as 0 to 1.
         """
@@ -459,6 +459,7 @@ def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Pa
     The files are ``board.json``, ``table.parquet`` (one row per condition and metric, see ``long_table``) and the web page ``report.html``.
 
     Args:
+        ground: Base model, sizes and output directory of the board.
         specs: Conditions of the board; those without results are left out.
         title: Title of the page.
         directory: Directory to write to.
@@ -479,7 +480,11 @@ DAMAGE = (
 
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures for the web page of a board, as dicts with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
+    """Return the figures for the web page of a board, as dicts with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON).
+
+    Args:
+        board: The board, from ``make_board``.
+    """
     trained = any(about["family"] in ("trained", "combined") for about in board["conditions"].values())
     where = f" This board trains policies on {' and '.join(board['provenance']['trained_on'])} only." if trained else ""
     drawn = (
@@ -501,9 +506,13 @@ def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
 
     * ``condition, family, metric``.
     * ``mean, low, high``: value of the metric for the condition, with its interval.
-    * ``difference, difference_low, difference_high``: condition minus base, with its interval.
+    * ``difference, difference_low, difference_high``: condition minus base, with its interval. They have no value for base.
     * ``p``: p-value of the difference. ``p_holm``: the same after Holm's correction.
-    * ``note``: why the value has no test or no interval: ``"2 seeds"`` (too few for a test) or ``"no variance"`` (no interval). Else empty.
+    * ``note``: ``"2 seeds"`` if these are too few seeds for a p-value; ``"no variance"`` if nothing varies, so that the interval has width
+      0; usually empty.
+
+    Args:
+        board: The board, from ``make_board``.
     """
     rows = []
     for name, about in board["conditions"].items():
@@ -531,11 +540,14 @@ def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
 def text_table(board: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
     """Return the board as a table of text cells, for a terminal or the README: one row per condition, one column per metric.
 
-    A cell holds the mean and, in brackets, the difference from base (condition minus base) with its 95 % interval. Shares are in percent. A
-    star marks a difference with p < .05 after Holm's correction. A random or trained condition with fewer than three seeds gets no star;
-    the number of its seeds is then in the brackets.
+    A cell holds the mean and, in brackets, the difference from base (condition minus base) with its 95 % interval. The cells of base hold
+    only the mean, and so do those of metrics that are themselves a comparison with base. Shares are in percent.
+
+    A star marks a difference with p < .05 after Holm's correction. A random or trained condition with fewer than three seeds gets no star;
+    its cells state the number of seeds in brackets.
 
     Args:
+        board: The board, from ``make_board``.
         metrics: Names of the metrics to show. Metrics that the board does not have are left out.
     """
     rows = {}

@@ -25,9 +25,9 @@ Results are saved under a cache key. For a condition with your own function, suc
 The second part is needed because a model may be retrained and saved at the same path: it then has another fingerprint, and is measured
 again. So the function is called to compute the key, even if the result is only loaded.
 
-If you pass ``identity={...}`` to ``Spec``, the key is computed from this mapping, and the function is not called. Pass it if the function
-is slow, or if it depends on something outside its code and its values, such as the content of a file. The mapping must hold everything
-that the measured numbers depend on, such as the fingerprint of a model.
+If you pass ``identity={...}`` to ``Spec``, the key is computed from this mapping, and the function is not called. Pass a mapping if the
+function is slow, or if the condition depends on something outside the function's code and values, such as the content of a file. The
+mapping must hold everything that the measured numbers depend on, such as the fingerprint of a model.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Spec:
             from the condition that ``make`` returns.
         recipe: Recipe of a trained policy; ``None`` for a condition that is not trained by the board.
         reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
-        steps: Function from the ``Ground`` to the number of training steps, for the cost table; 0 for a condition without training.
-        through: Function without arguments that returns a mapping from module to hash of its code, as ``store.modules_of`` does. The
-            modules are those on which only the results of this condition depend, such as modules that train a policy. Their code enters
-            the cache key.
+        steps: Function ``(ground) -> number of training steps``, for the cost table. It returns 0 for a condition without training.
+        through: Function without arguments that returns a mapping from module to hash of its code, such as one from ``store.modules_of``.
+            It lists the modules on which this condition's results depend, beyond those of every condition: for example the modules that
+            train a policy. Their code enters the cache key.
     """
 
     name: str
@@ -111,8 +111,8 @@ class Spec:
         If the field ``identity`` is set, the description holds its values. Otherwise it holds the code of the function ``make`` and the
         values that this code reads (see the module ``identity``).
 
-        The property is computed once and kept, because a call of ``make`` may change the values that it reads, such as a global list. If
-        the property were computed again after the call, the cache key could differ.
+        The property is computed only once. A call of ``make`` may change values that ``make`` reads, such as a global list. The cache key
+        must not change with them.
 
         Raises:
             identity.UnknownIdentityError: the description cannot be computed; the message says what to do.
@@ -254,10 +254,11 @@ def edited(
         strength: Multiple of the component that is subtracted: 1 removes the component, 2 reverses it.
         form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
-        control: Random control to return instead of the edit: ``"heads"`` edits equally many other heads of the same layers, chosen at
-            random; ``"direction"`` edits the same heads along a random direction; ``""`` means no control. The random direction lies in
-            the column space of the heads' output weights W_O. A fully random direction is nearly orthogonal to this space, so the edit
-            would change little.
+        control: Random control to return instead of the edit; ``""`` returns the edit.
+
+            * ``"heads"``: edit equally many other heads of the same layers, chosen at random.
+            * ``"direction"``: edit the same heads along a random direction in the column space of their output weights W_O. The heads
+              write only in this space, so an edit along an unrestricted random direction would change little.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -311,10 +312,10 @@ def steered(
             it.
         direction: One of:
 
-            * ``"thinkedit"``: from the summed output of the heads that our form of ThinkEdit edits. The direction is the mean of this
-              output over long thinking minus its mean over short thinking. It is zero in layers without such heads.
-            * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). It is the mean hidden state of the longest correct
-              response to a problem minus that of the shortest, averaged over problems.
+            * ``"thinkedit"``: difference in the summed output of the heads that our form of ThinkEdit edits: mean over long thinking minus
+              mean over short thinking. It is zero in layers without such heads.
+            * ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647). For each problem, the mean hidden state of the
+              shortest correct response is subtracted from that of the longest. The direction is the mean of these differences.
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
         during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``; see ``edits.steering``.
         control: True for a random control: steer along a random direction of equal norm instead.

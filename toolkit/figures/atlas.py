@@ -47,12 +47,12 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
-    """Heat map of how many top heads two lenses (measures that give each head one number) share, with one cell per pair of lenses.
+    """Heat map of the number of top heads that two lenses share, one cell per pair. A lens is a measure that gives each head one number.
 
     The top heads of a lens are those with the highest scores; the argument ``count`` of ``jobs.agreement`` says how many. Below the number
     of shared heads, a cell shows two numbers:
 
-    * p: one-sided p-value of the number of shared heads, from permutations of the heads within their layers.
+    * p: one-sided p-value of the number of shared heads. Chance is estimated by permuting the heads within each layer.
     * ρ: Spearman's rank correlation of the two lenses over all heads.
 
     Args:

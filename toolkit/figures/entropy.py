@@ -1,4 +1,7 @@
-"""Figures of token entropy: by position in thinking, by phase, correlations with other measures, accuracy after dropping tokens."""
+"""Figures of token entropy: by position in thinking, by phase, correlations with other measures, accuracy after dropping tokens.
+
+The tables come from the modules ``methods.phase_entropy`` and ``methods.failed_steps``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position"
     """Line plot of the mean token entropy (nats) over the course of thinking, with 95 % bands.
 
     Args:
-        curves: Name of a line -> table from ``phase_entropy.by_position``, or from ``phase_entropy.by_step`` if ``by`` is ``"step"``.
+        curves: Name of a line -> table from ``methods.phase_entropy.by_position``, or from ``methods.phase_entropy.by_step`` if ``by`` is
+            ``"step"``.
         by: Column on the horizontal axis: ``"position"`` (relative position in the think span, 0 to 1) or ``"step"`` (number of the step
             of thinking).
     """
@@ -37,7 +41,7 @@ def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Bar chart of the mean token entropy (nats) of thinking and of the answer, with 95 % intervals.
 
     Args:
-        tables: Name of a model or condition -> table from ``phase_entropy.by_phase``. Each has its own colour.
+        tables: Name of a model or condition -> table from ``methods.phase_entropy.by_phase``. Each has its own colour.
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(tables.items()):
@@ -54,8 +58,8 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
     difficulty between problems then do not contribute to the correlation.
 
     Args:
-        rows: One row per rollout, from ``phase_entropy.table`` or ``failed_steps.table``.
-        table: Correlations of ``x`` and ``y`` from ``phase_entropy.correlations``, written above the panels.
+        rows: Table with one row per rollout, from ``methods.phase_entropy.table`` or ``methods.failed_steps.table``.
+        table: Correlations of ``x`` and ``y``, from ``methods.phase_entropy.correlations``. They are written above the panels.
         x: Column of ``rows`` on the horizontal axis.
         y: Column of ``rows`` on the vertical axis.
     """
@@ -83,7 +87,7 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
     a larger value of the measure goes with wrong answers.
 
     Args:
-        table: Table from ``failed_steps.correctness_correlations``.
+        table: Table from ``methods.failed_steps.correctness_correlations``.
         title: Title of the figure.
         kind: Kind of correlation: ``"spearman"`` or ``"pearson"``.
     """
@@ -113,7 +117,7 @@ def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
     span is closed and the model answers.
 
     Args:
-        summary: Table from ``phase_entropy.filtering_summary``.
+        summary: Table from ``methods.phase_entropy.filtering_summary``.
     """
     names = {"entropy": "highest entropy dropped", "random": "random tokens dropped", "truncate": "end cut off"}
     figure = go.Figure()

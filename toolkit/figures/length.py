@@ -18,8 +18,8 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
 
     Args:
         rollouts: Rollouts to count.
-        by: Function from a rollout to its class: ``"short"``, ``"long"``, or ``None`` for a rollout in no class. Each class has its own
-            colour. Without the function, all rollouts have one colour.
+        by: Function from a rollout to its class: ``"short"``, ``"long"`` or ``None``. Each class has its own colour; rollouts with ``None``
+            are drawn in grey, as "in no class". Without the function, all rollouts have one colour.
     """
     labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
     lengths = np.array([r.think_tokens for r in rollouts])

@@ -66,8 +66,8 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
 def stability(table: pd.DataFrame) -> go.Figure:
     """Line plot of the stability of the top heads against the number of examples, one line per score by which heads are ranked.
 
-    An example is one prompt with a hidden fact and its answer. Stability is the share of the top heads on all examples that are also top
-    heads on a few of them.
+    An example is one response together with one hidden fact of its prompt. For each number n, the top heads on n random examples are
+    compared with the top heads on all examples. Stability is the share of the latter that are also among the former.
 
     Args:
         table: Table from ``jobs.retrieval.stability``. Columns: ``ranking`` (name of the score), ``n`` (number of examples) and ``overlap``

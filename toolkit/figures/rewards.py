@@ -43,10 +43,10 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
     """Heat map of the mean advantage of short and long, right and wrong responses, one row per reward.
 
-    The advantage is GRPO's: the reward minus the mean reward of the responses to the same problem, over their standard deviation. Training
-    makes responses with a positive advantage more likely. A response is short if it has fewer tokens than the median response to the same
-    problem, and long if it has more. The percentage after the name of a reward is the share of problems whose responses all get the same
-    reward; their advantages are 0.
+    The advantage is GRPO's: the reward minus the mean reward of all responses to the problem, divided by the standard deviation of these
+    rewards. Training makes responses with a positive advantage more likely. A response is short if it has fewer tokens than the median
+    response to the same problem, and long if it has more. The percentage after the name of a reward is the share of problems whose
+    responses all get the same reward; their advantages are 0.
 
     Args:
         table: Table from ``rewards.mean_advantages``.

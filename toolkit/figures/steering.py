@@ -1,7 +1,7 @@
 """Figures of steering along a direction: length and accuracy by strength (dose-response), damage by strength, and target lengths.
 
 Signs of damage are responses that never close their thinking, responses that loop, and a higher perplexity of base's responses under the
-steered model.
+steered model. All tables come from the module ``toolkit.doses``.
 """
 
 from __future__ import annotations

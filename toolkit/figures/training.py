@@ -60,7 +60,8 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
 def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
     """Return the mean, smallest and largest value of a metric over several logs: columns ``mean, low, high``, one row per step.
 
-    Only steps for which every log has a value are in the table. Logs without the metric are left out; without any, the table is empty.
+    Logs without the metric are left out. If no log has the metric, the table is empty. Only steps for which every remaining log has a value
+    are in the table.
     """
     columns = [log.set_index("step")[metric].dropna().astype(float) for log in logs if metric in log]
     if not columns:
