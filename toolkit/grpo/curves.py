@@ -61,9 +61,9 @@ def lines(file: Path) -> list[dict[str, Any]]:
     """Return the lines of one curve file as dicts. The entry ``kind`` is ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: a line lacks a required field or has one of the wrong type; the file lacks one of the four kinds of lines,
-            or does not begin with its only ``about`` line; or it does not have exactly one ``outcomes`` line, with lists of equal length.
-            The message says what is wrong.
+        store.DamagedFileError: a line lacks a required field or has one of the wrong type, or the file does not have these lines: one
+            ``about`` line, which comes first; at least one ``step`` and one ``test`` line; and one ``outcomes`` line, whose lists have
+            equal lengths. The message says what is wrong.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})

@@ -80,8 +80,9 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds
 def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, Row, Row]]:
     """Return accuracy and think length at the start and at the end of a log: ``[(where, start, now)]``, or ``[]`` if it is too short.
 
-    ``start`` and ``now`` are dicts with the keys ``accuracy`` and ``think_tokens``. They are held-out results if the log has any, else
-    means over ``steps`` training batches. ``where`` is ``"on held-out problems"`` or ``"in training"``, for the text of the alarm.
+    ``start`` and ``now`` are dicts with the keys ``accuracy`` and ``think_tokens``. If the log has held-out results, they are the first and
+    the newest of these. Otherwise they are means over the first and the last ``steps`` training batches. ``where`` is ``"on held-out
+    problems"`` or ``"in training"``, for the text of the alarm.
     """
     evaluated = [row for row in history if row.get("held_out/accuracy") is not None]
     names = ("accuracy", "think_tokens")

@@ -178,18 +178,19 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample on this process and return one group (the responses to one problem) per problem.
+        """Sample on this process, and return one group (the responses to one problem) per problem, with all that the reward needs.
 
-        If the reward needs it, ``Drawn.logprob_without`` is set: the mean log-probability of a response without the question.
+        The groups come from ``_prompted``. If the reward reads it, ``Drawn.logprob_without`` is set: the mean log-probability of a response
+        without the question.
         """
         groups = self._prompted(problems)
         return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
     def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample on this process and return one group (the responses to one problem) per problem.
+        """Sample with the recipe's prompts, on this process, and return one group (the responses to one problem) per problem.
 
         If the recipe has a ``curriculum``, prompts state its token budget. If it has ``modes``, half of a group's prompts request long
-        thinking and half short thinking.
+        thinking and half short thinking. ``Drawn.logprob_without`` is not set here.
         """
         policy, samples = self.policy, self.policy.args.num_generations
         if policy.recipe.modes is None:
@@ -244,7 +245,7 @@ class Sampler:
     def _drop_uniform(
         self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
-        """Drop groups whose rewards are all equal. Return the groups that remain in ``pool``, and all dropped groups.
+        """Drop groups whose rewards are all equal. Return ``(pool, dropped)``: the groups that remain, and all dropped groups.
 
         The first ``wanted`` groups of ``pool`` are the batch; only their rewards are computed. If some groups are dropped, later groups of
         ``pool`` take their places, as far as there are any. The rewards of the new batch are then all computed again, since a reward may
