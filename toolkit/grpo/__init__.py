@@ -28,9 +28,10 @@ with fewer problems per batch than in the paper. ``--reward`` is the name of a r
 vLLM can generate the responses in the same process, through TRL. Entropies and log-probabilities then do not reach the reward, so the
 rewards that read them (of PEAR and SAR) are refused. Two kinds of recipes are refused too: those with dynamic sampling (groups whose
 rewards are all equal are replaced), and those with modes (prompts that request long or short thinking). A group is the set of rollouts of
-one problem. ``vllm_mode=colocate`` is TRL's default. vLLM takes 30 % of the GPU's memory unless
-``vllm_gpu_memory_utilization`` sets another share, and keeps it during the training step unless ``vllm_enable_sleep_mode`` is true. TRL 1.16
-accepts vLLM 0.22 to 0.31::
+one problem.
+
+``vllm_mode=colocate`` is TRL's default. vLLM takes 30 % of the GPU's memory unless ``vllm_gpu_memory_utilization`` sets another share. It
+keeps this memory during the training step unless ``vllm_enable_sleep_mode`` is true. TRL 1.16 accepts vLLM 0.22 to 0.31::
 
     toolkit grpo ... --training-engine trl --set use_vllm=true --set vllm_mode=colocate --set vllm_gpu_memory_utilization=0.3
 
@@ -44,11 +45,11 @@ since the main process evaluates and saves the model alone. With vLLM in ``coloc
     accelerate launch --multi_gpu --num_processes 8 $(which toolkit) grpo ... --training-engine trl --set use_vllm=true
 
 Leave gradient accumulation and clipping out of accelerate's own config file: transformers fills them in from the recipe, and refuses other
-values. These commands were checked against the options and the configs that TRL 1.16 and accelerate 1.15 ship, not on GPUs.
+values. The options in these commands were checked against TRL 1.16 and accelerate 1.15; the commands were not run on GPUs.
 
-Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; ``toolkit.grpo.run`` lists the
-memory that this takes. The saved model is fp32 unless ``--save-dtype`` sets another dtype. A LoRA adapter is saved beside the model, for
-peft and vLLM.
+Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; the module ``toolkit.grpo.run``
+says how much memory this takes. The saved model is fp32 unless ``--save-dtype`` sets another dtype. A LoRA adapter is saved beside the
+model, in the format of peft, which vLLM can load.
 
 After a kill at any moment, the same command with ``--resume`` continues from the last complete checkpoint.
 

@@ -45,7 +45,7 @@ The module ``measures`` says what the columns mean.
 
 
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
-    """Convert a training log to lines of a curve file: return one dict per row of the log.
+    """Convert a training log (``run.Trained.log``) to lines of a curve file: return one dict per row of the log.
 
     A dict holds the columns in ``CURVE`` and all ``held_out/...`` and ``component/...`` columns, rounded to four significant digits.
     Missing values are left out. The caller must add the entry ``kind="step"``.
@@ -127,7 +127,7 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 
     Args:
         folder: Directory of curve files, such as ``data/grpo``.
-        name: Name of the reference recipe.
+        name: Name of the reference recipe. ``correctness`` is plain GRPO with a reward for correct answers, whatever their length.
 
     Returns:
         One row per policy and metric. Columns:

@@ -48,7 +48,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class AppendedText:
-    """Function that changes a prompt: it appends ``text`` to the last user message.
+    """Callable object that changes a prompt: it appends ``text`` to the last user message.
 
     Attributes:
         text: Text to append. No space is inserted before it, so begin it with one if needed.
@@ -57,7 +57,7 @@ class AppendedText:
     text: str
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-        """Return the messages with the text appended to the last user message. Raise ValueError if no message is a user's."""
+        """Return the messages with the text appended to the last user message. Raise ValueError if there is no user message."""
         users = [i for i, m in enumerate(messages) if m["role"] == "user"]
         if not users:
             raise ValueError(f"No user message to add {self.text!r} to: the roles are {[m['role'] for m in messages]}.")
@@ -172,8 +172,8 @@ class Dynamic:
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
         """Return the number of problems to sample in the next round, so that about ``wanted`` groups are kept in all.
 
-        The estimate assumes that groups are kept at the same rate as so far, or at 1/8 if the rate was lower. The number is 0 if the limit
-        ``most`` is reached. The caller enforces the limit ``rounds``.
+        A group is kept if its rewards differ. The estimate assumes that the share of groups that are kept stays as it is so far, or is 1/8
+        if it is lower so far. The number is 0 if the limit ``most`` is reached. The caller enforces the limit ``rounds``.
 
         Args:
             kept: Number of groups kept so far.

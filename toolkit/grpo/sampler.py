@@ -48,8 +48,8 @@ class PolicyView:
         weights: Function that returns the model in training.
         generating: Function that returns a context manager. The manager yields the model for generation: without the wrappers of
             accelerate, under the autocast of training.
-        rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards that
-            change during training, such as HAPO's, are not changed by it.
+        rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards with
+            a state, such as HAPO's, keep their state. Each process computes ``Extras.columns`` only for its own rollouts.
         log_probs: Function ``(token ids, attention mask, length of the longest response) -> log-probabilities`` (nats) of the response
             tokens. Token ids are those of prompts and responses together.
     """
@@ -136,7 +136,7 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample and return rollouts of the model in training. It is in evaluation mode while sampling.
+        """Sample and return rollouts of the model in training, which is in evaluation mode meanwhile.
 
         Args:
             problems: Problems to answer.

@@ -1,6 +1,6 @@
 """A subclass of TRL's ``GRPOTrainer`` with features that papers on reasoning length need and TRL lacks.
 
-A generation is a batch of responses sampled at once; a group is the responses of one generation to one problem.
+A generation is a batch of responses sampled at once; a group is the responses of one generation to one problem; a row is one response.
 
 * Sampling: responses come from ``toolkit.generate`` through TRL's ``rollout_func``, without a copy of the model. Finished rows leave the
   decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are converted to ``Rollout`` objects.
