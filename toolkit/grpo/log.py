@@ -42,8 +42,8 @@ class Thresholds:
       sequence of tokens that repeats (``stats.looping``).
 
     Attributes:
-        accuracy: Largest drop of accuracy without an alarm, as a difference of shares (0.05: five percentage points).
-        shorter: Largest drop of think length without an alarm, as a share of the think length at the start (0.1: 10 % shorter).
+        accuracy: Drop of accuracy above which the first alarm is possible, as a difference of shares (0.05: five percentage points).
+        shorter: Drop of think length above which the first alarm is possible, as a share of the length at the start (0.1: 10 % shorter).
         steps: Number of training steps at each end of the run that are compared if there are no held-out problems.
         one_answer: Largest share of the most common answer without an alarm, among all answers of the batch.
         loops: Largest share of looping responses without an alarm, among all responses of the batch.
