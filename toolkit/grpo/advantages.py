@@ -11,8 +11,8 @@ raises the rollout's probability. The arguments are:
 In the formulas, ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over the rollout's group. All standard deviations
 have Bessel's correction, as in TRL and verl.
 
-Difference from the papers: in a group of one rollout, the papers' formulas of the standard deviation and of ``leave_one_out`` divide by
-zero. Here the standard deviation and the advantage are 0 in such a group.
+Difference from the papers: for a group of one rollout, the papers' formulas for the standard deviation and for RLOO's advantage
+(``leave_one_out``) divide by zero. Here both are 0 for such a group.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 
 
 def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return Dr. GRPO's advantages (arXiv 2503.20783): the reward minus the mean reward of the rollout's group, without division.
+    """Return Dr. GRPO's advantages (arXiv 2503.20783): the reward minus the mean reward of the rollout's group.
 
-    The reward of a rollout is the sum of its ``components``. A group is the set of rollouts of one problem. TRL computes the same with
-    ``scale_rewards="none"``. The module ``advantages`` explains the arguments; ``tokens`` is not used.
+    Unlike in GRPO, the difference is not divided by the standard deviation of the group's rewards. The reward of a rollout is the sum of
+    its ``components``. A group is the set of rollouts of one problem. TRL computes the same with ``scale_rewards="none"``. The module
+    ``advantages`` explains the arguments; ``tokens`` is not used.
     """
     r = components.sum(axis=1)
     return r - group_mean(r, groups)
@@ -102,8 +103,8 @@ def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndar
     """Return DLER's advantages as in its released code (verl's ``masked_whiten``): ``(A - mean(A)) / (std(A) + 1e-8)``.
 
     A is the reward of a rollout, the sum of its ``components``, minus the mean reward of its group. A group is the set of rollouts of one
-    problem. Mean and standard deviation of A are taken over all response *tokens* of the batch: each token has the A of its rollout, so a
-    long rollout counts more than a short one. The module ``advantages`` explains the arguments.
+    problem. Mean and standard deviation of A are taken over all response *tokens* of the batch, where each token has the A of its rollout.
+    So a long rollout counts more than a short one. ``tokens`` holds the response lengths. The module ``advantages`` explains the arguments.
     """
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
@@ -111,8 +112,8 @@ def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndar
 def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return ``values`` minus their weighted mean, divided by their weighted standard deviation.
 
-    A weight is the number of observations with that value: 1 to count rollouts, or the rollout's number of tokens to count tokens. If the
-    weights sum to less than 2, there is no standard deviation, and all returned values are 0.
+    A weight is the number of observations with that value: 1 to count rollouts, or the rollout's number of tokens to count tokens. A
+    standard deviation needs at least two observations. If the weights sum to less than 2, all returned values are 0.
     """
     total = weights.sum()
     if total < 2:

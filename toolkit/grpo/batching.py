@@ -17,7 +17,8 @@ BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # TRL's losses that divide by
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
     """Split a generation (a batch of responses sampled at once) into ``parts`` micro-batches of equal size.
 
-    A row is one response. Each micro-batch is trimmed to its longest row.
+    A row is one response. Each micro-batch is a dict like ``scored`` with part of the rows, without columns that are padding in all of
+    them.
 
     Args:
         scored: The generation with its rewards, as TRL's dict of tensors ``[rows, ...]``. Numbers and 0-d tensors are copied into every
@@ -25,8 +26,8 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
         parts: Number of micro-batches.
         together: Number of consecutive rows that must stay in one micro-batch. Pass the number of responses per problem to keep the
             responses to one problem together, or 1 for no such constraint.
-        by_length: True to sort by response length before the split. If rows must stay together, blocks of rows are sorted by their longest
-            response. False keeps the order.
+        by_length: True to sort rows by response length before the split, shortest first. With ``together`` above 1, blocks of rows are
+            sorted by their longest response instead. False keeps the order.
     """
     # A block is ``together`` consecutive rows: ``longest`` is [blocks], ``order`` the new order of rows, [rows].
     longest = scored["completion_mask"].sum(dim=1).view(-1, together).amax(dim=1)
@@ -52,9 +53,9 @@ def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, le
         parts: Number of micro-batches.
         loss_type: TRL's name of the loss. It must be in ``BY_ROWS`` (TRL divides the loss by the number of rows of the micro-batch) or
             ``BY_TOKENS`` (TRL divides it by the number of tokens of the whole batch).
-        least: Smallest number of rows to keep; rows with advantage 0 are kept if needed to reach it. If several processes train together,
-            count the rows with a nonzero advantage on each, and pass the largest count on all. All processes then keep equally many rows.
-            TRL needs this, since it gathers metrics of the same shape from every process.
+        least: Smallest number of rows to keep. Rows with advantage 0 are kept if fewer rows have a nonzero advantage. If several processes
+            train together, all must keep equally many rows, since TRL gathers metrics of the same shape from each. For this, count the rows
+            with a nonzero advantage on each process, and pass the largest of these counts on all.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()

@@ -20,8 +20,8 @@ class NonFiniteError(ValueError):
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:
     """Raise ValueError if TRL's config, the recipe and the engine cannot be combined.
 
-    Examples: the batch size would split the responses to one problem over two processes; or TRL samples, but the recipe has dynamic
-    sampling.
+    Examples: the batch size would split the responses to one problem over two processes; or TRL samples the responses, but the recipe has
+    dynamic sampling (problems whose responses all get the same reward are replaced), which only the toolkit's sampler can do.
 
     Args:
         args: TRL's config.

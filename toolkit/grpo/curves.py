@@ -45,7 +45,7 @@ The module ``measures`` says what the columns mean.
 
 
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
-    """Convert a training log to lines of a curve file: return one dict per row of the log.
+    """Convert a training log (``run.Trained.log``) to lines of a curve file: return one dict per row of the log.
 
     A dict holds the columns in ``CURVE`` and all ``held_out/...`` and ``component/...`` columns, rounded to four significant digits.
     Missing values are left out. The caller must add the entry ``kind="step"``.
@@ -61,9 +61,9 @@ def lines(file: Path) -> list[dict[str, Any]]:
     """Return the lines of one curve file as dicts. The entry ``kind`` is ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: a line lacks a required field or has one of the wrong type; the file lacks one of the four kinds of lines,
-            or does not begin with its only ``about`` line; or it does not have exactly one ``outcomes`` line, with lists of equal length.
-            The message says what is wrong.
+        store.DamagedFileError: a line lacks a required field or has one of the wrong type, or the file does not have these lines: one
+            ``about`` line, which comes first; at least one ``step`` and one ``test`` line; and one ``outcomes`` line, whose lists have
+            equal lengths. The message says what is wrong.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
@@ -127,7 +127,7 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 
     Args:
         folder: Directory of curve files, such as ``data/grpo``.
-        name: Name of the reference recipe.
+        name: Name of the reference recipe. ``correctness`` is plain GRPO with a reward for correct answers, whatever their length.
 
     Returns:
         One row per policy and metric. Columns:

@@ -35,8 +35,8 @@ class Drawn:
         prompt: Messages of the prompt, including text that the recipe added.
         budget: Token budget stated in the prompt, or ``None``.
         mode: ``"long"`` or ``"short"`` if the prompt requests long or short thinking, else ``None``.
-        logprob_without: Mean log-probability of the response's tokens (nats per token) if the question in the prompt is left empty.
-            ``None`` unless the reward needs it.
+        logprob_without: Mean log-probability of the response's tokens, in nats per token, after the prompt without its question (user
+            messages are empty). ``None`` unless the reward needs it.
     """
 
     rollout: Rollout
@@ -48,7 +48,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class AppendedText:
-    """Function that changes a prompt: it appends ``text`` to the last user message.
+    """Callable object that changes a prompt: it appends ``text`` to the last user message.
 
     Attributes:
         text: Text to append. No space is inserted before it, so begin it with one if needed.
@@ -57,7 +57,7 @@ class AppendedText:
     text: str
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-        """Return the messages with the text appended to the last user message. Raise ValueError if no message is a user's."""
+        """Return the messages with the text appended to the last user message. Raise ValueError if there is no user message."""
         users = [i for i, m in enumerate(messages) if m["role"] == "user"]
         if not users:
             raise ValueError(f"No user message to add {self.text!r} to: the roles are {[m['role'] for m in messages]}.")
@@ -145,9 +145,9 @@ class Dynamic:
     are dropped, and groups of other problems are sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first,
     dropped groups fill the rest of the batch. Both limits are ours. DAPO has another limit; if it is reached, the run stops.
 
-    DLER's paper and its released script differ. In DLER a correct but truncated rollout gets reward 0. So a group of correct rollouts, half
-    of them truncated, has different rewards. The paper, like this class, keeps such a group. The script compares the rewards before
-    truncation is penalised, and drops it.
+    DLER's paper and its released script differ. In DLER a correct but truncated rollout gets reward 0. So if all rollouts of a group are
+    correct and half of them are truncated, their rewards differ. The paper, like this class, keeps such a group. The script compares the
+    rewards before truncation is penalised. They are then all equal, so it drops the group.
 
     Attributes:
         rounds: Maximum number of rounds of sampling per batch, the first included.
@@ -172,8 +172,8 @@ class Dynamic:
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
         """Return the number of problems to sample in the next round, so that about ``wanted`` groups are kept in all.
 
-        The estimate assumes that groups are kept at the same rate as so far, or at 1/8 if the rate was lower. The number is 0 if the limit
-        ``most`` is reached. The caller enforces the limit ``rounds``.
+        A group is kept if its rewards differ. The estimate assumes that the share of groups that are kept stays as it is so far, or is 1/8
+        if it is lower so far. The number is 0 if the limit ``most`` is reached. The caller enforces the limit ``rounds``.
 
         Args:
             kept: Number of groups kept so far.
@@ -191,8 +191,8 @@ def seed_of(seed: int, step: int, stream: int = 0) -> int:
     Args:
         seed: Seed of the run.
         step: Number of optimizer steps done so far.
-        stream: Number that keeps apart several samplings at one step: a different ``stream`` gives an unrelated seed. For example, prompts
-            that request long thinking and prompts that request short thinking have one ``stream`` each.
+        stream: Number that gives unrelated seeds to several samplings at one step. For example, prompts that request long thinking have
+            ``stream`` 0, and prompts that request short thinking have ``stream`` 1.
     """
     # 48 bits of a hash, so that neighbouring steps have unrelated seeds.
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
@@ -238,8 +238,8 @@ def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
     """Return the rollouts with ``first_sample`` added to their sample numbers.
 
-    If a recipe requests long and short thinking, the long and the short rollouts of a problem are sampled separately, and both are numbered
-    from 0. The sampler calls this function on the short ones, with the number of long ones as ``first_sample``. Then no two rollouts of the
-    problem have the same number.
+    Purpose: if a recipe requests long and short thinking, the long and the short rollouts of a problem are sampled separately. Each set is
+    numbered from 0. If the number of long rollouts is added to the numbers of the short ones, no two rollouts of the problem share a
+    number.
     """
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]

@@ -17,7 +17,7 @@ from toolkit.grpo import tracking
 from toolkit.grpo.draws import Drawn
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
-"""Function that computes a column: an array with one value per rollout, which rewards read by name.
+"""Function that computes a column from rollouts and their prompts: one value per rollout. Rewards read columns by name.
 
 It is needed only for a column that the toolkit does not compute itself.
 """

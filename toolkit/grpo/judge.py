@@ -51,9 +51,10 @@ def mean_states(lm: LM, rollouts: Sequence[Rollout]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ConcisenessJudge:
-    """Function that computes the reward column ``conciseness``: one score in [0.1, 1] per rollout; a more concise response scores higher.
+    """Callable object that scores how concise responses are: ``judge(rollouts)`` returns one score in [0.1, 1] per rollout.
 
-    An empty response gets 0.1. The score of any other response is computed from its mean hidden state (see ``mean_states``).
+    A more concise response scores higher; an empty one gets 0.1. The scores are the column ``conciseness`` that rewards such as CRF read.
+    They are computed from each response's mean hidden state (see ``mean_states``).
 
     Attributes:
         lm: The initial model of the training run, which computes the hidden states.
@@ -74,9 +75,9 @@ class ConcisenessJudge:
 def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
     """Train a conciseness judge on responses that are sampled from ``lm``, and return the judge.
 
-    A conciseness judge scores how concise a response is: a linear head on the mean hidden state of ``lm``. It learns from pairs of correct
-    responses to the same problem to give the shorter one the higher score. All pairs are used whose lengths differ by a factor of at least
-    1.25 (``conciseness.assumed_ratio``).
+    A conciseness judge scores how concise a response is. It is a linear head on the mean hidden state of ``lm``. The training data are
+    pairs of correct responses to the same problem. In each pair, the longer response is at least 1.25 times as long as the shorter one
+    (``rewards.conciseness.assumed_ratio``); all such pairs are used. The judge learns to give the shorter one the higher score.
 
     Args:
         lm: The model before training, from which the GRPO run starts. Its weights are not changed.

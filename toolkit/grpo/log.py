@@ -43,11 +43,11 @@ class Thresholds:
       sequence of tokens that repeats (``stats.looping``).
 
     Attributes:
-        accuracy: Limit of the drop of accuracy, as a difference of shares (0.05: five percentage points).
-        shorter: Limit of the drop of think length, as a share of the think length at the start (0.1: 10 % shorter).
+        accuracy: Drop of accuracy above which the first alarm is possible, as a difference of shares (0.05: five percentage points).
+        shorter: Drop of think length above which the first alarm is possible, as a share of the length at the start (0.1: 10 % shorter).
         steps: Number of training steps at each end of the run that are compared if there are no held-out problems.
-        one_answer: Limit of the share of the most common answer among all answers of the batch.
-        loops: Limit of the share of looping responses among all responses of the batch.
+        one_answer: Largest share of the most common answer without an alarm, among all answers of the batch.
+        loops: Largest share of looping responses without an alarm, among all responses of the batch.
     """
 
     accuracy: float = 0.05
@@ -81,8 +81,9 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds
 def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, Row, Row]]:
     """Return accuracy and think length at the start and at the end of a log: ``[(where, start, now)]``, or ``[]`` if it is too short.
 
-    ``start`` and ``now`` are dicts with the keys ``accuracy`` and ``think_tokens``. They are held-out results if the log has any, else
-    means over ``steps`` training batches. ``where`` is ``"on held-out problems"`` or ``"in training"``, for the text of the alarm.
+    ``start`` and ``now`` are dicts with the keys ``accuracy`` and ``think_tokens``. If the log has held-out results, they are the first and
+    the newest of these. Otherwise they are means over the first and the last ``steps`` training batches. ``where`` is ``"on held-out
+    problems"`` or ``"in training"``, for the text of the alarm.
     """
     evaluated = [row for row in history if row.get("held_out/accuracy") is not None]
     names = ("accuracy", "think_tokens")

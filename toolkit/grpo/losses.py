@@ -23,7 +23,7 @@ class DRPO:
         J_q  = sum over i in P of w_i s_i  -  tau * log( mean over j in N of exp(s_j / tau) )        0 if P or N is empty
         loss = - (1/Q) sum over q of J_q  +  sg(beta * max(0, KL - delta)) * KL
 
-    The weights ``w_i`` are never negative, so ``J_q`` never rewards making a correct rollout less likely. ``KL`` is the mean of
+    The weights ``w_i`` are not negative, so ``J_q`` never falls if a correct rollout becomes likelier. ``KL`` is the mean of
     ``log pi_old - log pi`` over the response tokens of the micro-batch. The limit ``delta`` is applied to this mean, so the loss depends on
     the size of the micro-batch.
 

@@ -21,7 +21,7 @@ entropy/think, /answer     mean entropy of the tokens of think spans; the same f
 component/NAME             mean of a component of the reward; ``component/NAME/std``: its standard deviation over the batch
 accuracy/MODE              accuracy of responses whose prompt requests MODE thinking, ``long`` or ``short``; likewise ``tokens/MODE``
 held_out/...               ``accuracy``, ``think_tokens``, ``tokens``, ``truncated``, ``loops`` on held-out problems
-held_out/..._hard          the same on the hardest third (or more, with ties) of the held-out problems
+held_out/..._hard          the same on the third (or more, with ties) of these problems with the highest ``Problem.meta["difficulty"]``
 held_out/kl                ``KL(policy || initial model)`` on held-out problems, nats per token (``kl_to``)
 =========================  ==================================================================================================
 """
@@ -110,8 +110,8 @@ def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) 
 
     The module ``measures`` lists the columns: all that begin with ``held_out/``, except ``held_out/kl``.
 
-    The columns ``..._hard`` cover the hardest third of the problems (or more, with ties), by the number in ``Problem.meta["difficulty"]``.
-    They exist only if every problem has such a number.
+    The columns ``..._hard`` cover the hardest third of the problems: those with the highest number in ``Problem.meta["difficulty"]``. Ties
+    may make it more than a third. The columns exist only if every problem has such a number.
 
     Args:
         rollouts: Rollouts of the policy on the problems.

@@ -59,11 +59,14 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings of this plan for a policy's cache key, as a dict ``{name: value}``.
+        """Return the settings of this plan that enter a policy's cache key directly, as a dict ``{name: value}``.
 
-        ``track`` changes no policy. The other settings are left out, since ``policies.basis`` adds to the key what they determine. ``task`` and ``pool`` determine the
-        training problems; ``tiny`` and ``changes`` determine the recipe. ``micro_batch`` matters only for DRPO's loss, so
-        ``policies.basis`` adds it for recipes with that loss alone.
+        The other settings are left out for these reasons:
+
+        * ``track`` changes no policy.
+        * ``task`` and ``pool`` determine the training problems, and ``tiny`` and ``changes`` the recipe. ``policies.basis`` adds the
+          problems and the recipe to the key.
+        * ``micro_batch`` matters only for DRPO's loss. ``policies.basis`` adds it to the key for recipes with that loss.
         """
         return {
             "steps": self.steps,

@@ -124,11 +124,11 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
 
 
 class ResumableTrainer(GRPOTrainer):
-    """TRL's trainer with checkpoints that also hold the reward's state and the settings of the run. Incomplete checkpoints are removed.
+    """TRL's trainer, with two additions: checkpoints also store the reward's state and ``identity``, and incomplete ones are removed.
 
     Attributes:
         args: TRL's config.
-        identity: Dict of settings that must be the same when the run is resumed; saved in each checkpoint.
+        identity: Dict of the run's settings that must be the same when it is resumed; saved in each checkpoint.
         reward: The reward object.
     """
 

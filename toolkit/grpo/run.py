@@ -6,7 +6,7 @@ Files in a run's directory:
 * ``checkpoint-N``: ordinary Hugging Face folders, with the states of optimizer, scheduler, random numbers and reward. N is the step.
 * ``conciseness.json``: the head that scores conciseness, only for rewards that read such scores, as CRF does (see ``judge``).
 * ``model`` and, with LoRA, ``adapter``: the result, written by a finished run (see ``saved``).
-* What the tracker writes, if one is named (see ``tracking``).
+* Files of the tracker, if ``Extras.track`` names one (see ``tracking``).
 
 Precision. Trained weights are fp32, whatever dtype the model was loaded in. At a usual learning rate, one AdamW step changes a weight by
 less than half the distance to the next bfloat16 number, so most bfloat16 weights would never change. A model that was loaded in bfloat16
@@ -202,8 +202,8 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 def process_of(run: Run) -> tuple[int, int]:
     """Return ``(index, number)`` for this process: its index among the processes that train together, and their number.
 
-    The main process has index 0. Both values come from accelerate. Of ``run``, only the directory is used: TRL's config, through which the
-    values are read, cannot be made without one.
+    The main process has index 0. Both values come from accelerate, through a TRL config that is made for this purpose. Such a config needs
+    a directory; nothing else of ``run`` is used.
     """
     config = GRPOConfig(str(run.out), bf16=False, report_to="none")
     return config.process_index, config.world_size

@@ -48,8 +48,8 @@ class PolicyView:
         weights: Function that returns the model in training.
         generating: Function that returns a context manager. The manager yields the model for generation: without the wrappers of
             accelerate, under the autocast of training.
-        rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards that
-            change during training, such as HAPO's, are not changed by it.
+        rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards with
+            a state, such as HAPO's, keep their state. Each process computes ``Extras.columns`` only for its own rollouts.
         log_probs: Function ``(token ids, attention mask, length of the longest response) -> log-probabilities`` (nats) of the response
             tokens. Token ids are those of prompts and responses together.
     """
@@ -136,7 +136,7 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample and return rollouts of the model in training. It is in evaluation mode while sampling.
+        """Sample and return rollouts of the model in training, which is in evaluation mode meanwhile.
 
         Args:
             problems: Problems to answer.
@@ -178,18 +178,19 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample on this process and return one group (the responses to one problem) per problem.
+        """Sample on this process, and return one group (the responses to one problem) per problem, with all that the reward needs.
 
-        If the reward needs it, ``Drawn.logprob_without`` is set: the mean log-probability of a response without the question.
+        The groups come from ``_prompted``. If the reward reads it, ``Drawn.logprob_without`` is set: the mean log-probability of a response
+        without the question.
         """
         groups = self._prompted(problems)
         return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
     def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample on this process and return one group (the responses to one problem) per problem.
+        """Sample with the recipe's prompts, on this process, and return one group (the responses to one problem) per problem.
 
         If the recipe has a ``curriculum``, prompts state its token budget. If it has ``modes``, half of a group's prompts request long
-        thinking and half short thinking.
+        thinking and half short thinking. ``Drawn.logprob_without`` is not set here.
         """
         policy, samples = self.policy, self.policy.args.num_generations
         if policy.recipe.modes is None:
@@ -244,7 +245,7 @@ class Sampler:
     def _drop_uniform(
         self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
-        """Drop groups whose rewards are all equal. Return the groups that remain in ``pool``, and all dropped groups.
+        """Drop groups whose rewards are all equal. Return ``(pool, dropped)``: the groups that remain, and all dropped groups.
 
         The first ``wanted`` groups of ``pool`` are the batch; only their rewards are computed. If some groups are dropped, later groups of
         ``pool`` take their places, as far as there are any. The rewards of the new batch are then all computed again, since a reward may

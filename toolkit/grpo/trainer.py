@@ -1,6 +1,6 @@
 """A subclass of TRL's ``GRPOTrainer`` with features that papers on reasoning length need and TRL lacks.
 
-A generation is a batch of responses sampled at once; a group is the responses of one generation to one problem.
+A generation is a batch of responses sampled at once; a group is the responses of one generation to one problem; a row is one response.
 
 * Sampling: responses come from ``toolkit.generate`` through TRL's ``rollout_func``, without a copy of the model. Finished rows leave the
   decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are converted to ``Rollout`` objects.
@@ -404,7 +404,8 @@ class Trainer(ResumableTrainer):
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
         """Return one micro-batch's part of the mode-switching loss, which ``losses.ModeSwitch`` defines.
 
-        Over an optimizer step, the parts add up to the mean loss per problem.
+        The parts of all micro-batches of an optimizer step add up to the loss of the step: the mean over its problems. If the responses to
+        a problem are spread over several micro-batches, each part counts the problem by its number of responses there.
         """
         # For each group in the micro-batch: ``first`` is the index of its first row, ``rows`` the number of its rows.
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
@@ -428,10 +429,10 @@ class Trainer(ResumableTrainer):
         return norm
 
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
-        """Return the end of an error message: which response causes a loss or gradient that is NaN or infinite.
+        """Return the end of an error message that names the response whose loss or gradient is NaN or infinite.
 
-        Each row (response) of the micro-batches ``parts`` is tried as a batch of its own. The first with such a loss or gradient is named.
-        If there is none, the text says so.
+        Each row (response) of the micro-batches ``parts`` is tried as a batch of its own. The message names the first row with such a loss
+        or gradient. If there is none, the message says so.
         """
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
@@ -453,7 +454,10 @@ def learn_in_fp32(model: Any) -> None:
 
 
 def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
-    """Return token ids and log-probabilities of the rollouts that the sampler has just sampled. TRL calls it as its ``rollout_func``."""
+    """Return token ids and log-probabilities of the rollouts that the trainer's sampler has just sampled; ``prompts`` is not used.
+
+    TRL calls the function as its ``rollout_func``. It samples nothing itself.
+    """
     drawn = [d.rollout for d in trainer._drawn or []]
     return {
         "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in drawn],
