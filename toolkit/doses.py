@@ -75,8 +75,8 @@ class Doses:
             * ``perplexity``: perplexity per token of base's responses under the steered model. The interval is over responses.
             * ``relative_dose``: norm of the added vector divided by the root mean square norm of the activations at the same layer; the
               largest such ratio over all steered layers. It has no interval (``low = mean = high``).
-        report: Report of ``evaluate.compare``, with every response. Conditions are ``base`` and, for example, ``"length +0.5"`` (the direction named
-            ``length`` with strength 0.5).
+        report: Report of ``evaluate.compare``, with every response. Conditions are ``base`` and, for example, ``"length +0.5"`` (the
+            direction named ``length`` with strength 0.5).
     """
 
     table: pd.DataFrame
@@ -214,8 +214,8 @@ def monotonicity(doses: Doses, direction: str) -> float:
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
     """Return a table with the best strength for each target length: the one whose mean think length is closest to the target.
 
-    Only strengths that the sweep measured are considered, and all of them, even those that do damage (see ``usable_range``). The table also
-    says how close single responses come to the target.
+    All strengths that the sweep measured are considered, even those that do damage (see ``usable_range``). The table also says how close
+    single responses come to the target.
 
     The columns ``precise`` and ``flexible`` correspond to PM (precise match) and FM (flexible match) of Ruler, arXiv:2409.18943. The ranges
     of 10 % and 20 % are our choice.

@@ -321,7 +321,7 @@ def separation(
     positions within a class.
 
     Args:
-        lm: Model that the rollouts are from.
+        lm: Model that the rollouts were sampled from.
         rollouts: Rollouts that ``find_heads`` used.
         settings: Settings that ``find_heads`` used.
         finding: Result of ``find_heads``.
@@ -336,7 +336,7 @@ def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISH
     """Return a new plan of the edit, with the share of heads and the strength in ``settings``. Head scores are reused; no model runs.
 
     Args:
-        lm: Model that the finding is from.
+        lm: Model from which ``finding`` was computed.
         finding: Result of ``find_heads``.
         settings: Share of heads to edit and strength of the edit. Its length classes are not used.
         name: Key in ``FORMS`` of the form that ``find_heads`` used.

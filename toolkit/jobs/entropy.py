@@ -115,7 +115,8 @@ class EntropyTables:
         correctness: Correlation of each measure in ``MEASURES`` with right answers, columns ``measure, scope, kind, r, low, high``. The
             measure ``fsf (shuffled)`` is a control: see ``failed_steps.correctness_correlations``.
         choices: Accuracy (0 to 1) of one response per problem, selected by a rule. Columns: ``kept`` (the rule, as text that names the
-            selected response, such as "shortest thinking"), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the mean over all responses).
+            selected response, such as "shortest thinking"), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the
+            mean over all responses).
         filtering: Accuracy of new answers, after some think tokens were dropped and the think span was closed. There is one row per share
             kept and way to drop tokens: highest entropy first, at random, or from the end (see ``phase_entropy.filtering_summary``).
             ``None`` if the model has no closing think tag.

@@ -142,8 +142,8 @@ def sweep(
     To resume, call it again: a policy whose curve exists is not trained again. Several processes may run the same call to share the work.
 
     A curve is outdated if the code, the model, the recipe or the plan has changed since it was written. It is then moved to
-    ``runs / "stale"``, and the policy is trained again. Curves written by version 0.1.0 of the toolkit do not record the
-    code. They are outdated only if the model, the recipe or the seed differs.
+    ``runs / "stale"``, and the policy is trained again. Curves written by version 0.1.0 of the toolkit
+    do not record the code. They are outdated only if the model, the recipe or the seed differs.
 
     Args:
         lm: Model to start each training from; it is also the base of the comparison.

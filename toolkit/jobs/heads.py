@@ -208,7 +208,7 @@ def condition_effects(
         conditions: Name -> condition; the first is base.
         study: Task, numbers of problems and samples, and seed; its test problems are used.
         haystacks: Problems whose prompts hide the facts needed for the answer, from the test split.
-        heads: Heads of the metric ``write``, as pairs ``(layer, head)``. The metric is 0 if there are none.
+        heads: Heads whose joint effect the metric ``write`` measures, as pairs ``(layer, head)``. The metric is 0 if there are none.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:

@@ -62,7 +62,7 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return moments with the mean output of every head, over all positions of prompts and responses.
+    """Return the mean output of every head over all positions of prompts and responses, as ``Moments`` (sums of activations).
 
     The masking operation ``mean`` replaces a head's output by this mean.
     """
