@@ -264,8 +264,8 @@ def choose_dose(
 ) -> tuple[efficiency_steering.Choice, pd.DataFrame]:
     """Choose the layer and the strength that shorten thinking most while accuracy falls by at most ``max_loss`` percentage points.
 
-    Each layer of ``plan`` is steered alone, at each strength of ``plan``. The effect of the choice is overestimated, since it is the best of
-    many. Measure it again on the test split.
+    Each layer of ``plan`` is steered alone, at each strength of ``plan``. The effect of the choice is overestimated, since it is the best
+    of many. Measure it again on the test split.
 
     Args:
         lm: The base model.

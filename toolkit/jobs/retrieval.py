@@ -172,8 +172,8 @@ def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFram
 
     Columns: ``ranking, rank`` (1 is the highest score), ``layer, head, score``, and ``given_success``: the score averaged over correctly
     answered prompts only (NaN if there are none). There are two rankings (see ``RANKINGS``). In ``copy, as published`` the score is the
-    share (0 to 1) of the answer's distinct tokens that the head copies. In ``write (ours)`` it is the head's mean contribution to the logits
-    of generated tokens of the hidden fact.
+    share (0 to 1) of the answer's distinct tokens that the head copies. In ``write (ours)`` it is the head's mean contribution to the
+    logits of generated tokens of the hidden fact.
 
     Args:
         measurement: From ``measure_retrieval``.
