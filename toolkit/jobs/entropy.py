@@ -161,8 +161,7 @@ def entropy_report(
         settings: Temperature, split, shares of think tokens to keep, and the rules that split thinking into steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         engine: Program that samples the tokens. Only the toolkit's own loop records entropies; for other engines they are computed
-            afterwards.
-            The answers that the model gives again are always sampled by the toolkit's own loop.
+            afterwards. The answers that the model gives again are always sampled by the toolkit's own loop.
         say: Function that is called with one line of progress at a time.
 
     Raises:
