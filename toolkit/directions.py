@@ -4,9 +4,9 @@ An *estimator* computes a ``Direction``, one vector per layer, from ``Moments`` 
 (activations of single rollouts or positions). Its arguments ``pos`` and ``neg`` name the classes with long and with short thinking. The
 direction points from short to long: adding it to activations lengthens thinking.
 
-The norm of a difference of class means is the distance between the classes. The norm of any other vector, such as the weights of a probe,
-has no such meaning. So all other estimators rescale each layer's vector to the norm of that difference. A steering strength then adds a
-vector of the same norm, whichever estimator was used.
+The norm of a difference of means is the distance between long and short thinking. The norm of any other vector, such as the weights of a
+probe, has no such meaning. So estimators that are not differences of means rescale each layer's vector to the norm of such a difference. A
+steering strength then adds a vector of similar norm, whichever estimator was used.
 
 The measures are cosines, d' between the classes, stability under resampling, and relative doses (the norm of the added vector divided by
 the typical norm of the activations).
@@ -104,9 +104,9 @@ def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) ->
 def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
     """Return the difference between the classes within a problem, averaged over problems, per layer, fp64.
 
-    For each problem, it is the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short). Problems without both
-    classes are left out; all others have the same weight. What differs between problems, such as difficulty or wording, cancels; in
-    ``unpaired_difference`` it does not.
+    A problem's difference is its mean activation in class ``pos`` (long thinking) minus its mean activation in class ``neg`` (short).
+    Problems without both classes are left out; all others have the same weight. Differences between problems, such as difficulty or
+    wording, cancel here, but not in ``unpaired_difference``.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -145,7 +145,7 @@ def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Directio
 
 
 def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: float = assumed_penalty) -> Direction:
-    """Return the weights of a logistic probe that separates class ``pos`` (long thinking) from class ``neg``; they point towards ``pos``.
+    """Return the weights of a logistic probe that predicts class ``pos`` (long thinking) against class ``neg`` (short), per layer.
 
     The probe is fitted to standardised activations; its weights are converted back to raw activations. Each layer's vector is rescaled to
     the norm of the difference of means. ``probes.classify`` measures how well such a probe predicts.
@@ -285,8 +285,8 @@ def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
     """Return d' (d-prime) per layer: the distance between the means of two classes along a direction, ``pos`` (long) minus ``neg`` (short).
 
-    The unit is the standard deviation within a class along the direction. It is that of activations at single positions, not of the means
-    of rollouts.
+    The distance is divided by the standard deviation, within a class, of the activations along the direction. This standard deviation is
+    over single positions, not over means of rollouts.
 
     Raises:
         KeyError: the moments lack outer products at the direction's site.
@@ -383,7 +383,8 @@ def split_half_cosine(
 ) -> pd.DataFrame:
     """Return the stability of a direction as a table: the cosine between directions from two random halves of the problems.
 
-    Each half has only half of the problems. Two directions from separate samples of full size would be expected to agree at least as well.
+    Each half has only half of the problems, so its direction is noisier than that of all problems. The cosine is therefore a cautious
+    estimate: directions from two separate samples of full size should agree at least as well.
 
     Args:
         states: Activations of single rollouts or positions, of all problems.
@@ -458,7 +459,7 @@ def _probe_normals(states: States, target: np.ndarray, model: Any) -> Float[Tens
 
     Args:
         states: Activations, one row per rollout or position.
-        target: What the probe predicts, one value per row.
+        target: Values that the probe predicts, one per row: the class (1 or 0) or a length.
         model: Unfitted pipeline from ``logistic_model`` or ``ridge_model``.
     """
     normals = []

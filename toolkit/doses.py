@@ -41,7 +41,8 @@ class DoseSweep:
     Attributes:
         strengths: Steering strengths. The base model (strength 0) is always measured too.
         layers: Layers to steer; ``None`` means all.
-        during: Positions at which to steer. ``Scope.parse`` makes a scope from text such as ``"think"``. Default: all positions.
+        during: Positions at which to steer, as a ``phases.Scope``. ``Scope.parse`` makes one from text such as ``"think"``. Default: all
+            positions.
         where: Site in each layer at which to steer, such as ``"resid_post"`` (after the block). ``None`` means the site at which the
             direction was measured.
         allow_overlap: True to allow evaluation on problems from whose rollouts a direction was computed; False raises an error for such
@@ -74,8 +75,8 @@ class Doses:
             * ``perplexity``: perplexity per token of base's responses under the steered model. The interval is over responses.
             * ``relative_dose``: norm of the added vector divided by the root mean square norm of the activations at the same layer; the
               largest such ratio over all steered layers. It has no interval (``low = mean = high``).
-        report: Every response, from ``evaluate.compare``. Conditions are ``base`` and, for example, ``"length +0.5"`` (the direction named
-            ``length`` with strength 0.5).
+        report: Report of ``evaluate.compare``, with every response. Conditions are ``base`` and, for example, ``"length +0.5"`` (the
+            direction named ``length`` with strength 0.5).
     """
 
     table: pd.DataFrame
@@ -199,7 +200,7 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
 def monotonicity(doses: Doses, direction: str) -> float:
     """Return Spearman's rank correlation between strength and mean think length within the usable range (see ``usable_range``).
 
-    It is 1 if thinking becomes longer with every increase of strength.
+    It is 1 if thinking becomes longer with every increase of strength, -1 if it becomes shorter with every increase.
 
     Args:
         doses: Results of a sweep.
@@ -213,8 +214,8 @@ def monotonicity(doses: Doses, direction: str) -> float:
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
     """Return a table with the best strength for each target length: the one whose mean think length is closest to the target.
 
-    Only strengths that the sweep measured are considered, and all of them, even those that do damage (see ``usable_range``). The table also
-    says how close single responses come to the target.
+    All strengths that the sweep measured are considered, even those that do damage (see ``usable_range``). The table also says how close
+    single responses come to the target.
 
     The columns ``precise`` and ``flexible`` correspond to PM (precise match) and FM (flexible match) of Ruler, arXiv:2409.18943. The ranges
     of 10 % and 20 % are our choice.
@@ -263,8 +264,8 @@ def choose_dose(
 ) -> tuple[efficiency_steering.Choice, pd.DataFrame]:
     """Choose the layer and the strength that shorten thinking most while accuracy falls by at most ``max_loss`` percentage points.
 
-    Each layer of ``plan`` is steered alone, at each strength of ``plan``. The effect of the choice is overestimated, since it is the best of
-    many. Measure it again on the test split.
+    Each layer of ``plan`` is steered alone, at each strength of ``plan``. The effect of the choice is overestimated, since it is the best
+    of many. Measure it again on the test split.
 
     Args:
         lm: The base model.

@@ -33,7 +33,7 @@ class Steering:
         layers: Layers to act at; ``None`` means all.
         where: Site in each layer to act at, such as ``"resid_post"`` (after the block). ``None`` means the site at which the direction was
             measured.
-        during: Positions to act at, as a ``Scope``. The default is all positions.
+        during: Positions to act at, as a ``phases.Scope``. The default is all positions.
         op: ``"add"`` (add the direction), ``"ablate"`` (remove the component along it) or ``"clamp"`` (set this component to ``value``).
             See the function ``steering`` for the formulas.
         value: For ``clamp``: value to which the component along the unit direction is set.
@@ -92,8 +92,8 @@ class Steering:
         Args:
             u: Direction of the layer, scaled to norm 1; 0 if the direction is 0.
             strong: Direction of the layer times the strength.
-            aim: Component along ``u`` that ``ablate`` and ``clamp`` aim at.
-            tracker: Knows the phase of every position; ``None`` if the intervention acts everywhere.
+            aim: Component along ``u`` after a full change: 0 for ``ablate``, ``value`` for ``clamp``. Not used for ``add``.
+            tracker: Gives the phase of every position; ``None`` if the intervention acts at all positions.
         """
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
@@ -147,9 +147,11 @@ def steering(
         ablate  h <- h - strength * <h, u> u              strength 1 projects u out
         clamp   h <- h + strength * (value - <h, u>) u    strength 1 sets the component along u to ``value``
 
-    ``during`` selects positions; at all others nothing changes. A ``Scope`` with a ramp multiplies the strength by a factor that rises or
-    falls between 0 and 1. With strength 0 the outputs equal those of the base model bit for bit. The effect at a position does not depend
-    on KV cache, left padding, batching or beam search.
+    ``during`` selects positions; at all others nothing changes. It may also be a ``phases.Scope`` with a ramp. The strength is then
+    multiplied by a factor that rises from 0 to 1, or falls from 1 to 0, over the first think tokens.
+
+    With strength 0 the outputs equal those of the base model bit for bit. The effect at a position does not depend on KV cache, left
+    padding, batching or beam search.
 
     Useful strengths depend on the direction's norm and on the number of layers. ThinkEdit (arXiv:2503.22048) steers all layers along a
     difference of means that is not normalised, with strengths from -0.08 to 0.08.
@@ -209,7 +211,7 @@ def check_shape(direction: Direction, lm: LM) -> None:
 
 
 def transfer(direction: Direction, lm: LM) -> Direction:
-    """Return a copy of another model's direction that may be used with ``lm``.
+    """Copy a direction of another model, and return the copy, which steering accepts for ``lm``.
 
     Steering refuses a direction that was computed from another model's activations (see ``check_direction``). The copy is recorded as a
     direction of ``lm``, so it is accepted. For example, a direction from a model before training can then steer the model after training.

@@ -262,12 +262,12 @@ def load_model(
 
 
 def connect_engine(address: str, lm: Any, work: Path, parallel: int | None = None):
-    """Return the engine of the option --engine.
+    """Return the engine (the program that samples responses) that the option --engine names.
 
     Args:
         address: Value of the option.
         lm: Base model of the conditions to sample.
-        work: Directory of the command's intermediate files. Adapters that a server is asked to load are written into it.
+        work: Directory of the command's intermediate files. If the engine is a server, the adapters that it loads are written into it.
         parallel: Largest number of requests in flight; ``None`` means that of the kind of server.
     """
     from toolkit import engines

@@ -130,8 +130,8 @@ def thinkedit(
 ) -> None:
     """Edit a model's weights so that short thinking becomes rarer (ThinkEdit, arXiv 2503.22048).
 
-    Writes an ordinary Hugging Face directory, OUT. Its model card lists the edited heads and compares base, edited model and random
-    controls on the test split of --task (default: the task of --rollouts).
+    Writes an ordinary Hugging Face directory, OUT. Its model card lists the edited heads. It also compares base, the edited model and
+    random controls (edits of random heads or along random directions) on the test split of --task (default: the task of --rollouts).
 
     Rollouts, report.json and rows.parquet are saved in a second directory, OUT.work, so after a stop the same command resumes. You may
     remove OUT.work when the command has finished.
@@ -189,14 +189,16 @@ def thinkedit(
 def _find_heads(
     lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, engine: Engine, work: Path
 ) -> Finding:
-    """Return the length direction, the head scores and the plan of the edit, by one form of ThinkEdit.
+    """Compute which heads to edit: return the length direction, the scores of all heads, and the plan of the edit.
+
+    The length direction is the mean activation in long thinking minus that in short thinking.
 
     Args:
         lm: Model whose heads are scored.
-        source: Rollouts to compute them from. ``None`` samples new ones, which are saved in ``work``.
+        source: Rollouts from which the direction and the scores are computed. ``None`` samples new ones, which are saved in ``work``.
         study: Task, and numbers of problems and samples, of new rollouts.
         settings: Share of heads to edit, strength of the edit, and classes of short and long thinking.
-        chosen: Key of the form in ``jobs.FORMS``.
+        chosen: Form of ThinkEdit, published or ours, as a key of ``jobs.FORMS``.
         engine: Program that samples new rollouts.
         work: Directory of new rollouts.
     """
@@ -339,7 +341,7 @@ def direction(
     [bold]efficiency[/bold], mean activation of the longest minus that of the shortest correct response to a problem, averaged over problems
     (arXiv 2506.15647).
     [bold]probe[/bold], weights of a logistic regression that separates long from short thinking, scored by AUC on held-out problems.
-    [bold]pca[/bold], first principal component of the activations of long and short thinking together.
+    [bold]pca[/bold], first principal component of the activations of long and short thinking together, pointing towards long thinking.
 
     Examples:
 
@@ -401,7 +403,8 @@ def compare(
 ) -> None:
     """Compare models on the same problems, sampled with the same random numbers.
 
-    The first model is the base. Each difference is a model minus the base, paired by problem.
+    The first model is the base. Differences in accuracy, length and other metrics are a model's value minus that of the base, paired by
+    problem.
 
     A model that was edited or trained with this toolkit records the problems that were used for it. A comparison on any of these problems
     is refused (unless --allow-overlap). After a stop, run the same command again to resume.

@@ -129,8 +129,9 @@ def grpo(
     problems and state of the reward. On several GPUs: accelerate launch $(which toolkit) grpo ...
 
     Memory, besides activations: 20 bytes per weight. Training takes 16: 4 each for the fp32 weight, its gradient and Adam's two moments.
-    The initial model stays in memory and takes 4. With --dtype bfloat16 the sum is the same: the initial model takes 2, and the bfloat16
-    copy of the trained weights for autocast takes 2. Recipes with a KL penalty (beta not 0) need 4 more, for a reference model.
+    A copy of the model is trained; the initial model stays in memory and takes 4. With --dtype bfloat16 the sum is the same: the initial
+    model takes 2, and the bfloat16 copy of the trained weights for autocast takes 2. Recipes with a KL penalty (beta not 0) need 4
+    more, for a reference model.
 
     Memory with --lora: 16 bytes per weight of the adapter. In addition, 8 bytes per weight of the model: 4 for the frozen weight, 4 for the
     initial model. With --dtype bfloat16 they are 2 each.

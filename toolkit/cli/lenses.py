@@ -80,9 +80,9 @@ def retrieval_heads(
 ) -> None:
     """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
-    Heads are ranked in two ways: by the published copy score (the share of the answer's tokens that the head copies from the prompt), and by
-    how much they raise the logit of the generated token (ours). The second ranking also finds heads that attend to a token next to the
-    answer in the prompt. Earlier layers may have copied the answer there.
+    Heads are ranked in two ways: by the published copy score (the share of the answer's distinct tokens that the head copies from the
+    prompt), and by how much they raise the logit of the generated token (ours). Earlier layers may copy the answer to a neighbouring token
+    of the prompt. Only the second ranking finds heads that read it there.
 
     Heads are masked as published: while decoding, they attend uniformly to all earlier tokens. For comparison, they are also masked by zero
     and by mean ablation, and at the prompt's tokens too. For the task lookup and a model with think tags, the command also measures whether
@@ -162,6 +162,8 @@ def heads(
     as_json: AsJson = False,
 ) -> None:
     """Score every head by several measures, compare the measures, and measure the effects of ThinkEdit's edit and of steering.
+
+    ThinkEdit (arXiv 2503.22048) edits the heads whose outputs point most towards short thinking.
 
     The measures: how far the head's output points towards short thinking; how much the head retrieves from the prompt; how much think
     entropy rises when the head is ablated; and the share of attention on three patterns: previous token, duplicate token, induction. The

@@ -111,8 +111,8 @@ def _exactness(lm: LM) -> dict[str, str]:
     The largest deviation is taken over all layers. In most checks it is the largest error of the activations or logits, divided by the
     largest expected value.
 
-    Checks whose names end in "is causal" are left out. They perturb activations and require that the logits change. So their number is
-    not an error.
+    Checks whose names end in "is causal" are left out, since their numbers are not errors. They perturb activations and measure how much
+    the logits change.
     """
     worst: dict[str, float] = {}
     for result in lms.qualify(lm):
@@ -153,8 +153,9 @@ def memory(shape: Shape, *, rows: int = SAMPLED[0], tokens: int = SAMPLED[1]) ->
     Activations are left out of the estimates for training.
 
     Args:
+        shape: Sizes of the model, from ``shape_of``.
         rows: Number of responses that are sampled together.
-        tokens: Largest number of tokens of a row, prompt included.
+        tokens: Largest number of tokens of a response, prompt included.
     """
     loaded = 1.1 * shape.held  # 10 % above the size of the weights
     # Bytes per weight as in the docstring of ``grpo.run``. 20: weight, gradient and Adam's moments in fp32 (16), and the initial model (4).

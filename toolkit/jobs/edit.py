@@ -34,7 +34,7 @@ class EditSettings:
     """Settings of ThinkEdit's edit, which removes a direction from the outputs of attention heads, and of its random controls.
 
     For each edited head, ``W <- (I - strength * v v^T) W``. W holds the columns of W_O that belong to the head. v is the direction's vector
-    in the head's layer, scaled to norm 1.
+    in the head's layer, scaled to norm 1. A random control makes the same edit on other heads, or with a random direction.
 
     Attributes:
         fraction: Share of all heads to edit, above 0 and at most 1. The heads that write most towards short thinking are edited (see
@@ -111,7 +111,8 @@ class DirectionRecipe:
             * ``efficiency``: activation of the longest minus that of the shortest correct response to the same problem, averaged over
               problems (Efficiency Steering, arXiv:2506.15647).
             * ``probe``: weight vector of a logistic regression that separates long from short thinking.
-            * ``pca``: first principal component of the activations of long and short thinking together.
+            * ``pca``: first principal component of the activations of long and short thinking together, with the sign that points
+              towards long thinking.
         site: Where in a layer the residual stream is read: ``resid_mid`` (after attention) or ``resid_post`` (after the block). ``None``
             uses the method's default: ``resid_post`` for ``efficiency``, else ``resid_mid``.
         estimator: For ``thinkedit`` and ``efficiency``: ``mean_difference``, or ``whitened`` (the difference of means, multiplied by the
@@ -163,8 +164,8 @@ class Form:
     Attributes:
         short: Short name, for command line options and files.
         recipe: How the length direction is computed.
-        score: Function ``(moments, direction, model)`` that returns the head scores. A positive score means that the head's output points
-            towards short thinking.
+        score: Function ``(moments, direction, model)`` that returns the head scores. It receives the sums of activations per class
+            (``Moments``) and the length direction. A positive score means that the head's output points towards short thinking.
         removes: Function ``(plan, moments, model)`` that chooses the direction to remove. It receives a plan that removes the length
             direction from the heads with the highest scores. It returns this plan, or one that removes another direction from the same
             heads.
@@ -216,8 +217,8 @@ def form_named(short: str) -> str:
 def _classes(rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe) -> collect.By:
     """Return a function that maps a rollout to its class, ``"short"``, ``"long"`` or ``None`` for neither.
 
-    If ``recipe.method`` is ``efficiency``, each problem's shortest correct response is in the class short, and its longest one in the class
-    long. For all other methods the classes are those of ``settings.classes``.
+    If ``recipe.method`` is ``efficiency``, each problem's shortest correct response is in the class short, and its longest correct response
+    in the class long (see ``efficiency_steering.pairs``). For all other methods the classes are those of ``settings.classes``.
     """
     return efficiency_steering.pairs(rollouts) if recipe.method == "efficiency" else settings.classes(rollouts)
 
@@ -227,7 +228,8 @@ def _direction(
 ) -> tuple[Moments, Direction]:
     """Collect the activations of short and long thinking; return their moments (sums per class) and the direction.
 
-    Only for the methods ``thinkedit`` and ``efficiency``, which compare means. The moments also include the head outputs ``z``.
+    Only for the methods ``thinkedit`` and ``efficiency``, which compare means. The moments also include ``z``, the head outputs before W_O.
+    The provenance of both results records ``origin``, the task, split and seed of the rollouts.
     """
     by = _classes(rollouts, settings, recipe)
     kinds = tuple(dict.fromkeys((recipe.kind, "z")))  # z: head outputs, for the head scores
@@ -319,7 +321,7 @@ def separation(
     positions within a class.
 
     Args:
-        lm: Model that the rollouts are from.
+        lm: Model that the rollouts were sampled from.
         rollouts: Rollouts that ``find_heads`` used.
         settings: Settings that ``find_heads`` used.
         finding: Result of ``find_heads``.
@@ -334,7 +336,7 @@ def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISH
     """Return a new plan of the edit, with the share of heads and the strength in ``settings``. Head scores are reused; no model runs.
 
     Args:
-        lm: Model that the finding is from.
+        lm: Model from which ``finding`` was computed.
         finding: Result of ``find_heads``.
         settings: Share of heads to edit and strength of the edit. Its length classes are not used.
         name: Key in ``FORMS`` of the form that ``find_heads`` used.

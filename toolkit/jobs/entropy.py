@@ -114,13 +114,15 @@ class EntropyTables:
             rollouts``, and the names of the two correlated columns of ``rows``: ``x`` (entropy) and ``y`` (length).
         correctness: Correlation of each measure in ``MEASURES`` with right answers, columns ``measure, scope, kind, r, low, high``. The
             measure ``fsf (shuffled)`` is a control: see ``failed_steps.correctness_correlations``.
-        choices: Accuracy (0 to 1) of one response per problem, selected by a rule. Columns: ``kept`` (name of the rule, such as "shortest
-            thinking"), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the mean over all responses).
-        filtering: Accuracy of new answers, after some think tokens were dropped and the think span was closed. One row per way to drop
-            tokens (highest entropy first, at random, or from the end) and share kept: see ``phase_entropy.filtering_summary``. ``None`` if
-            the model has no closing think tag.
-        effects: Accuracy after dropping the tokens of highest entropy minus the accuracy of each control: see
-            ``phase_entropy.filtering_effects``. ``None`` if ``filtering`` is ``None``.
+        choices: Accuracy (0 to 1) of one response per problem, selected by a rule. Columns: ``kept`` (the rule, as text that names the
+            selected response, such as "shortest thinking"), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the
+            mean over all responses).
+        filtering: Accuracy of new answers, after some think tokens were dropped and the think span was closed. There is one row per share
+            kept and way to drop tokens: highest entropy first, at random, or from the end (see ``phase_entropy.filtering_summary``).
+            ``None`` if the model has no closing think tag.
+        effects: Accuracy after dropping the tokens of highest entropy minus the accuracy of each control. The controls drop as many tokens
+            at random, drop as many from the end, or drop none (see ``phase_entropy.filtering_effects``). ``None`` if ``filtering`` is
+            ``None``.
     """
 
     rows: pd.DataFrame
@@ -158,8 +160,8 @@ def entropy_report(
             (if sampled), and ``filtered/`` (answers that the model gives again after some of its think tokens were dropped).
         settings: Temperature, split, shares of think tokens to keep, and the rules that split thinking into steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
-        engine: Program that samples the tokens. Other engines than the toolkit's own loop record no entropies; they are computed afterwards.
-            The answers that the model gives again are always sampled by the toolkit's own loop.
+        engine: Program that samples the tokens. Only the toolkit's own loop records entropies; for other engines they are computed
+            afterwards. The answers that the model gives again are always sampled by the toolkit's own loop.
         say: Function that is called with one line of progress at a time.
 
     Raises:
@@ -490,8 +492,11 @@ def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
 def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], problems: Sequence[Problem]) -> tuple[str, str]:
     """Return transcripts of up to three responses: a sentence that names the responses, and their HTML.
 
-    The responses are the wrong one with the most failed steps, the correct one to the same problem with the most steps, and the one with
-    the highest think entropy. If no response is wrong, the first is the correct one with the most failed steps.
+    The responses, chosen among those with thinking:
+
+    1. The wrong response with the most failed steps. If no response is wrong, the correct response with the most failed steps.
+    2. Among the correct responses to the problem of response 1, the one with the most steps, if there is one.
+    3. The response with the highest think entropy.
     """
     by_id, thought = {p.id: p for p in problems}, [i for i, chain in enumerate(chains) if chain.texts]
     # Wrong answers first, then most failed steps, then longest thinking. If no answer is wrong, this is a right one.
@@ -506,7 +511,7 @@ def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], p
 
 
 def _named(all_right: bool, solved: bool) -> str:
-    """Return a sentence that names the responses of ``_transcripts``.
+    """Return the sentence that says which responses ``_transcripts`` shows.
 
     Args:
         all_right: True if no response with thinking is wrong. The first transcript then shows a correct response.

@@ -142,8 +142,8 @@ def sweep(
     To resume, call it again: a policy whose curve exists is not trained again. Several processes may run the same call to share the work.
 
     A curve is outdated if the code, the model, the recipe or the plan has changed since it was written. It is then moved to
-    ``runs / "stale"``, and the policy is trained again. Curves of version 0.1.0 do not record the code: they are kept if model, recipe and
-    seed are the same.
+    ``runs / "stale"``, and the policy is trained again. Curves written by version 0.1.0 of the toolkit
+    do not record the code. They are outdated only if the model, the recipe or the seed differs.
 
     Args:
         lm: Model to start each training from; it is also the base of the comparison.
@@ -178,7 +178,7 @@ def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: in
     """Return True if the curve file exists and is up to date. An outdated file is moved to the directory ``stale``.
 
     A curve is outdated if ``basis`` (everything it depends on, from ``_curve_basis``) differs from the basis that its file records. If the
-    file records none (version 0.1.0), the curve is current if its recipe, seed and model are the same.
+    file records none, since version 0.1.0 of the toolkit wrote it, the curve is current if its recipe, seed and model are the same.
     """
     if not file.exists():
         return False
@@ -236,7 +236,7 @@ def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: 
 
 
 def _summaries(report: Report) -> list[dict[str, Any]]:
-    """Return rows of ``evaluate.summary`` as dicts, for all problems and for the hard ones (6 to 8 operands).
+    """Return rows of ``evaluate.summary`` as dicts, for all arithmetic problems and for the hard ones (6 to 8 operands).
 
     The field ``problems`` is ``"all"`` or ``"hard"``. The metrics are accuracy, think length, and the shares of responses that close their
     thinking and that end in a loop.

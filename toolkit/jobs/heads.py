@@ -61,7 +61,7 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
     """Return a score for every head: the rise of the entropy of think tokens when the head's output is set to zero at all positions.
 
     The model reads its own responses, teacher-forced. A score is the mean think entropy with the head ablated minus that of the unchanged
-    model, averaged over rollouts, in nats per token. + means that ablation makes the model less certain.
+    model, averaged over rollouts, in nats per token. A positive score means that ablation makes the model less certain.
 
     Args:
         lm: Model to ablate heads in.
@@ -92,13 +92,14 @@ def lenses(
 ) -> dict[str, HeadScores]:
     """Score all heads by nine measures, called lenses; return a dict from the name of a lens to the scores of all heads.
 
-    A lens gives each head one number. The first two lenses are scores of ThinkEdit, from rollouts. The next three come from prompts that
-    hide a fact, the *needle* (see ``methods.retrieval_heads``).
+    A lens gives each head one number. The lenses ``copy``, ``write`` and ``attention from the question`` come from prompts that hide a
+    fact, the *needle* (see ``methods.retrieval_heads``). The others come from ``rollouts``. The first two are scores of ThinkEdit: both
+    project the head's output on the direction from long to short thinking.
 
-    * ``short thinking, published``: component of the head's mean output in responses with short thinking, along the direction towards
-      short thinking of the head's layer (see ``thinkedit.head_scores``).
-    * ``short thinking``: our form. How much larger the component towards short thinking is in responses with short thinking than in those
-      with long thinking. All heads use the direction of the last layer (see ``thinkedit.contrast_scores``).
+    * ``short thinking``: our form. Projection in responses with short thinking minus projection in responses with long thinking. For all
+      heads, the direction is that of the last layer (see ``thinkedit.contrast_scores``).
+    * ``short thinking, published``: projection in responses with short thinking only. The direction is that of the head's own layer (see
+      ``thinkedit.head_scores``).
     * ``copy``: share of the answer's distinct tokens that the head copies. A head copies a token if, at the step that generates the token,
       it attends most to this token in the needle.
     * ``write``: how much the head raises the logit of a token of the needle at the step that generates this token, through the position of
@@ -207,7 +208,7 @@ def condition_effects(
         conditions: Name -> condition; the first is base.
         study: Task, numbers of problems and samples, and seed; its test problems are used.
         haystacks: Problems whose prompts hide the facts needed for the answer, from the test split.
-        heads: Heads of the metric ``write``, as pairs ``(layer, head)``. The metric is 0 if there are none.
+        heads: Heads whose joint effect the metric ``write`` measures, as pairs ``(layer, head)``. The metric is 0 if there are none.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
@@ -257,7 +258,7 @@ def _problems(conditions: Mapping[str, Condition], study: Study, haystacks: Sequ
 
 
 def _paired(values: Mapping[str, Mapping[str, ndarray]], seed: int) -> pd.DataFrame:
-    """Return the table of ``condition_effects``.
+    """Compute means and differences from base, with intervals, and return them as the table of ``condition_effects``.
 
     Args:
         values: Condition -> metric -> one value per problem. The first condition is base. A problem is left out if its value is NaN for
@@ -297,8 +298,8 @@ def atlas(
         study: Task, numbers of problems and samples, and seed.
         search: Settings of the prompts that hide a fact, on which retrieval is measured.
         directory: Directory to write to: ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html``, and ``rollouts/``.
-        rollouts: Rollouts of ``lm`` from the train split. The edit, the steering direction, and the lenses of thinking are computed from
-            them. ``None`` samples them.
+        rollouts: Rollouts of ``lm`` from the train split. The edit, the steering direction, and all lenses except those of retrieval are
+            computed from them. ``None`` samples them.
         origin: ``task``, ``split`` and ``seed`` of ``rollouts``, for the provenance. Not used if ``rollouts`` is ``None``.
         say: Function that is called with one line of progress at a time.
 

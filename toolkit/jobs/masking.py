@@ -62,7 +62,7 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return moments with the mean output of every head, over all positions of prompts and responses.
+    """Return the mean output of every head over all positions of prompts and responses, as ``Moments`` (sums of activations).
 
     The masking operation ``mean`` replaces a head's output by this mean.
     """
@@ -116,7 +116,7 @@ def masking_effects(
         * ``random, random_low, random_high``: mean accuracy of the random controls. NaN if there are none (see ``controls``).
         * ``lost, lost_low, lost_high``: accuracy of base minus that of the masked model, paired by problem.
         * ``more_than_random, more_than_random_low, more_than_random_high``: accuracy of the controls minus that of the masked model,
-          paired by problem; + means that masking the top heads costs more accuracy than masking random ones.
+          paired by problem. A positive value means that masking the top heads costs more accuracy than masking random ones.
         * ``draws``: number of random controls.
         * ``tokens, random_tokens``: mean response length in tokens, of the masked model and of the controls.
 
@@ -164,7 +164,7 @@ def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) ->
     Args:
         base: Outcomes without a mask, ``[2, problems, samples]``, from ``_outcomes``.
         top: Outcomes with the top heads masked.
-        noise: Outcomes of each control, with random heads masked. Empty if there are no controls.
+        noise: Outcomes with random heads masked, one array per control. Empty if there are no controls.
         seed: Seed of the bootstrap.
     """
     accuracy, lost = _share_correct([top[0]], seed), _difference([base[0]], [top[0]], seed)
@@ -182,7 +182,7 @@ NOTHING = (np.nan,) * 3  # mean, low, high where there is no estimate
 def _share_correct(draws: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
     """Return ``(mean, low, high)`` of the share of correct answers.
 
-    ``draws`` holds the correctness ``[problems, samples]`` for each set of masked heads.
+    ``draws`` holds one array ``[problems, samples]`` per set of masked heads: 1 for a correct response, 0 for a wrong one.
     """
     e = stats.mean_effect(_means(draws), seed=seed).within((0.0, 1.0))
     return e.mean, e.low, e.high
@@ -191,8 +191,8 @@ def _share_correct(draws: Sequence[ndarray], seed: int) -> tuple[float, float, f
 def _difference(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
     """Return ``(mean, low, high)`` of the share correct in ``a`` minus that in ``b``, paired by problem.
 
-    ``a`` and ``b`` hold the correctness ``[problems, samples]`` for each set of masked heads. If one of them has a single entry, it is
-    compared with every entry of the other.
+    ``a`` and ``b`` hold one array ``[problems, samples]`` per set of masked heads: 1 for a correct response, 0 for a wrong one. If ``a`` or
+    ``b`` has a single array, it is compared with every array of the other.
     """
     e = stats.mean_effect(_means(a) - _means(b), seed=seed).within((-1.0, 1.0))
     return e.mean, e.low, e.high

@@ -172,8 +172,8 @@ def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFram
 
     Columns: ``ranking, rank`` (1 is the highest score), ``layer, head, score``, and ``given_success``: the score averaged over correctly
     answered prompts only (NaN if there are none). There are two rankings (see ``RANKINGS``). In ``copy, as published`` the score is the
-    share (0 to 1) of the answer's tokens that the head copies. In ``write (ours)`` it is the head's mean contribution to the logits
-    of generated tokens of the hidden fact.
+    share (0 to 1) of the answer's distinct tokens that the head copies. In ``write (ours)`` it is the head's mean contribution to the
+    logits of generated tokens of the hidden fact.
 
     Args:
         measurement: From ``measure_retrieval``.
@@ -213,7 +213,7 @@ def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -
     """Return a table that says whether a few examples suffice to find the top heads.
 
     An example is a response together with one hidden fact of its prompt. The top heads on a few random examples are compared with the top
-    heads on all examples. The few examples are among all examples, so the overlap is optimistic.
+    heads on all examples. The overlap is somewhat too high, since the few examples are part of all examples.
 
     Args:
         measurement: From ``measure_retrieval``.

@@ -126,8 +126,8 @@ def vector_folder(
         v: Direction to write.
         directory: Folder to write.
         measured: Directory that ``dose_report`` wrote; its numbers and figures go into the card. ``None`` writes a card without numbers.
-        drop_layer_0: What to do if the vector of layer 0 is not zero, since a GGUF file cannot hold it. True leaves the vector out of the
-            GGUF file. False writes no GGUF file. A direction at another site than ``resid_post`` never gets a GGUF file.
+        drop_layer_0: A GGUF file cannot hold a vector of layer 0. If this vector is not zero, True writes a GGUF file without it, and False
+            writes no GGUF file. A direction at another site than ``resid_post`` never gets a GGUF file.
     """
     table, on, pages = None, "", {}
     if measured is not None:
