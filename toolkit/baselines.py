@@ -52,7 +52,8 @@ class Budget:
 
     Attributes:
         tokens: Largest number of think tokens per response; the tokens of ``before`` do not count.
-        before: Text that is placed directly before the closing tag, such as a line break.
+        before: Text that is placed directly before the closing tag, such as a line break. If the model has already written the first tokens
+            of the tag, this text is left out, and only the rest of the tag is placed.
     """
 
     tokens: int

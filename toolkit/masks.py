@@ -68,7 +68,8 @@ class Masking:
         """Return a context manager in which the heads of ``lm`` are masked.
 
         Raises:
-            WrongModelError: the plan or the reference was made from other weights. It is raised here, before the context is entered.
+            WrongModelError: the plan or the reference was computed with other weights than those of ``lm``. It is raised by this call,
+                before the context is entered.
         """
         edits.check_plan(lm, self.plan)
         if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
@@ -166,11 +167,11 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
         during: Positions at which the heads are masked. ``"newest"``: the prompt's last token and all response tokens, as in
             arXiv:2404.15574. ``"all"``: the whole prompt too. Phases such as ``"think+answer"`` or a ``Scope`` choose other positions.
         reference: For ``"mean"``, activations of the rollouts over which each head's output is averaged, from ``collect.moments``. They
-            must include the heads' outputs, ``"z"``. All rollouts in it have equal weight. ``None`` for the other operations.
+            must include the heads' outputs, ``"z"``. All rollouts have equal weight. ``None`` for the other operations.
 
     Raises:
-        ValueError: ``op`` is unknown. Or an edit of the plan is not a ``scale`` edit, or has a strength outside [0, 1]. Or ``op`` is
-            ``"mean"`` and ``reference`` is missing or has no rollouts. Or ``op`` is not ``"mean"`` and there is a ``reference``.
+        ValueError: ``op`` is unknown; an edit of the plan is not a ``scale`` edit, or has a strength outside [0, 1]; ``op`` is ``"mean"``
+            but ``reference`` is missing or has no rollouts; or ``op`` is not ``"mean"`` but there is a ``reference``.
         KeyError: the reference has no ``z``.
     """
     if op not in ABLATIONS:

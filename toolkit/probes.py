@@ -244,8 +244,8 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
     """Return shuffled labels: all labels of one problem go to one problem, which is chosen at random and may be the same.
 
-    No two problems get the labels of the same problem. The labels that a problem gets are put in random order. If it has more rows than labels, the labels are repeated. If it has fewer rows,
-    the rest of the labels is cut off.
+    No two problems get the labels of the same problem. The labels that a problem gets are put in random order. If it has more rows than
+    labels, the labels are repeated. If it has fewer rows, the rest of the labels is cut off.
 
     The labels of a problem move together, so the rows of a problem have labels that are as similar as before. That makes the control fair:
     a probe that only recognises problems scores as well on the shuffled labels as on the true ones.

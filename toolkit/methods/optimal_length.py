@@ -59,9 +59,9 @@ assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of s
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
     """Return the accuracy A(N) that the theory of arXiv:2502.07266 predicts for each number of steps N of a chain of thought.
 
-    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The bracket is the probability that a step is right. It has
-    two error rates: T/C grows with the difficulty of the problem; T/(N M) is the work of the step, T/N, divided by M. A(N) is 0 if T/(N M)
-    is 1 or more.
+    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The bracket is the probability that one step is right. It
+    combines two error rates. The first, T/C, grows with the difficulty of the problem. The second, T/(N M), is the work of one step, T/N,
+    divided by M. If it is 1 or more, A(N) is 0.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
@@ -330,7 +330,7 @@ def majority(answers: Sequence[str | None]) -> str | None:
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Return the Shannon entropy (nats) of the distribution of answers in a list that is not empty. ``None`` counts like any other answer.
+    """Return the Shannon entropy (nats) of the distribution of answers in a non-empty list. ``None`` counts like any other answer.
 
     The value is rounded to 12 decimals, so that ties between buckets are exact.
 

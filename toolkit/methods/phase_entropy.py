@@ -266,7 +266,7 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
     Args:
         rollouts: Rollouts with entropies.
         steps_of: Function that splits a rollout's thinking into steps.
-        at_least: Smallest number of problems per row. A step number gets a row only if rollouts of at least so many problems have this
+        at_least: Smallest number of problems per row. A step number gets a row only if rollouts of at least this many problems have that
             step.
         seed: Seed of the bootstrap.
 

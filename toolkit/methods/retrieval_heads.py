@@ -89,8 +89,8 @@ class HeadMetrics:
     concatenates the examples of two measurements of the same model.
 
     Attributes:
-        values: Name of a metric, such as ``"copy"`` (``METRICS`` has all names) -> tensor ``[examples, layers, heads]``. Where a layer has
-            fewer heads than others, the surplus entries are NaN.
+        values: Name of a metric, such as ``"copy"`` (``METRICS`` has all names) -> tensor ``[examples, layers, heads]``. In layers with
+            fewer heads than others, the last entries are NaN.
         success: For each example, True if the response retrieved the needle.
         ids: Problem id of each example.
         provenance: Which model was measured, and on which problems.

@@ -78,7 +78,7 @@ class DTOSettings:
         completions: Number of answers that are sampled for the path; the shortest correct one is used (K in the paper).
         tolerance: A segment contributes nothing if leaving it out lowers the mean log-probability of each later segment of the path by at
             most this value, in nats per token.
-        answering: How answers are sampled; the field ``n`` is ignored.
+        answering: How answers are sampled. Its field ``n`` is ignored, since ``probes`` and ``completions`` set the numbers of answers.
     """
 
     split: Splitter | None = None
@@ -145,8 +145,8 @@ class _Work:
     def tail(self, text: str | None) -> str:
         """Return the part of ``text`` that belongs to the answer, where ``text`` is the setting ``exit`` or ``closing``.
 
-        It is the part after the closing think tag, so it is empty if the text does not contain the tag. For a model without tags it is the
-        whole text.
+        It is the part after the closing think tag. If the text does not contain the tag, the part is empty. For a model without tags it is
+        the whole text.
         """
         tags = self.condition.lm.tags
         return "" if text is None else text.partition(tags.close)[2] if tags and tags.close else text
