@@ -220,8 +220,11 @@ def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], fl
         parts: Tables with one row per rollout and bin. Columns: ``bin`` (index of the bin), ``entropy``, ``problem_id``.
         name: Name of the column for the centre.
         centre: Function from the index of a bin to its centre.
-        n: Number of rollouts, for the error message.
+        n: Number of rollouts, used only in the error message.
         seed: Seed of the bootstrap.
+
+    Raises:
+        NoThinkTagsError: ``parts`` is empty.
     """
     if not parts:
         raise NoThinkTagsError(f"None of the {n} rollouts has a think token: load the model with tags=ThinkTags(...).")

@@ -359,7 +359,7 @@ def _hits(
     Args:
         top: Position that the head attends to most, for each query.
         ids: Token ids of each sequence.
-        needle: Which positions belong to the needle.
+        needle: True at the positions that belong to the needle.
         emitted: Token id that each query predicts, ``[batch, queries]``.
     """
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
