@@ -52,7 +52,8 @@ class Budget:
 
     Attributes:
         tokens: Largest number of think tokens per response; the tokens of ``before`` do not count.
-        before: Text that is placed directly before the closing tag, such as a line break.
+        before: Text that is placed directly before the closing tag, such as a line break. If the model has already written the first tokens
+            of the tag, this text is left out, and only the rest of the tag is placed.
     """
 
     tokens: int
@@ -66,14 +67,14 @@ class Budget:
         return f"budget of {self.tokens} think tokens, closed by {self.before!r} and the tag"
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
-        """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
+        """Return the token ids that replace the sampled token, or ``None`` to keep it.
 
-        ``generate`` calls this once per sampled token that no other rule has replaced.
+        ``generate`` calls this once per sampled token, unless another rule has already replaced the token.
 
         Args:
             lm: The model.
-            reader: State of the response before the drawn token: its phase and its number of think tokens.
-            drawn: Id of the token that the model sampled.
+            reader: State of the response before the sampled token: its phase and its number of think tokens.
+            drawn: Id of the sampled token.
 
         Raises:
             NoThinkTagsError: The model has no closing think tag.
@@ -98,8 +99,8 @@ class SecondLook:
 
     Attributes:
         text: Text that is placed instead of the closing tag.
-        times: Number of closing tags that this rule replaces per response. The next closing tag ends thinking as usual. If a condition has
-            two rules with the same ``text`` and ``times``, they share one count. Replacements by other rules do not count.
+        times: Number of closing tags that this rule replaces per response. The next closing tag ends thinking as usual. Each rule counts
+            only the tags that it replaces itself. But two rules of a condition with the same ``text`` and ``times`` share one count.
     """
 
     text: str = "Wait"
@@ -109,15 +110,15 @@ class SecondLook:
         return f"closing replaced by {self.text!r}, {self.times} times"
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
-        """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
+        """Return the token ids that replace the sampled token, or ``None`` to keep it.
 
-        ``generate`` calls this once per sampled token that no other rule has replaced.
+        ``generate`` calls this once per sampled token, unless another rule has already replaced the token.
 
         Args:
             lm: The model.
-            reader: State of the response before the drawn token: its phase and how often this rule has replaced a token. If this call
-                replaces the drawn token, it adds 1 to that number.
-            drawn: Id of the token that the model sampled.
+            reader: State of the response before the sampled token: its phase, and the number of tokens that this rule has replaced. A call
+                that replaces the token raises this number by 1.
+            drawn: Id of the sampled token.
 
         Raises:
             NoThinkTagsError: The model has no closing think tag, and the response is in the think phase.

@@ -1,18 +1,19 @@
 """Mask (ablate) attention heads while a model runs, with one of three operations: zero, mean or uniform ablation.
 
-z_h is the output of head h at a position, before ``W_O``. w is the strength of masking, which depends on the position. At the positions to
-mask (argument ``during``), w is the strength that the plan gives for the head. At all other positions it is 0::
+A *plan* lists the heads to mask, each with a strength from 0 to 1. z_h is the output of head h at a position, before ``W_O``. z, without an
+index, is the concatenated outputs of all heads of a layer. w is the strength of masking. At the positions to mask (argument ``during``), w
+is the head's strength in the plan. At all other positions it is 0::
 
     zero     z_h <- (1 - w) z_h
-    mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over the reference examples
+    mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over the reference rollouts (argument ``reference``)
     uniform  q_h <- (1 - w) q_h               q_h: the head's query vector, after any norm and the rotary embedding
 
 At w = 1, ``zero`` and ``mean`` remove everything that a head computes at the position; ``mean`` puts a constant in its place. ``uniform``
 removes only the head's choice of keys: all keys that it can see get the same attention.
 
-The released code of arXiv:2404.15574 masks with ``uniform``, during decoding only: at the prompt's last token and at all response tokens.
-At the earlier tokens of the prompt, its heads work normally. In this module the arguments ``op`` and ``during`` have no defaults, so that
-both are chosen on purpose.
+The released code of arXiv:2404.15574 uses ``uniform``, and masks only during decoding: at the prompt's last token and at all response
+tokens. At the earlier prompt tokens it does not mask. In this module the arguments ``op`` (the operation) and ``during`` have no defaults,
+because results depend on both.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Masking:
         op: At strength 1, ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"``
             spreads the head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked, as a ``phases.Scope``. ``masking`` makes it from a text such as ``"newest"``.
-        reference: For ``"mean"``, sums of the heads' outputs over reference rollouts, from ``collect.moments``. ``None`` for the other
-            operations.
+        reference: For ``"mean"``, the ``Moments`` that ``collect.moments`` returned for the reference rollouts; the means are computed from
+            them. ``None`` for the other operations.
     """
 
     plan: Plan
@@ -67,7 +68,8 @@ class Masking:
         """Return a context manager in which the heads of ``lm`` are masked.
 
         Raises:
-            WrongModelError: the plan or the reference was made from other weights. It is raised here, before the context is entered.
+            WrongModelError: the plan or the reference was computed with other weights than those of ``lm``. It is raised by this call,
+                before the context is entered.
         """
         edits.check_plan(lm, self.plan)
         if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
@@ -93,14 +95,14 @@ class Masking:
             yield
 
     def _weight(self, strength: Float[Tensor, " entries"], tracker: phases.Tracker | None) -> Float[Tensor, "_ _ entries"] | None:
-        """Return the strength of masking at each position, ``[batch or 1, seq or 1, entries]``, or ``None`` if no position is masked.
+        """Return the strength of masking at each position, ``[batch, seq, entries]``, or ``None`` if no position is masked.
 
-        It is ``strength`` at the positions to mask, and 0 at all others. If ``during`` has a ramp, the strength rises or falls gradually
-        over the positions of the ramp.
+        It is ``strength`` at the positions to mask, and 0 at all others. If ``during`` has a ramp (see ``phases.Scope``), the strength
+        rises or falls gradually over the first think tokens. If all positions are masked, ``batch`` and ``seq`` are 1.
 
         Args:
-            strength: Strength of each head of the layer, or of each entry of ``z``.
-            tracker: Knows the phase of every position; ``None`` masks all positions.
+            strength: Full strength of each entry. The entries are the heads of a layer (``uniform``) or the entries of its ``z``.
+            tracker: Object that knows the phase of every position, from ``phases.track``. ``None`` masks all positions.
         """
         if tracker is None:
             return strength[None, None]
@@ -109,7 +111,7 @@ class Masking:
         return None if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
-        """Return the hook that moves a layer's ``z`` towards 0 or towards its reference mean."""
+        """Return the hook that moves a layer's ``z`` towards 0 (``zero``) or towards its mean over the reference rollouts (``mean``)."""
         # target: mean of z in this layer. If other layers have more or larger heads, zeros follow at its end; they are cut off below.
         target = torch.zeros(1) if self.reference is None else _means(self.reference)[layer]
         # The strength and the target of each entry of z, on the device of z. Set in the first pass: a copy to a GPU waits for it.
@@ -148,10 +150,7 @@ class Masking:
 
 
 def _means(reference: Moments) -> Float[Tensor, "layers width"]:
-    """Return the mean of ``z``, the concatenated outputs of a layer's heads, over all rollouts of the reference.
-
-    Each rollout has weight 1, whatever its class.
-    """
+    """Return the mean of ``z`` (concatenated outputs of a layer's heads) over all rollouts of the reference, each with equal weight."""
     return reference.sums["z"].sum(dim=0) / sum(reference.n)
 
 
@@ -161,18 +160,18 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
     As a control, mask the heads of ``edits.random_heads(plan, layout, seed=0)``.
 
     Args:
-        plan: Heads to mask, as a plan of ``HeadEdit``s with ``op="scale"``, such as ``retrieval_heads.mask_plan(scores, count)``. The
-            strength of an edit, in [0, 1], is the strength of masking; 1 masks the head fully.
+        plan: Heads to mask, such as ``retrieval_heads.mask_plan(scores, count)``. Each edit of the plan is a ``HeadEdit`` whose own ``op``
+            is ``"scale"``. Its strength, in [0, 1], is the strength of masking; 1 masks the head fully.
         op: At strength 1, ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"``
             spreads the head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked. ``"newest"``: the prompt's last token and all response tokens, as in
             arXiv:2404.15574. ``"all"``: the whole prompt too. Phases such as ``"think+answer"`` or a ``Scope`` choose other positions.
-        reference: Activations of reference rollouts, from ``collect.moments``, with the heads' outputs ``z``. Each head's mean is over all
-            these rollouts, whatever their class. Required for ``"mean"``, ``None`` otherwise.
+        reference: For ``"mean"``, activations of the rollouts over which each head's output is averaged, from ``collect.moments``. They
+            must include the heads' outputs, ``"z"``. All rollouts have equal weight. ``None`` for the other operations.
 
     Raises:
-        ValueError: ``op`` is unknown; an edit of the plan has another operation than ``scale`` or a strength outside [0, 1]; there is no
-            ``reference`` for ``"mean"``, or one without examples; or there is a ``reference`` for another operation.
+        ValueError: ``op`` is unknown; an edit of the plan is not a ``scale`` edit, or has a strength outside [0, 1]; ``op`` is ``"mean"``
+            but ``reference`` is missing or has no rollouts; or ``op`` is not ``"mean"`` but there is a ``reference``.
         KeyError: the reference has no ``z``.
     """
     if op not in ABLATIONS:

@@ -1,7 +1,8 @@
 """Responses to prompts that contain a needle, the piece of the prompt that the response should retrieve.
 
-An ``Example`` holds a response with the positions of needle and question. ``examples`` makes examples from haystacks (see
-``tasks.haystack``), and ``needle_recalled`` tells whether a response retrieved the needle.
+An ``Example`` holds a response with the positions of needle and question. A *haystack* is a problem with one or more needles in its prompt,
+from ``tasks.haystack``. ``examples`` makes examples from haystacks and the responses to them. ``needle_recalled`` tells whether a response
+retrieved the needle.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ class Example:
         rollout: Prompt and response.
         needle: Span of the needle in the prompt: the tokens to be retrieved.
         query: Span of the question in the prompt, or ``None``.
-        control: Token ids of a control prompt of the same length, or ``None``. In it, other tokens replace the needle, and also any
-            further needles of the prompt.
+        control: Token ids of a control prompt of the same length, or ``None``. In it, other tokens replace all needles of the prompt.
         emitted: Part of the response that is evaluated, as a token span of the whole sequence (prompt and response). It may be the answer
             span, for example. ``None`` evaluates the whole response.
     """
@@ -94,18 +94,18 @@ def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> boo
 def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whole: bool = True) -> list[Example]:
     """Return the examples of all responses, in order: for each response, one example per needle of its prompt.
 
-    A needle is the piece of the prompt that the response should retrieve. It is either a whole sentence, such as ``N=8;``, or only the
-    answer in it, ``8``.
+    A needle is the piece of the prompt that the response should retrieve. If the prompt contains the assignment ``N=8;`` and asks for N,
+    the needle is either the whole assignment or only the answer, ``8``.
 
-    The choice matters because early layers may copy the answer to other tokens of the sentence. A retrieval head in a later layer may then
-    attend to those tokens instead of the answer. The metric ``copy`` of ``retrieval_heads`` never detects such a head. The metrics ``mass``
-    and ``write`` detect it only if the needle is the whole sentence.
+    The choice matters because early layers may copy the answer to other tokens of the assignment. A retrieval head in a later layer may
+    then attend to those tokens instead of the answer. The metric ``copy`` of ``retrieval_heads`` never detects such a head, since it counts
+    only attention on the token ``8`` itself. The metrics ``mass`` and ``write`` detect it only if the needle is the whole assignment.
 
     Args:
         haystacks: Problems with needles in their prompts, from ``tasks.haystack``.
         rollouts: Responses to the haystacks, in any number and order.
-        whole: True makes each needle a whole sentence that the answer depends on (``Haystack.needed``). False makes it only the answer in
-            such a sentence (``Haystack.answers``), as in the released code of arXiv:2404.15574.
+        whole: True makes each needle a whole piece of the prompt that the answer depends on (``Haystack.needed``). False makes it only the
+            answer in such a piece (``Haystack.answers``), as in the released code of arXiv:2404.15574.
 
     Raises:
         NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.

@@ -1,9 +1,9 @@
 """Linear probes: how well each layer predicts thinking length.
 
 Probes are scored on problems that they were not fitted on. Cross-validation is by problem, since rollouts of one problem share its wording
-and difficulty. Every score comes with a control: labels are shuffled among problems, and a probe of the same kind is fitted to the shuffled
-labels and scored on them. Score minus control is the *selectivity*: how much better a probe predicts the true labels than labels that have
-no relation to the activations.
+and difficulty. Every score comes with a control: the labels are exchanged between problems at random, and a probe of the same kind is
+fitted to these *shuffled* labels and scored on them. Score minus control is the *selectivity*: how much better a probe predicts the true
+labels than labels that have no relation to the activations.
 
 Intervals are 95 % bootstrap intervals over problems: whole problems are resampled, each with all its rows.
 
@@ -118,8 +118,8 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
 def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
     """Return a table of the scores of a baseline for ``regress``: a ridge probe on position alone, without activations.
 
-    Its two features are the row's position in the think span p, in tokens, and ``log(1 + p)``. The table has one row per metric, and the
-    columns of ``regress`` except ``layer``.
+    The two features of a row are p and ``log(1 + p)``, where p is its position in the think span, in tokens. The table has one row per
+    metric, and the columns of ``regress`` except ``layer``.
 
     Args:
         states: From ``collect.states(..., each=True)``, so that each row is a position. Its activations are not used.
@@ -225,7 +225,11 @@ def _by_layer(
 
 
 def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
-    """Return for each row whether it has the class ``label``. Raise TooFewProblemsError if too few problems have such or other rows."""
+    """Return for each row whether it has the class ``label``.
+
+    Raises:
+        TooFewProblemsError: Fewer than ``protocol.folds`` problems have rows of the class, or fewer than that have other rows.
+    """
     truth = np.zeros(len(states.rows), bool)
     truth[states.of(label)] = True
     inside, outside = (states.rows.loc[side, "problem_id"].nunique() for side in (truth, ~truth))
@@ -238,13 +242,13 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
 
 
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Return shuffled labels: the labels are exchanged between problems at random, each problem's as a group.
+    """Return shuffled labels: all labels of one problem go to one problem, which is chosen at random and may be the same.
 
-    A problem may get its own labels. Within each problem, the labels that it gets are in random order. If they are too few for its rows,
-    they are repeated; if they are too many, the rest is cut off.
+    No two problems get the labels of the same problem. The labels that a problem gets are put in random order. If it has more rows than
+    labels, the labels are repeated. If it has fewer rows, the rest of the labels is cut off.
 
-    The labels of a problem stay together, so they stay as similar to each other as they were. That makes the control fair: a probe that
-    only recognises problems scores as well on the shuffled labels as on the true ones.
+    The labels of a problem move together, so the rows of a problem have labels that are as similar as before. That makes the control fair:
+    a probe that only recognises problems scores as well on the shuffled labels as on the true ones.
 
     Args:
         y: Labels or values, one per row.

@@ -19,13 +19,14 @@ arguments whose defaults are the constants ``assumed_...`` of this module:
 * pairs: the longest response must have at least 2 times as many think tokens as the shortest; fewer than 8 such pairs raise an error;
 * steering: the layers of the middle third are tried; ``choose`` picks layer and strength on a dev split.
 
-Units and signs: lengths are numbers of think tokens. **The sign is flipped.** In the paper, v points from long to short: adding it makes
-thinking *more efficient* (shorter). Here, as for all directions of this toolkit, adding v makes thinking longer. So to steer as the paper
-does with strength lambda, use ``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself. The argument
-``typical`` of ``direction`` rescales v to the typical norm of the residual stream at each layer.
+Units and signs: lengths are numbers of think tokens. **The sign of v is the opposite of the paper's.** In the paper, v points from long to
+short: adding it makes thinking *more efficient* (shorter). Here, as for all directions of this toolkit, adding v makes thinking longer. So
+to steer as the paper does with strength lambda, use ``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself.
+The argument ``typical`` of ``direction`` rescales v to the typical norm of the residual stream at each layer.
 
-Cost: one forward pass over two rollouts per problem. ``choose`` runs no model, but it needs a table of length and accuracy for every layer
-and strength, measured on dev responses under steering. ``doses.choose_dose`` measures this table and calls ``choose``.
+Cost: one forward pass for each of two rollouts per problem. ``choose`` runs no model. It needs a table of length and accuracy for every
+layer and strength, measured by sampling responses to the dev split under steering. ``doses.choose_dose`` measures this table and calls
+``choose``.
 """
 
 from __future__ import annotations
@@ -57,20 +58,20 @@ assumed_max_loss = 1.0  # largest loss of accuracy, in percentage points: ours
 class TooFewPairsError(ValueError):
     """Too few problems have a correct rollout that thinks much longer than another correct one. Raised by ``pairs``.
 
-    "Much longer" is its argument ``ratio``, "too few" its argument ``at_least``.
+    The arguments of ``pairs`` set the limits: ``ratio`` how much longer, ``at_least`` how many problems are enough.
     """
 
 
 class NothingQualifiesError(ValueError):
-    """No combination of layer and strength shortens thinking at an allowed loss of accuracy. Raised by ``choose``.
+    """No combination of layer and strength shortens thinking without too large a loss of accuracy. Raised by ``choose``.
 
-    Its argument ``max_loss`` sets the allowed loss.
+    The argument ``max_loss`` of ``choose`` is the largest allowed loss.
     """
 
 
 @dataclass(frozen=True)
 class LengthPairs:
-    """The shortest and the longest correct rollout of each problem, from ``pairs``.
+    """One pair of rollouts per problem, from ``pairs``: the correct rollouts with the shortest and with the longest thinking.
 
     A ``LengthPairs`` can be called with a rollout, to give its class: ``"short"`` for the shortest rollout of a pair, ``"long"`` for the
     longest, and ``None`` for a rollout that is in no pair. ``len`` gives the number of pairs.
@@ -92,11 +93,11 @@ class LengthPairs:
 
 
 def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least: int = assumed_min_pairs) -> LengthPairs:
-    """Return the shortest and the longest correct rollout of each problem.
+    """Return one pair of rollouts per problem, as a ``LengthPairs``: the correct rollouts with the fewest and with the most think tokens.
 
-    A problem is left out if its longest correct rollout has less than ``ratio`` times as many think tokens as its shortest. Rollouts that
-    are wrong, or have no closed think span of at least one token, are ignored. Of rollouts with equal length, the one with the smallest
-    sample index is taken.
+    A problem has no pair if its longest correct rollout has less than ``ratio`` times as many think tokens as its shortest. Only rollouts
+    with a correct answer and a closed think span of at least one token are considered. Of rollouts with equal length, the one with the
+    smallest sample index is taken.
 
     >>> from toolkit.types import Span
     >>> def rollout(sample, n):  # n think tokens
@@ -110,7 +111,7 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
         at_least: Smallest number of pairs to accept; with fewer pairs, an error is raised.
 
     Raises:
-        TooFewPairsError: Fewer than ``at_least`` problems are left; the message gives the counts.
+        TooFewPairsError: Fewer than ``at_least`` problems have a pair; the message gives the counts.
         ValueError: ``ratio`` is not above 1, or two rollouts have the same problem and sample.
     """
     if not ratio > 1:
@@ -209,9 +210,10 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
     Choice(layer=3, strength=-0.5, shortening=0.2, loss=0.0)
 
     Args:
-        doses: Effects of steering along *one* direction on the dev split, one row per layer and strength. Columns: ``layer, strength``;
-            ``think_tokens, accuracy`` (means when steered); ``base_think_tokens, base_accuracy`` (means without steering). Accuracies are
-            from 0 to 1. Rows with strength 0 are ignored. If there is a column ``direction``, all its entries must be equal.
+        doses: Effects of steering along *one* direction on the dev split, one row per layer and strength. ``doses.choose_dose`` measures
+            such a table. Columns: ``layer, strength``; ``think_tokens, accuracy`` (means when steered); ``base_think_tokens,
+            base_accuracy`` (means without steering). Accuracies are from 0 to 1. Rows with strength 0 are ignored. If there is a column
+            ``direction``, all its entries must be equal.
         max_loss: Largest allowed loss of accuracy, in percentage points.
 
     Raises:

@@ -160,7 +160,7 @@ def arithmetic(problem: Problem | None = None) -> Reader:
 
     Each line is a step. A line failed if its equation, a sum of whole numbers such as ``12+30=42``, is wrong. Each line is checked alone,
     whatever the line before it says. A line without a complete equation, such as ``=36``, counts as not failed. A line that starts with
-    ``wait`` counts as re-checking an earlier step.
+    the word ``wait`` and a space counts as re-checking an earlier step.
 
     Args:
         problem: Not used. It is there so that ``arithmetic`` can be passed as ``reader_of`` to ``chains``.
@@ -181,7 +181,7 @@ def lookup(problem: Problem) -> Reader:
 
     Each line is a step. The prompt sets variables to numbers or to other variables, such as ``K=M; M=5;``. So ``K=M`` and ``K=5`` are
     correct lines. A line such as ``K=7`` failed: K has this value neither directly nor through other variables. A line that is no such
-    equation counts as not failed. A line that starts with ``wait`` counts as re-checking an earlier step.
+    equation counts as not failed. A line that starts with the word ``wait`` and a space counts as re-checking an earlier step.
 
     Args:
         problem: Problem whose prompt sets the variables.
@@ -264,7 +264,7 @@ def tiny(problem: Problem) -> Reader:
 def _by_line(wrong: Callable[[str], bool]) -> Judge:
     """Return a ``Judge`` that looks at each line alone.
 
-    A line failed if ``wrong`` returns True for it. It re-checks an earlier step if it starts with ``wait``.
+    A line failed if ``wrong`` returns True for it. It re-checks an earlier step if it starts with the word ``wait`` and a space.
     """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
@@ -280,8 +280,8 @@ class Cues:
 
     The first ``head`` characters of a step are called its *head*. An expression that is ``None`` is not used.
 
-    Steps are numbered, for ``back``. A step that begins with "Step 3" has number 3. Any other step is counted from 1 among the steps that
-    are not abandoned so far.
+    For ``back``, every step has a number. A step that begins with "Step 3" has number 3. The number of any other step is 1 plus the number
+    of steps before it that are not abandoned.
 
     Attributes:
         starts: Words that begin a step. (Each paragraph begins a step, too.)
@@ -289,8 +289,8 @@ class Cues:
             step before failed (in the first step: the step itself). If it begins after the head, the step itself failed.
         review: Words in the head of a step that say that the step re-checks an earlier one.
         back: Words that return to an earlier step, such as "back to step 2". The expression must have a group ``step`` for the number, here
-            2. All steps so far with a larger number are then abandoned, and count as failed. The step that contains the words is one of
-            them if its own number is larger.
+            2. All steps up to these words with a number above 2 are then abandoned, and count as failed. This includes the step that
+            contains the words, if its number is above 2.
         head: Length of the head of a step, in characters.
     """
 
@@ -373,7 +373,7 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
 
 
 def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """Return one ``Chain`` per rollout, in order: the steps of its thinking, with marks on those that failed or that re-check others.
+    """Return one ``Chain`` per rollout, in order: the steps of its thinking, with marks on steps that failed or re-check an earlier one.
 
     Args:
         lm: The model whose tokenizer decodes the rollouts.
@@ -419,17 +419,17 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
 def correctness_correlations(
     rows: pd.DataFrame, measures: Sequence[str] = MEASURES, *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return a table of correlations with correctness, such as that of the failed-step fraction, with four rows per measure.
+    """Return a table of how measures of thinking, such as the failed-step fraction, correlate with correctness.
 
-    The four rows are the pairs of two scopes and two kinds of correlation. The scope ``pooled`` is over all rollouts. In the scope
-    ``within``, each problem's mean is subtracted first, so that difficulty cancels; problems with a single rollout are left out. The kinds
-    are ``pearson`` and ``spearman``.
+    Each measure has four rows: two scopes, each with the correlations ``pearson`` and ``spearman``. The scope ``pooled`` uses all rollouts.
+    In the scope ``within``, the means of the rollout's problem are subtracted from measure and correctness first, so that difficulty
+    cancels. Problems with a single rollout are left out there.
 
-    Columns: ``measure, scope, kind``; ``r`` (the correlation; negative if a larger measure goes with wrong answers; NaN if, in this scope,
-    the measure or correctness never varies); ``low, high`` (95 % interval over problems).
+    Columns: ``measure, scope, kind`` (``pearson`` or ``spearman``); ``r`` (the correlation; negative if a larger measure goes with wrong
+    answers; NaN if the measure or correctness never varies in this scope); ``low, high`` (95 % interval over problems).
 
-    The last four rows, of the measure ``fsf (shuffled)``, are a control: the failed-step fractions are shuffled among all rollouts, so
-    ``r`` should be about 0.
+    The last four rows are a control, with the measure ``fsf (shuffled)``. There, the failed-step fractions are shuffled among all rollouts,
+    so ``r`` should be about 0.
 
     Args:
         rows: One row per rollout, from the function ``failed_steps.table``.
@@ -455,7 +455,7 @@ def correctness_correlations(
 
 
 def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Return the accuracy if the rollout with the lowest value of a measure is selected for each problem, and the gain by the selection.
+    """Select, for each problem, the rollout with the lowest value of a measure. Return the accuracy of the selected rollouts, and its gain.
 
     With the failed-step fraction as the measure, this is the test-time selection of arXiv:2509.19284. If several rollouts of a problem
     share the lowest value, their correctness is averaged.

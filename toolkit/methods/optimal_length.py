@@ -18,8 +18,8 @@ take the most frequent answer in them.
 
 Deviations:
 
-* The formula of N* follows from setting the derivative of A to zero, and a grid search agrees. Notes on the paper that others wrote (not
-  the paper itself) print the argument of W_-1 with a misplaced e.
+* The formula of N* follows from setting the derivative of A to zero, and a grid search agrees. Some notes about the paper, by other
+  authors, give another formula: in them, the e in the argument of W_-1 is misplaced.
 * The measured curve of accuracy against length is ours. It is a logistic regression on log length and its square, separately for each
   difficulty. Its intervals are bootstrap intervals over problems: whole problems are resampled, each with all its rollouts.
 * A bucket votes only if it has at least 2 answers (ours). A single answer has entropy 0, so its bucket would otherwise always be kept.
@@ -59,9 +59,9 @@ assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of s
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
     """Return the accuracy A(N) that the theory of arXiv:2502.07266 predicts for each number of steps N of a chain of thought.
 
-    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The bracket is the probability that a step is right. It has
-    two error rates: T/C grows with the difficulty of the problem; T/(N M) is the work of the step, T/N, divided by M. A(N) is 0 if T/(N M)
-    is 1 or more.
+    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The bracket is the probability that one step is right. It
+    combines two error rates. The first, T/C, grows with the difficulty of the problem. The second, T/(N M), is the work of one step, T/N,
+    divided by M. If it is 1 or more, A(N) is 0.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
@@ -186,15 +186,15 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
     """Fit accuracy against length, separately for each difficulty. Return a table of the peaks, and a dict from difficulty to ``Curve``.
 
     A *peak* is the length at which a fitted curve is highest. It exists only if that length lies strictly between the shortest and the
-    longest length in the data of the difficulty.
+    longest length of the rollouts at that difficulty.
 
     The table has one row per difficulty. Columns: ``difficulty``; ``problems, rollouts`` (how many); ``accuracy`` (mean over rollouts, 0 to
     1); ``peak`` (in the unit of ``length``; NaN if there is none); ``low, high`` (95 % interval of the peak over problems); ``inverted``
     (share of bootstrap resamples, 0 to 1, whose curve has a peak, that is, the shape of an inverted U).
 
-    Resamples without a peak do not count for ``low`` and ``high``, so the interval is meaningful only if ``inverted`` is near 1. If length
-    or correctness never varies at a difficulty, no curve is fitted: ``peak, low, high, inverted`` are NaN, and the dict has no entry for
-    the difficulty.
+    ``low`` and ``high`` are computed only from resamples with a peak. So the interval is meaningful only if ``inverted`` is near 1. If
+    length or correctness never varies at a difficulty, no curve is fitted. Then ``peak, low, high, inverted`` are NaN, and the dict has no
+    entry for the difficulty.
 
     Args:
         rows: One row per rollout, from the function ``optimal_length.table``, or a table with the same columns.
@@ -225,8 +225,8 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
 def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], weights: Float[ndarray, "fits rows"]) -> list[Curve]:
     """Return fitted curves of accuracy against length, one per row of ``weights``.
 
-    A row of ``weights`` holds one weight per rollout. Its curve is a logistic regression in which the rollouts have these weights. All
-    regressions have an L2 penalty, and are fitted at once with Newton's method.
+    Each curve is a weighted logistic regression with an L2 penalty. A row of ``weights`` gives one weight per rollout, such as how often a
+    bootstrap resample contains the rollout. All regressions are fitted at once, with Newton's method.
     """
     x = np.log(np.maximum(length, 1))
     centre, scale = float(x.mean()), float(x.std())
@@ -269,8 +269,7 @@ class Buckets:
     Attributes:
         width: Width of a bucket, in the unit of the lengths. Bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
         keep: Largest number of buckets that vote.
-        smallest: A bucket with fewer answers than this does not vote. If this rules out all buckets, all of them vote instead, and ``keep``
-            does not apply.
+        smallest: A bucket with fewer answers than this does not vote. If all buckets have fewer, then all vote, whatever ``keep`` is.
     """
 
     width: Number = PUBLISHED_WIDTH
@@ -289,8 +288,8 @@ def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], b
     """Return the indices of the answers that vote: those in the ``buckets.keep`` buckets of lowest entropy.
 
     The answers are sorted into buckets by length. The entropy of a bucket is that of the distribution of its answers. Buckets with fewer
-    than ``buckets.smallest`` answers do not vote. If this rules out all buckets, all answers vote. Among buckets of equal entropy, those
-    with more answers are kept first, then those with shorter lengths. An answer ``None`` never votes.
+    than ``buckets.smallest`` answers do not vote. If all buckets have fewer, all answers vote. Among buckets of equal entropy, those with
+    more answers are kept first, then those with shorter lengths. An answer ``None`` never votes.
 
     Args:
         answers: Answers to one problem, from ``final_answers``.
@@ -331,7 +330,7 @@ def majority(answers: Sequence[str | None]) -> str | None:
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Return the Shannon entropy (nats) of the distribution of answers in a list that is not empty. ``None`` counts like any other answer.
+    """Return the Shannon entropy (nats) of the distribution of answers in a non-empty list. ``None`` counts like any other answer.
 
     The value is rounded to 12 decimals, so that ties between buckets are exact.
 

@@ -220,8 +220,11 @@ def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], fl
         parts: Tables with one row per rollout and bin. Columns: ``bin`` (index of the bin), ``entropy``, ``problem_id``.
         name: Name of the column for the centre.
         centre: Function from the index of a bin to its centre.
-        n: Number of rollouts, for the error message.
+        n: Number of rollouts, used only in the error message.
         seed: Seed of the bootstrap.
+
+    Raises:
+        NoThinkTagsError: ``parts`` is empty.
     """
     if not parts:
         raise NoThinkTagsError(f"None of the {n} rollouts has a think token: load the model with tags=ThinkTags(...).")
@@ -266,13 +269,13 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
     Args:
         rollouts: Rollouts with entropies.
         steps_of: Function that splits a rollout's thinking into steps.
-        at_least: Smallest number of problems per row. A step number is left out if the rollouts that have this step are from fewer
-            problems.
+        at_least: Smallest number of problems per row. A step number gets a row only if rollouts of at least this many problems have that
+            step.
         seed: Seed of the bootstrap.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
-        ValueError: All step numbers are left out, since each occurs in the rollouts of fewer than ``at_least`` problems.
+        ValueError: No step number gets a row: each occurs in the rollouts of fewer than ``at_least`` problems.
     """
     rows = step_entropy(rollouts, steps_of)
     part = pd.DataFrame({"bin": rows["step"], "entropy": rows["mean"], "problem_id": rows["problem_id"]})
@@ -311,12 +314,13 @@ def correlations(
 ) -> pd.DataFrame:
     """Return a table of the correlations of two columns of ``rows``: by default, of mean entropy and response length.
 
-    The four rows are the pairs of two scopes and two kinds of correlation. The scope ``pooled`` is over all rollouts. In the scope
-    ``within``, each problem's means are subtracted first, so that difficulty cancels; problems with a single rollout are left out. The
-    kinds are ``pearson`` and ``spearman``.
+    The table has four rows: two scopes, each with the correlations ``pearson`` and ``spearman``. The scope ``pooled`` uses all rollouts. In
+    the scope ``within``, the means of the rollout's problem are subtracted from both values first, so that difficulty cancels. Problems
+    with a single rollout are left out there.
 
-    Columns: ``scope, kind``; ``r`` (the correlation); ``low, high`` (95 % interval over problems); ``problems, rollouts`` (how many have
-    both values, the same numbers in all four rows). A rollout in which one of the two values is NaN is left out of both scopes.
+    Columns: ``scope``; ``kind`` (``pearson`` or ``spearman``); ``r`` (the correlation); ``low, high`` (95 % interval over problems);
+    ``problems, rollouts`` (how many have both values, the same numbers in all four rows). A rollout in which one of the two values is NaN
+    is left out of both scopes.
 
     Args:
         rows: One row per rollout, from the function ``phase_entropy.table``.
@@ -353,7 +357,7 @@ def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, se
         seed: Seed for ``"random"``, combined with the problem and the sample of the rollout.
 
     Raises:
-        NoThinkTagsError: The rollout has no think span, or did not close it with a tag.
+        NoThinkTagsError: The rollout has no think span, or none that a tag closes.
         NoEntropiesError: ``drop="entropy"``, and the rollout has no recorded entropies.
         ValueError: ``keep`` is not from 0 to 1, or ``drop`` is unknown.
     """
@@ -396,8 +400,8 @@ def filtering_experiment(
 ) -> pd.DataFrame:
     """Drop think tokens of each response, let the model answer from the rest, and return a table of the answers (entropy filtering).
 
-    Each response is used once for each share in ``keeps`` and each of three ways to choose the dropped tokens: those of highest entropy,
-    random ones, or the last ones.
+    The dropped tokens are chosen in three ways: those of highest entropy, random ones, or the last ones. Each response is used once for
+    each way and each share in ``keeps``.
 
     The table has one row per answer. Columns: ``drop`` (which tokens were dropped: ``entropy``, ``random`` or ``truncate``, see
     ``filtered_prompt``); ``keep`` (share of think tokens kept); ``problem_id, sample`` (of the original response); ``kept_tokens`` (number
@@ -406,16 +410,16 @@ def filtering_experiment(
 
     Args:
         target: Model, or model with interventions, that answers.
-        rollouts: Responses with entropies. Responses without a non-empty think span that is closed by a tag are left out.
-        problems: Problems, which must include those of the responses that are not left out.
+        rollouts: Responses with entropies. Only those that ``filterable`` returns are used: a tag closes their non-empty think span.
+        problems: Problems, which must include the problem of every response that is used.
         keeps: Shares of think tokens to keep, 0 to 1 each.
         sampling: How the answers are sampled; the default is greedy.
         seed: Seed of the random choice of tokens.
         out: Folder for the finished answers; the same call resumes from them after a stop. ``None`` stores nothing.
 
     Raises:
-        NoThinkTagsError: No rollout has a think span that is closed by a tag.
-        KeyError: The problem of a rollout with such a span is not among the problems.
+        NoThinkTagsError: None of the responses can be used.
+        KeyError: The problem of a response that is used is not among ``problems``.
     """
     usable = filterable(rollouts)
     if not usable:
@@ -434,7 +438,7 @@ def filtering_experiment(
 
 
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table of the accuracy after think tokens were dropped, with one row per choice of the dropped tokens and share kept.
+    """Return a table of the accuracy after think tokens were dropped, with one row per pair of ``drop`` and ``keep``.
 
     Columns: ``drop`` (which think tokens were dropped: ``entropy``, those of highest entropy; ``random``, random ones; ``truncate``, the
     last ones); ``keep`` (share of think tokens kept); ``kept_tokens, answer_tokens`` (means per answer); ``accuracy, low, high`` (0 to 1,
@@ -452,11 +456,11 @@ def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def filtering_effects(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table of the effects of dropping the think tokens of highest entropy: the accuracy after it minus that of each control.
+    """Return a table of accuracy differences: after the think tokens of highest entropy were dropped, minus each control.
 
-    There is one row per share kept and control. Columns: ``keep`` (share of think tokens kept, below 1); ``against`` (name of the control);
-    ``difference, low, high`` (-1 to 1, paired by response, 95 % interval over problems). A negative difference means that answers are more
-    often right in the control.
+    There is one row per pair of ``keep`` and ``against``. Columns: ``keep`` (share of think tokens kept, below 1); ``against`` (name of the
+    control); ``difference, low, high`` (-1 to 1, paired by response, with a 95 % interval over problems). A negative difference means that
+    answers are more often right in the control.
 
     The controls are ``random`` (as many tokens are dropped at random), ``truncate`` (as many tokens are cut off the end), and ``whole``
     (all think tokens are kept; only if ``rows`` has answers with ``keep=1``).

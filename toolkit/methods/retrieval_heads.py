@@ -9,14 +9,14 @@ Equations (k: set of the needle's token ids; i_q: positions of the needle in the
 that predicts an emitted token; w_t = x_{t+1}: that token; a_h(t, j): attention weight of head h from t to j; j* = argmax_j a_h(t, j)):
 
     h copies w_t   iff   w_t in k   and   j* in i_q   and   x_{j*} = w_t
-    score(h) = | g_h  cap  k | / | k |          g_h: set of tokens that h copies in one example; mean over examples
+    score(h) = | g_h  cap  k | / | k |          g_h: set of tokens that h copies in one example; cap: intersection; mean over examples
 
 Deviations:
 
 * g_h is a set, as in the paper. The released code counts a token every time it is copied, so its scores can exceed 1.
 * All examples count by default. With ``scores(..., when="success")``, an example counts only if its response retrieved the needle, as in
-  the released code (the paper does not mention this). To decide whether it did, the released code computes the recall of stemmed words,
-  and this module the recall of token ids (``needles.needle_recalled``).
+  the released code (the paper does not mention this). The released code decides by the share of the needle's stemmed words that the
+  response contains. This module decides by the share of the needle's tokens (``needles.needle_recalled``).
 * The caller gives the position of the needle. The released code searches for it.
 * The response is read teacher-forced: heads are measured while the model reads a finished response. The released code measures them while
   the model generates.
@@ -36,14 +36,15 @@ The metrics (``METRICS``) are the published score, ``copy``, and seven others. E
                    mean of a_h(t, j') <u(w_t), W_O^h v_h(j')> over the emitted tokens in k; 0 if no token of k is emitted
 
 In ``write``, j' = argmax_{j in i_q} a_h(t, j), v_h(j') is the head's value vector, W_O^h its part of W_O, and u(w) the unembedding of w
-minus the mean unembedding of all tokens. In post-norm families the norm that follows W_O is included, with its divisor at t. The model's
-final norm is left out, both its divisor and its gain.
+minus the mean unembedding of all tokens. Some families (such as Gemma 2) have a post-norm: a norm between W_O and the residual stream. It
+is included: the head's output is divided by the norm's root mean square at t and multiplied by its gain. The model's final norm is left
+out, both its divisor and its gain.
 
 Units and signs: all metrics are shares in [0, 1] (``contrast`` in [-1, 1]), except ``write``, which is in logits before the final norm. It
 is positive if the head raises the logit of the emitted token. In all metrics, a higher value means that the head retrieves more.
 
-Cost: one pass over each prompt and response. Examples with a control prompt need another pass, and so do examples with the position of the
-question. Attention weights are kept only for the query positions that a metric needs.
+Cost: one forward pass over each prompt and response. An example with a control prompt needs another pass, for ``contrast``. One whose
+question's position is given needs another, for ``query``. Attention weights are kept only for the query positions that a metric needs.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ class HeadMetrics:
     concatenates the examples of two measurements of the same model.
 
     Attributes:
-        values: Name of a metric, such as ``"copy"`` (``METRICS`` has all names) -> tensor ``[examples, layers, heads]``. Where a layer has
-            fewer heads than others, the surplus entries are NaN.
+        values: Name of a metric, such as ``"copy"`` (``METRICS`` has all names) -> tensor ``[examples, layers, heads]``. In layers with
+            fewer heads than others, the last entries are NaN.
         success: For each example, True if the response retrieved the needle.
         ids: Problem id of each example.
         provenance: Which model was measured, and on which problems.
@@ -113,7 +114,7 @@ class HeadMetrics:
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
-        """Mask of the entries that stand for a head. It is False at the surplus entries of layers that have fewer heads than others."""
+        """Mask ``[layers, heads]`` of the heads that exist. In layers with fewer heads than others, the last entries are False."""
         return ~self.values["mass"].isnan().all(dim=0)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
@@ -246,7 +247,10 @@ class _MetricSums:
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
     def _which(self, rows: attention.Rows) -> Int[Tensor, " b"]:
-        """Return the index in ``self.examples`` of each sequence of the batch. It is copied to the device once, not for every layer."""
+        """Return the index in ``self.examples`` of each sequence of the batch.
+
+        The tensor is copied to the device once and kept, since every layer needs it.
+        """
         if rows.examples not in self.indices:
             self.indices[rows.examples] = torch.tensor(rows.examples, device=rows.weights.device)
         return self.indices[rows.examples]
@@ -355,14 +359,14 @@ def _hits(
     Args:
         top: Position that the head attends to most, for each query.
         ids: Token ids of each sequence.
-        needle: Which positions belong to the needle.
+        needle: True at the positions that belong to the needle.
         emitted: Token id that each query predicts, ``[batch, queries]``.
     """
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
 
 
 def _absent(metrics: HeadMetrics) -> tuple[tuple[int, int], ...]:
-    """Return the pairs ``(layer, head)`` that stand for no head, in layers that have fewer heads than others."""
+    """Return the pairs ``(layer, head)`` without a head. They occur only in layers with fewer heads than others."""
     return tuple((int(layer), int(head)) for layer, head in (~metrics.present).nonzero())
 
 
@@ -419,9 +423,10 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
 
 
 def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | float]:
-    """Return the summary numbers that arXiv:2404.15574 reports on retrieval heads, from the scores of every head in each example.
+    """Return the summary numbers that arXiv:2404.15574 reports on retrieval heads, from the ``copy`` score of every head in each example.
 
-    A head's mean score is its mean over examples. Keys of the result:
+    The ``copy`` score is the share of the needle's distinct tokens that the head copies in the example. A head's mean score is the mean
+    over examples. Keys of the result:
 
     - ``examples``: number of examples.
     - ``retrieval``: number of heads with a mean score above 0.1.

@@ -16,16 +16,16 @@ Deviations:
 * ``resid_post`` of the last layer is taken before the final norm; the released code takes it after.
 * Sums over responses are accumulated in fp64.
 * Classes may also be set by quantiles of the length, since thresholds in tokens do not transfer between models.
-* In the paper's models, W_l^h z_l^h is added to the residual stream directly. In post-norm families a norm comes between. There, z is
-  divided at each position by the norm's divisor, and v is multiplied by the norm's gain. So scores measure what is really added to the
-  stream.
+* In the paper's models, W_l^h z_l^h is added to the residual stream directly. Post-norm families (such as Gemma 2) have a norm between W_O
+  and the stream: it divides by a root mean square and multiplies by a gain. There, z is divided by this root mean square at each position,
+  and the gain is included in the scores. So scores measure what is added to the stream.
 * ``contrast_scores`` and ``written_direction`` are not in the paper.
 
 Units and signs: lengths are numbers of think tokens. Adding v makes thinking longer. Scores are in units of the residual stream; a higher
 score means that the head writes more towards shorter thinking.
 
 Cost: one forward pass per rollout (``collect.moments``), which collects means over rollouts. The functions here run no model: the mean of z
-is enough, since ``W mean(z) = mean(W z)``. This also holds in post-norm families, where z is divided by the norm's divisor before the mean.
+is enough, since ``W mean(z) = mean(W z)``. This also holds in post-norm families, because z is divided before the mean is taken.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ assumed_min_class = 8  # smallest number of rollouts in a class: ours
 
 
 class ClassTooSmallError(ValueError):
-    """The class of rollouts with short thinking, or that with long thinking, has fewer rollouts than the argument ``at_least`` allows.
+    """There are too few rollouts with short thinking, or too few with long thinking.
 
-    With ``quantile_classes``, the reason may be that many rollouts have the same length. If both thresholds are at that length, all these
-    rollouts count as short, and few or none are left for the other class.
+    ``length_classes`` and ``quantile_classes`` raise it if a class has fewer rollouts than their argument ``at_least``.
+
+    With ``quantile_classes``, the reason may be that many rollouts have the same length. If both quantiles are equal to that length, all
+    these rollouts count as short, and few or none are left for the long class.
     """
 
 
@@ -119,13 +121,13 @@ def quantile_classes(
 ) -> LengthClasses:
     """Return length classes whose thresholds are quantiles of the length (ours, not ThinkEdit's).
 
-    The ``share`` of the rollouts with the shortest thinking is the short class, and as large a share with the longest thinking is the long
-    class. Only rollouts with a closed think span are considered.
+    With ``share=0.1``, for example, the short class is the 10 % of the rollouts with the shortest thinking, and the long class the 10 %
+    with the longest. Only rollouts with a closed think span are considered.
 
     Args:
         rollouts: The rollouts to classify; their lengths set the thresholds.
-        share: Share of the rollouts in each class, above 0 and at most 0.5. If several rollouts have the length at the threshold, all of
-            them belong to the class, which is then larger.
+        share: Share of the rollouts in each class, above 0 and at most 0.5. Rollouts whose length equals the quantile all belong to the
+            class, so it can be larger.
         at_least: Smallest allowed number of rollouts per class.
 
     Raises:
@@ -225,10 +227,10 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
-    """Return, for each head, the dot product of what it adds to the residual stream and the unit vector along -v at its layer.
+    """Return one score per head: what it adds to the residual stream, projected on the unit vector along -v at its layer.
 
     Args:
-        z: Per layer, the mean outputs of all its heads before W_O (concatenated), or a difference of such means.
+        z: For each layer, the mean of the concatenated outputs of its heads (before W_O), or a difference of two such means.
         v: Length direction; adding it makes thinking longer, so -v stands for shorter thinking.
         lm: The model that z and v come from.
         method: Name of the score, stored with it.

@@ -1,7 +1,7 @@
 """DTO, dynamic thinking pattern optimisation, from: Don't think longer, think wisely (NeurIPS 2025), arXiv:2505.21765.
 
-DTO makes preference pairs for training. A *trajectory* is a sampled response. A *path* is a better response that is made from it: some of
-its segments of thinking, then an answer.
+DTO makes preference pairs for training. A *trajectory* is a sampled response. A *path* is a better response to the same prompt: some
+segments of the trajectory's thinking, then a newly sampled answer.
 
 Method. Cue words split the thinking of a trajectory into segments d_1 .. d_n. Two texts can end thinking and begin the answer: the *exit
 text* in steps 1 and 4, and the *closing text* in step 3. M, T and K are settings (``DTOSettings``):
@@ -18,7 +18,7 @@ Deviations:
   closing think tag, which is enough for a model with tags.
 * In the paper an auxiliary language model says which segments contribute nothing. Here likelihoods of the model itself decide. A segment
   contributes if leaving it out makes a later segment of the path less likely by more than a tolerance. A test of the greedy answer alone is
-  too weak: the answer can be copied from the last line of a chain of thought, so all lines but the last would be dropped.
+  too weak: the last line of the thinking often states the answer, so the model can copy it. Then all other lines would be dropped.
 * If none of the K completions is correct, the next i with p_i > T is tried (ours). If no i is left, the trajectory has no path.
 * A path is kept only if it is correct, and the trajectory is wrong or longer than the path.
 
@@ -69,8 +69,8 @@ class DTOSettings:
     Attributes:
         split: Function from the text of a response's thinking to the character positions at which segments start. ``None`` splits at cue
             words (``steps.at_cues(assumed_cues)``). For the shipped model ``tiny-reasoner`` use ``steps.lines``.
-        exit: Text that ends thinking when answers are sampled as a test and then discarded. There are two such tests: whether thinking may
-            end after a segment, and whether a segment may be dropped. ``None`` is the closing think tag.
+        exit: Text that ends thinking in two tests: whether thinking may end after a segment, and whether a segment may be dropped. The
+            answers that are sampled in these tests are only graded; they do not become part of a path. ``None`` is the closing think tag.
         closing: Text that ends thinking in the path. ``None`` is the closing think tag.
         probes: Number of answers that are sampled after each segment to test it (M in the paper).
         threshold: Thinking may end after a segment if the share of correct answers there is above this value; at least 0 and below 1 (T in
@@ -78,7 +78,7 @@ class DTOSettings:
         completions: Number of answers that are sampled for the path; the shortest correct one is used (K in the paper).
         tolerance: A segment contributes nothing if leaving it out lowers the mean log-probability of each later segment of the path by at
             most this value, in nats per token.
-        answering: How answers are sampled; the field ``n`` is ignored.
+        answering: How answers are sampled. Its field ``n`` is ignored, since ``probes`` and ``completions`` set the numbers of answers.
     """
 
     split: Splitter | None = None
@@ -105,7 +105,7 @@ DEFAULT_SETTINGS = DTOSettings()
 class DTOResult:
     """Result of DTO for one trajectory (a sampled response), with the path if there is one.
 
-    The path is a better response that is made from the trajectory: some of its segments of thinking, then a newly sampled answer.
+    The path is a better response: some segments of the trajectory's thinking, then a newly sampled answer.
 
     Attributes:
         original: The trajectory.
@@ -145,8 +145,8 @@ class _Work:
     def tail(self, text: str | None) -> str:
         """Return the part of ``text`` that belongs to the answer, where ``text`` is the setting ``exit`` or ``closing``.
 
-        It is the part after the closing think tag, so it is empty if the text does not contain the tag. For a model without tags it is the
-        whole text.
+        It is the part after the closing think tag. If the text does not contain the tag, the part is empty. For a model without tags it is
+        the whole text.
         """
         tags = self.condition.lm.tags
         return "" if text is None else text.partition(tags.close)[2] if tags and tags.close else text
@@ -232,7 +232,7 @@ def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list
 def optimise(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Make a better response, the path, from each rollout (the trajectory) by DTO. Return one result per rollout, in order.
+    """Search for a better response, the path, for each rollout (the trajectory) by DTO. Return one result per rollout, in order.
 
     A path is the beginning of the trajectory's thinking, without segments that contribute nothing, and a newly sampled correct answer. A
     result has no path if no sampled answer was correct, or if the path is not better than the trajectory. ``pairs`` makes preference pairs
@@ -339,7 +339,7 @@ def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
 def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> list[float]:
     """Return the mean log-probability (nats per token) of each segment in ``kept`` whose index is above ``after``.
 
-    The context of a segment is the prompt and the segments in ``kept`` before it.
+    The context of a segment is the trajectory up to its thinking (prompt and opening tag), then the segments in ``kept`` before this one.
     """
     lm, ids, n = work.condition.lm, _thought(o, kept), o.original.prompt_len
     with work.condition.active(), torch.inference_mode():
@@ -396,8 +396,8 @@ def table(results: Sequence[DTOResult]) -> pd.DataFrame:
 def pairs(lm: LM, results: Sequence[DTOResult]) -> pd.DataFrame:
     """Return a table for TRL's preference trainers, with one preference pair per trajectory (sampled response) that has a path.
 
-    The path is the better response that ``optimise`` made from the trajectory. Columns: ``problem_id``; and three texts with special
-    tokens: ``prompt``, ``chosen`` (response of the path) and ``rejected`` (response of the trajectory).
+    The path is the better response, in ``DTOResult.path``. Columns: ``problem_id``; and three texts that include the
+    special tokens: ``prompt``, ``chosen`` (the path's response) and ``rejected`` (the trajectory's response).
 
     Args:
         lm: The model whose tokenizer decodes the token ids.
