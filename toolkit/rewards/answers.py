@@ -40,7 +40,7 @@ def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, 
     - The response has a closing tag: the answer is the text after the last one.
     - The prompt ends with the closing tag, which switches thinking off: the whole response is the answer.
     - The response has an opening tag, or the prompt ends with one: thinking was never closed, and the result is "".
-    - There is no tag: the whole response is the answer.
+    - None of these tags exists: thinking was never opened, and the whole response is the answer.
 
     Special tokens at the end of the response are removed from the answer.
 
@@ -66,7 +66,7 @@ def _ends_with(prompt: str, tag: str) -> bool:
 def parses(answer: str) -> bool:
     r"""Return True if the answer has a ``\boxed{}`` whose content parses as mathematics, or has no ``\boxed{}`` but contains a number.
 
-    If there are several boxes, only the last one counts. If the brace of a box is never closed, nothing parses, and the result is False.
+    If there are several boxes, only the last one counts. If the last box is never closed, the result is False.
 
     Args:
         answer: Answer of a response, from ``answer_text``.

@@ -15,8 +15,8 @@ has no effect. The values of ``MeanOfAdvantages`` *are* advantages: train on the
 Our choices: std_g is the population standard deviation, and z_k is 0 in a group in which r_k does not vary.
 
 Each combination is itself a reward. It saves and restores the states of its parts. If a part needs a *monitoring set* (training problems
-whose sampled responses measure the policy and are not trained on: see ``batch``), the combination requests the set, and passes the responses to
-that part.
+whose sampled responses measure the policy and are not trained on: see ``batch``), the combination requests the set, and passes the
+responses to that part.
 """
 
 from __future__ import annotations

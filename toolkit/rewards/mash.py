@@ -8,11 +8,11 @@ no loss of reward):
     exp          lambda^(m - n)
     linear       max(0, 1 - m / (C + 1))
     otc          cos(pi m / (2m + C)) if n = 0;   sin(pi m / (m + n)) if n > 0
-    otc_strict   as otc if n > 0;                   if n = 0: 1 where m = 0, and 0 where m > 0
+    otc_strict   1 if n = 0 and m = 0;   0 if n = 0 and m > 0;   as otc if n > 0
 
 ``otc`` is the formula of OTC (Optimal Tool Calls, arXiv:2504.14870). ``exp``, and ``otc`` if n > 0, compare the cost with that of the
-cheapest right response so far. On a problem whose right responses are all long, n is large, and a long response may lose little. ``linear``, and ``otc`` if n = 0,
-depend on the cost alone. In the linear form, C is the largest cost with a reward.
+cheapest right response so far. On a problem whose right responses are all long, n is large, and a long response may lose little.
+``linear``, and ``otc`` if n = 0, depend on the cost alone. In the linear form, C is the largest cost with a reward.
 
 Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response
 (``assumed_block``). Here n is the least cost over all batches so far; in the released code it is that of the current batch. The

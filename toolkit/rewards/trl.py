@@ -14,11 +14,15 @@ cover whole groups, and the state of a reward is the same in all processes.
 For a stateful reward, pass ``callbacks=[toolkit.grpo.kept.Kept(wrapped)]`` to the trainer, where ``wrapped`` is the result of ``as_trl``.
 This callback saves the state of the reward in the checkpoints. TRL is not imported here.
 
-The column ``answer_text`` holds the text after the closing think tag, or "" if thinking was opened but never closed. To find the tags, the
-text of a completion is decoded from its token ids, because TRL's completions lack special tokens, and a tag may be one. The prompt is
-rendered by the chat template, because the template may open thinking at the end of the prompt. Both need the trainer. It is found through
-TRL's argument ``log_metric``, a bound method of the trainer. If a TRL version does not pass this argument, completions are taken as TRL
-passes them, and a prompt that is a list of messages counts as one that does not open thinking.
+The column ``answer_text`` holds the text after the closing think tag, or "" if thinking was opened but never closed. Two steps find the
+tags:
+
+- The text of a completion is decoded from its token ids. TRL's completions lack special tokens, and a tag may be a special token.
+- The prompt is rendered by the chat template, because the template may open thinking at the end of the prompt.
+
+Both steps need the tokenizer of the trainer. The trainer is taken from TRL's argument ``log_metric``, a bound method of the trainer.
+If a TRL version does not pass this argument, completions are taken as TRL passes them, and a prompt that is a list of messages counts as
+one that does not open thinking.
 """
 
 from __future__ import annotations
