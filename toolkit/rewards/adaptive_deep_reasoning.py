@@ -47,8 +47,8 @@ class AdaptiveDeepReasoning:
     Attributes:
         preferred: Reward of a right answer in the suitable mode.
         other: Reward of a right answer in the other mode.
-        threshold: Least share of right answers, in [0, 1], among a simple problem's responses in the short mode. A problem with a smaller
-            share, or without responses in the short mode, is hard.
+        threshold: A problem is simple if at least this share, in [0, 1], of its responses in the short mode is right. Otherwise it is
+            hard. A problem without responses in the short mode is hard too.
     """
 
     preferred: Number = PUBLISHED_PREFERRED

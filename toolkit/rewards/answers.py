@@ -26,7 +26,8 @@ def answer_text(text: str, close: str | None = CLOSE) -> str:
 
     Args:
         text: Response, special tokens included. Without the closing tag, the whole response is the answer.
-        close: Closing think tag of the model that wrote the response; ``None`` if the model has none.
+        close: Closing think tag of the model that wrote the response. ``None`` if the model has none: the whole response is then the
+            answer.
     """
     return _ENDS.sub("", text.rpartition(close)[2] if close else text)
 
@@ -34,9 +35,14 @@ def answer_text(text: str, close: str | None = CLOSE) -> str:
 def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, close: str | None = CLOSE) -> str:
     """Return the answer in a response's text, or "" if thinking was opened and never closed.
 
-    The answer is the text after the last closing tag, without special tokens at its end. Without a closing tag in the response, the whole
-    response is the answer if thinking was never opened, or if the prompt ends with the closing tag, which switches thinking off. Thinking
-    is opened by an opening tag in the response or at the end of the prompt.
+    The function uses the first case that applies:
+
+    - The response has a closing tag: the answer is the text after the last one.
+    - The prompt ends with the closing tag, which switches thinking off: the whole response is the answer.
+    - The response has an opening tag, or the prompt ends with one: thinking was never closed, and the result is "".
+    - None of these tags exists: thinking was never opened, and the whole response is the answer.
+
+    Special tokens at the end of the response are removed from the answer.
 
     >>> [closed_answer_text(text) for text in ("<think>3+4=7</think>7", "<think>3+4=7", "7")]
     ['7', '', '7']
@@ -44,7 +50,7 @@ def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, 
     Args:
         text: Response, special tokens included.
         prompt: Prompt as the model reads it. Only a think tag at its end matters.
-        open: Opening think tag of the model. ``None`` if the model has none: every response then counts as one that opened thinking.
+        open: Opening think tag of the model. ``None`` if the model has none: every response then begins with thinking.
         close: Closing think tag of the model. ``None`` if the model has none: the whole response is then the answer.
     """
     if close is None or close in text or _ends_with(prompt, close):
@@ -60,7 +66,7 @@ def _ends_with(prompt: str, tag: str) -> bool:
 def parses(answer: str) -> bool:
     r"""Return True if the answer has a ``\boxed{}`` whose content parses as mathematics, or has no ``\boxed{}`` but contains a number.
 
-    Of several boxes only the last one counts. If it is never closed, return False.
+    If there are several boxes, only the last one counts. If the last box is never closed, the result is False.
 
     Args:
         answer: Answer of a response, from ``answer_text``.

@@ -1,7 +1,7 @@
 """Training language models to reason efficiently (Arora, Zanette), arXiv:2502.04463.
 
-Equation (c: 1 if right, else 0; L: length; mu, s: mean and standard deviation of the lengths of the *right* responses to the same problem,
-called the group; alpha: largest possible length penalty; sigma: the logistic function):
+Equation (c: 1 if right, else 0; L: length; group: all responses to the same problem; mu, s: mean and standard deviation of the lengths of
+the *right* responses of the group; alpha: largest possible length penalty; sigma: the logistic function):
 
     r = c (1 - alpha sigma((L - mu) / s))
 

@@ -6,10 +6,10 @@ a group may be anywhere in the batch. Lengths are in tokens. Entropies and log-p
 A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``name``, and ``needs``, the set of names of the columns that it
 reads. Its parameters are dataclass fields.
 
-Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. ``state_dict`` returns its
-state as a dict that can be written as JSON, and ``load_state_dict`` restores the state. If a state is stored by problem id, a problem must
-keep its id throughout training. The toolkit assumes this of every stateful reward, unless the reward has the class attribute
-``state_by_problem = False``.
+Most rewards are immutable. A stateful reward changes only after it has scored a batch of training rollouts, that is, a batch whose
+``split`` is ``"train"``. ``state_dict`` returns its state as a dict that can be written as JSON, and ``load_state_dict`` restores the
+state. If a state is stored by problem id, a problem must keep its id throughout training. The toolkit assumes that every state is stored
+by problem id, unless the reward has the class attribute ``state_by_problem = False``.
 
 In a run of several processes, give every process the rollouts of all processes in the same order. All copies of a stateful reward then
 compute the same state, and no state has to be exchanged.
@@ -177,7 +177,7 @@ class RewardBatch:
 
         The batch always has these columns:
 
-        - ``problem_id``, ``correct``, ``think_tokens``, ``finish`` and ``text``, which are the values of the rollout.
+        - ``problem_id``, ``correct``, ``think_tokens``, ``finish`` and ``text``, copied from the rollout.
         - ``tokens`` and ``token_ids``: number and ids of the response's tokens, without the prompt.
         - ``closed``: True if the rollout has an answer span, because thinking was closed or was never opened.
         - ``think_closed``: True if a think span was closed, by the response or by its prompt. For a model without a closing tag
@@ -349,7 +349,7 @@ def object_array(values: Iterable[Any]) -> ndarray:
 
 
 def _column(values: Any, n: int) -> ndarray:
-    """Return a column as an array: an array or a sequence keeps its values, a single value is repeated n times."""
+    """Return a column as an array. An array or a sequence keeps its values; a single value is repeated for each of the ``n`` rows."""
     if isinstance(values, ndarray) and values.ndim:
         return values
     if np.isscalar(values):
@@ -366,8 +366,8 @@ def _phase_entropies(r: Rollout) -> tuple[float, float]:
     """Return ``(mean entropy of thinking, mean entropy of the answer)`` in nats per token. The mean of a part without tokens is NaN.
 
     Thinking is everything before the closing tag, including an opening tag. The closing tag counts in neither mean. If the response has no
-    think span, all of it is the answer. If thinking was never closed, all of it is thinking. A think span that begins in the prompt counts
-    from the response's first token.
+    think span, all of it is the answer. If thinking was never closed, or if the model has no think tags and its think span is the whole
+    response, all of it is thinking. If the think span begins in the prompt, only its tokens in the response count.
     """
     h = r.entropies or ()  # one entropy per response token: index 0 is position prompt_len of the sequence
     if r.think is None:

@@ -1,9 +1,9 @@
 """Beyond monolithic rewards (HARMO), arXiv:2510.05283. **We did not find the formula of its length penalty; ours replaces it.**
 
 The paper says: r = R_correctness + R_len + R_fmt with equal weights, and advantages are not divided by the standard deviation. R_len
-penalises responses that are *short* relative to the right responses of the group (the responses to the same problem). A policy therefore
-gains nothing by very short answers. R_len is between -P_max, a constant, and 0. It is 0 if no response of the group is right. The paper's
-R_len has a parameter tau, whose role we do not know.
+penalises responses that are *short* relative to the right responses of the group (the responses to the same problem), to keep the policy
+from giving very short answers. R_len lies between -P_max (P_max is a constant) and 0. It is 0 if no response of the group is right. The
+paper's R_len has a parameter tau, whose role we do not know.
 
 Equations, with our R_len (L: length; m: mean length of the right responses of the group; R_correctness: 1 if right, else 0; R_fmt: 1 if
 well formed, else 0; P_max: largest penalty; tau: relative shortfall (m - L) / m at which the penalty reaches 63 % of P_max):
@@ -11,8 +11,8 @@ well formed, else 0; P_max: largest penalty; tau: relative shortfall (m - L) / m
     r     = R_correctness + R_len + R_fmt
     R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 if no response of the group is right
 
-Deviations: the formula of R_len and the values of P_max and tau are ours. The paper also has a reward model for open answers, and embedding
-similarity. Both are left out: here correctness comes from the grader of the task.
+Deviations: the formula of R_len and the values of P_max and tau are ours. The paper also grades open-ended answers by a reward model and
+by embedding similarity. Both are left out: here correctness comes from the grader of the task.
 
 Units and signs: lengths in tokens; higher is better.
 """

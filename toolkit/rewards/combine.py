@@ -1,7 +1,8 @@
 """Rewards that combine other rewards: a weighted sum, a product with gates, a mean of advantages. Also schedules for the weights.
 
 Equations (r_k: the k-th of the combined rewards, called parts; w_k: its weight; t: optimizer step; mean_g, std_g: mean and standard
-deviation of r_k in a group; r_inner: any reward; g_k: a gate, a reward with values in [0, 1]; eps: a small constant):
+deviation of r_k in a group, the responses to one problem; r_inner: any reward; g_k: a gate, a reward with values in [0, 1]; eps: a small
+constant):
 
     WeightedSum        r = sum_k w_k(t) r_k
     Gated              r = r_inner g_1 g_2 ...
@@ -14,8 +15,8 @@ has no effect. The values of ``MeanOfAdvantages`` *are* advantages: train on the
 Our choices: std_g is the population standard deviation, and z_k is 0 in a group in which r_k does not vary.
 
 Each combination is itself a reward. It saves and restores the states of its parts. If a part needs a *monitoring set* (training problems
-whose responses measure the policy and are not trained on: see ``batch``), the combination requests the set, and passes the responses to
-that part.
+whose sampled responses measure the policy and are not trained on: see ``batch``), the combination requests the set, and passes the
+responses to that part.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Weight = float | int | Callable[[int], float]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight that changes from ``start`` to ``end`` between two optimizer steps and is constant before and after.
+    """A weight that changes from ``start`` to ``end`` between the optimizer steps ``first`` and ``last``, and is constant before and after.
 
     >>> Schedule(0.5, 0.0, first=0, last=100)(50)
     0.25
@@ -87,8 +88,8 @@ class Schedule:
 class WeightedSum:
     """Weighted sum of rewards, ``sum_k w_k(t) r_k`` at optimizer step t.
 
-    Its components are those of the parts, each times the weight of its part, and named ``PART.COMPONENT``: for example
-    ``length_penalty.length``.
+    The result also holds components, named summands of the reward. They are the components of the combined rewards, each times the weight
+    of its reward. Their names are ``REWARD.COMPONENT``, for example ``length_penalty.length``.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 0], formatted=[1, 1])
@@ -122,11 +123,14 @@ class WeightedSum:
 
     @property
     def state_by_problem(self) -> bool:
-        """True if at least one of the combined rewards stores its state by problem id. Problems must then keep their ids."""
+        """True if a combined reward stores its state by problem id. Problems must then keep their ids throughout training."""
         return has_state_by_problem([r for _, r in self.parts])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the combined rewards, as far as they have one: reward name -> state. JSON can store the dict."""
+        """Return the states of the combined rewards: reward name -> state. Rewards without a state have no entry.
+
+        The dict can be written as JSON.
+        """
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -154,7 +158,7 @@ class WeightedSum:
 class Gated:
     """Product of a reward and one or more gates, rewards with values in [0, 1]: ``inner * gate * ...``.
 
-    The components are those of the inner reward, each multiplied by all gates.
+    The result also holds components, named summands of the reward: those of the inner reward, each multiplied by all gates.
 
     >>> from toolkit.rewards.correctness import Correctness, LengthPenalty
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[1024, 1024])
@@ -187,11 +191,14 @@ class Gated:
 
     @property
     def state_by_problem(self) -> bool:
-        """True if at least one of the inner reward and the gates stores its state by problem id. Problems must then keep their ids."""
+        """True if the inner reward or a gate stores its state by problem id. Problems must then keep their ids throughout training."""
         return has_state_by_problem([self.inner, *self.gates])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the inner reward and the gates, as far as they have one: reward name -> state. JSON can store the dict."""
+        """Return the states of the inner reward and the gates: reward name -> state. Rewards without a state have no entry.
+
+        The dict can be written as JSON.
+        """
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -254,11 +261,14 @@ class MeanOfAdvantages:
 
     @property
     def state_by_problem(self) -> bool:
-        """True if at least one of the combined rewards stores its state by problem id. Problems must then keep their ids."""
+        """True if a combined reward stores its state by problem id. Problems must then keep their ids throughout training."""
         return has_state_by_problem([r for _, r in self.parts])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the combined rewards, as far as they have one: reward name -> state. JSON can store the dict."""
+        """Return the states of the combined rewards: reward name -> state. Rewards without a state have no entry.
+
+        The dict can be written as JSON.
+        """
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 The score k is an input of the conciseness reward function (CRF, module ``crf``, arXiv:2511.09158).
 
-Equations (x: features of a response, its hidden states averaged over tokens; w: weights; i, j: two right answers to one problem; sigma:
-the logistic function):
+Equations (x: features of a response, a mean of its hidden states; w: weights of the features; i, j: two right answers to one problem;
+sigma: the logistic function):
 
     P(i is more concise than j) = sigma(w (x_i - x_j))          a Bradley-Terry model; w by penalised logistic regression (scikit-learn)
     k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and standard deviation of w x over the training responses
@@ -104,8 +104,8 @@ class ConcisenessHead:
         The zero of this scale is arbitrary, so only differences between responses have meaning.
 
         Args:
-            features: Hidden states, averaged over each response as for the training of the head, ``[n, d]``, one row per response. See
-                ``grpo.judge.mean_states``.
+            features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
+                predict the response. ``grpo.judge.mean_states`` computes them.
         """
         return features @ self.weight
 
@@ -123,12 +123,13 @@ class ConcisenessHead:
     def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
         """Return the share of pairs, from 0 to 1, in which the more concise response has the higher score.
 
-        Ties count one half; chance is 0.5.
+        A pair with two equal scores counts as one half. Random scores give 0.5.
 
         Args:
-            features: Hidden states, averaged over each response as for the training of the head, ``[n, d]``, one row per response. See
-                ``grpo.judge.mean_states``.
-            pairs: Row indices into ``features``, ``(more concise, less concise)``, from ``pairs_by_length``.
+            features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
+                predict the response. ``grpo.judge.mean_states`` computes them.
+            pairs: Pairs ``(row of the more concise response, row of the less concise one)``, from ``pairs_by_length``. They are row
+                indices of ``features``.
         """
         z = self.logits(features)[pairs]
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
@@ -147,9 +148,10 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
     """Train a ``ConcisenessHead`` on pairs of responses, and return it.
 
     Args:
-        features: Hidden states, averaged over the tokens of each response, ``[n, d]``, one row per response. ``grpo.judge.mean_states``
-            computes them.
-        pairs: Row indices into ``features``, ``(more concise, less concise)``, from ``pairs_by_length``.
+        features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
+            predict the response. ``grpo.judge.mean_states`` computes them.
+        pairs: Pairs ``(row of the more concise response, row of the less concise one)``, from ``pairs_by_length``. They are row indices of
+            ``features``.
         strength: C of scikit-learn's logistic regression, the inverse of the L2 penalty: a lower value gives smaller weights.
 
     Raises:

@@ -13,7 +13,8 @@ training: see ``toolkit.merging``.
 Deviations: in the paper a response beyond the limit gets 0; the released script keeps 10 % of its reward (``kept=0.1``). The paper does
 not say which limit holds at exactly rho = 0.5; here it is 2000.
 
-Units and signs: lengths in tokens; higher is better. Do not mask truncated responses in the loss: they carry the penalty.
+Units and signs: lengths in tokens; higher is better. Do not mask truncated responses in the loss: the penalty would then have no effect
+on them.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ class DifficultyAwareDLER:
     [1.0, 0.0, 0.0]
 
     Attributes:
-        tiers: Pairs ``(least accuracy of the group, length limit in tokens)``, in ascending order, the first with accuracy 0. The limit of
-            a group comes from the last pair whose least accuracy the group reaches. The default is 4000 tokens, and 2000 from 0.5 on.
+        tiers: Pairs ``(least accuracy, length limit in tokens)``, in ascending order of accuracy; the first accuracy is 0. The accuracy of
+            a problem is the share of right responses to it in the batch. Its limit is that of the last pair whose least accuracy it
+            reaches. Default: 4000 tokens, or 2000 for an accuracy of at least 0.5.
         kept: Reward of a right response that is longer than the limit or was cut off.
     """
 

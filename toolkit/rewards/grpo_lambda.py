@@ -71,10 +71,11 @@ class GRPOLambda:
             raise ValueError(f"share={self.share}: need 0 < share <= 1.")
 
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
-        """Return a mask ``[n]`` of the rows whose length is penalised: those of the most accurate groups of the batch.
+        """Return a mask ``[n]``, True for the rows of the groups with a length penalty: the most accurate groups of the batch.
 
-        The number of groups with a penalty is the field ``share`` times the number of groups in the batch, rounded up. Among groups of
-        equal accuracy, a hash of optimizer step and problem id decides.
+        The mask includes the wrong responses of these groups, but their penalty is 0. The number of such groups is the field ``share``
+        times the number of groups in the batch, rounded up. Among groups of equal accuracy, a hash of optimizer step and problem id
+        decides.
         """
         g = batch.groups
         if not len(g):

@@ -46,6 +46,9 @@ FORMS, MEMORIES = ("cosine", "linear"), ("min", "mean")
 class HAPO:
     """Correctness plus a length part, which compares the length with that of the shortest right response to the problem so far.
 
+    The length part is positive for a shorter right response, and negative for a longer response, right or wrong. In the linear form, a
+    response gets a negative length part only if it is longer by more than the tolerance. ``length_reward`` has the formulas.
+
     >>> reward = HAPO()
     >>> reward(RewardBatch.from_columns(correct=[1, 0], tokens=[100, 50])).values.tolist()  # no history yet
     [1.0, 0.0]
@@ -108,11 +111,11 @@ class HAPO:
             self.history[problem] = float(value), old_count + count
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, for each problem its length h and its number of right responses, as a dict that can be written as JSON."""
+        """Return the field ``history`` as a dict that can be written as JSON."""
         return {"history": {problem: list(entry) for problem, entry in self.history.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state, for each problem its length h and its number of right responses, from ``saved``, made by ``state_dict``."""
+        """Restore the field ``history`` from ``saved``, the result of ``state_dict``."""
         # JSON has stored the pairs as lists.
         self.history = {problem: (float(length), int(n)) for problem, (length, n) in saved["history"].items()}
 
@@ -133,7 +136,7 @@ def length_reward(
         L: Length of each response, tokens.
         right: True for each right response.
         history: h of each response's problem, tokens; NaN if the problem has no h yet: the length part is then 0.
-        reward: The reward that has the parameters ``form``, ``clip`` and ``tolerance``.
+        reward: HAPO reward; its fields ``form``, ``clip`` and ``tolerance`` are used.
     """
     # Rows without history get a dummy h of 1 here and l = 0 in the last line.
     h = np.maximum(np.nan_to_num(history, nan=1.0), 1.0)

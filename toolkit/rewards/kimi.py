@@ -1,14 +1,14 @@
 """Kimi k1.5: scaling reinforcement learning with LLMs, arXiv:2501.12599, length reward.
 
-Equation (c: 1 if right, else 0; L: length; L_min, L_max: shortest and longest length of *all* responses of the group; v: length
-score, from 1/2 for the shortest to -1/2 for the longest; w: weight):
+Equation (c: 1 if right, else 0; L: length; L_min, L_max: shortest and longest length of *all* responses to the same problem; v:
+length score, from 1/2 for the shortest to -1/2 for the longest; w: weight):
 
     v = 1/2 - (L - L_min) / (L_max - L_min)          0 if L_max = L_min
     r = c + w v             for a right answer
         c + w min(0, v)     for a wrong one
 
-Deviations: none. The paper raises w gradually at the beginning of training. To raise it from 0 to 1 over 100 steps, for example, and keep
-the weight of correctness at 1:
+Deviations: none. The paper raises w gradually at the beginning of training. The weighted sum below does this: w rises from 0 to 1
+over 100 steps. ``Kimi`` includes c, so the weight of ``Correctness`` falls from 1 to 0, and c keeps the total weight 1.
 
     WeightedSum(((Schedule(1, 0, first=0, last=100), Correctness()), (Schedule(0, 1, first=0, last=100), Kimi())))
 

@@ -92,9 +92,9 @@ class LaserD:
     """Reward R of the outcome (right, wrong or malformed), plus a bonus for right answers within a target length.
 
     There are three target lengths, for easy, medium and hard problems. They are set anew at intervals from the policy's responses to a
-    *monitoring set*: training problems whose responses are not trained on. The rule is in ``TargetSettings.length``. Before each batch of
-    training rollouts, the trainer of ``toolkit.grpo`` calls ``monitoring``. If new responses are due, the trainer samples them and passes
-    them to ``monitor``.
+    *monitoring set*: training problems whose sampled responses measure the policy and are not trained on. ``TargetSettings.length`` has the
+    rule. Before each batch of training rollouts, the trainer of ``toolkit.grpo`` calls ``monitoring``. If new responses are due, the
+    trainer samples them and passes them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -127,7 +127,7 @@ class LaserD:
         return scored
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
-        """Return the target length of each row, in tokens: the current one for the difficulty of the row's problem.
+        """Return the target length of each row, in tokens: the current target length for the difficulty of the row's problem.
 
         The difficulty depends on the share of right responses to the problem in this batch: see ``laser_targets.difficulty``. No target
         length is above the length of the longest response of the batch.
@@ -176,7 +176,7 @@ class LaserDE(LaserD):
 
     Attributes:
         distinct: Threshold in [0, 1]. A response repeats itself (loops) if the share of distinct 4-grams among its 4-grams of tokens is
-            lower.
+            below this threshold.
     """
 
     distinct: Number = assumed_distinct
@@ -193,7 +193,14 @@ class LaserDE(LaserD):
         return RewardValues.sum(**scored.components, exploration=bonus)
 
     def _free_of_loops(self, batch: RewardBatch, rows: Bool[ndarray, " n"]) -> Bool[ndarray, " n"]:
-        """Return the mask ``rows``, but False for responses whose share of distinct 4-grams is below ``distinct``."""
+        """Return a mask ``[n]``: True for the rows in the mask ``rows`` whose response does not repeat itself.
+
+        A response repeats itself if its share of distinct 4-grams is below the field ``distinct``.
+
+        Args:
+            batch: Rollouts, with the column ``token_ids``.
+            rows: Mask of the rows to test, ``[n]``; the result is False for all others.
+        """
         free = rows.copy()
         free[rows] = distinct_share(batch["token_ids"][rows], LOOP_NGRAM) >= self.distinct
         return free

@@ -19,15 +19,17 @@ to a problem; S: sufficient length; L_A: target length; L_T: first candidate len
 6, 3, 1 (easy, medium, hard) with ``rounding="ceil"``, as in the paper's text. It is 5, 2, 1 with ``"floor"`` (``SCRIPT_ROUNDING``), as in
 the released scripts of LASER-D and LASER-DE.
 
-S(d) is measured on a *monitoring set*: K = 8 responses to each of 500 training problems, which are not trained on. They are sampled before
-the first generation and every 20 generations after it. (A generation is one batch of training rollouts, however many optimizer steps use
-it.) The trainer of ``toolkit.grpo`` samples the responses and calls ``TargetState.monitor``; until then S(d) is L_T in every bucket. When a
-training batch is scored, the accuracy of each group in this batch decides the bucket of the group.
+S(d) is measured on a *monitoring set* of 500 training problems. For each of them K = 8 extra responses are sampled, which are not trained
+on. This happens before the first generation and every 20 generations after it. (A generation is one batch of training rollouts, however
+many optimizer steps use it.) The trainer of ``toolkit.grpo`` samples the responses and calls ``TargetState.monitor``; until then S(d) is
+L_T in every bucket. When a training batch is scored, the bucket of a problem depends on its accuracy in this batch.
 
 Deviations: ``monitor`` may never be called, as in a plain TRL script, or if rollouts are scored without training. Then, once per
 ``TargetSettings.every`` generations, S(d) is set from the training rollouts of these generations (ours). A bucket without responses keeps
-its S(d) (ours; the released code takes the length of the longest response instead). For an accuracy of exactly 1/3 or 2/3, the paper uses
-different buckets when it measures S(d) and when it scores a batch. So do we: see ``difficulty``.
+its S(d) (ours; the released code takes the length of the longest response instead).
+
+The bounds on a above hold when a batch is scored. When S(d) is measured, an accuracy of exactly 2/3 counts as medium, and one of exactly
+1/3 as hard. The paper does the same: see ``difficulty``.
 
 Units and signs: lengths in tokens. In a run of several processes, give every process the rollouts of all processes.
 """
@@ -99,14 +101,13 @@ class TargetSettings:
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
     def expected_right(self, within: Number, bucket: int) -> float:
-        """Return the expected number of right responses to a problem within a candidate length, that is, at most as long as it.
+        """Return the expected number of responses to a problem that are right and at most as long as a candidate length.
 
-        The candidate length itself is not an argument; ``within`` describes it. The result is ``within * least_right[bucket]``: the share
-        of responses that are short enough, times the least number of right responses of a problem of this difficulty.
+        The result is ``within * least_right[bucket]``: the share of responses that are short enough, times the least number of right
+        responses of a problem of this difficulty. The candidate length itself is not an argument, because ``within`` depends on it.
 
         Args:
-            within: Share of the responses, from 0 to 1, that are at most as long as the candidate length. Only responses to problems of
-                this difficulty count.
+            within: Share, from 0 to 1, of the responses to problems of this difficulty that are at most as long as the candidate length.
             bucket: Difficulty of the problem, an index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
         """
         return float(within * self.least_right[bucket])
@@ -152,9 +153,9 @@ def capped(length: int | None, longest: int) -> int:
 
 
 class TargetState:
-    """The current target lengths of LASER-D, one each for easy, medium and hard problems, and histograms to set the next ones from.
+    """The current target lengths of LASER-D, for easy, medium and hard problems, and the data from which the next ones are computed.
 
-    There is one histogram for each of the three difficulties. It counts the lengths of the responses to problems of this difficulty.
+    The data are three histograms, one per difficulty. Each counts the lengths of the responses to problems of its difficulty.
 
     Args:
         targets: Settings of the target lengths.
@@ -172,7 +173,8 @@ class TargetState:
     def lengths(self) -> list[int]:
         """Target lengths for easy, medium and hard problems, in that order, in tokens.
 
-        Each is at most the length of the longest response of the newest training batch.
+        Each is at most the length of the longest response of the newest training batch. Before the first batch, this limit is
+        ``TargetSettings.longest``.
         """
         return self.lengths_for(self._longest)
 
@@ -194,10 +196,13 @@ class TargetState:
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
     def observe(self, batch: RewardBatch) -> None:
-        """Count a batch of training rollouts, called a generation. Batches whose split is not ``"train"`` are ignored.
+        """Update the state with a batch of training rollouts, called a generation.
 
-        If ``monitor`` was never called, new target lengths are set once per ``TargetSettings.every`` generations, from the rollouts of
-        these generations.
+        This counts the generation and stores the length of its longest response. If ``monitor`` was never called, new target lengths are
+        also set, once per ``TargetSettings.every`` generations, from the rollouts of these generations.
+
+        Args:
+            batch: The rollouts. Nothing happens if the split of the batch is not ``"train"``.
         """
         if batch.split != "train":
             return
@@ -212,7 +217,7 @@ class TargetState:
     def monitor(self, batch: RewardBatch) -> None:
         """Set the target lengths from responses to a monitoring set. From then on, ``observe`` no longer sets them.
 
-        A monitoring set consists of training problems whose sampled responses measure the model and are not trained on.
+        A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on.
 
         Args:
             batch: Responses to the problems of the monitoring set. ``batch.split`` has no effect here.
@@ -240,7 +245,10 @@ class TargetState:
         self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the target lengths, and the histograms of response lengths, as a dict that can be written as JSON."""
+        """Return the state as a dict that can be written as JSON.
+
+        The state consists of the target lengths, the histograms of response lengths, and counts of batches.
+        """
         return {
             "enough": list(self._sufficient),
             "longest": self._longest,
@@ -251,7 +259,7 @@ class TargetState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the target lengths, and the histograms of response lengths, from ``saved``, the result of ``state_dict``."""
+        """Restore the state from ``saved``, the result of ``state_dict``: target lengths, histograms and counts of batches."""
         self._sufficient, self._longest = list(saved["enough"]), saved["longest"]
         self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]

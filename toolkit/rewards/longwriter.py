@@ -48,7 +48,7 @@ class LongWriter:
     Attributes:
         low: Lower end of the target range, for all rows; ``None`` reads it from the column ``low_tokens`` or ``low_words``.
         high: Upper end of the target range, for all rows; ``None`` reads it from the column ``high_tokens`` or ``high_words``.
-        longest: Length above ``high`` from which on the reward is 0. It has no effect if the range has no upper end.
+        longest: L_max, greater than ``high``: responses of this length or longer get 0. It has no effect if the range has no upper end.
         unit: Unit of all these lengths: ``"tokens"`` of the response, or ``"words"`` of its answer.
     """
 
@@ -93,7 +93,7 @@ def length_column(unit: str) -> str:
 
 
 def response_lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
-    """Return the length of each row.
+    """Return the length of each response, ``[n]``, in tokens or in words.
 
     Args:
         batch: Rollouts.

@@ -1,18 +1,18 @@
 """MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
-one; lambda: factor per block above n, the field ``decay``; C: a constant, the largest cost with a reward in the linear form; F: cost
-factor, from 0 to 1, where 1 means no loss of reward):
+one; lambda: factor per block above n, the field ``decay``; C: a constant, the field ``cap``; F: cost factor, from 0 to 1, where 1 means
+no loss of reward):
 
     r = c F(m)        F has one of these forms, named by ``kind``:
     exp          lambda^(m - n)
     linear       max(0, 1 - m / (C + 1))
     otc          cos(pi m / (2m + C)) if n = 0;   sin(pi m / (m + n)) if n > 0
-    otc_strict   as otc if n > 0;   if n = 0, 1 for m = 0 and 0 for m > 0
+    otc_strict   1 if n = 0 and m = 0;   0 if n = 0 and m > 0;   as otc if n > 0
 
 ``otc`` is the formula of OTC (Optimal Tool Calls, arXiv:2504.14870). ``exp``, and ``otc`` if n > 0, compare the cost with that of the
-cheapest right response so far: on a hard problem, where n is large, a long response may lose little. ``linear``, and ``otc`` if n = 0,
-depend on the cost alone.
+cheapest right response so far. On a problem whose right responses are all long, n is large, and a long response may lose little.
+``linear``, and ``otc`` if n = 0, depend on the cost alone. In the linear form, C is the largest cost with a reward.
 
 Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response
 (``assumed_block``). Here n is the least cost over all batches so far; in the released code it is that of the current batch. The
@@ -52,7 +52,7 @@ def penalty(
     - exp: decay^(m - n)
     - linear: max(0, 1 - m / (cap + 1))
     - otc: sin(pi m / (m + n)) if n > 0; cos(pi m / (2m + cap)) if n = 0
-    - otc_strict: as otc if n > 0; if n = 0, 1 for m = 0 and 0 for m > 0
+    - otc_strict: the same as otc if n > 0. If n = 0, the factor is 1 where m = 0, and 0 where m > 0.
 
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]

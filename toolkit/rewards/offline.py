@@ -1,8 +1,8 @@
 """Score existing rollouts with rewards, without training, and compare the rewards.
 
-Some rewards have a state that training updates, such as the shortest right response to each problem. By default (``split="eval"``),
-scoring does not change this state: a new reward object scores all rollouts as in the first step of training. With ``split="train"`` each
-call updates the state, as a training step does.
+Some rewards have a state that training updates, such as the length of the shortest right response to each problem. By default
+(``split="eval"``), scoring does not change this state. A new reward object then scores all rollouts as in the first step of training. With
+``split="train"`` each call of ``score`` updates the state, as a training step does.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def compare(
 ) -> pd.DataFrame:
     """Score the same rollouts with several rewards, and return one table with one row per reward and rollout. No state changes.
 
-    Columns: ``name`` (key of ``rewards``), ``problem_id, sample, correct, tokens, think_tokens, finish, reward``.
+    Columns: ``name`` (key of ``rewards``), and the columns of ``score`` without the components: ``problem_id``, ``sample``, ``correct``,
+    ``tokens``, ``think_tokens``, ``finish`` and ``reward``.
 
     Args:
         rollouts: Responses to score.

@@ -34,9 +34,9 @@ PUBLISHED_ALPHA = 0.2
 
 
 def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"]:
-    """Return the self-aligned reward R_SA of each response: in [-1, 1], positive if the response is more likely with the question.
+    """Return the self-aligned reward R_SA of each response, ``clip(1 - exp(logprob_without - logprob), -1, 1)``.
 
-    It is ``clip(1 - exp(logprob_without - logprob), -1, 1)``.
+    It is positive if the response is more likely with the question in the prompt than without it, and negative if it is less likely.
 
     Args:
         logprob: Mean log-probability of each response with the question, nats per token.

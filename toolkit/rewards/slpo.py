@@ -2,7 +2,8 @@
 
 The paper: ORION: teaching language models to reason efficiently in the language of thought.
 
-Equations (L: length; L_min, L_max: shortest and longest length among the right responses of the group; alpha: largest bonus):
+Equations (L: length; L_min, L_max: shortest and longest length among the right responses of the group, which holds the
+responses to the same problem; alpha: largest bonus):
 
     r = 0                                              if wrong
     r = 1                                              if right and L_min = L_max

@@ -41,7 +41,8 @@ SCRIPT_FORMAT = 0.5  # weight of the format in the run of the released code
 class Surrogate:
     """Reward for an answer that parses as mathematics, plus a length part, which favours a medium length. Correctness has no effect.
 
-    The length part is between -1 and 1; ``length_reward`` has its formula. If the answer does not parse, the length part is at most 0.
+    ``answers.parses`` decides whether an answer parses. The length part is between -1 and 1; ``length_reward`` has its formula. If the
+    answer does not parse, the length part is at most 0.
 
     >>> batch = RewardBatch.from_columns(tokens=[1536, 0, 1536], answer_text=["7", "7", "unsure"])
     >>> Surrogate()(batch).values.tolist()

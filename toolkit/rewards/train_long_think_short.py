@@ -83,8 +83,8 @@ def stated_budget(budget: Number) -> int:
 def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
     """Return one pair ``(first optimizer step, budget in tokens)`` per stage of a curriculum that lowers the budget in drops.
 
-    There are ``drops + 1`` stages of equal length (up to one step), and steps count from 0. Budgets are not rounded: ``stated_budget``
-    rounds them.
+    There are ``drops + 1`` stages. Their lengths differ by at most one step, and steps count from 0. Budgets are not rounded to whole
+    tokens: ``stated_budget`` does that.
 
     Args:
         start: First budget, tokens.

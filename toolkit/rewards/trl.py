@@ -4,8 +4,8 @@ TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_s
 ``text``, ``answer_text`` and, with ``stop_ids``, ``finish`` are computed from these arguments. All other columns that a reward needs come
 from dataset columns of the same name, or from functions passed as ``columns``.
 
-Rows with the same problem id form a group; the ids are a dataset column. If the dataset has no such column, every ``generations``
-consecutive rows form a group. Two problems with the same text remain two groups.
+Rows with the same problem id form a group; the ids are a dataset column. Two problems with the same text but different ids are two groups.
+If the dataset has no ids, every ``generations`` consecutive rows form a group (``generations`` is an argument of ``as_trl``).
 
 In a run of several processes, TRL gives each process a slice of the rows, and a group may be split between two processes. Pass
 ``gather=accelerate.utils.gather_object``: every process then scores all rows and returns the rewards of its slice. In this way statistics
@@ -14,11 +14,15 @@ cover whole groups, and the state of a reward is the same in all processes.
 For a stateful reward, pass ``callbacks=[toolkit.grpo.kept.Kept(wrapped)]`` to the trainer, where ``wrapped`` is the result of ``as_trl``.
 This callback saves the state of the reward in the checkpoints. TRL is not imported here.
 
-The column ``answer_text`` holds the text after the closing think tag, or "" if thinking was opened but never closed. To find the tags, the
-text of a completion is decoded from its token ids, because TRL's completions lack special tokens, and a tag may be one. The prompt is
-rendered by the chat template, because the template may open thinking at the end of the prompt. Both need the trainer. It is found through
-TRL's argument ``log_metric``, a bound method of the trainer. If a TRL version does not pass this argument, completions are taken as TRL
-passes them, and a prompt that is a list of messages counts as one that does not open thinking.
+The column ``answer_text`` holds the text after the closing think tag, or "" if thinking was opened but never closed. Two steps find the
+tags:
+
+- The text of a completion is decoded from its token ids. TRL's completions lack special tokens, and a tag may be a special token.
+- The prompt is rendered by the chat template, because the template may open thinking at the end of the prompt.
+
+Both steps need the tokenizer of the trainer. The trainer is taken from TRL's argument ``log_metric``, a bound method of the trainer.
+If a TRL version does not pass this argument, completions are taken as TRL passes them, and a prompt that is a list of messages counts as
+one that does not open thinking.
 """
 
 from __future__ import annotations
@@ -127,9 +131,10 @@ class TRLReward:
         return scored.values[local].tolist()
 
     def _columns(self, arguments: Mapping[str, Any], split: str) -> dict[str, ndarray]:
-        """Return column name -> values, for ``problem_id`` and for each column that the reward needs, as far as they are available.
+        """Return the columns that the reward needs, and ``problem_id``: column name -> values.
 
-        A column comes from a function in ``self.columns``, else from the dataset, else from a computation on TRL's completions.
+        A column comes from a function in ``self.columns``, else from the dataset, else from a computation on TRL's completions. A column
+        with none of these sources is left out.
 
         Args:
             arguments: The keyword arguments with which TRL calls a reward function, dataset columns included.
@@ -205,7 +210,7 @@ def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list
 def trainer_of(arguments: Mapping[str, Any]) -> Any:
     """Return the trainer that calls a reward function; ``None`` if TRL does not pass the argument ``log_metric``.
 
-    ``log_metric`` is a bound method of the trainer, and this function returns its object.
+    ``log_metric`` is a bound method of the trainer, so the trainer is its ``__self__``.
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.
@@ -257,8 +262,8 @@ def completion_text(completion: Any) -> str:
 def batch_split(arguments: Mapping[str, Any]) -> str:
     """Return the split of a batch, ``"train"`` or ``"eval"``.
 
-    If the dataset has a column ``split``, the result is ``"train"`` where this column holds ``"train"``, else ``"eval"``. Without such a
-    column, the result is ``"train"`` while the trainer's model is in training mode, else ``"eval"``. If the trainer is unknown (see
+    If the dataset has a column ``split``, the result is ``"train"`` if this column holds ``"train"``, else ``"eval"``. Without such a
+    column, the result is ``"train"`` if the trainer's model is in training mode, else ``"eval"``. If the trainer is also unknown (see
     ``trainer_of``), the result is ``"train"``.
 
     Args:

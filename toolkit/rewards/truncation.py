@@ -10,7 +10,7 @@ ThinkPrune lowers L_T in stages: 4096, 3072, 2048 tokens. The formula with rho i
 Deviations: the number of steps per stage was not found (``assumed_stage_steps``). The last stage lasts until the end of training.
 
 Units and signs: lengths in tokens; higher is better. Do not mask truncated responses in the loss (keep TRL's
-``mask_truncated_completions=False``): they carry the penalty.
+``mask_truncated_completions=False``): the penalty would then have no effect on them.
 """
 
 from __future__ import annotations
