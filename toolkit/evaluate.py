@@ -146,10 +146,10 @@ def compare(
 
 
 def _check_engine(engine: Engine, conditions: Mapping[str, Condition], problems: Sequence[Problem], sampling: Sampling) -> None:
-    """Check, before any work, that an engine can sample every condition, and that it keeps different weights apart.
+    """Check, before anything is sampled, that an engine can sample every condition, and samples different weights from different models.
 
     Raises:
-        engines.EngineError: it cannot.
+        engines.EngineError: the engine cannot sample a condition, or would sample two conditions with different weights from one model.
     """
     for condition in conditions.values():
         engine.check(condition, sampling)

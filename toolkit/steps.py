@@ -31,7 +31,7 @@ class Step:
 
     Attributes:
         span: Tokens of the step, as positions in the full sequence (prompt and response). It is empty if no token begins in the step: the
-            text of the step is then part of a token of the step before.
+            text of the step is then part of a token that begins in an earlier step.
         text: Text of the step.
     """
 

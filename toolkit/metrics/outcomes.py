@@ -27,7 +27,7 @@ a weights the shortening of thinking, b a gain of accuracy, c a loss of accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """Outcomes of every response of one condition with one seed.
+    """Correctness, length and other outcomes of every response of one condition, with one seed of its random or trained part.
 
     For a comparison, the problems must be in the same order as in the outcomes of base. Every attribute is an array
     ``[problems, samples]``.

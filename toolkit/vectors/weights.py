@@ -73,7 +73,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
 def low_rank(lm: LM, planned: Plan) -> dict[int, tuple[Float[Tensor, "1 width"], Float[Tensor, "d_model 1"]]]:
     """Return the change that a plan of head edits makes to ``W_O``, as a product ``B A`` of rank 1 per edited layer.
 
-    One rank is enough for any number of heads of a layer: all are edited along the same direction. ``save_adapter`` has the formulas.
+    Rank 1 is enough for any number of heads of a layer, since all are edited along the same direction. ``save_adapter`` has the formulas.
 
     Args:
         lm: The model from which the plan was made.
