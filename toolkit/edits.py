@@ -242,8 +242,9 @@ def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> 
     Let v be the plan's direction at the layer. In most families the result is v, scaled to norm 1. A zero vector stays zero.
 
     In post-norm families a norm with gain g stands between ``attn_out`` and the residual stream. If v was measured in the stream, the
-    result is ``g * v``, scaled to norm 1. The reason: the norm multiplies by g, so the component along v in the stream is proportional to
-    the component along ``g * v`` before the norm. If v was measured at ``attn_out`` itself, the result is v, scaled to norm 1.
+    result is ``g * v`` (elementwise), scaled to norm 1. The reason: the norm multiplies by g, so the component along v in the stream is
+    proportional to the component along ``g * v`` before the norm. If v was measured at ``attn_out`` itself, the result is v, scaled to
+    norm 1.
     """
     if planned.direction is None:
         return None

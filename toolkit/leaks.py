@@ -23,8 +23,8 @@ def leaks(rollout: Rollout, tags: ThinkTags | None) -> bool:
     """Return True if a response goes on thinking in its answer.
 
     It does if its answer contains a think tag, or a sentence that begins with one of ``assumed_words`` (such as "Wait, ..." or "But wait").
-    The result is False for a response without an answer, whose thinking was never closed. It is also False if the model has no closing
-    think tag, as then nothing marks where thinking ends.
+    The result is False if the response has no answer, because its thinking was never closed. It is also False if the model has no closing
+    think tag, since nothing marks where thinking ends.
 
     Args:
         rollout: The response.

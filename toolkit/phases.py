@@ -168,8 +168,8 @@ class Tracker:
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
         """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
 
-        If the device is a CPU and the weight is 0 at every position, return ``None``: the caller can skip the intervention. The weight is not
-        checked on a GPU, because the check would make the CPU wait for the GPU, nor in a pass that may be recorded.
+        If the weight is 0 at every position, return ``None``: the caller can then skip the intervention. This check is done only on a CPU,
+        since on a GPU the CPU would have to wait for the GPU. It is not done in a pass that may be recorded (``Now.recordable``).
 
         Args:
             scope: Positions at which the intervention acts.
@@ -185,8 +185,8 @@ class Tracker:
 class History(DynamicLayer):
     """Additional layer of the KV cache that stores the token ids of each row, and their phases.
 
-    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. As part of the cache, they follow all its changes:
-    rows reordered, dropped or repeated, tokens cropped.
+    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. They change with the cache: when
+    rows are reordered, dropped or repeated, and when tokens are cropped.
     """
 
 

@@ -100,7 +100,7 @@ def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
 
 
 def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
-    """Return one text per token. Joined, they are the decoded text of all tokens.
+    """Return the text of each token. The texts, joined, are the decoded text of all tokens.
 
     If several tokens make up one character, the last of them gets the character and the others get an empty text.
     """

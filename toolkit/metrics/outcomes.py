@@ -39,7 +39,8 @@ class Outcomes:
         closed: 1 if the think span was closed, else 0.
         looping: 1 if the response reached the token limit and ends in a loop (``stats.looping``), else 0.
         leaking: 1 if the answer goes on thinking (``leaks.leaks``), else 0.
-        answers: Code of the answer's text: two responses to a problem have the same code if their answers are equal. -1 means no answer.
+        answers: Integer code of the answer's text: two responses to a problem have the same code if their answers are equal. -1 means no
+            answer.
     """
 
     correct: Float[ndarray, "problems samples"]

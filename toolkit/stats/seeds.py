@@ -165,8 +165,8 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
     """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value for the hypothesis that it is 0.
 
-    The result is that of ``effect``. But here ``draws`` has already evaluated the statistic on all resamples, so several comparisons can
-    share its values.
+    The result equals that of ``effect``. But the function ``draws`` has already evaluated the statistic on all resamples, so that several
+    comparisons can share its values.
 
     Args:
         seeds: Values of the statistic, one ``Draws`` per seed of the condition.
