@@ -185,16 +185,16 @@ class Tracker:
 class History(DynamicLayer):
     """Additional layer of the KV cache that stores the token ids of each row, and their phases.
 
-    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. They change with the cache: when
-    rows are reordered, dropped or repeated, and when tokens are cropped.
+    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. They change with the cache when rows are reordered,
+    dropped or repeated, and when tokens are cropped.
     """
 
 
 class Standing(DynamicLayer):
     """Additional layer of the KV cache of ``slots.Slots``: the current phase of each row and its number of think-phase positions.
 
-    ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. The layer
-    replaces ``History``, which stores every token. A recorded decoding step updates both tensors in place.
+    ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. The
+    layer replaces ``History``, which stores every token. A recorded decoding step updates both tensors in place.
 
     Args:
         lm: The model. Its think tags must be single tokens (``single_tokens``), since text is not searched here.

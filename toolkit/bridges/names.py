@@ -18,8 +18,8 @@ class NeighbourError(ValueError):
 class Place:
     """The place of a site in an nnsight model: the input or output of a module.
 
-    With ``model`` from ``to_nnsight``, read the site as ``model.get(place.module).input`` or ``.output``. If the output is a tuple, the site
-    is its first entry.
+    With ``model`` from ``to_nnsight``, read the site as ``model.get(place.module).input`` or ``.output``. If the output is a tuple, the
+    site is its first entry.
 
     Attributes:
         module: Path of the module below the model, such as ``"model.layers.3.self_attn.o_proj"``.

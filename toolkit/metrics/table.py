@@ -53,8 +53,8 @@ class Metric:
         """Return the ``(smallest, largest)`` possible difference from base (condition minus base).
 
         The largest difference is the metric's largest possible value minus its smallest. The smallest difference is the negative of that.
-        But if the metric has no upper limit, such as a length, the smallest difference is its smallest value minus the value of base. Base's
-        value is uncertain, so the upper end of its interval is used.
+        But if the metric has no upper limit, such as a length, the smallest difference is its smallest value minus the value of base.
+        Base's value is uncertain, so the upper end of its interval is used.
 
         Args:
             base: Value of the metric for base, with its interval.
