@@ -2,7 +2,7 @@
 
 ``apply`` writes a plan into the weights. It does not modify its argument, but returns a new LM that shares all unedited weights with the
 old one. ``RuntimeEdit`` gives the same outputs, up to rounding, without a change of weights. Edits are computed in fp32 and cast to the
-model's dtype. ``steering`` and ``selective_merge`` are re-exported from their modules.
+model's dtype. ``steering`` is re-exported from ``toolkit.steering``, ``selective_merge`` from ``toolkit.merging``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     """Return a control for the plan ``like``: the same operations and strengths on random other heads *of the same layers*.
 
     If ``like`` edits more than half of a layer's heads, that layer has too few unedited heads. The missing control heads are then drawn
-    from the nearest layer that has heads left which neither ``like`` nor the control edits.
+    from the nearest layer with free heads. A head is free if ``like`` does not edit it and the control does not edit it yet.
 
     Args:
         like: The plan for which a control is wanted.
@@ -242,8 +242,9 @@ def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> 
     Let v be the plan's direction at the layer. In most families the result is v, scaled to norm 1. A zero vector stays zero.
 
     In post-norm families a norm with gain g stands between ``attn_out`` and the residual stream. If v was measured in the stream, the
-    result is ``g * v``, scaled to norm 1. The reason: the norm multiplies by g, so the component along v in the stream is proportional to
-    the component along ``g * v`` before the norm. If v was measured at ``attn_out`` itself, the result is v, scaled to norm 1.
+    result is ``g * v`` (elementwise), scaled to norm 1. The reason: the norm multiplies by g, so the component along v in the stream is
+    proportional to the component along ``g * v`` before the norm. If v was measured at ``attn_out`` itself, the result is v, scaled to
+    norm 1.
     """
     if planned.direction is None:
         return None

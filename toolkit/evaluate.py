@@ -58,7 +58,7 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """Check that the problems are held out: that none of them was used to edit, steer or train one of the conditions.
+    """Check that the problems are held out, that is, that none of them was used to edit, steer or train any of the conditions.
 
     Args:
         conditions: Conditions by name.
@@ -96,7 +96,7 @@ def compare(
 ) -> Report:
     """Sample every condition on the same problems with the same random numbers; return the graded responses as a report.
 
-    The random numbers of a sample depend only on the seed, the problem and the sample index.
+    The random numbers of a sample depend only on ``sampling.seed``, the problem and the sample index.
 
     Args:
         conditions: Conditions or models, by name.
@@ -146,10 +146,10 @@ def compare(
 
 
 def _check_engine(engine: Engine, conditions: Mapping[str, Condition], problems: Sequence[Problem], sampling: Sampling) -> None:
-    """Check, before any work, that an engine can sample every condition, and that it keeps different weights apart.
+    """Check, before anything is sampled, that an engine can sample every condition, and samples different weights from different models.
 
     Raises:
-        engines.EngineError: it cannot.
+        engines.EngineError: the engine cannot sample a condition, or would sample two conditions with different weights from one model.
     """
     for condition in conditions.values():
         engine.check(condition, sampling)
@@ -170,7 +170,10 @@ def rollout_folder(out: str | Path, name: str) -> Path:
 
 
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem], tags: ThinkTags | None) -> pd.DataFrame:
-    """Return a table with one row per rollout, and the columns of ``Report.rows`` except ``condition``.
+    """Return a table with one row per rollout: its grade, its lengths and whether it loops or goes on thinking in the answer.
+
+    The columns are those of ``Report.rows`` except ``condition``: ``problem_id, sample, task, difficulty, correct, think_tokens,
+    response_tokens, closed, looping, leaking, finish``.
 
     Args:
         rollouts: Rollouts of one condition.

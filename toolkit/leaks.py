@@ -1,7 +1,7 @@
-"""Thinking that goes on in the answer: text after the closing think tag that opens thinking again, or that takes back what was said.
+"""Find responses that go on thinking in their answer, that is, after the closing think tag.
 
 Models that were trained or steered to think less may move their thinking to the answer. The think span is then shorter, although the model
-reasons as much as before. ``leaks`` finds such answers, and the metric ``leaking`` of comparisons is their share.
+reasons as much as before. ``leaks`` tests a response for this. The metric ``leaking`` is the share of such responses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from toolkit.tags import ThinkTags
 from toolkit.types import Rollout
 
 assumed_words = ("wait", "hmm", "hold on")
-"""Words that show thinking at the start of a sentence. NoWait (arXiv:2506.08343) lists such words; the choice is ours."""
+"""An answer with a sentence that begins with one of these words counts as thinking.
+
+NoWait (arXiv:2506.08343) lists such words. The choice of these is ours.
+"""
 _STARTS = re.compile(rf"(?:^|[.!?…\n])\W*(?:(?:but|oh|no|ah)\b\W*)*(?:{'|'.join(assumed_words)})\b", re.IGNORECASE)
 
 
@@ -20,8 +23,8 @@ def leaks(rollout: Rollout, tags: ThinkTags | None) -> bool:
     """Return True if a response goes on thinking in its answer.
 
     It does if its answer contains a think tag, or a sentence that begins with one of ``assumed_words`` (such as "Wait, ..." or "But wait").
-    The result is False for a response without an answer, whose thinking was never closed. It is also False if the model has no closing
-    think tag, as then nothing marks where thinking ends.
+    The result is False if the response has no answer, because its thinking was never closed. It is also False if the model has no closing
+    think tag, since nothing marks where thinking ends.
 
     Args:
         rollout: The response.

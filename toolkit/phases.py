@@ -122,12 +122,12 @@ class Now:
 
     Attributes:
         phase: Phase of each position: one of the integers PROMPT, THINK, ANSWER (0, 1, 2).
-        earlier: Function that returns the number of think-phase positions in the KV cache, ``[batch, 1]``; ``None`` if there are none. A
-            function, since most scopes do not need the number.
+        earlier: Function that returns the number of think-phase positions in the KV cache, ``[batch, 1]``; ``None`` if there are none. It
+            is a function because most scopes do not need the number.
         newest: Mask for ``Scope.newest``: True at the prompt's last position and at response tokens, False in the rest of the prompt.
             ``None`` means True everywhere.
-        recordable: True if the pass may be recorded and repeated with other values (see ``slots``). Then no decision of Python may depend
-            on values.
+        recordable: True if the pass may be recorded, for example as a CUDA graph, and repeated for later tokens (see ``slots``). A
+            repetition does not run Python code again, so no ``if`` may depend on the values of tensors.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -168,8 +168,8 @@ class Tracker:
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
         """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
 
-        If the device is a CPU and the weight is 0 at every position, return ``None``: the caller can skip the intervention. The weight is not
-        checked on a GPU, because the check would make the CPU wait for the GPU, nor in a pass that may be recorded.
+        If the weight is 0 at every position, return ``None``: the caller can then skip the intervention. This check is done only on a CPU,
+        since on a GPU the CPU would have to wait for the GPU. It is not done in a pass that may be recorded (``Now.recordable``).
 
         Args:
             scope: Positions at which the intervention acts.
@@ -185,16 +185,16 @@ class Tracker:
 class History(DynamicLayer):
     """Additional layer of the KV cache that stores the token ids of each row, and their phases.
 
-    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. As part of the cache, they follow all its changes:
-    rows reordered, dropped or repeated, tokens cropped.
+    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. They change with the cache when rows are reordered,
+    dropped or repeated, and when tokens are cropped.
     """
 
 
 class Standing(DynamicLayer):
-    """Additional layer of the KV cache of ``slots.Slots``, which holds per row what ``History`` holds per token.
+    """Additional layer of the KV cache of ``slots.Slots``: the current phase of each row and its number of think-phase positions.
 
-    ``phase`` is the phase of each row's last token and ``thought`` its number of think-phase positions, both ``[rows, 1]``. They are
-    changed in place only, so that a recorded step can read and write them.
+    ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. The
+    layer replaces ``History``, which stores every token. A recorded decoding step updates both tensors in place.
 
     Args:
         lm: The model. Its think tags must be single tokens (``single_tokens``), since text is not searched here.
@@ -207,11 +207,15 @@ class Standing(DynamicLayer):
         self.opened_phases = _phase_lookup(lm)
 
     def now(self, ids: Int[Tensor, "rows 1"]) -> Now:
-        """Return the phases of a pass that appends one token to each row."""
+        """Return the phases of a pass that appends one token, from ``ids``, to each row."""
         return Now(self._phase(ids), lambda: self.thought, None, recordable=True)
 
     def advance(self, ids: Int[Tensor, "rows 1"]) -> None:
-        """Note that one token has been appended to each row."""
+        """Update ``phase`` and ``thought`` after one token has been appended to each row.
+
+        Args:
+            ids: The appended tokens.
+        """
         self.phase.copy_(self._phase(ids))
         self.thought += self.phase == THINK
 
@@ -219,10 +223,10 @@ class Standing(DynamicLayer):
         return torch.maximum(self.phase, self.opened_phases(ids, ids))
 
     def begin(self, rows: Int[Tensor, " new"], history: History) -> None:
-        """Put the state after some prompts into some rows.
+        """Set ``phase`` and ``thought`` of some rows to their values at the end of new prompts.
 
         Args:
-            rows: Indices of the rows.
+            rows: Index of the row for each prompt.
             history: Tokens of the prompts and their phases, one row per prompt.
         """
         assert history.values is not None
@@ -231,7 +235,11 @@ class Standing(DynamicLayer):
         self.thought[rows] = _thought(phases)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
-        """Keep only some rows, in the given order."""
+        """Replace all rows by a selection of them.
+
+        Args:
+            rows: Indices of the selected rows, in their new order.
+        """
         self.phase, self.thought = self.phase[rows], self.thought[rows]
 
 
@@ -363,8 +371,12 @@ def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _Ph
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
     """Return the phases of whole sequences (prompt and response).
 
-    Positions before the last token of the last opening tag are PROMPT. A sequence without an opening tag has no think phase: its positions
-    are PROMPT before the last token of the first closing tag, and ANSWER from there on.
+    The last opening tag and the first closing tag after it divide a sequence. Positions are PROMPT before the last token of this opening
+    tag, THINK from there on, and ANSWER from the last token of this closing tag on. A sequence without an opening tag has no think phase:
+    its positions are PROMPT before the last token of the first closing tag, and ANSWER from there on.
+
+    Raises:
+        ValueError: the model has no opening tag.
     """
     if lm.tags is None or lm.tags.open is None:
         raise ValueError(

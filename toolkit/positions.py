@@ -65,12 +65,12 @@ def sentence_ends(lm: LM) -> Positions:
     If a model thinks in prose, it decides at these positions whether to continue thinking or to stop. The rule selects nothing in a rollout
     whose thinking was never closed. It is ours, not from a paper.
 
-    Example of use, a direction along which a model goes on thinking:
+    Example of use: compute a direction from "stops thinking" to "continues thinking".
 
     1. Collect the activations at these positions, with ``collect.states(..., each=True)``. The result, ``States``, has one row per
        position. The column ``remaining`` of ``States.rows`` is the number of think tokens after the position.
     2. Compute the mean activation over the rows with ``remaining`` above 0, where thinking continued.
-    3. Subtract the mean over the rows with ``remaining`` 0, where thinking stopped.
+    3. Subtract the mean activation over the rows with ``remaining`` 0, where thinking stopped.
 
     If the model marks no thinking, the whole response counts as thinking. The direction is then one of response length.
     """

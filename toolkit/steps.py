@@ -31,7 +31,7 @@ class Step:
 
     Attributes:
         span: Tokens of the step, as positions in the full sequence (prompt and response). It is empty if no token begins in the step: the
-            text of the step is then part of a token of the step before.
+            text of the step is then part of a token that begins in an earlier step.
         text: Text of the step.
     """
 
@@ -100,7 +100,7 @@ def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
 
 
 def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
-    """Return one text per token. Joined, they are the decoded text of all tokens.
+    """Return the text of each token. The texts, joined, are the decoded text of all tokens.
 
     If several tokens make up one character, the last of them gets the character and the others get an empty text.
     """

@@ -1,7 +1,7 @@
 """Use a model in TransformerLens or nnsight, with the same weights in memory, and translate the names of sites.
 
 The other library gets a copy of the *modules* of ``lm``. It shares all weights and hooks with ``lm``, and ``lm`` itself does not change. No
-weights are folded or centred. So edited models work in the other library, and an intervention on ``lm`` also acts there::
+weights are folded or centred. ``lm`` may be an edited model, and an intervention on ``lm`` also acts in the other library::
 
     bridge = bridges.to_transformer_lens(lm)
     with edits.steering(direction, 0.05)(lm):

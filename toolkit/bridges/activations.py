@@ -21,7 +21,9 @@ from toolkit.types import Moments, Rollout
 def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batch seq _"]]:
     """Return the activations that TransformerLens recorded, as a dict from site to tensor ``[batch, seq, width]``.
 
-    Recorded hooks that do not correspond to a site are ignored. The outputs of the heads are concatenated to ``z``.
+    The width is ``heads * head_dim`` for ``z``, which holds the outputs of all heads, and d_model for other kinds of sites. Recorded hooks
+    that do not correspond to a site are ignored. If attention and MLP run in parallel, ``resid_mid`` is computed as ``resid_pre +
+    attn_out``, if both were recorded.
 
     Args:
         lm: The model that TransformerLens ran.
@@ -51,12 +53,16 @@ def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tenso
         with model.trace(ids):
             values = from_nnsight(lm, model, wanted)
 
-    The tensors remain usable after the trace. The function reads sites in the order in which the model computes them, as nnsight requires.
+    The width is ``heads * head_dim`` for ``z`` and d_model for other kinds of sites. The tensors remain usable after the trace.
 
     Args:
         lm: The model from which ``model`` was made.
         model: The nnsight model, from ``to_nnsight``.
-        wanted: Sites to read, in any order.
+        wanted: Sites to read, in any order. They are read in the order in which the model computes them, as nnsight requires.
+
+    Raises:
+        ImportError: nnsight is not installed.
+        IndexError: the model does not have one of the sites.
     """
     nnsight, chosen, values = import_optional("nnsight", "nnsight"), set(wanted), {}
     for site in chosen:
@@ -144,10 +150,11 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
 
 @torch.no_grad()
 def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
-    """Return ``z / r``, where r is the divisor of the norm that follows attention at each position; ``z`` itself without such a norm.
+    """Return ``z / r``, where r is the number by which the norm after attention divides; ``z`` itself if there is no such norm.
 
-    In post-norm families this norm stands between ``attn_out`` and the residual stream. It divides ``attn_out`` by r, its root mean square
-    (``norm.scale``), which depends on all heads. So a head's contribution to the stream is linear in ``z / r``, but not in ``z``.
+    In post-norm families this norm stands between ``attn_out`` and the residual stream. At each position it divides ``attn_out`` by r, the
+    root mean square of ``attn_out``, which depends on all heads. So a head's contribution to the stream is linear in ``z / r``, but not in
+    ``z``.
     """
     # The divisor depends on attn_out, which is computed from z.
     norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)

@@ -11,21 +11,23 @@ from toolkit.sites import KINDS, Site
 
 
 class NeighbourError(ValueError):
-    """TransformerLens or nnsight does not support a model or site, lacks an activation, or computes other activations than the toolkit."""
+    """TransformerLens or nnsight does not support a model or site, or its activations are incomplete or differ from the toolkit's."""
 
 
 @dataclass(frozen=True)
 class Place:
     """The place of a site in an nnsight model: the input or output of a module.
 
-    Read it as ``model.get(place.module).input`` or ``.output``. If the output is a tuple, the site is its first entry.
+    With ``model`` from ``to_nnsight``, read the site as ``model.get(place.module).input`` or ``.output``. If the output is a tuple, the
+    site is its first entry.
 
     Attributes:
         module: Path of the module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
         side: ``"input"`` or ``"output"`` of the module.
         plus: Path of the block if the site is ``resid_mid``, otherwise ``None``. No module returns ``resid_mid``. Compute it as ``input of
-            the block + factor * output of module``, and read the two in this order. The factor is ``lm.layout.factor``, 1 in most families.
-            To add a vector to ``resid_mid``, add the vector divided by the factor to the output of ``module``.
+            the block + factor * output of module``, and read the two in this order. The factor, ``lm.layout.factor``, is the number by
+            which the model multiplies the output of attention before it adds it to the residual stream; it is 1 in most families. To add a
+            vector to ``resid_mid``, add the vector divided by the factor to the output of ``module``.
     """
 
     module: str
@@ -34,7 +36,7 @@ class Place:
 
 
 def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
-    """Return a dict from kind of site to the names of its TransformerLens hooks within a block.
+    """Return a dict from kind of site to the names of its TransformerLens hooks within a block, such as ``attn.hook_z``.
 
     Several names mean the same place; the usual name comes first. If attention and MLP run in parallel, ``resid_mid`` has no hook and so
     no name.

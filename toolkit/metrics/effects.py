@@ -11,7 +11,7 @@ from toolkit.metrics.table import METRICS, described
 from toolkit.stats import RESAMPLES, Draws, Effect
 
 DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2}
-"""Unit of a metric -> digits after the decimal point. Any other unit has one digit. So has ``share``, which is written in percent."""
+"""Unit of a metric -> digits after the decimal point. All other units have one digit, such as ``tokens`` and ``share`` (in percent)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def cell(
         name: Name of the metric.
         estimate: Value of the condition, a mapping with the keys ``mean, low, high``.
         change: Difference from base (condition minus base), with the same keys. ``None`` if there is none, as for base itself.
-        star: True to put a star, the mark of a significant difference, behind the mean.
+        star: True to put a star, the mark of a significant difference, after the mean.
         note: Remark to add in brackets, such as ``"2 seeds"`` or ``"no variance"``; "" for none.
 
     >>> cell("accuracy", {"mean": 0.5, "low": 0.4, "high": 0.6}, {"mean": 0.1, "low": 0.05, "high": 0.15}, star=True)

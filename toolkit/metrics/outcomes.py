@@ -27,7 +27,7 @@ a weights the shortening of thinking, b a gain of accuracy, c a loss of accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """Outcomes of every response of one condition with one seed.
+    """Correctness, length and other outcomes of every response of one condition, with one seed of its random or trained part.
 
     For a comparison, the problems must be in the same order as in the outcomes of base. Every attribute is an array
     ``[problems, samples]``.
@@ -39,7 +39,8 @@ class Outcomes:
         closed: 1 if the think span was closed, else 0.
         looping: 1 if the response reached the token limit and ends in a loop (``stats.looping``), else 0.
         leaking: 1 if the answer goes on thinking (``leaks.leaks``), else 0.
-        answers: Code of the answer's text: two responses to a problem have the same code if their answers are equal. -1 means no answer.
+        answers: Integer code of the answer's text: two responses to a problem have the same code if their answers are equal. -1 means no
+            answer.
     """
 
     correct: Float[ndarray, "problems samples"]

@@ -52,8 +52,9 @@ class Metric:
     def change_bounds(self, base: Estimate) -> Bounds:
         """Return the ``(smallest, largest)`` possible difference from base (condition minus base).
 
-        A metric without an upper limit, such as a length, can fall at most to its smallest value. The largest possible fall is taken from
-        the upper end of base's interval, since base's own value is uncertain.
+        The largest difference is the metric's largest possible value minus its smallest. The smallest difference is the negative of that.
+        But if the metric has no upper limit, such as a length, the smallest difference is its smallest value minus the value of base.
+        Base's value is uncertain, so the upper end of its interval is used.
 
         Args:
             base: Value of the metric for base, with its interval.

@@ -81,10 +81,10 @@ def correlation(
 
 
 def _centred(values: ndarray, which: ndarray) -> ndarray:
-    """Return each value minus the mean of its group, divided by the largest absolute result and rounded to 12 digits.
+    """Return each value minus the mean of its group, divided by the largest absolute value and rounded to 12 digits.
 
-    Floating-point error can make equal values differ slightly. Rounding makes them equal again, which ranks and the check for constant
-    columns need. The division brings every column to the same scale before rounding. It does not change correlations.
+    Floating-point error can make equal differences unequal. Rounding makes them equal again, which ranks and the check for constant columns
+    need. The error is proportional to the values, so they are divided by the largest one before rounding. Correlations do not change.
 
     Args:
         values: One number per row.

@@ -132,8 +132,8 @@ def difference(a: Statistic, b: Statistic) -> Statistic:
 def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
     """Sort values by ``ranking`` along the last axis, and return the mean of the first ``keep`` of them.
 
-    Values with equal keys have no definite order. If they compete for the last of the ``keep`` places, the result is averaged over all
-    their orders.
+    Values with equal keys have no definite order. If only some of them fit among the first ``keep``, the result is averaged over all their
+    orders.
 
     Args:
         values: Numbers to average.

@@ -30,7 +30,7 @@ STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
     """Load a direction from a file of the released code of ThinkEdit (arXiv:2503.22048): one tensor ``[layers, 1, d_model]``.
 
-    The direction is a difference of two mean activations: over responses with long thinking, minus over responses with short thinking. It
+    The direction is the mean activation over responses with long thinking, minus the mean activation over responses with short thinking. It
     is not normalised. Adding it lengthens thinking.
 
     Args:

@@ -33,7 +33,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
 
     v is the plan's unit direction at the layer (``edits.unit_at``), a column vector. ``strength_h`` is the strength of the edit of head h.
     Two edits of the same head, of strengths s and t, count as one of strength ``1 - (1 - s) (1 - t)``. ``mask_h`` is 1 at the columns of
-    head h in ``W_O`` and 0 elsewhere. The row vector ``v^T W_O`` is multiplied by it elementwise.
+    head h in ``W_O`` and 0 elsewhere. It multiplies the row vector ``v^T W_O`` elementwise.
 
     PEFT can scale an adapter. If the plan edits each head once, a scale c multiplies every strength by c.
 
@@ -73,7 +73,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
 def low_rank(lm: LM, planned: Plan) -> dict[int, tuple[Float[Tensor, "1 width"], Float[Tensor, "d_model 1"]]]:
     """Return the change that a plan of head edits makes to ``W_O``, as a product ``B A`` of rank 1 per edited layer.
 
-    One rank is enough for any number of heads of a layer: all are edited along the same direction. ``save_adapter`` has the formulas.
+    Rank 1 is enough for any number of heads of a layer, since all are edited along the same direction. ``save_adapter`` has the formulas.
 
     Args:
         lm: The model from which the plan was made.
@@ -111,7 +111,7 @@ def low_rank(lm: LM, planned: Plan) -> dict[int, tuple[Float[Tensor, "1 width"],
 
 @torch.no_grad()
 def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
-    """Return a copy of a model that is steered without hooks: ``strength * direction`` is added to its biases.
+    """Return a copy of a model that is steered without hooks: changed biases add ``strength * direction`` to the activations.
 
     The copy behaves like ``lm`` under ``edits.steering(direction, strength, layers=layers)``, which acts at all positions. A direction at
     ``resid_mid`` or ``attn_out`` is added to the bias of attention's output projection. One at ``resid_post`` or ``mlp_out`` is added to
