@@ -86,7 +86,8 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
 
     Args:
         sequences: Token ids of each sequence.
-        spans: Positions of the queries in each sequence. For the queries that predict the tokens of a span, pass ``span.predictors()``.
+        spans: One span per sequence: the positions of its queries. For the queries that predict the tokens of a span, pass
+            ``span.predictors()``.
         take: Function that is called with the rows; see ``Rows``.
         tokens: Largest number of padded tokens per batch; ``None`` means ``passes.batch_tokens(lm)``.
 
@@ -191,7 +192,7 @@ class _Batch:
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
         """Context manager for a pass over the columns ``start`` to ``stop``, in which ``take`` gets the rows of every layer.
 
-        ``take`` is called at the layer's ``attn_out``, because ``Rows.scale`` is computed from this value.
+        ``take`` is called when the layer's ``attn_out`` (the output of ``W_O``) is known, because ``Rows.scale`` is computed from it.
         """
         layout, pending = self.lm.layout, dict[int, Rows]()
 
@@ -212,9 +213,10 @@ class _Batch:
             yield
 
     def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
-        """Return a wrapper of the attention function that puts each layer's rows into ``pending``, until the layer's ``attn_out`` is known.
+        """Return a wrapper of the attention function that stores the rows of each layer in ``pending``.
 
-        In these rows ``scale`` is 1, and ``gate`` holds the output of the attention function, from which ``_gate`` computes the gate.
+        The rows are not complete yet: ``scale`` is 1, and ``gate`` holds the output of the attention function. ``_reading`` computes the
+        true values from them when the input and output of ``W_O`` are known.
         """
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -237,7 +239,7 @@ class _Batch:
 
         Args:
             weights: Attention weights over the keys in the cache, which is left padded. With a sliding window it holds only the last keys.
-            shift: Position p of a sequence is key p + shift of the cache.
+            shift: One number per sequence. The token at position p of the sequence has the key with index ``p + shift`` in the cache.
             stop: Column at which the pass ends.
         """
         # The table may have more columns than its longest sequence has tokens: one may have a long prompt, another many queries.
@@ -249,6 +251,6 @@ class _Batch:
 
 
 def _gate(output: Float[Tensor, "batch queries heads head_dim"], z: Float[Tensor, "batch queries z"]) -> Tensor:
-    """Return the factor from the attention function's output to the input of ``W_O``: ``z / output``, or 0 where the output is 0."""
+    """Return the factor by which the attention function's output is multiplied to give z, the input of ``W_O``; 0 where the output is 0."""
     after = z.reshape(output.shape).float()
     return torch.where(output == 0, 0.0, after / output.float())
