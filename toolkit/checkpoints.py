@@ -54,7 +54,7 @@ Some of these files describe the old weights. The others are written again when 
 
 
 QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-"""Options of transformers' ``cached_file``. With them it returns ``None`` if a hub repository does not have the file, and raises no error."""
+"""Options of transformers' ``cached_file``. With them it returns ``None``, not an error, if a hub repository lacks the file."""
 
 
 @dataclass(frozen=True)

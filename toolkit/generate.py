@@ -48,8 +48,8 @@ def rollouts(
         out: Directory in which finished batches are stored as parquet files; ``None`` to store nothing. To resume after a stop, repeat the
             same call: stored rollouts are graded again, but not sampled again. If another process samples into the directory, this call
             waits.
-        about: Dict with the ``task``, ``split`` and ``seed`` of the problems, to store with the rollouts in ``out``. Default: task and split
-            from the problems' ``meta``.
+        about: Dict with the ``task``, ``split`` and ``seed`` of the problems, to store with the rollouts in ``out``. Default: task and
+            split from the problems' ``meta``.
         progress: True to show a progress bar.
 
     Raises:
@@ -119,7 +119,7 @@ def continuations(
 
 
 def begin_session(target: LM | Condition, problems: Sequence[Problem], sampling: Sampling, engine: Engine) -> Session:
-    """Run all checks of ``rollouts``, and return the engine's session, with which sampling can start. The arguments are as in ``rollouts``."""
+    """Run the checks of ``rollouts``, and return the engine's session, ready to sample. The arguments are those of ``rollouts``."""
     condition = target if isinstance(target, Condition) else Condition(target)
     rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
     return engine.session(condition, [row.request for row in rows], sampling)

@@ -10,8 +10,9 @@ computed again if the code or data behind it has changed. ``of(value)`` returns 
 - for a function or class of an installed package: its name and the version of the package;
 - for an object its class and fields, for a tensor its bytes, for a model its fingerprint. Memory addresses are never included.
 
-An identity does not cover files that a function reads, attributes that it looks up by a computed name, and the versions of torch and
-transformers. Bytecode depends on the version of Python: under another version, results that depend on user code are computed again.
+An identity does not cover files that a function reads, attributes that it looks up with ``getattr`` and a computed name, and the versions
+of torch and transformers. Bytecode depends on the version of Python: under another version, results that depend on user code are computed
+again.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def is_user_code(module: str | None) -> bool:
 def _version(module: str) -> str:
     """Return name and version of the package that a module belongs to, such as "numpy 2.1.0".
 
-    The result is "" for modules of the standard library, and of the toolkit, whose code is hashed instead.
+    The result is "" for modules of the standard library and of the toolkit. (The toolkit's own code is hashed instead.)
     """
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("toolkit", "builtins"):
@@ -310,7 +311,9 @@ class _Inspector:
         return self.of(step.argval) if step.opcode in dis.hasconst else str(step.argval)
 
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the name and value of each global that is read or imported. For ``module.name`` in the code, the value is the attribute.
+        """Yield the name and value of each global that is read or imported.
+
+        If the code reads an attribute of a module, as in ``module.attribute``, this is the pair of ``"module.attribute"`` and its value.
 
         Args:
             steps: Instructions of the function.
@@ -425,7 +428,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _by_name(f: FunctionType) -> Any:
-    """Return the object that a function's qualified name stands for in its module, or ``None``. It may be another object than ``f``."""
+    """Look up a function's qualified name in its module, and return the object there, or ``None``. The object may differ from ``f``."""
     value: Any = sys.modules.get(f.__module__)
     for part in f.__qualname__.split("."):
         value = getattr(value, part, None)
