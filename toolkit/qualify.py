@@ -134,7 +134,7 @@ def _logit_deviation(
 
 
 def _precision(model: PreTrainedModel) -> torch.dtype:
-    """Return the dtype that limits the precision of a model's outputs: half precision if the model is quantised, else its weights' dtype."""
+    """Return the dtype that limits the precision of a model's outputs: half precision if it is quantised, else its weights' dtype."""
     return torch.float16 if tensors.storage(model) == "quantised" else model.dtype
 
 
