@@ -208,9 +208,9 @@ def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _separate(adapted: nn.Module) -> bool:
-    """Untie weights that have two names, such as a tied LM head, if an adapter changes one of the two. Return True if any were untied.
+    """Untie tied weights, such as embedding and LM head, if an adapter changes any of them. Return True if some were untied.
 
-    Merging changes a tensor in place, so without this the change would apply under both names.
+    Tied weights are one tensor under two names. Merging changes a tensor in place, so without this the change would apply under both names.
     """
     names: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in adapted.named_modules():
@@ -225,7 +225,7 @@ def _separate(adapted: nn.Module) -> bool:
 
 
 def _tie(model: PreTrainedModel) -> None:
-    """Tie the embedding and the LM head if they are equal after merging; else mark them as untied in the config."""
+    """Tie the embedding and the LM head if they are equal after merging. If they differ, mark them as untied in the config."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     equal = head is not None and torch.equal(head.weight, embedding.weight)  # type: ignore[arg-type]  # Parameters
     for config in (model.config, model.config.get_text_config()):

@@ -44,8 +44,8 @@ class Rows:
         scale: Number by which the norm after ``W_O`` divides its input at each query, ``[batch, queries, 1]``, fp32; 1 in models without
             such a norm.
         gate: Factor by which the output of the attention function is multiplied, entry by entry, before it enters ``W_O``:
-            ``[batch, queries, heads, head_dim]``, fp32. In most models it is 1. In gated attention it is the gate. If a norm stands before
-            ``W_O``, it is the norm's gain divided by the number by which the norm divides.
+            ``[batch, queries, heads, head_dim]``, fp32. In most models the factor is 1. In gated attention it is the gate. In models with a
+            norm before ``W_O``, it is the gain of the norm over the number by which the norm divides its input.
     """
 
     layer: int
@@ -60,8 +60,8 @@ class Rows:
     def value_at(self, keys: Int[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads queries head_dim"]:
         """Return the value vector of each head at one key per query, fp32.
 
-        Do not use the result for keys outside the layer's sliding window. Such keys are no longer in the cache, and the vector of another
-        key is returned in their place.
+        For a key outside the layer's sliding window, the result is wrong and must not be used: the key is no longer in the cache, and the
+        vector of another key is returned.
 
         Args:
             keys: Position of the key, for each head and query.

@@ -205,7 +205,7 @@ def _check_whole(where: str, placement: Placement) -> None:
 def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
     """Return the records (see ``origins``) of the problems that a saved model was edited or trained with.
 
-    They are in a file beside the weights, in a directory or hub repository. The result is empty if there is no such file.
+    They are read from ``made_from.json`` beside the weights, in a directory or hub repository. Without this file, the result is empty.
     """
     path = Path(where) / MADE_FROM if Path(where).is_dir() else cached_file(where, MADE_FROM, revision=revision, **QUIET)
     if path is None or not Path(path).is_file():
@@ -219,7 +219,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
     The other files in ``checkpoint.folder`` are copied too, except weights and files that describe the old weights (``DESCRIBES``).
 
     Args:
-        checkpoint: Model and tokenizer to write. Its field ``made_from`` is not written; to write it, add it to ``notes``.
+        checkpoint: Model and tokenizer to write. Its field ``made_from`` is written only if the caller adds it to ``notes``.
         directory: The new directory.
         notes: JSON files to add: file name -> content.
 
@@ -415,7 +415,7 @@ def _check_files(path: Path, *, partial: bool = False) -> None:
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield ``(name, value)`` for the entries of a config, and of configs inside it, that give a number of layers, heads or experts.
+    """Yield ``(name, value)`` for every entry of a config, or of a config inside it, that is a number of layers, heads or experts.
 
     If an entry is a list with one number per layer, every number is yielded.
     """

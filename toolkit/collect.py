@@ -337,8 +337,8 @@ def _rows(e: Example, each: bool) -> list[dict]:
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions, fp64.
 
-    Each rollout has weight 1, divided equally among its positions. Steering uses this norm as its unit: the relative dose of an added
-    vector is the vector's norm divided by the typical norm. ``directions.typical_norm`` computes the same numbers without a pass, from
+    Each rollout has weight 1, divided equally among its positions. The unit of steering doses is the typical norm: the relative dose of an
+    added vector is the norm of this vector divided by the typical norm. ``directions.typical_norm`` computes the same without a pass, from
     the result of ``moments(..., second=(kind,))``.
 
     Args:

@@ -94,8 +94,8 @@ def continuations(
         target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
         out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In the
-            returned rollouts, ``Rollout.sample`` counts the samples of one prompt. In the stored files it counts all responses of the call,
-            because several prompts may have the same problem.
+            returned rollouts, ``Rollout.sample`` is the index among the samples of one prompt. In the stored files it is the index among
+            all responses of the call, because several prompts may have the same problem.
         progress: True to show a progress bar.
 
     Raises:
@@ -126,7 +126,7 @@ def begin_session(target: LM | Condition, problems: Sequence[Problem], sampling:
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
-    """Return the ``Rollout`` of a response that another program, such as vLLM, sampled. Spans and grade are set as in ``rollouts``.
+    """Return a ``Rollout`` for a response that was sampled by another program, such as vLLM. Spans and grade are set as in ``rollouts``.
 
     ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. ``logprobs`` and ``entropies`` are ``None``.
 

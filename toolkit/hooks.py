@@ -282,10 +282,11 @@ def _on_output(fn: Rewrite, *, with_inputs: bool):
 
 
 def _attach_mid(block: Block, factor: float, fn: Rewrite) -> Iterator[Any]:
-    """Register two hooks that call ``fn`` on ``resid_mid``, which is a sum that no module returns. Yield their handles.
+    """Register two hooks that call ``fn`` on ``resid_mid``. Yield their handles.
 
-    The first hook stores the block's input. The second one adds attention's contribution to this input and calls ``fn`` on the sum. The
-    change that ``fn`` makes is added to attention's contribution, which the block then adds to the residual stream.
+    No module returns ``resid_mid``, so it is computed here. The first hook stores the block's input. The second one adds attention's
+    contribution to this input, and calls ``fn`` on the sum. The difference that ``fn`` makes is added to attention's contribution, which
+    the block then adds to the residual stream.
 
     Args:
         factor: Number by which the block multiplies attention's output before it adds it (``Layout.factor``).

@@ -49,7 +49,7 @@ from toolkit.types import Problem, Provenance
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 """Mask of the flags of a code object that are part of a function's identity. Others, such as those of future imports, are ignored."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
-"""Modules of the toolkit of which only the functions that a value uses are hashed. Other modules are hashed as a whole."""
+"""Modules of the toolkit that are hashed in part: only the functions that a value uses. Other modules are hashed as a whole."""
 HOUSEKEEPING = frozenset((
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
     "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
@@ -70,7 +70,7 @@ REMEDY = "Pass identity={...} to the condition, with everything its numbers depe
 
 
 class UnknownIdentityError(ValueError):
-    """A value has no identity, because its class and fields do not determine its behaviour. An open file is an example."""
+    """A value, such as an open file, has no identity, because its class and fields do not determine its behaviour."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def of_lm(lm: LM) -> dict[str, Any]:
 def describe(act: Any) -> str:
     """Return a text that describes an intervention, a decoding rule or a prompt change of a condition.
 
-    It is ``str(act)``. If that contains a memory address, it is the name of the function or class and a hash of its identity.
+    The text is ``str(act)``. If that contains a memory address, the text is the name of the function or class and a hash of its identity.
 
     Args:
         act: The intervention, decoding rule or prompt change.
@@ -410,7 +410,7 @@ class _Inspector:
 
 
 def _without_cached(cls: type, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object's state without the values of cached properties, which exist only once they have been read."""
+    """Return an object's state without its cached properties. Their values are stored only after a first access, so they may be absent."""
     return {k: v for k, v in state.items() if not isinstance(getattr(cls, str(k), None), functools.cached_property)}
 
 

@@ -61,7 +61,7 @@ class LM:
         template: Values that are set for variables of the chat template in every prompt, such as ``{"enable_thinking": False}``.
         folder: Directory that the model was read from, or ``None``. ``save`` copies files from it that are neither weights nor tokenizer,
             such as those of a multimodal processor.
-        known_digests: Hashes of the weights that this LM shares with its parent: name -> hash. ``digests`` reuses them.
+        known_digests: Name -> hash, for the weights that this LM shares with its parent. ``digests`` does not compute these hashes again.
     """
 
     model: PreTrainedModel
@@ -79,7 +79,7 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Device on which the model computes, even if its weights are offloaded."""
+        """Device on which the model computes. Offloaded weights are stored elsewhere."""
         return tensors.device(self.model)
 
     @property
@@ -96,7 +96,7 @@ class LM:
 
     @cached_property
     def gated_layers(self) -> frozenset[int]:
-        """Indices of the layers in which a gate or a norm changes the heads' outputs before the output projection ``W_O``."""
+        """Indices of the layers in which a gate or a norm stands between the attention function and the output projection ``W_O``."""
         return behaviour.gated_layers(self.body, self.layout)
 
     @cached_property
@@ -242,7 +242,7 @@ class LM:
 
     @cached_property
     def turn(self) -> tuple[int, ...]:
-        """Token ids of the header with which the assistant's turn begins in a prompt; empty if the chat template has no such header."""
+        """Token ids of the header at the start of the assistant's turn in a prompt; empty if the chat template has no such header."""
         if not self.tokenizer.chat_template:
             return ()
         # The header is the text that two prompts share after the question: one that ends before the response, and one that continues a
@@ -474,7 +474,7 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     """Return a copy of ``lm`` with another model, such as an edited one; ``lm`` becomes its parent.
 
     Args:
-        model: The other model. It may share weights (the same memory) with the model of ``lm``; do not change the shared ones later.
+        model: The other model. It may share weights (the same memory) with the model of ``lm``. Shared weights must not be changed later.
         name: Name of the new LM.
         made_from: Records (see ``origins``) of the problems that were used to change the model. They are added to the records of ``lm``.
     """

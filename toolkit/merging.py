@@ -5,8 +5,8 @@ The method is from the paper on DLER, which trains models to respond with fewer 
 Equation (over the entries of all weights):
 
     D = theta_trained - theta_base
-    theta = theta_base + scale * D    at the share ``keep`` of the entries with the largest |D|
-    theta = theta_base                elsewhere
+    theta = theta_base + scale * D    at the entries with the largest |D|; ``keep`` is their share of all entries
+    theta = theta_base                at all other entries
 
 where theta_base and theta_trained are the weights of the two models, and theta those of the result. The paper uses keep = 25 % and
 scale = 0.7. In the paper, an 8B model lost accuracy in DLER training. The merged model regained this accuracy, and its responses were

@@ -1,7 +1,7 @@
 """Checks, on random tokens, that a model's activations, heads, attention and KV cache behave as the toolkit assumes.
 
-Sampling, editing, masking heads and reading activations rely on this. The checks run whenever a model is loaded. A model that fails one of
-them is refused.
+Sampling, edits, head masks and the reading of activations rely on this behaviour. The checks run whenever a model is loaded. A model that
+fails one of them is refused.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
     - The sum of all heads' outputs times ``W_O``, plus the bias, equals ``attn_out``. The input of a block, plus what attention and the
       MLP add, equals the block's output.
     - Decoding a padded batch step by step with a KV cache gives the same logits as one pass over each sequence.
-    - Every layer calls the attention function of transformers' interface once. This function's output equals the attention weights that it
-      returns times the values.
+    - In one pass, every layer calls the attention function that is registered in transformers exactly once. This function's output equals
+      the attention weights that it returns times the values.
 
     Args:
         seed: Seed of the random sequence.

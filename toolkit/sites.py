@@ -50,7 +50,7 @@ LONGEST = 400  # longest error message, in characters
 class UnsupportedModelError(ValueError):
     """A model cannot be used: its files are damaged, its layout is unknown, or it fails the checks of ``toolkit.qualify``.
 
-    The message is put on one line and cut to 400 characters.
+    The error puts its message on one line and cuts it to 400 characters.
     """
 
     def __init__(self, message: str) -> None:

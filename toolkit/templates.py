@@ -2,8 +2,7 @@
 
 A chat template is a program that comes with a checkpoint. Jinja's sandbox prevents it from reading files and running Python. But it may
 still loop forever or write gigabytes of text. So ``check`` first renders the template in a *trial*: a separate process with limits on time
-and memory.
-This file is also the script that the trial runs, so it may import only jinja2 and the standard library.
+and memory. This file is also the script that the trial runs, so it may import only jinja2 and the standard library.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def matrix(linear: Any, like: Tensor) -> Float[Tensor, "d_out d_in"]:
 
     Args:
         linear: The layer.
-        like: Any tensor that has the dtype of the layer's inputs.
+        like: Any tensor with the dtype that the layer expects for its inputs.
     """
     if not is_packed(linear) and not is_offloaded(linear):
         return linear.weight.T if is_conv1d(linear) else linear.weight

@@ -496,7 +496,7 @@ class Report:
             - ``interventions``: texts from ``identity.describe_interventions``.
             - ``note``: one line that describes the condition.
             - ``made_from``: text that names the problems used to edit, steer or train.
-            - ``overlap``: number of the problems of this report that were also used to edit, steer or train.
+            - ``overlap``: number of problems that occur both in this report and among those used to edit, steer or train.
         base: Name of the condition that the others are compared with.
         provenance: Provenance of the base model. Its notes hold the sampling settings, and the number, task and split of the problems.
     """

@@ -205,8 +205,8 @@ def _is_package(name: str) -> bool:
 def _defining(source: str, attribute: str) -> str:
     """Return the module on which ``from source import attribute`` depends.
 
-    It is the attribute itself if that is a module. Otherwise it is the module that defines the attribute, also if ``source`` only
-    re-exports it.
+    If the attribute is a module, that module is returned. Otherwise it is the module that defines the attribute. This may be another module
+    than ``source``, which may only re-export it.
     """
     modules = sources()
     if attribute and f"{source}.{attribute}" in modules:
