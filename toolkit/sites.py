@@ -18,8 +18,8 @@ kind            width                  value
 *Post-norm families* (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. The vector that a head adds to
 the stream is called its *contribution*. In these families it differs from the head's part of ``attn_out``. The contribution is a linear
 function of ``Z_OVER_NORM``. This is ``z / s``, where s is the number by which the norm divides at the position. It is computed from the
-sites ``z`` and ``attn_out``, and is not a site itself. The norm also multiplies by a gain. ``Layout.to_attn_out`` takes it into account when it maps a
-direction of the stream to ``attn_out``.
+sites ``z`` and ``attn_out``, and is not a site itself. The norm also multiplies by a gain. ``Layout.to_attn_out`` takes
+the gain into account when it maps a direction of the stream to ``attn_out``.
 
 In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is only a partial sum that no module reads.
 """

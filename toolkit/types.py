@@ -323,7 +323,7 @@ class Direction:
         vector: ``[layers, d_model]``, not normalised.
         kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` or ``"resid_post"``. The ThinkEdit paper
             (arXiv:2503.22048) calls these two "attn" and "mlp". A direction can also be measured at ``"attn_out"``, the output of ``W_O``.
-            If the model has a norm between ``W_O`` and the residual stream, such a direction belongs to the norm's input, not to the stream.
+            If the model has a norm between ``W_O`` and the residual stream, it is a direction of the norm's input, not of the stream.
         positions: Name of the rule that chose the positions to average over, such as ``"think"`` (see the module ``positions``).
         estimator: Name of the estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
         n_pos: Number of examples in the long class, usually rollouts. For estimators that compare long and short thinking problem by
