@@ -80,12 +80,13 @@ def _is_model(path: Path) -> bool:
 def as_lora(
     changes: Mapping[str, tuple[Tensor, Tensor]], *, base: str, revision: str | None, transposed: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the config of a PEFT adapter (LoRA) that adds ``B A`` to weights.
+    """Return the tensors and the config of a PEFT adapter (LoRA) that adds given low-rank changes to the weights of modules.
 
-    All weights get the largest rank among them, as servers expect; smaller ones are filled up with zeros.
+    The change of a weight is the product ``B A``. Servers expect one rank for all modules. So the largest rank among the changes is used
+    for all, and smaller A and B are padded with zeros.
 
     Args:
-        changes: Full name of a module -> ``A [rank, in]`` and ``B [out, rank]``.
+        changes: Full name of a module -> the pair ``(A, B)`` of its change, ``[rank, in]`` and ``[out, rank]``.
         base: Directory or hub id of the base model.
         revision: Its hub revision, or ``None``.
         transposed: True if the modules store their weight as ``[in, out]`` (``Conv1D``).
@@ -118,7 +119,9 @@ def as_lora(
 def merge(
     model: PreTrainedModel, source: str, dtype: torch.dtype, *, revision: str | None = None, precision: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Return the base model with a PEFT adapter merged into its weights. For LoRA, W becomes ``W + (alpha / r) B A``.
+    """Return the base model with a PEFT adapter merged into its weights.
+
+    With LoRA, a weight W becomes ``W + (alpha / r) B A``: A and B are the adapter's matrices, r is its rank, alpha its scaling setting.
 
     Warns (``warnings.warn``) if rounding the sum to ``dtype`` makes an error of more than a tenth of the adapter's change: see
     ``rounding.Rounding.error``.
@@ -195,7 +198,7 @@ def _merge(adapted: Any, source: str) -> PreTrainedModel:
 
 
 def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Convert weights to ``dtype``, and return the model. As when transformers loads a model, a few modules stay in fp32."""
+    """Convert weights to ``dtype``, and return the model. The modules that transformers always loads in fp32 get fp32 instead."""
     wide = _modules_in_fp32(model, dtype)
     for name, weight in model.named_parameters():
         weight.data = weight.data.to(torch.float32 if any(part in name for part in wide) else dtype)
@@ -205,9 +208,9 @@ def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _separate(adapted: nn.Module) -> bool:
-    """Untie weights that have two names, such as a tied LM head, if an adapter changes one of the two. Return True if any were untied.
+    """Untie tied weights, such as embedding and LM head, if an adapter changes any of them. Return True if some were untied.
 
-    Merging changes a tensor in place, so without this the change would apply under both names.
+    Tied weights are one tensor under two names. Merging changes a tensor in place, so without this the change would apply under both names.
     """
     names: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in adapted.named_modules():
@@ -222,7 +225,7 @@ def _separate(adapted: nn.Module) -> bool:
 
 
 def _tie(model: PreTrainedModel) -> None:
-    """Tie the embedding and the LM head if they are equal after merging; else mark them as untied in the config."""
+    """Tie the embedding and the LM head if they are equal after merging. If they differ, mark them as untied in the config."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     equal = head is not None and torch.equal(head.weight, embedding.weight)  # type: ignore[arg-type]  # Parameters
     for config in (model.config, model.config.get_text_config()):

@@ -44,8 +44,8 @@ class Rows:
         scale: Number by which the norm after ``W_O`` divides its input at each query, ``[batch, queries, 1]``, fp32; 1 in models without
             such a norm.
         gate: Factor by which the output of the attention function is multiplied, entry by entry, before it enters ``W_O``:
-            ``[batch, queries, heads, head_dim]``, fp32. In most models it is 1. In gated attention it is the gate. If a norm stands before
-            ``W_O``, it is the norm's gain divided by the number by which the norm divides.
+            ``[batch, queries, heads, head_dim]``, fp32. In most models the factor is 1. In gated attention it is the gate. In models with a
+            norm before ``W_O``, it is the gain of the norm over the number by which the norm divides its input.
     """
 
     layer: int
@@ -60,8 +60,8 @@ class Rows:
     def value_at(self, keys: Int[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads queries head_dim"]:
         """Return the value vector of each head at one key per query, fp32.
 
-        Do not use the result for keys outside the layer's sliding window. Such keys are no longer in the cache, and the vector of another
-        key is returned in their place.
+        For a key outside the layer's sliding window, the result is wrong and must not be used: the key is no longer in the cache, and the
+        vector of another key is returned.
 
         Args:
             keys: Position of the key, for each head and query.
@@ -86,7 +86,8 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
 
     Args:
         sequences: Token ids of each sequence.
-        spans: Positions of the queries in each sequence. For the queries that predict the tokens of a span, pass ``span.predictors()``.
+        spans: One span per sequence: the positions of its queries. For the queries that predict the tokens of a span, pass
+            ``span.predictors()``.
         take: Function that is called with the rows; see ``Rows``.
         tokens: Largest number of padded tokens per batch; ``None`` means ``passes.batch_tokens(lm)``.
 
@@ -191,7 +192,7 @@ class _Batch:
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
         """Context manager for a pass over the columns ``start`` to ``stop``, in which ``take`` gets the rows of every layer.
 
-        ``take`` is called at the layer's ``attn_out``, because ``Rows.scale`` is computed from this value.
+        ``take`` is called when the layer's ``attn_out`` (the output of ``W_O``) is known, because ``Rows.scale`` is computed from it.
         """
         layout, pending = self.lm.layout, dict[int, Rows]()
 
@@ -212,9 +213,10 @@ class _Batch:
             yield
 
     def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
-        """Return a wrapper of the attention function that puts each layer's rows into ``pending``, until the layer's ``attn_out`` is known.
+        """Return a wrapper of the attention function that stores the rows of each layer in ``pending``.
 
-        In these rows ``scale`` is 1, and ``gate`` holds the output of the attention function, from which ``_gate`` computes the gate.
+        The rows are not complete yet: ``scale`` is 1, and ``gate`` holds the output of the attention function. ``_reading`` computes the
+        true values from them when the input and output of ``W_O`` are known.
         """
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -237,7 +239,7 @@ class _Batch:
 
         Args:
             weights: Attention weights over the keys in the cache, which is left padded. With a sliding window it holds only the last keys.
-            shift: Position p of a sequence is key p + shift of the cache.
+            shift: One number per sequence. The token at position p of the sequence has the key with index ``p + shift`` in the cache.
             stop: Column at which the pass ends.
         """
         # The table may have more columns than its longest sequence has tokens: one may have a long prompt, another many queries.
@@ -249,6 +251,6 @@ class _Batch:
 
 
 def _gate(output: Float[Tensor, "batch queries heads head_dim"], z: Float[Tensor, "batch queries z"]) -> Tensor:
-    """Return the factor from the attention function's output to the input of ``W_O``: ``z / output``, or 0 where the output is 0."""
+    """Return the factor by which the attention function's output is multiplied to give z, the input of ``W_O``; 0 where the output is 0."""
     after = z.reshape(output.shape).float()
     return torch.where(output == 0, 0.0, after / output.float())

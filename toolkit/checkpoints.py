@@ -39,7 +39,7 @@ BITS: Mapping[str, Mapping[str, Any]] = {
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))  # dtypes of weights, as safetensors files name them
 MODULES = 10_000  # largest number of layers, heads or experts: building more would take minutes before any check could run
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
-"""Pattern of the names of buffers in older checkpoints that transformers no longer reads. That a file holds them is no error."""
+"""Pattern of the names of buffers in older checkpoints that transformers no longer reads. A file may hold them."""
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -50,11 +50,11 @@ DESCRIBES = re.compile(
 )
 """Pattern of the names of files that are not copied when changed weights are saved.
 
-These files describe the old weights, or they are written anew with the tokenizer."""
+Some of these files describe the old weights. The others are written again when the tokenizer is saved."""
 
 
 QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-"""Options with which ``cached_file`` returns ``None``, instead of raising an error, for a file that a hub repository does not have."""
+"""Options of transformers' ``cached_file``. With them it returns ``None``, not an error, if a hub repository lacks the file."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Placement:
 
     @property
     def plain(self) -> bool:
-        """True if neither ``device_map`` nor ``quantization`` is set, so that all weights are loaded to one device without quantising."""
+        """True if both ``device_map`` and ``quantization`` are ``None``: the weights are loaded to one device and not quantised here."""
         return self.device_map is None and self.quantization is None
 
     def options(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _check_whole(where: str, placement: Placement) -> None:
 def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
     """Return the records (see ``origins``) of the problems that a saved model was edited or trained with.
 
-    They are in a file beside the weights, in a directory or hub repository. The result is empty if there is no such file.
+    They are read from ``made_from.json`` beside the weights, in a directory or hub repository. Without this file, the result is empty.
     """
     path = Path(where) / MADE_FROM if Path(where).is_dir() else cached_file(where, MADE_FROM, revision=revision, **QUIET)
     if path is None or not Path(path).is_file():
@@ -219,7 +219,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
     The other files in ``checkpoint.folder`` are copied too, except weights and files that describe the old weights (``DESCRIBES``).
 
     Args:
-        checkpoint: Model and tokenizer to write. Its field ``made_from`` is not written; to write it, add it to ``notes``.
+        checkpoint: Model and tokenizer to write. Its field ``made_from`` is written only if the caller adds it to ``notes``.
         directory: The new directory.
         notes: JSON files to add: file name -> content.
 
@@ -288,7 +288,7 @@ def _plain(
 
 
 def _auto_class(config: Any) -> Any:
-    """Return the class of transformers that loads a model with all its parts: of multimodal checkpoints, not the text part alone."""
+    """Return the class of transformers that loads the whole model. For a multimodal model it loads all parts, not only the text part."""
     multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
     if multimodal in (config.architectures or ()) or (multimodal and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         return AutoModelForImageTextToText
@@ -415,7 +415,7 @@ def _check_files(path: Path, *, partial: bool = False) -> None:
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield ``(name, value)`` for the entries of a config, and of configs inside it, that give a number of layers, heads or experts.
+    """Yield ``(name, value)`` for every entry of a config, or of a config inside it, that is a number of layers, heads or experts.
 
     If an entry is a list with one number per layer, every number is yielded.
     """
@@ -443,7 +443,17 @@ def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]
 
 
 def _shards(path: Path, index: str, partial: bool) -> list[Path]:
-    """Return the paths of the shards that an index lists; empty if some are still to be downloaded. Refuse paths outside its directory."""
+    """Return the paths of the shards that an index file lists; empty if some are still to be downloaded.
+
+    Args:
+        path: Directory of the index and the shards.
+        index: Name of the index file.
+        partial: True if missing shards are no error, because loading will download them.
+
+    Raises:
+        store.DamagedFileError: the index lists no shards.
+        UnsupportedModelError: a shard is outside the directory, or is missing.
+    """
     weight_map = store.read_json(path / index, Mapping[str, Any]).get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     if not names:

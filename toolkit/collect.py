@@ -2,8 +2,9 @@
 
 An example is one rollout; its class is a label such as "long" or "short".
 
-- ``moments`` stores only sums per class, so its memory does not grow with the number of examples. This is enough for directions, and for
-  the mean contribution of a head: the contribution is linear in the activation a, and ``mean(W a) = W mean(a)``.
+- ``moments`` stores only sums per class, so its memory does not grow with the number of examples. This is enough for directions. It is
+  also enough for the mean of what a head adds to the residual stream: that is a linear function of an activation, so its mean is the
+  same function of the mean activation.
 - ``states`` stores one row per example or per position. Probes, principal components and resampling need this.
 """
 
@@ -100,11 +101,11 @@ def moments(
     Args:
         by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
         kinds: Site kinds to collect, at every layer. Default: ``"resid_mid"``, ``"resid_post"`` and ``"z"``. If a model has a norm between
-            ``W_O`` and the residual stream, ``types.Z_OVER_NORM`` is collected with ``"z"``, because head scores need it there.
+            ``W_O`` and the residual stream, ``types.Z_OVER_NORM`` is collected whenever ``"z"`` is. Head scores of such a model need it.
         positions: Positions of a rollout to average over (see the module ``positions``). Default: those that predict the think tokens. A
             rollout without such a position is left out.
-        second: Kinds, all of them among ``kinds``, for which outer products of activations are summed too (``Moments.outer``). Covariances
-            need them. They take ``layers * width^2`` fp64 numbers per class and kind.
+        second: Those of ``kinds`` for which outer products of activations are summed too (``Moments.outer``). Covariances need these sums,
+            which take ``layers * width^2`` fp64 numbers per class and kind.
 
     Raises:
         ValueError: a kind in ``second`` is not in ``kinds``.
@@ -336,8 +337,8 @@ def _rows(e: Example, each: bool) -> list[dict]:
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions, fp64.
 
-    Each rollout has weight 1, divided equally among its positions. Steering uses this norm as its unit: the relative dose of an added
-    vector is the vector's norm divided by the typical norm. ``directions.typical_norm`` computes the same numbers without a pass, from
+    Each rollout has weight 1, divided equally among its positions. The unit of steering doses is the typical norm: the relative dose of an
+    added vector is the norm of this vector divided by the typical norm. ``directions.typical_norm`` computes the same without a pass, from
     the result of ``moments(..., second=(kind,))``.
 
     Args:
@@ -394,8 +395,8 @@ def spread(
     """Return the typical norm of the activations, and the separation d' of two classes along a direction, per layer.
 
     ``Spread`` defines both numbers. This runs one pass over the rollouts and needs little memory, since it stores only projections.
-    ``directions.separation`` computes the same d' without a pass, but needs moments with outer products: ``layers * d_model^2`` numbers
-    per class.
+    ``directions.separation`` computes the same d' without a pass, from moments with outer products. These take ``layers * d_model^2``
+    numbers per class.
 
     Args:
         direction: The direction to project on. Activations are read at the direction's kind of site.
@@ -443,8 +444,8 @@ def spread(
 def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -> Float[Tensor, "response vocab"]:
     """Return the logits (fp32) that predict each response token, teacher-forced.
 
-    Row i predicts response token i. The prompt is run in a first pass and the response in a second one, as in sampling. Interventions that
-    act only during thinking or only during the answer need this: they take the first pass for the prompt.
+    Row i predicts response token i. As in sampling, the prompt is run in a first pass, and the response after it. Interventions that act
+    only during thinking or only during the answer need this order: they assume that the first pass is the prompt.
 
     Args:
         intervention: Intervention that acts in both passes; ``None`` for the model alone.

@@ -6,8 +6,9 @@ A cache that grows by one token per step is copied at every step. On a CPU in fp
 New tokens are written into the short block, which is appended to the long one every few steps. A row that has ended is removed by moving
 one of the last rows into its place. The logits are the same as with the model's own cache, up to rounding.
 
-The two blocks need SDPA attention without sliding windows. In all other cases (another device or dtype, sliding windows, a wrapped
-attention function), the model's own cache and attention are used.
+The two blocks are used only on a CPU in fp32, and only if every layer has SDPA attention and caches exactly the keys that it reads. In all
+other cases, the model's own cache and attention are used. Examples are a GPU, sliding windows, latent attention, and an attention function
+that is wrapped (``hooks.wrap_attention``).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def batches(
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
-    """Run the model over left-padded prompts, and return KV cache, logits and attention mask, with which decoding can start.
+    """Run the model over left-padded prompts, and return what decoding starts from: the KV cache, logits and attention mask.
 
     Equal prompts are run once, and their result is copied.
 
@@ -165,7 +166,7 @@ class Batch:
         return out.logits[:, -1]
 
     def keep(self, left: Sequence[int]) -> list[int]:
-        """Keep only some rows. Return the old index of each of them, in their new order, which may differ from that of ``left``.
+        """Keep only some rows. Return the old index of each new row, in the new order, which may differ from the order of ``left``.
 
         Args:
             left: Indices of the rows to keep.
@@ -190,7 +191,7 @@ class Batch:
 
 
 def select_rows(layer: Any, index: Int[Tensor, " rows"]) -> None:
-    """Select rows of one layer of a KV cache, in place: afterwards, row i is the old row ``index[i]``. An index may occur several times."""
+    """Select rows of one layer of a KV cache, in place. The new row i is the old row ``index[i]``; an index may occur several times."""
     # Layers with a recurrent state have only ``reorder_cache``, which does the same.
     if hasattr(layer, "batch_select_indices"):
         layer.batch_select_indices(index)
@@ -204,7 +205,10 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 
 
 class Blocks(DynamicLayer):
-    """One layer of a KV cache, in two blocks: ``newest`` holds the last ``count`` tokens, ``keys`` and ``values`` all tokens before them.
+    """One layer of a KV cache, stored in two blocks.
+
+    The attribute ``newest`` is the short block: the keys and values of the last ``count`` tokens. The attributes ``keys`` and ``values``
+    are the long block, which holds all tokens before them.
 
     The model's attention function must be replaced by ``attend``, which reads both blocks. Any other attention function would see only the
     newest token, because ``update`` returns only the keys and values of that token.
@@ -267,8 +271,8 @@ class Blocks(DynamicLayer):
 
         Args:
             left: Number of rows to keep.
-            places: Indices, below ``left``, of rows to remove.
-            rows: Indices, from ``left`` on, of the rows to keep that take their places.
+            places: Indices of the rows to overwrite. They are smaller than ``left``.
+            rows: Indices of the rows that are copied there. They are ``left`` or larger.
         """
         assert self.keys is not None and self.values is not None
         if len(rows):

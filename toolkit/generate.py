@@ -1,6 +1,6 @@
 """Sample responses to problems (``rollouts``), or continuations of token ids (``continuations``), and set their spans and grades.
 
-An engine (``engines``) samples the tokens: the toolkit's own loop, or a server. What happens to them is the same for all engines.
+An engine (``engines``) samples the tokens: the toolkit's own loop, or a server. Spans and grades are set in the same way for all engines.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def rollouts(
         out: Directory in which finished batches are stored as parquet files; ``None`` to store nothing. To resume after a stop, repeat the
             same call: stored rollouts are graded again, but not sampled again. If another process samples into the directory, this call
             waits.
-        about: Facts about the problems that are stored with the rollouts in ``out``: a dict with ``task``, ``split`` and ``seed``. Default:
-            task and split from the problems' ``meta``.
+        about: Dict with the ``task``, ``split`` and ``seed`` of the problems, to store with the rollouts in ``out``. Default: task and
+            split from the problems' ``meta``.
         progress: True to show a progress bar.
 
     Raises:
@@ -94,8 +94,8 @@ def continuations(
         target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
         out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In the
-            returned rollouts, ``Rollout.sample`` counts the samples of one prompt. In the stored files it counts all responses of the call,
-            because several prompts may have the same problem.
+            returned rollouts, ``Rollout.sample`` is the index among the samples of one prompt. In the stored files it is the index among
+            all responses of the call, because several prompts may have the same problem.
         progress: True to show a progress bar.
 
     Raises:
@@ -119,14 +119,14 @@ def continuations(
 
 
 def begin_session(target: LM | Condition, problems: Sequence[Problem], sampling: Sampling, engine: Engine) -> Session:
-    """Return an engine's session for a condition, after all checks and before any sampling. The arguments are those of ``rollouts``."""
+    """Run the checks of ``rollouts``, and return the engine's session, ready to sample. The arguments are those of ``rollouts``."""
     condition = target if isinstance(target, Condition) else Condition(target)
     rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
     return engine.session(condition, [row.request for row in rows], sampling)
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
-    """Return the ``Rollout`` of a response that another program, such as vLLM, sampled. Spans and grade are set as in ``rollouts``.
+    """Return a ``Rollout`` for a response that was sampled by another program, such as vLLM. Spans and grade are set as in ``rollouts``.
 
     ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. ``logprobs`` and ``entropies`` are ``None``.
 
@@ -150,8 +150,8 @@ class _Row:
         problem: The problem that the response answers.
         prompt: Token ids that the response continues.
         sample: Index among the samples of the problem (in ``continuations``: of the prompt). The random numbers depend on it.
-        name: Index that is stored as ``Rollout.sample`` in files. It is ``sample`` in ``rollouts``. In ``continuations`` it is ``place``,
-            because two prompts of one problem have samples with the same index.
+        name: Index that is stored as ``Rollout.sample`` in files. In a call of ``rollouts`` it equals the attribute ``sample``. In a call
+            of ``continuations`` it equals ``place``, because two prompts of one problem have samples with the same index.
     """
 
     place: int
@@ -167,7 +167,7 @@ class _Row:
 
     @property
     def request(self) -> Request:
-        """The response as an engine samples it."""
+        """The ``Request`` that is passed to an engine to sample this response."""
         return Request(self.prompt, self.problem.id, self.sample)
 
 
@@ -192,7 +192,7 @@ def _resumed(
 
     Args:
         begin: Function that returns the engine's session. It is called only if something is left to sample.
-        keep: Pair of the directory and the header that its rollouts must have.
+        keep: Pair of the directory of stored rollouts and the header (a dict) that the directory must have.
     """
     out, header = keep
     with store.sampling_lock(out):

@@ -49,7 +49,7 @@ def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tenso
     Yields a dict that is empty at first. After a pass it holds a detached copy of each module's output, under the same keys as ``modules``.
 
     Args:
-        modules: The modules, under any whole numbers as keys, such as their layers.
+        modules: Any whole number, such as the index of a layer -> module.
     """
     values: dict[int, Tensor] = {}
 
@@ -87,8 +87,8 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 
     If the function returns the same tensor object that it got, nothing is written, and the pass stays bitwise the same.
 
-    Contexts can be nested. If two of them rewrite the same site, the outer one's function is called first. One case does not work: if an
-    inner context rewrites ``resid_pre``, an outer rewrite of ``resid_mid`` gets a value without the inner one's change.
+    Contexts can be nested. If two of them rewrite the same site, the outer context's function is called first. One case does not work: if
+    the inner context rewrites ``resid_pre`` and the outer one ``resid_mid``, the outer function gets a value without the inner change.
 
     Args:
         rewrites: Site -> function ``(value, inputs) -> new value``, see ``Rewrite``.
@@ -211,7 +211,7 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
 
     Args:
         fn: Attention function. Transformers calls it with the same arguments as its own implementations.
-        under: Name of an implementation in transformers. ``fn`` gets attention masks in the form that this implementation needs.
+        under: Name of an attention implementation in transformers. ``fn`` gets masks in the form in which that implementation gets them.
     """
     config, before, name = layout.attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
@@ -232,7 +232,8 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
 def rewrite_logits(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace the logits of a causal language model by ``fn(logits)``, in every forward pass inside the context.
 
-    Logits are ``[batch, positions, vocab]``, with the positions for which the pass computes logits (transformers' ``logits_to_keep``).
+    Logits are ``[batch, positions, vocab]``. They have only the positions for which the pass computes logits, such as the last one
+    (``logits_to_keep`` in transformers).
     """
 
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
@@ -281,10 +282,11 @@ def _on_output(fn: Rewrite, *, with_inputs: bool):
 
 
 def _attach_mid(block: Block, factor: float, fn: Rewrite) -> Iterator[Any]:
-    """Register two hooks that call ``fn`` on ``resid_mid``, which is a sum that no module returns. Yield their handles.
+    """Register two hooks that call ``fn`` on ``resid_mid``. Yield their handles.
 
-    The first hook stores the block's input. The second one adds attention's contribution to this input and calls ``fn`` on the sum. The
-    change that ``fn`` makes is added to attention's contribution, which the block then adds to the residual stream.
+    No module returns ``resid_mid``, so it is computed here. The first hook stores the block's input. The second one adds attention's
+    contribution to this input, and calls ``fn`` on the sum. The difference that ``fn`` makes is added to attention's contribution, which
+    the block then adds to the residual stream.
 
     Args:
         factor: Number by which the block multiplies attention's output before it adds it (``Layout.factor``).

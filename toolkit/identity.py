@@ -10,8 +10,9 @@ computed again if the code or data behind it has changed. ``of(value)`` returns 
 - for a function or class of an installed package: its name and the version of the package;
 - for an object its class and fields, for a tensor its bytes, for a model its fingerprint. Memory addresses are never included.
 
-An identity does not cover files that a function reads, attributes that it looks up by a computed name, and the versions of torch and
-transformers. Bytecode depends on the version of Python: under another version, results that depend on user code are computed again.
+An identity does not cover files that a function reads, attributes that it looks up with ``getattr`` and a computed name, and the versions
+of torch and transformers. Bytecode depends on the version of Python: under another version, results that depend on user code are computed
+again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from toolkit.types import Problem, Provenance
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 """Mask of the flags of a code object that are part of a function's identity. Others, such as those of future imports, are ignored."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
-"""Modules of the toolkit of which only the functions that a value uses are hashed. Other modules are hashed as a whole."""
+"""Modules of the toolkit that are hashed in part: only the functions that a value uses. Other modules are hashed as a whole."""
 HOUSEKEEPING = frozenset((
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
     "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
@@ -69,7 +70,7 @@ REMEDY = "Pass identity={...} to the condition, with everything its numbers depe
 
 
 class UnknownIdentityError(ValueError):
-    """A value has no identity, because its class and fields do not determine its behaviour. An open file is an example."""
+    """A value, such as an open file, has no identity, because its class and fields do not determine its behaviour."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def of_lm(lm: LM) -> dict[str, Any]:
 def describe(act: Any) -> str:
     """Return a text that describes an intervention, a decoding rule or a prompt change of a condition.
 
-    It is ``str(act)``. If that contains a memory address, it is the name of the function or class and a hash of its identity.
+    The text is ``str(act)``. If that contains a memory address, the text is the name of the function or class and a hash of its identity.
 
     Args:
         act: The intervention, decoding rule or prompt change.
@@ -169,7 +170,7 @@ def is_user_code(module: str | None) -> bool:
 def _version(module: str) -> str:
     """Return name and version of the package that a module belongs to, such as "numpy 2.1.0".
 
-    The result is "" for modules of the standard library, and of the toolkit, whose code is hashed instead.
+    The result is "" for modules of the standard library and of the toolkit. (The toolkit's own code is hashed instead.)
     """
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("toolkit", "builtins"):
@@ -310,7 +311,9 @@ class _Inspector:
         return self.of(step.argval) if step.opcode in dis.hasconst else str(step.argval)
 
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the name and value of each global that is read or imported. For ``module.name`` in the code, the value is the attribute.
+        """Yield the name and value of each global that is read or imported.
+
+        If the code reads an attribute of a module, as in ``module.attribute``, this is the pair of ``"module.attribute"`` and its value.
 
         Args:
             steps: Instructions of the function.
@@ -407,7 +410,7 @@ class _Inspector:
 
 
 def _without_cached(cls: type, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object's state without the values of cached properties, which exist only once they have been read."""
+    """Return an object's state without its cached properties. Their values are stored only after a first access, so they may be absent."""
     return {k: v for k, v in state.items() if not isinstance(getattr(cls, str(k), None), functools.cached_property)}
 
 
@@ -425,7 +428,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _by_name(f: FunctionType) -> Any:
-    """Return the object that a function's qualified name stands for in its module, or ``None``. It may be another object than ``f``."""
+    """Look up a function's qualified name in its module, and return the object there, or ``None``. The object may differ from ``f``."""
     value: Any = sys.modules.get(f.__module__)
     for part in f.__qualname__.split("."):
         value = getattr(value, part, None)

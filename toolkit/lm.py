@@ -61,7 +61,7 @@ class LM:
         template: Values that are set for variables of the chat template in every prompt, such as ``{"enable_thinking": False}``.
         folder: Directory that the model was read from, or ``None``. ``save`` copies files from it that are neither weights nor tokenizer,
             such as those of a multimodal processor.
-        known_digests: Hashes of the weights that this LM shares with its parent: name -> hash. ``digests`` reuses them.
+        known_digests: Name -> hash, for the weights that this LM shares with its parent. ``digests`` does not compute these hashes again.
     """
 
     model: PreTrainedModel
@@ -79,7 +79,7 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Device on which the model computes, even if its weights are offloaded."""
+        """Device on which the model computes. Offloaded weights are stored elsewhere."""
         return tensors.device(self.model)
 
     @property
@@ -91,12 +91,12 @@ class LM:
 
     @cached_property
     def caches_keys(self) -> bool:
-        """True if the KV cache holds exactly the keys and values that attention reads. Latent attention caches compressed keys: False."""
+        """True if the KV cache holds exactly the keys and values that attention reads; False for latent attention (compressed keys)."""
         return behaviour.caches_keys(self.body, self.layout)
 
     @cached_property
     def gated_layers(self) -> frozenset[int]:
-        """Indices of the layers in which a gate or a norm changes the heads' outputs before the output projection ``W_O``."""
+        """Indices of the layers in which a gate or a norm stands between the attention function and the output projection ``W_O``."""
         return behaviour.gated_layers(self.body, self.layout)
 
     @cached_property
@@ -172,7 +172,7 @@ class LM:
 
         Raises:
             ValueError: the tokenizer has no chat template; the template changes the assistant's message that is to be continued; or the
-                assistant's turn has think tags that may come from the template and not from that message.
+                template may have added think tags to the assistant's turn.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
@@ -203,7 +203,7 @@ class LM:
         return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
 
     def _check_begun(self, text: str, content: str) -> None:
-        """Raise ValueError if the assistant's turn has think tags that may come from the template, not from the message to be continued.
+        """Raise ValueError if the chat template may have added think tags to the assistant's turn, which the model is to continue.
 
         Args:
             text: Text of the prompt.
@@ -221,7 +221,7 @@ class LM:
 
     @cached_property
     def thinking(self) -> str:
-        """Text for logs: the think tags, who opens thinking (prompt or model), and the chat template's variables."""
+        """Text for logs: the think tags, whether the prompt or the model writes the opening tag, and the chat template's variables."""
         if self.tags is None:
             return "no think tags found, so responses count as answers (set tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE)"
         if self.tags.close is None:
@@ -242,7 +242,7 @@ class LM:
 
     @cached_property
     def turn(self) -> tuple[int, ...]:
-        """Token ids of the header with which the assistant's turn begins in a prompt; empty if the chat template has no such header."""
+        """Token ids of the header at the start of the assistant's turn in a prompt; empty if the chat template has no such header."""
         if not self.tokenizer.chat_template:
             return ()
         # The header is the text that two prompts share after the question: one that ends before the response, and one that continues a
@@ -279,11 +279,11 @@ def _common(one: str, other: str) -> str:
 
 
 Intervention = Callable[[LM], AbstractContextManager[None]]
-"""A function that returns a context manager. Inside ``with intervention(lm):``, the model behaves differently, such as steered.
+"""A function that returns a context manager. Inside ``with intervention(lm):``, the model's behaviour is changed, for example by steering.
 
-An intervention may have an attribute ``recordable = True``. It promises that after the first pass, a decoding step runs the same operations
-on the same tensors, changed in place, whatever the step: no decision of Python depends on values, and nothing is counted in Python. Then
-sampling on a GPU can record a step once and repeat it (see ``slots``)."""
+An intervention may have an attribute ``recordable = True``. It promises that, after the first pass, every decoding step runs the same
+operations on the same tensors, whose values are changed in place. So its Python code must not branch on the values of tensors, and must not
+count steps in Python variables. Then sampling on a GPU can record one decoding step and repeat it (see ``slots``)."""
 
 Rule = Callable[[LM, Any, int], Sequence[int] | None]
 """A change of decoding: ``rule(lm, reader, drawn)`` is called after a token is drawn, and may replace it.
@@ -349,8 +349,8 @@ def load(
         dtype: Dtype of the weights. Edits are computed in fp32 in any case.
         device: Device of the model. Default: CUDA if available, else CPU.
         device_map: Distribution of a big model over devices, in place of ``device``. ``"auto"`` puts as much of the model on the GPU as
-            fits, and offloads the rest to the CPU. A dict from module names to devices, including ``"cpu"`` and ``"disk"``, has the
-            meaning that it has in accelerate. Offloaded weights cannot be edited or trained.
+            fits, and offloads the rest to the CPU. A dict maps module names to devices, which may be ``"cpu"`` or ``"disk"``, as in
+            accelerate. Offloaded weights cannot be edited or trained.
         quantization: ``"4bit"`` or ``"8bit"`` to quantise the weights with bitsandbytes when they are loaded, or a quantisation config of
             transformers. Quantised weights cannot be edited or trained; interventions at run time work.
         tags: Think tags. Default: those that ``tags.find_tags`` finds in the chat template or the vocabulary, if any.
@@ -474,7 +474,7 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     """Return a copy of ``lm`` with another model, such as an edited one; ``lm`` becomes its parent.
 
     Args:
-        model: The other model. It may share weights (the same memory) with the model of ``lm``; do not change the shared ones later.
+        model: The other model. It may share weights (the same memory) with the model of ``lm``. Shared weights must not be changed later.
         name: Name of the new LM.
         made_from: Records (see ``origins``) of the problems that were used to change the model. They are added to the records of ``lm``.
     """

@@ -5,8 +5,8 @@ The method is from the paper on DLER, which trains models to respond with fewer 
 Equation (over the entries of all weights):
 
     D = theta_trained - theta_base
-    theta = theta_base + scale * D    at the share ``keep`` of the entries with the largest |D|
-    theta = theta_base                elsewhere
+    theta = theta_base + scale * D    at the entries with the largest |D|; ``keep`` is their share of all entries
+    theta = theta_base                at all other entries
 
 where theta_base and theta_trained are the weights of the two models, and theta those of the result. The paper uses keep = 25 % and
 scale = 0.7. In the paper, an 8B model lost accuracy in DLER training. The merged model regained this accuracy, and its responses were
@@ -111,8 +111,8 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
     """Return the number t, in fp32, such that the share ``keep`` of all entries of some tensors has ``|entry| >= t``.
 
-    It is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms of bit patterns give
-    it exactly, since non-negative floats have the same order as their bit patterns. The first histogram is over the upper 16 bits of all
+    t is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms of bit patterns give t
+    exactly, since non-negative floats have the same order as their bit patterns. The first histogram is over the upper 16 bits of all
     entries, and gives the upper 16 bits of t. The second is over the lower 16 bits of the entries with these upper bits, and gives the
     lower 16 bits of t.
 
@@ -142,13 +142,13 @@ def _bits(delta: Tensor) -> Tensor:
 
 
 def _bin_of(counts: Tensor, k: int) -> int:
-    """Return the index of the histogram bin that holds the k-th largest entry. ``counts`` are the entries per bin, in ascending order."""
+    """Return the index of the histogram bin that holds the k-th largest entry. ``counts``: entries per bin, from the lowest bin up."""
     from_top = counts.flip(0).cumsum(0)
     return len(counts) - 1 - int((from_top < k).sum())
 
 
 def in_type_of(base: LM, policy: LM) -> LM:
-    """Return a trained model converted to the dtype of its base model, so that comparing the two does not also compare dtypes.
+    """Return a trained model converted to the dtype of its base model. Then a comparison of the two does not depend on their dtypes.
 
     A trained model is usually saved in fp32. If ``base`` has a narrower dtype, rounding loses part of the change that training made. The
     name of the returned model says how much.

@@ -1,7 +1,8 @@
 """Records of problems: those with which a direction or plan was computed, or a model edited or trained.
 
-With its records, a condition can be kept from being evaluated on the same problems. A record is a dict. The record of a direction or plan
-is part of its provenance notes. The records of a model are saved beside its weights. The fields of a record:
+With these records, the toolkit can refuse to evaluate a condition on the problems that were used to edit, steer or train it. A record is a
+dict. The record of a direction or plan is part of its provenance notes. The records of a model are saved beside its weights. The fields of
+a record:
 
 | field | content |
 |---|---|
@@ -11,8 +12,8 @@ is part of its provenance notes. The records of a model are saved beside its wei
 
 A field whose value is not known is absent.
 
-Problems are compared by id, so the same id must mean the same question in every file. Problems whose files give no id are safe: a hash of
-their messages is their id.
+Problems are compared by id, so the same id must mean the same question in every file. If a file gives no ids, this is always true, because
+the id of a problem is then a hash of its messages.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
 
     Args:
         problem_ids: Ids of the problems. The record holds their hashes, under ``problem_ids``.
-        fields: Other fields of the record. ``task``, ``split`` and ``seed`` say how the problems were loaded, ``rollouts`` which rollouts
-            of a run were used. A field that is ``None`` is left out.
+        fields: Other fields of the record: ``task``, ``split`` and ``seed`` (how the problems were loaded), and ``rollouts`` (which
+            rollouts of a run were used). A field that is ``None`` is left out.
     """
     ids = sorted({digest(i) for i in problem_ids})
     return {**{k: v for k, v in fields.items() if v is not None}, "problem_ids": ids}
@@ -86,7 +87,7 @@ def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
 
     Args:
         records: Records of the problems with which a condition was edited, steered or trained (see ``record``).
-        problem_ids: Ids to look up, usually of the problems of an evaluation. Plain ids, not hashes, are given and returned.
+        problem_ids: Ids to look up, usually of the problems of an evaluation. They are plain ids, not hashes; so are those returned.
     """
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []

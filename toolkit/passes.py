@@ -30,7 +30,7 @@ class Example:
     Attributes:
         rollout: The rollout.
         label: Class of the rollout, such as "long".
-        where: The chosen positions, as indices into the full sequence (prompt and response).
+        where: Indices of the chosen positions in the full sequence (prompt and response).
         at: Index of this example in the list that ``examples_of`` returned.
     """
 
@@ -64,7 +64,7 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
 def batch_tokens(lm: LM) -> int:
     """Return the largest number of padded tokens per teacher-forced batch on the device of ``lm``.
 
-    It is smaller on a CPU. Larger batches are no faster there, because their activations do not fit into the CPU's cache.
+    It is smaller on a CPU than on a GPU. On a CPU, larger batches would be no faster, because their activations do not fit into its cache.
     """
     return min(BATCH_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
 
@@ -74,8 +74,8 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
     Args:
         what: Label of the progress bar.
-        run: Function that processes a batch. It must store its results only at its end: if it runs out of memory, it is called again with
-            each half of the batch.
+        run: Function that processes a batch. If it runs out of memory, it is called again with each half of the batch. So it must store
+            its results only at its end.
     """
     with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
 
@@ -128,12 +128,12 @@ class Picker:
         return torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weight of each chosen position in the sum of each class. The weights of one example sum to 1 in its class.
+        """Return the weight of each chosen position in the sum of each class.
 
-        So for an example with n chosen positions, each of them has weight 1 / n in the example's class, and 0 in all other classes.
+        In an example with n chosen positions, each of them has weight 1 / n in the example's class, and 0 in all other classes.
 
         Args:
-            classes: Class membership: 1 if the example is of the class, else 0.
+            classes: Class membership: 1 if the example belongs to the class, else 0.
         """
         return classes[:, self.owner] * self.weights.flatten()[self.flat]
 

@@ -32,8 +32,8 @@ def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]
 def end_with(parent: int) -> None:
     """Make this process end when its parent process ends.
 
-    On Linux the kernel kills it. In addition, on all systems, a thread checks every half second whether the parent still runs. No file is
-    damaged, since results are written atomically.
+    On Linux, the kernel kills this process when the parent ends. In addition, on all systems, a thread of this process checks every half
+    second whether the parent still runs. No file is damaged, since results are written atomically.
 
     Args:
         parent: Process id of the process that started this one.

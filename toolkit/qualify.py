@@ -1,7 +1,7 @@
 """Checks, on random tokens, that a model's activations, heads, attention and KV cache behave as the toolkit assumes.
 
-Sampling, editing, masking heads and reading activations rely on this. The checks run whenever a model is loaded. A model that fails one of
-them is refused.
+Sampling, edits, head masks and the reading of activations rely on this behaviour. The checks run whenever a model is loaded. A model that
+fails one of them is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Check:
     Attributes:
         name: Name of the check, such as ``"resid_mid 3: is causal"``.
         value: The measured number that decides whether the check passes. In most checks it is the largest deviation from the expected
-            values, divided by the largest expected value, and has to be small. The others, by their name:
+            values, divided by the largest expected value, and has to be small. Checks with these names are the exceptions:
 
             - "is causal": largest change of a logit when a site is perturbed; must not be 0.
             - "written back is a no-op": largest change of a logit when recorded activations are written back; must be 0.
@@ -57,11 +57,11 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
     - Writing recorded activations back to their site leaves the logits bitwise the same.
     - Adding noise at a site changes the logits, so the site is causal. This is tried in the first and last layer that have the site.
-    - The outputs of the heads, times ``W_O``, sum with the bias to ``attn_out``. The input of a block plus the contributions of attention
-      and MLP gives its output.
+    - The sum of all heads' outputs times ``W_O``, plus the bias, equals ``attn_out``. The input of a block, plus what attention and the
+      MLP add, equals the block's output.
     - Decoding a padded batch step by step with a KV cache gives the same logits as one pass over each sequence.
-    - Every layer calls the attention function of transformers' interface once. This function's output equals the attention weights that it
-      returns times the values.
+    - In one pass, every layer calls the attention function that is registered in transformers exactly once. This function's output equals
+      the attention weights that it returns times the values.
 
     Args:
         seed: Seed of the random sequence.
@@ -84,7 +84,7 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
 
 def tf32() -> bool:
-    """Return True if PyTorch may round the products of fp32 numbers on a GPU to TF32 (10 bits)."""
+    """Return True if PyTorch may round fp32 numbers to TF32 (10 bits of mantissa) in matrix products on a GPU."""
     backends: Any = torch.backends  # its types lack these names
     products = backends.cuda.matmul.fp32_precision
     return (backends.fp32_precision if products == "none" else products) == "tf32"  # "none": as for all operations
@@ -134,7 +134,7 @@ def _logit_deviation(
 
 
 def _precision(model: PreTrainedModel) -> torch.dtype:
-    """Return the dtype that determines how precise a model's outputs are: half precision if it is quantised, else that of its weights."""
+    """Return the dtype that limits the precision of a model's outputs: half precision if it is quantised, else its weights' dtype."""
     return torch.float16 if tensors.storage(model) == "quantised" else model.dtype
 
 
@@ -169,7 +169,8 @@ def _sites(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor, se
 def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tensor | None, model: PreTrainedModel) -> list[Check]:
     """Check the sums of a block, and return one result per sum.
 
-    Heads plus bias must give ``attn_out``, ``resid_pre`` plus attention ``resid_mid``, and ``resid_mid`` plus the MLP ``resid_post``.
+    Three sums must hold: the heads plus the bias give ``attn_out``; ``resid_pre`` plus attention gives ``resid_mid``; and ``resid_mid``
+    plus the MLP gives ``resid_post``.
 
     Args:
         values: Site kind -> recorded activations of the layer.
@@ -270,7 +271,7 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
 
 
 def _softmax(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs) -> tuple[Tensor, None]:
-    """Return the attention output by the formula of ``decode.Blocks``: a causal softmax over scaled products of queries and keys."""
+    """Return the attention output as ``decode.Blocks`` computes it: by a causal softmax over scaled products of queries and keys."""
     size, group, scaling = query.shape[-1], query.shape[1] // key.shape[1], kwargs.get("scaling")
     key, value = (part.repeat_interleave(group, dim=1).float() for part in (key, value))
     scores = query.float() @ key.mT * (size**-0.5 if scaling is None else scaling)

@@ -26,8 +26,8 @@ class Rounding:
 
     Attributes:
         dtype: Name of the dtype, such as ``"bfloat16"``.
-        kept: Share of the change that survives: ``<w - s, c - s> / |c - s|^2``, the component of the stored change along the true one.
-            1 means all of it.
+        kept: Share of the change that survives: ``<w - s, c - s> / |c - s|^2``. This is the component of the stored change ``w - s`` along
+            the true change ``c - s``, divided by the size of the true change. 1 means that all of it survives.
         error: Rounding error divided by the size of the change: ``|w - c| / |c - s|``. 0 means that nothing is lost; 1 means that the error
             is as large as the change.
     """

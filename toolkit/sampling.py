@@ -1,7 +1,7 @@
 """Draw tokens: the sampling settings, one stream of random numbers per response, and the draw of one token per row of a batch.
 
-A row is one response. Its stream of random numbers depends only on the seed, the problem id and the sample index. So a response does not
-depend on the batch size, the order of the problems or the other rows of its batch, but for rounding: see ``engines.loop``.
+A row is one response. Its stream of random numbers depends only on the seed, the problem id and the sample index. So, apart from rounding
+(see ``engines.loop``), a response does not depend on the batch size, the order of the problems or the other rows of its batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Sampling:
         seed: Seed of the random numbers of all responses.
         details: True to record the log-probability of each token and the entropy of the full softmax (``Rollout.logprobs``,
             ``Rollout.entropies``).
-        batch_size: Largest number of responses that are decoded together (halved if memory runs out). It changes no response, but for rounding.
+        batch_size: Largest number of responses that are decoded together (halved if memory runs out). Responses do not depend on it, apart
+            from rounding.
     """
 
     n: int = 1
@@ -64,8 +65,8 @@ class Streams:
     """Uniform random numbers in [0, 1), one stream per row of a batch. Each stream has its own Philox generator.
 
     Args:
-        keys: ``(problem id, sample index)`` of each row, or ``None`` for a place that a row takes later (``begin``). The stream of a row
-            depends only on its key and ``seed``.
+        keys: ``(problem id, sample index)`` of each row of the batch. It is ``None`` for an empty row, to which ``begin`` later assigns a
+            response. A stream depends only on its key and ``seed``.
         seed: Seed of all streams.
     """
 
@@ -83,7 +84,7 @@ class Streams:
     def at(self, step: int, rows: Sequence[int], index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """Return the random number of each row for a decoding step.
 
-        This method must be called for the steps 0, 1, 2, ... in order. A row that was once left out cannot be added again.
+        This method must be called for the steps 0, 1, 2, ... in order. Once a row is left out, its stream cannot be used again.
 
         Args:
             step: Index of the decoding step, from 0.
@@ -100,12 +101,12 @@ class Streams:
         return self.block[step % self.BLOCK].index_select(0, index)
 
     def begin(self, step: int, rows: Sequence[int], keys: Sequence[tuple[str, int]]) -> None:
-        """Begin new streams at some places. Their first numbers are those that ``at`` returns for this step.
+        """Replace the streams of some rows by new ones. A new stream starts at decoding step ``step``.
 
         Args:
             step: Index of the decoding step, for which ``at`` was not called yet.
-            rows: The places. The streams that were there end.
-            keys: ``(problem id, sample index)`` of each new row.
+            rows: Indices of the rows.
+            keys: ``(problem id, sample index)`` of the new response in each of these rows.
         """
         for row, key in zip(rows, keys, strict=True):
             self.generators[row] = self._generator(key)

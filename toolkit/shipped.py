@@ -63,10 +63,10 @@ def template(folder: Path) -> str:
 
 
 def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with the LoRA adapter in ``folder`` merged into its weights, on the model's device.
+    """Return the model with the LoRA adapter in ``folder`` merged into its weights. The result is on the same device as ``model``.
 
-    Base weights and adapter are added in fp64, on the CPU because some devices have no fp64. So all machines get the same weights, and a
-    direction made on one machine can be used on another.
+    Base weights and adapter are added in fp64, so that all machines get the same weights. Then a direction that was computed on one machine
+    can be used on another. The sum is computed on the CPU, because some devices have no fp64.
 
     Args:
         folder: Directory of the adapter.

@@ -15,11 +15,11 @@ kind            width                  value
 ``resid_post``  d_model                output of the block, before any final norm
 ==============  =====================  ==============================================================
 
-*Post-norm families* (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. So a head's part of
-``attn_out`` is not yet the vector that the head adds to the stream, its *contribution*. The contribution is a linear function of
-``Z_OVER_NORM``. This is ``z / s``, where s is the number by which the norm divides at the position. It is computed from two sites and is
-not a site itself. The norm also multiplies by a gain. ``Layout.to_attn_out`` takes it into account when it maps a direction of the stream
-to ``attn_out``.
+*Post-norm families* (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. The vector that a head adds to
+the stream is called its *contribution*. In these families it differs from the head's part of ``attn_out``. The contribution is a linear
+function of ``Z_OVER_NORM``. This is ``z / s``, where s is the number by which the norm divides at the position. It is computed from the
+sites ``z`` and ``attn_out``, and is not a site itself. The norm also multiplies by a gain. ``Layout.to_attn_out`` takes
+the gain into account when it maps a direction of the stream to ``attn_out``.
 
 In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is only a partial sum that no module reads.
 """
@@ -42,7 +42,7 @@ from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
 MIXERS = ("linear_attn", "mamba", "conv")
-"""In a layer without attention heads, the possible names of the module in attention's place: linear attention, Mamba, convolution."""
+"""Names of the module that stands in attention's place in a layer without attention heads: linear attention, Mamba, convolution."""
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of a norm's test inputs: far above and far below the square root of its epsilon
 LONGEST = 400  # longest error message, in characters
 
@@ -50,7 +50,7 @@ LONGEST = 400  # longest error message, in characters
 class UnsupportedModelError(ValueError):
     """A model cannot be used: its files are damaged, its layout is unknown, or it fails the checks of ``toolkit.qualify``.
 
-    The message is put on one line and cut to 400 characters.
+    The error puts its message on one line and cuts it to 400 characters.
     """
 
     def __init__(self, message: str) -> None:
@@ -79,10 +79,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Row:
-    """The module names of one architecture family. A model belongs to the family if each of its blocks has all the modules named here.
+    """The module names of one architecture family.
 
-    There are two exceptions. A block without attention heads has a module named in ``MIXERS`` in place of the attention module. The module
-    ``extra`` may be missing.
+    A model belongs to the family if each of its blocks has all these modules, with two exceptions. A block without attention heads has one
+    of the modules in ``MIXERS`` in place of the attention module. The module ``extra`` may be missing.
 
     Attributes:
         family: Name of the family, or of several with the same module names.
@@ -185,7 +185,7 @@ class Block:
 
     @property
     def adds_attention(self) -> nn.Module:
-        """The module whose output is added to the residual stream as attention's contribution (times ``Layout.factor``)."""
+        """The module whose output, times ``Layout.factor``, is added to the stream: the norm after ``attn_out``, else attention itself."""
         return self.post_attention_norm or self.attention
 
 
@@ -393,25 +393,25 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """Name of the activation whose mean determines the heads' mean contributions to the residual stream.
+        """Kind of activation from whose mean the heads' mean contributions to the residual stream can be computed.
 
-        A head's contribution is the vector that it adds to the stream. It is a linear function of ``"z"``, or of ``Z_OVER_NORM`` in models
-        with a norm between ``W_O`` and the stream. So its mean can be computed from the mean of that activation.
+        It is ``Z_OVER_NORM`` in models with a norm between ``W_O`` and the stream, else ``"z"``. A head's contribution, the vector that it
+        adds to the stream, is a linear function of this activation. So the mean contribution is that function of the mean activation.
         """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
-        """Return the norm between a layer's ``attn_out`` and the residual stream; ``None`` if there is no such norm (pre-norm families)."""
+        """Return the norm between a layer's ``attn_out`` and the residual stream; ``None`` in pre-norm families, which have none there."""
         module = self.blocks[layer].post_attention_norm
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``, the output of ``W_O``.
 
-        Return u with ``<v, contribution> = <u, attn_out> / scale``, where
+        Return u with ``<v, contribution> = <u, attn_out> / scale``. Here ``<a, b>`` is the inner product, and
 
-        - ``contribution`` is ``N(attn_out) * to_end(layer)``: the share of the residual stream after the last block that this layer's
-          attention has added. N is the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the
+        - ``contribution`` is ``N(attn_out) * to_end(layer)``: the vector that this layer's attention contributes to the residual stream
+          after the last block. N is the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the
           identity. ``to_end(layer)`` is the factor of ``Layout.to_end``, 1 in most families.
         - ``scale`` is the number by which N divides at the position; 1 without a norm.
 
@@ -424,10 +424,10 @@ class Layout:
         return u if factor == 1.0 else factor * u
 
     def to_end(self, layer: int) -> float:
-        """Return the total factor by which a layer's attention output is multiplied until the end of the residual stream.
+        """Return the total factor on a layer's attention output in the residual stream after the last block; 1 in most families.
 
-        It is 1 in most families. It is the product of two parts: ``Layout.factor``, applied when the output is added to the stream, and the
-        factors by which this block and all later blocks multiply their outputs (see ``output_scale``).
+        It is a product. One part is ``Layout.factor``, the factor when the output is added to the stream. The other parts are the factors
+        by which this block and all later blocks multiply their outputs (see ``output_scale``).
         """
         return self.factor * math.prod(map(self.output_scale, range(layer, self.n_layers)))
 

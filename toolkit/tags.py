@@ -20,9 +20,9 @@ class ThinkTags:
     """The tags by which a model marks its thinking.
 
     Attributes:
-        open: Opening tag as text. ``None`` means that thinking starts with the response.
+        open: Opening tag as text. ``None`` means that thinking starts at the first token of the response.
         close: Closing tag as text. If both tags are ``None``, the whole response counts as thinking; this is for models that do not mark
-            their thinking. An opening tag alone is refused with a ValueError, since nothing would end its thinking.
+            their thinking. An opening tag without a closing tag raises ValueError, because the end of thinking would be unknown.
     """
 
     open: str | None = DEFAULT_TAGS[0]
@@ -63,7 +63,7 @@ class Format:
     Attributes:
         tags: Think tags of the family.
         marks: Texts by which the family is recognised: its chat template contains all of them, or its vocabulary has all of them as tokens.
-            In most families the marks are the two tags themselves, else special tokens that occur in the tags.
+            In most families the marks are the two tags themselves. In the others they are special tokens that occur in the tags.
     """
 
     tags: ThinkTags
@@ -91,9 +91,9 @@ It is part of neither the think span nor the answer span.
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     """Return the think tags that a tokenizer uses, or ``None`` if no format in ``FORMATS`` fits.
 
-    A format fits if the chat template contains all of its marks (``Format.marks``: the tags themselves, or special tokens in them). A
-    template that contains only ``</think>`` fits the format ``<think>`` too: the model then writes the opening tag itself. If no format
-    fits the template, a format fits if all of its marks are tokens of the vocabulary.
+    A format fits if the chat template contains all of its marks (``Format.marks``: the tags themselves, or special tokens in them). The
+    format ``<think>`` also fits a template that contains only ``</think>``: some models write the opening tag themselves, so their template
+    does not contain it. If no format fits the template, a format fits if all of its marks are tokens of the vocabulary.
 
     Raises:
         ValueError: several formats fit; the message names them.

@@ -1,8 +1,8 @@
 """Check chat templates before they are used, and list their switches (variables such as ``enable_thinking``).
 
-A chat template is a program that comes with a checkpoint. Jinja's sandbox keeps it from reading files and running Python, but not from
-endless loops or gigabytes of text. So ``check`` first renders the template in a *trial*: a separate process with limits on time and memory.
-This file is also the script that the trial runs, so it may import only jinja2 and the standard library.
+A chat template is a program that comes with a checkpoint. Jinja's sandbox prevents it from reading files and running Python. But it may
+still loop forever or write gigabytes of text. So ``check`` first renders the template in a *trial*: a separate process with limits on time
+and memory. This file is also the script that the trial runs, so it may import only jinja2 and the standard library.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RESERVED = frozenset(
 
 
 class TemplateProblem(ValueError):
-    """A chat template cannot be used, or it does not read a switch (variable, such as ``enable_thinking``) that the user has set."""
+    """A chat template cannot be used, or it does not read a variable that the user has set, such as ``enable_thinking``."""
 
 
 class _Generation(Extension):
@@ -68,7 +68,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any]) -> None:
-    """Check that a chat template can render a question within limits on time and memory, and that it reads all ``switches``.
+    """Check that a chat template can render a test question within limits on time and memory, and that it reads all ``switches``.
 
     Args:
         template: Text of the template.
@@ -108,7 +108,8 @@ def _try(template: str, arguments: str) -> None:
 
     Args:
         template: Text of the template.
-        arguments: ``[tokens, switches]`` of ``check`` as JSON text: unlike dicts, text can be a key of the cache.
+        arguments: ``[tokens, switches]`` of ``check`` as JSON text. Results of this function are cached by its arguments, and a dict could
+            not be a key of the cache.
     """
     # -P keeps the folder of this file out of the import path: some of its modules have the name of one in the standard library (types).
     command = [sys.executable, "-P", __file__]

@@ -22,9 +22,9 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Return True if a module's own tensors are offloaded. Accelerate then loads them only while the module runs.
+    """Return True if a module's tensors (without those of its children) are offloaded.
 
-    At other times they are on the meta device.
+    Accelerate loads offloaded tensors only while the module runs. At other times they are on the meta device.
     """
     return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
 
@@ -53,13 +53,13 @@ def device(module: nn.Module) -> torch.device:
 
 
 def upload(values: Tensor, target: torch.device) -> Tensor:
-    """Copy a tensor from the CPU to a device, without waiting until the device has done its work."""
+    """Copy a tensor from the CPU to a device, and return the copy. The CPU does not wait until a GPU has finished earlier work."""
     # From pinned memory a GPU copies while the CPU goes on; from other memory, PyTorch waits for the GPU.
     return values.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else values.to(target)
 
 
 def present(module: nn.Module) -> AbstractContextManager[None]:
-    """Return a context manager that loads a module's offloaded tensors to the device that computes with them. Children are not loaded."""
+    """Return a context manager that loads a module's offloaded tensors to the device that computes with them, without its children's."""
     if not is_offloaded(module):
         return nullcontext()
     from accelerate.utils import align_module_device
@@ -137,7 +137,7 @@ def shared(one: nn.Module, other: nn.Module) -> set[str]:
 
 
 def _place(value: Tensor) -> Any:
-    """Return a key that is equal for two tensors only if they have the same memory, dtype, shape and strides."""
+    """Return a key of a tensor. Two tensors with equal keys have the same memory, dtype, shape and strides."""
     parts = _parts(value)
     if len(parts) == 1 and parts[0] is value:
         return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
@@ -170,7 +170,7 @@ def matrix(linear: Any, like: Tensor) -> Float[Tensor, "d_out d_in"]:
 
     Args:
         linear: The layer.
-        like: Any tensor that has the dtype of the layer's inputs.
+        like: Any tensor with the dtype that the layer expects for its inputs.
     """
     if not is_packed(linear) and not is_offloaded(linear):
         return linear.weight.T if is_conv1d(linear) else linear.weight

@@ -27,10 +27,10 @@ Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post
 The docstring of the module ``sites`` has a table that describes each kind.
 """
 Z_OVER_NORM = "z_over_norm"
-"""Name of the quantity ``z / s``, one vector per position. It is not a site of the model; it is computed from two sites.
+"""Name of the quantity ``z / s``, one vector per position. It is not a site, but is computed from the sites ``z`` and ``attn_out``.
 
-``z`` is the heads' outputs, the input of ``W_O``. Some models have a norm after ``W_O``; s is the number by which this norm divides its
-input at the position (in an RMS norm, the root mean square). In models without such a norm, s is 1.
+``z`` is the heads' outputs, the input of ``W_O``. ``attn_out`` is the output of ``W_O``. Some models have a norm after ``W_O``. s is the
+number by which this norm divides ``attn_out`` at the position (in an RMS norm, the root mean square). In models without this norm, s is 1.
 """
 Op = Literal["project_out", "scale"]
 
@@ -113,11 +113,13 @@ class Rollout:
         finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the response reached ``Sampling.max_new_tokens``.
         text: Decoded response, special tokens included.
         correct: True if the grader accepts the answer; False if it does not or if there is no answer span.
-        logprobs: Natural log-probability of each response token; ``None`` if not recorded. ``Sampling.details`` records it under the
-            distribution that the token was drawn from: after temperature, top-k and top-p. (Greedy: under the softmax at temperature 1.
-            Token placed by a decoding rule: 0.) ``entropies.with_entropies`` computes it afterwards, under the full softmax.
-        entropies: Entropy in nats of the softmax that predicts each response token, without top-k and top-p; ``None`` if not recorded. Its
-            temperature is that of the sampling (1 if greedy), or the one passed to ``entropies.with_entropies``.
+        logprobs: Natural log-probability of each response token; ``None`` if not recorded. There are two ways to get it:
+
+            - Sampling with ``Sampling.details=True`` records it under the distribution from which the token was drawn, after temperature,
+              top-k and top-p. In greedy sampling, that is the softmax at temperature 1. A token placed by a decoding rule gets 0.
+            - ``entropies.with_entropies`` computes it afterwards, under the full softmax.
+        entropies: Entropy in nats of the softmax that predicts each response token, without top-k and top-p; ``None`` if not recorded. The
+            temperature of this softmax is the sampling temperature (1 if greedy), or the one passed to ``entropies.with_entropies``.
     """
 
     problem_id: str
@@ -141,8 +143,8 @@ class Rollout:
     def closed(self) -> bool:
         """True if the response has an answer span.
 
-        It has one if thinking was closed or was never opened. There is one exception. With ``ThinkTags(None, None)`` (a model that does not
-        mark its thinking), the whole response is the think span. It is the answer span too if it ended with an end-of-sequence token.
+        It has one if thinking was closed, or was never opened. Models that do not mark their thinking (``ThinkTags(None, None)``) are an
+        exception. Their whole response is the think span. If it ended with an end-of-sequence token, it is also the answer span.
         """
         return self.answer is not None
 
@@ -206,8 +208,8 @@ class Moments:
         positions: Name of the rule that chose the positions, e.g. ``"think"`` (see the module ``positions``).
         sums: Site kind -> sums of h, ``[labels, layers, width]``, fp32 or wider. The key ``Z_OVER_NORM`` is allowed too: h is then z
             divided by the number by which the norm after ``W_O`` divides.
-        outer: Site kind -> sums of the outer products ``h h^T``, ``[labels, layers, width, width]``; covariances need them. Empty if no
-            outer products were collected.
+        outer: Site kind -> sums of the outer products ``h h^T``, ``[labels, layers, width, width]``; covariances need them. They are outer
+            products of h at single positions, averaged over the positions of an example. Empty if none were collected.
         provenance: Model and settings that the activations are from.
     """
 
@@ -265,10 +267,10 @@ class Moments:
         return self.sums[kind][row] / self.n[row]
 
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
-        """Return the within-class covariance matrix of the activations at one kind of site, per layer.
+        """Return the within-class covariance matrix of the activations h at one kind of site, per layer.
 
-        The activation at each single position is compared with the mean of its class. The classes are pooled. Every example has weight 1,
-        divided equally among its positions.
+        It is the weighted average of ``(h - m)(h - m)^T`` over all positions of the examples of all classes. Here m is the mean (see
+        ``mean``) of the example's class. Every example has weight 1, divided equally among its positions.
 
         Raises:
             KeyError: outer products of this kind were not collected.
@@ -321,7 +323,7 @@ class Direction:
         vector: ``[layers, d_model]``, not normalised.
         kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` or ``"resid_post"``. The ThinkEdit paper
             (arXiv:2503.22048) calls these two "attn" and "mlp". A direction can also be measured at ``"attn_out"``, the output of ``W_O``.
-            In models with a norm between ``W_O`` and the residual stream, it is then not a direction of the stream.
+            If the model has a norm between ``W_O`` and the residual stream, it is a direction of the norm's input, not of the stream.
         positions: Name of the rule that chose the positions to average over, such as ``"think"`` (see the module ``positions``).
         estimator: Name of the estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
         n_pos: Number of examples in the long class, usually rollouts. For estimators that compare long and short thinking problem by
@@ -364,8 +366,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"nats per token"``. The unit ``"residual stream norm"`` is that of the residual stream itself. It
-            is used for the component, along a unit direction, of the vector that a head adds to the stream.
+        units: Unit of the score, e.g. ``"nats per token"``. If it is ``"residual stream norm"``, the score is the dot product of two
+            vectors: the one that a head adds to the residual stream, and a direction of norm 1. So it has the units of the stream.
         provenance: Model and settings that the scores were computed with.
         absent: Entries ``(layer, head)`` of ``score`` for which there is no head, if some layers have fewer heads than others.
     """
@@ -486,7 +488,7 @@ class Report:
         rows: One row per rollout. Columns: ``condition, problem_id, sample, task, difficulty, correct, think_tokens, response_tokens,
             closed, looping, leaking, finish``. ``condition`` is the name of the condition. ``task`` and ``difficulty`` are from
             ``Problem.meta``. ``looping`` is True if the response reached the token limit and ends in tokens that repeat. ``leaking`` is
-            True if the answer goes on thinking (see ``leaks``). The others are attributes of ``Rollout``.
+            True if the answer goes on thinking (see ``leaks``). The other columns are attributes of ``Rollout``.
         conditions: Condition name -> dict that describes the condition, with these keys:
 
             - ``model``, ``fingerprint``: name of the model, and hash of its weights and config.
@@ -494,7 +496,7 @@ class Report:
             - ``interventions``: texts from ``identity.describe_interventions``.
             - ``note``: one line that describes the condition.
             - ``made_from``: text that names the problems used to edit, steer or train.
-            - ``overlap``: number of the problems of this report that were also used to edit, steer or train.
+            - ``overlap``: number of problems that occur both in this report and among those used to edit, steer or train.
         base: Name of the condition that the others are compared with.
         provenance: Provenance of the base model. Its notes hold the sampling settings, and the number, task and split of the problems.
     """

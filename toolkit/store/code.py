@@ -29,7 +29,7 @@ A result depends only on the members that it uses. So ``modules_of`` does not fo
 CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
 """Modules that define classes and a list of their instances, such as GRPO recipes. Only the classes are hashed.
 
-The fields of the one instance that a result uses are in the result's cache key already; the other instances do not matter.
+A result uses one instance, whose fields are part of the result's cache key already. The other instances do not matter.
 """
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
@@ -37,7 +37,7 @@ NO_NUMBERS = (
     "toolkit.grpo.tracking",
     "toolkit.store.code",
 )  # fmt: skip
-"""Modules and packages that cannot change a number in a result: they display or send results, compute cache keys or start processes."""
+"""Modules and packages that cannot change a number in a result. They display or send results, compute cache keys or start processes."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """Names in the module's code -> attributes that the code reads from them. So ``store.key`` gives ``{"store": {"key"}}``."""
+        """Name in the module's code -> the attributes that the code reads from it. Example: ``store.key`` gives ``{"store": {"key"}}``."""
         attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -205,8 +205,8 @@ def _is_package(name: str) -> bool:
 def _defining(source: str, attribute: str) -> str:
     """Return the module on which ``from source import attribute`` depends.
 
-    It is the attribute itself if that is a module. Otherwise it is the module that defines the attribute, also if ``source`` only
-    re-exports it.
+    If the attribute is a module, that module is returned. Otherwise it is the module that defines the attribute. This may be another module
+    than ``source``, which may only re-export it.
     """
     modules = sources()
     if attribute and f"{source}.{attribute}" in modules:

@@ -80,7 +80,8 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
         needed: Number of bytes that will be written, for the message of DiskFullError; ``None`` if unknown.
 
     Raises:
-        DiskFullError: there is not enough disk space. The message says how much is free, and ``needed`` (if unknown: how much was written).
+        DiskFullError: there is not enough disk space. The message says how many bytes are free, and how many are needed (or, if ``needed``
+            is ``None``, how many were written).
         OSError: the directory cannot be created or written.
     """
     target = Path(path)
@@ -112,9 +113,9 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Check that a new directory can be created at a path, and return the path. An empty directory may be there already, nothing else.
+    """Check that a new directory can be created at a path, and return the path. There must be nothing or an empty directory at the path.
 
-    The directory itself is not created. Its parent is, if it is missing.
+    The directory itself is not created. Its parent directory is created if it is missing.
 
     Raises:
         FileExistsError: the directory is not empty, or the path is a file.
@@ -308,7 +309,7 @@ def safe_name(text: str) -> str:
 
 
 def key(value: Any) -> str:
-    """Return a hash of a value as 12 hexadecimal digits, for cache keys. The hash is that of the value as JSON with sorted keys."""
+    """Return a hash of a value as 12 hexadecimal digits, for cache keys. The value is written as JSON with sorted keys, which is hashed."""
     text = json.dumps(value, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -317,8 +318,8 @@ def key(value: Any) -> str:
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
     """Context manager that holds a lock while its body runs. It yields True if this process holds the lock, False if another one does.
 
-    The lock only keeps out processes that call this function too. It is a lock on the file ``PATH.lock``. It is released when the body
-    ends, or when the process ends for any reason.
+    The lock does not protect ``path`` from processes that do not call this function. It is a lock on the file ``PATH.lock``. It is released
+    when the body ends, or when the process ends for any reason.
 
     Args:
         path: Name of the lock, usually the file or directory to protect. It need not exist.
@@ -338,7 +339,7 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value that ``json`` can write, in place of one that it cannot: a dict for a dataclass, a list for a tensor, text for a Path.
+    """Convert a value that ``json`` cannot write: a dataclass to a dict, a tensor to a list, a Path to text. Return the result.
 
     Use it as ``json.dumps(value, default=jsonable)``.
 

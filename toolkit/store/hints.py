@@ -125,7 +125,7 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
 def _inside(at: str, name: str) -> str:
     """Return the place of a field, such as ``meta.task`` for the field ``task`` of the object at ``meta``.
 
-    For fields of the outermost object, whose place is a phrase such as "the file", this is only the field's name.
+    The place of a field of the outermost object is only the field's name, because the place of that object is a phrase ("the file").
     """
     return name if at.startswith(("the ", "its ")) else f"{at}.{name}"
 

@@ -45,11 +45,12 @@ They may be missing, and may differ when sampling is resumed.
 ``seed`` is the seed of the problems, not of sampling. ``rollouts`` is the number of rollouts when sampling is complete.
 """
 ENGINE: dict[str, Any] = {"engine": str, "shape": str}
-"""Field -> type, for the header fields that say by what the rollouts were sampled.
+"""Field -> type, for the header fields that name the program that sampled the rollouts.
 
 As with ``IDENTITY``, sampling is resumed only if they equal those of the new call.
 
-``engine``: kind of server; missing if the toolkit's own loop sampled. ``shape``: the fixed shape of that loop's steps; missing without one.
+``engine``: kind of server; missing if the rollouts were sampled by the toolkit's own loop. ``shape``: number of rows and largest number of
+tokens per row, if that loop ran with a fixed shape, such as ``"64 x 2048"``; otherwise missing.
 """
 HEADER = "header.json"
 ROUNDING = 1e-3  # tolerance for the sign of log-probabilities (at most 0) and entropies (at least 0)
@@ -140,7 +141,7 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
 
 
 def _difference(value: Any, other: Any) -> Any:
-    """Return the part of ``value`` to show in an error message: of two dicts only the fields that differ, else the whole value."""
+    """Return the part of ``value`` to show in an error message. If both are dicts, it is the fields that differ; else the whole value."""
     both = isinstance(value, dict) and isinstance(other, dict)
     return {k: v for k, v in value.items() if other.get(k) != v} if both else value
 
@@ -213,7 +214,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
 
     Raises:
         FileNotFoundError: there are no rollouts at this path.
-        DamagedFileError: a part is not a parquet file of rollouts, a row is not a valid rollout, or two rows have the same problem and
+        DamagedFileError: a part is not a parquet file of rollouts, a row is not a valid rollout, or two rows have the same problem id and
             sample index. The message names the file, the row, the value and what was expected.
     """
     source = Path(path)

@@ -46,7 +46,7 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file is not valid JSON lines, CSV or parquet, as its suffix says; or a required column does not exist, is
+        DamagedFileError: the content is not valid in the format that the suffix names; or a required column does not exist, is
             not unique, or holds a value that is missing, infinite or of another type.
         ValueError: the suffix is not one of the three.
     """
@@ -177,7 +177,7 @@ def load_problems(path: str | Path) -> list[Problem]:
 def _row(line: str) -> Any:
     """Return the JSON value of a line, with a float in the field ``answer`` or ``id`` replaced by text without an exponent.
 
-    Python would write 0.00001 as 1e-05, and a grader could read only the 5.
+    Without this, Python would write 0.00001 as 1e-05, and a grader might read that as the number 5.
     """
     row = parsed(line)
     numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]

@@ -114,7 +114,8 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Return a value in JSON form, in which every tensor is replaced by ``{"tensor": name}``.
 
     Args:
-        path: Place of the value in the outermost value, such as ``"direction.vector"``; a tensor's name is its place. "" at the top.
+        path: Place of the value in the outermost value, such as ``"direction.vector"``; ``""`` for the outermost value. A tensor's place
+            is its name.
         tensors: Dict to which every tensor is added, under its name.
     """
     if isinstance(value, torch.Tensor):
@@ -186,7 +187,7 @@ def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 
 def _plain(body: Any) -> Any:
-    """Return provenance notes (plain JSON values, no tensors) from the form that ``_encode`` gave them."""
+    """Undo ``_encode`` for provenance notes, which are plain JSON values without tensors, and return the notes."""
     if isinstance(body, list):
         return [_plain(item) for item in body]
     if isinstance(body, Mapping):
