@@ -11,8 +11,8 @@ Samples of one problem share one prefill. There are two ways to decode:
 **Reproducibility.** Each response has its own random numbers, which do not depend on the other responses (see ``sampling``). So responses
 that are decoded together can change each other only by rounding: kernels for matrix products and attention sum in an order that depends on
 the shape of the batch. On a CPU in fp32, sampled tokens were equal in every test, and log-probabilities agreed to about 1e-5. On a GPU,
-above all in bf16, rounding is coarser. After some hundreds of tokens, a response may get a different token and differ from there on. How often
-this happens is not measured yet.
+above all in bf16, rounding is coarser. After some hundreds of tokens, a response may get a different token and differ from there on. How
+often this happens is not measured yet.
 
 ``OwnLoop(fixed=(rows, width))`` avoids this. It decodes in slots, and every step has this shape, whatever the number and length of the
 responses. Each prompt is run alone. A response then depends on others only if a kernel's result for one row depends on the numbers in other

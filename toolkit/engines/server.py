@@ -138,7 +138,7 @@ class Server:
         return chosen
 
     def _recognised(self, lm: LM, probes: Sequence[Probe]) -> Probe:
-        """Return the probe that agrees with ``lm`` (``_agrees``). Raise CannotSampleError if none does, or several do about equally well."""
+        """Return the probe that agrees with ``lm`` (``_agrees``). Raise CannotSampleError if none does, or several do equally well."""
         found = [p for p in probes if self._agrees(p, lm, named=False)]
         if not found:
             raise self._refusal(lm, probes)
