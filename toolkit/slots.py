@@ -3,8 +3,8 @@
 So a decoding step can be recorded and repeated (see ``recording``), and new responses can begin while others are decoded.
 
 A *row* is one response with its prompt. A *slot* is the place of one row in the batch and in the KV cache. The cache of a slot has
-``width`` *columns*, one per token. A row begins at column 0, without padding on the left, so rows may have different lengths. The columns beyond a
-row's last token are masked.
+``width`` *columns*, one per token. A row begins at column 0, without padding on the left, so rows may have different lengths. The columns
+beyond a row's last token are masked.
 
 One step (``Slots.step``) appends a token to every row. It changes these tensors in place: tokens, positions, KV cache, and the phase
 (prompt, think, answer) of each row. Interventions can act inside a step if their attribute ``recordable`` is True.

@@ -17,7 +17,7 @@ _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 @dataclass(frozen=True)
 class Upload:
-    """What will be uploaded.
+    """A planned upload, from ``plan_upload``.
 
     Attributes:
         folder: The folder.
@@ -33,11 +33,12 @@ class Upload:
 
 
 def plan_upload(folder: str | Path, repo: str) -> Upload:
-    """Return what ``push`` would upload, after checking the folder. Nothing leaves the machine.
+    """Check a folder, and return the upload that ``push`` takes. Nothing is sent.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no card.
-        ValueError: the name of the repository is malformed, the card has no front matter, or the folder holds a link or a hidden file.
+        ValueError: the name of the repository is malformed, the card has no front matter (YAML header) with ``base_model``, or the
+            folder holds a link or a hidden file.
         store.StoreError: the card cannot be read.
     """
     path = Path(folder)
@@ -66,7 +67,7 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
 
 
 def push(upload: Upload, *, public: bool = False, api: Any = None) -> str:
-    """Upload a folder to the Hub and return the address of the commit. The repository is created, private unless ``public``.
+    """Upload a folder to the Hub and return the URL of the commit. A repository that does not exist is created, private by default.
 
     Args:
         upload: Result of ``plan_upload``.
@@ -74,8 +75,8 @@ def push(upload: Upload, *, public: bool = False, api: Any = None) -> str:
         api: Object with the methods of ``huggingface_hub.HfApi``; ``None`` makes one, which uses the token of ``hf auth login``.
 
     Raises:
-        ValueError: the repository exists and is public, without ``public``.
-        OSError: the Hub cannot be reached, or refuses.
+        ValueError: the repository exists and is public, but ``public`` is False.
+        OSError: the Hub cannot be reached, refuses the upload, or no token was found.
     """
     import huggingface_hub
     from huggingface_hub.errors import LocalTokenNotFoundError
@@ -102,5 +103,5 @@ def push(upload: Upload, *, public: bool = False, api: Any = None) -> str:
 
 
 def _escaped(names: Sequence[str]) -> list[str]:
-    """Return file names as patterns that match only themselves."""
+    """Return file names as glob patterns, each of which matches only its file name."""
     return [re.sub(r"([*?\[])", r"[\1]", name) for name in names]

@@ -17,7 +17,7 @@ The example trains ``tiny-reasoner``, a small model in this package. ``scaled`` 
     done.lm, done.log  # a new model and the table of its training log; ``model`` is unchanged
 
 Two commands for one GPU follow. The first trains every weight, with the numbers of the recipe's paper. The second trains a LoRA adapter,
-with fewer problems per batch than in the paper. ``--reward`` is the name of a recipe, or of a reward without a recipe of its own.
+with fewer problems per batch than in the paper. ``--reward`` is the name of a recipe, or of a reward for which there is no recipe.
 ``--set NAME=VALUE`` changes a number of the recipe, an option of its reward (``reward.NAME``), or a field of TRL's ``GRPOConfig``.
 ``--set problems=32`` sets the number of problems per batch. ``--problems`` sets the number of different training problems::
 
@@ -35,7 +35,7 @@ accepts vLLM 0.22 to 0.31::
 To use several GPUs, start the command with accelerate, with or without DeepSpeed. A step uses the same batch as on one GPU, split over the
 processes: the recipe's number of responses must be divisible by the number of processes. Each process holds all weights. ZeRO stage 1 and 2
 split the optimizer's state, and stage 2 the gradients too. FSDP and ZeRO stage 3, which split the weights, are refused: the main process
-evaluates and saves the model alone. With vLLM in ``colocate`` mode, every process has a vLLM of its own on its GPU::
+evaluates and saves the model, so it needs all weights. With vLLM in ``colocate`` mode, every process has a vLLM of its own on its GPU::
 
     accelerate launch --multi_gpu --num_processes 8 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 --mixed_precision bf16 $(which toolkit) grpo ... --dtype bfloat16
@@ -53,7 +53,7 @@ After a kill at any moment, the same command with ``--resume`` continues from th
 The tests compare a run on two processes (gloo, CPU) with a run on one. vLLM, DeepSpeed and GPUs are not tested; those commands rely on
 TRL and accelerate.
 
-Reading the log: the column ``loss`` says little. At the first optimizer step with a batch, it is just minus the mean advantage of the
+Reading the log: the column ``loss`` says little. At the first optimizer step with a batch, it equals the negative mean advantage of the
 batch's tokens. Look instead at ``grad_norm``, ``held_out/...`` and ``zero_std``. ``zero_std`` is the share of rollouts in groups whose
 rewards are all equal; a group is the set of rollouts of one problem. Such groups add nothing to the gradient.
 """

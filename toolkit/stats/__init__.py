@@ -1,8 +1,8 @@
 """Statistics of rollouts: paired bootstrap, effects with p-values, correlations, scores of predictions, scores of length control.
 
 Arrays of outcomes are ``[problems, samples]``. Confidence intervals come from a bootstrap that resamples *problems*; all samples of a
-problem stay together. The mean of the smallest values does not depend on the order of the problems, even if values tie:
-``mean_of_smallest`` averages over all orders of tied values.
+problem stay together. ``mean_of_smallest`` averages the values that have the smallest sort keys. If keys tie, it also
+averages over all orders of the tied values, so the result does not depend on the order of the problems.
 """
 
 from toolkit.stats.correlations import correlation
