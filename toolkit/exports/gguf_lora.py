@@ -4,7 +4,7 @@ Metadata: ``general.type`` "adapter", ``general.architecture`` that of the base 
 Tensors: ``NAME.lora_a`` ``[r, inputs]`` and ``NAME.lora_b`` ``[outputs, r]`` (shapes in torch's order). NAME is the base model's tensor.
 llama.cpp adds ``alpha / r * b a`` to this tensor; it reads the rank r from the shape of b. Here r = 1 and alpha = 1: all heads of a layer
 are edited along one direction, so the change of the layer's output projection has rank 1 for any number of heads. Output projections have
-the same layout in llama.cpp as in transformers. (Only the rows of Q and K are permuted there.)
+the same layout in llama.cpp as in transformers. (llama.cpp permutes only the rows of Q and K.)
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def linear(theta: Float[Tensor, " pairs"], scale: float) -> Float[Tensor, " pair
 def power(theta: Float[Tensor, " pairs"], k: float) -> Float[Tensor, " pairs"]:
     """Return the frequencies ``theta``, with entry i of n multiplied by ``(1 - i / n)^k``. ``k=0`` changes nothing.
 
-    Low frequencies, which have a large i, shrink more than high ones.
+    Low frequencies (large i) shrink more than high ones.
 
     >>> power(torch.ones(2), 1.0).tolist()
     [1.0, 0.5]
