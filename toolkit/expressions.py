@@ -1,15 +1,15 @@
 """Compare mathematical expressions with the package math-verify, in a helper process that has limits on time and memory.
 
-A model can write an expression that takes hours to evaluate, such as ``9^{9^{9^{9}}}``. math-verify can stop after some seconds, but only
-by a signal, which Python allows in the main thread alone, and which cannot interrupt one long operation on large numbers. So expressions
-are handled by a helper process, which the system ends at a limit. This works in every thread.
+A model can write an expression that takes hours to evaluate, such as ``9^{9^{9^{9}}}``. math-verify has a time limit of its own, but it
+relies on a signal. Python handles signals only in the main thread, and a signal cannot interrupt one long operation on large numbers. So
+expressions are evaluated in a helper process, which the operating system ends when it exceeds a limit. This works from every thread.
 
-* The limit is on CPU time, so that a verdict does not depend on what else runs on the machine. Windows has no such limit; there, and as a
-  second guard everywhere, the helper is killed after ``WAIT`` seconds of real time.
-* An expression that reaches a limit counts as unequal (or unparsable). A warning is logged, with the number of such expressions so far
+* The time limit counts CPU time, so a result does not depend on the load of the machine. In addition, the helper is killed after ``WAIT``
+  seconds of real time. On Windows, which has no limit on CPU time, this is the only limit.
+* If an expression exceeds a limit, it counts as unequal (or unparsable). A warning is logged, with the number of such cases so far
   (``stopped``).
-* Each thread that is comparing has one helper; idle helpers are used again. A helper ends when its standard input is closed, which happens
-  at the latest when this process ends, however it ends.
+* A comparison uses an idle helper or starts a new one. So there are at most as many helpers as threads that compare at the same time.
+* A helper ends when its standard input is closed, at the latest when this process ends.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ def equal(gold: str, answer: str) -> bool:
     r"""Return True if math-verify finds the expression in ``answer`` equal to the gold answer.
 
     Of several expressions in an answer, math-verify chooses one: the last in ``\boxed{}``, else the one after words such as "the answer
-    is", else the last one. Four rules are ours:
+    is", else the last one. The toolkit adds four rules:
 
-    - An answer whose last box is never closed is wrong: it was cut off, and the number in the box may be incomplete.
-    - If the gold answer is a number, a sum or a product of whole numbers is wrong: ``8 + 4`` repeats a problem without solving it.
+    - An answer whose last ``\boxed{}`` is never closed is wrong: it was cut off, and the number in the box may be incomplete.
+    - If the gold answer is a number, an answer that is a sum, or a product of whole numbers, is wrong: ``8 + 4`` repeats a problem without
+      solving it.
     - The minus sign of Unicode is read as ``-``.
-    - If math-verify finds only words, and the box (or the answer without a box) holds one number, that number is compared. So
-      ``\boxed{\text{5 apples}}`` is 5.
+    - If the gold answer is a number and math-verify finds only words, the number in the last box (without a box: in the whole answer) is
+      compared, if there is exactly one. So ``\boxed{\text{5 apples}}`` is 5.
 
     Args:
         gold: Gold answer as LaTeX without ``$``, such as ``\frac{1}{2}``.
@@ -60,7 +61,7 @@ def equal(gold: str, answer: str) -> bool:
 
     Raises:
         ImportError: math-verify is not installed.
-        HelperError: the helper process could not start.
+        HelperError: the helper process could not start, or math-verify reads expressions wrongly in this environment.
 
     >>> equal(r"\frac{1}{2}", "The answer is 0.5.")
     True
@@ -95,7 +96,7 @@ def last_boxed(answer: str) -> str | None:
 
 
 def stopped() -> int:
-    """Return the number of requests of this process that reached a limit, and so counted as unequal or unparsable."""
+    """Return how many calls of ``equal`` and ``parses`` in this process exceeded a limit, and so returned False."""
     return _stopped
 
 
@@ -126,7 +127,7 @@ def _ask(*request: str) -> bool:
 
 
 def _free_helper() -> _Helper:
-    """Return an idle helper, or a new one. Another program may have ended an idle helper, such as the system when memory is short."""
+    """Return an idle helper that still runs, or a new one. (The system may have killed an idle helper when memory was short.)"""
     while True:
         try:
             helper = _idle.pop()
@@ -141,7 +142,7 @@ class _Helper:
     """A helper process that answers one request at a time.
 
     Raises:
-        HelperError: the process ended, or gave no sign for ``WAIT`` seconds, before it was ready; or math-verify misreads a percentage.
+        HelperError: the process ended before it was ready, or was not ready after ``WAIT`` seconds; or math-verify misreads percentages.
     """
 
     def __init__(self) -> None:
@@ -202,7 +203,7 @@ def _stop_idle() -> None:
 
 
 def _forget_idle() -> None:
-    """Leave the helpers of the parent process to it, in a process that was forked from it."""
+    """Remove the parent's idle helpers from the list of a forked process, because only the parent may use them."""
     for helper in _idle:
         helper.process.returncode = 0  # the process is no child of this one, so there is nothing to wait for
     _idle.clear()
@@ -214,7 +215,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _serve(seconds: int, memory: int) -> None:
-    """Answer requests from standard input, one JSON list per line, until it is closed. This is what a helper process runs."""
+    """Run as a helper process: answer requests from standard input, one JSON list per line, until standard input is closed.
+
+    Args:
+        seconds: Limit on CPU time per request.
+        memory: Limit on the address space, in bytes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; this one ends with it
     logging.disable()
     replies = os.fdopen(os.dup(1), "wb")
@@ -252,7 +258,7 @@ def _equal(gold: str, answer: str) -> bool:
 
 
 def _is_unsolved(value: Any) -> bool:
-    """Return True for a sum, or a product of whole numbers, such as ``8 + 4`` or ``2 * 3``. Fractions and ``3.2 * 10**5`` are none."""
+    """Return True for a sum, and for a product of whole numbers: ``8 + 4``, ``2 * 3``. Return False for fractions and ``3.2 * 10**5``."""
     from sympy import Add, Expr
 
     if not isinstance(value, Expr):
@@ -262,7 +268,10 @@ def _is_unsolved(value: Any) -> bool:
 
 
 def _only_number(values: list[Any], answer: str) -> float | None:
-    """Return the number in an answer in which math-verify found only words, or ``None`` if there is not exactly one."""
+    """Return the only number in the last box of an answer, or in the whole answer without a box.
+
+    Return ``None`` if there are several numbers or none, or if ``values``, from ``_parsed(answer)``, holds more than words.
+    """
     from sympy import Symbol
 
     box = last_boxed(answer)
@@ -281,13 +290,13 @@ def _parsed(text: str, **options: Any) -> list[Any]:
 
 
 def _limit_time(seconds: int) -> None:
-    """Make the system end this process after ``seconds`` more of CPU time, up to a second later. Without effect on Windows."""
+    """Let the system end this process after it has used ``seconds`` to ``seconds + 1`` more CPU time. No effect on Windows."""
     used = sum(os.times()[:2])
     _limit("RLIMIT_CPU", int(used) + 1 + seconds)
 
 
 def _limit(name: str, value: int) -> None:
-    """Set a limit of this process, at most the hard limit. Without effect where the system has no such limit (Windows, memory on macOS)."""
+    """Set a resource limit of this process, capped at its hard limit. No effect if the system lacks it (Windows; memory on macOS)."""
     try:
         import resource
     except ImportError:

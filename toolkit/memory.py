@@ -1,4 +1,4 @@
-"""Run batches that may not fit into memory: in halves, if it runs out, with the size that fits remembered."""
+"""Run batches that may not fit into memory. If memory runs out, a batch is halved, and later batches are cut to a size that fits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 
 class FittingSize:
-    """Runs batches, in halves if memory runs out, and remembers the size that fits for the batches that follow.
+    """Runs batches, halves them if memory runs out, and remembers the size that fits for later batches.
 
     Args:
-        size: Function from a batch to a number that grows with the memory that the batch takes, such as its padded tokens. The default is
-            the number of rows.
+        size: Function that returns the size of a batch: a number that grows with the memory that it takes, such as its number of padded
+            tokens. The default is the number of rows.
     """
 
     def __init__(self, size: Callable[[Sequence[Any]], int] = len) -> None:
@@ -24,10 +24,11 @@ class FittingSize:
     def run(self, rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
         """Call ``run(rows)``. If memory runs out, call it on each half of the rows instead, and so on down to single rows.
 
-        Later calls cut their rows to the size that remained, so a batch that is too large fails once and not again for every batch.
+        Later calls split rows that are larger than the largest of these halves before they run, so the failure is not repeated for every
+        batch.
 
-        After a call that ran out of memory, ``run`` is called again with the same rows. So it must store its results only at its end, when
-        it can no longer run out of memory.
+        The function ``run`` is called again with rows for which it ran out of memory. So it must store its results only at its end, when it
+        can no longer run out of memory.
         """
         if len(rows) > 1 and self.most is not None and self.size(rows) > self.most:
             self._halves(rows, run)
@@ -53,14 +54,14 @@ def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def release() -> None:
-    """Give back the memory of tensors that are no longer used, also of those that refer to each other."""
+    """Free the memory of unused tensors, including those in reference cycles, and empty PyTorch's cache on a GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return True if an error says that memory ran out, on a GPU or on the CPU, whose allocator raises a plain RuntimeError."""
+    """Return True if an error says that memory ran out, on a GPU or the CPU. (PyTorch's CPU allocator raises a plain RuntimeError.)"""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # plain RuntimeErrors

@@ -1,8 +1,9 @@
-"""Record a function of tensors once and repeat it: on a GPU as a CUDA graph, which launches all of its operations at once.
+"""Record the operations of a function on tensors once, then repeat the recording instead of calling the function.
 
-A decoding step of a large model is about 2,000 small operations, and the CPU needs longer to launch them than the GPU to compute them.
+On a GPU, a recording is a CUDA graph, which launches all operations at once. This saves time, because a decoding step of a large model is
+about 2,000 small operations: the CPU takes longer to launch them than the GPU to compute them.
 
-Not tested on a GPU: the tests replace the CUDA graph by a recorder that repeats the operations on the CPU.
+Not tested on a GPU. The tests use a recorder on the CPU in place of the CUDA graph.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ TOLERANCE = {
 }  # of the recorded result, relative to its largest number
 
 Run = Callable[[], Tensor]
-"""A function that reads and writes only tensors that keep their place in memory. What it returns may be overwritten by its next call."""
+"""A function whose inputs and outputs are tensors with fixed addresses in memory. Its next call may overwrite the returned tensor."""
 
 Recorder = Callable[[Run], tuple[Callable[[], None], Tensor]]
 """``record(run) -> (repeat, result)``: records the operations of ``run()`` without running them.
 
-``repeat()`` runs them again on the same tensors, with the values that these have by then, and leaves the result in ``result``."""
+``repeat()`` runs the recorded operations on the same tensors, with their current values, and writes the result into ``result``."""
 
 
 class RecordingError(RuntimeError):
-    """A recorded function did not give the result of the function itself."""
+    """Raised if a recording of a function gives another result than a call of the function."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """Return the recorder for a device, or ``None`` if there is none."""
+    """Return the recorder for a device: ``cuda_graph`` on a CUDA device, ``None`` on others."""
     return cuda_graph if device.type == "cuda" else None
 
 
 def cuda_graph(run: Run) -> tuple[Callable[[], None], Tensor]:
-    """Record a function as a CUDA graph. Untested on a GPU."""
+    """Record a function as a CUDA graph, and return ``(repeat, result)`` as a ``Recorder`` does. Untested on a GPU."""
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
@@ -55,15 +56,16 @@ def cuda_graph(run: Run) -> tuple[Callable[[], None], Tensor]:
 
 
 class Repeated:
-    """Runs a function again and again: at first as it is, then from a recording.
+    """Runs a function many times: in the first calls the function itself, later its recording.
 
-    A recording is used only if it gives the result of the function itself, within ``TOLERANCE``. If it does not, or if the function cannot
-    be recorded, a warning is logged and the function runs as it is.
+    Before a recording is used, its result is compared with that of the function. If they differ by more than ``TOLERANCE``, or if the
+    function cannot be recorded, a warning is logged and every call runs the function itself.
 
     Args:
         run: The function, see ``Run``.
-        state: All tensors that ``run`` changes and whose old values its result depends on. They are restored after trial runs.
-        record: The recorder, or ``None`` to run the function as it is at every call.
+        state: All tensors that ``run`` both reads and changes. Recording runs the function several times; these tensors are restored after
+            each of these runs.
+        record: The recorder, from ``recorder_for``; ``None`` runs the function itself at every call.
         after: Number of calls before the recording.
     """
 
@@ -73,7 +75,7 @@ class Repeated:
         self.calls = 0
 
     def __call__(self) -> Tensor:
-        """Run the function, or repeat its recording, and return the result. The next call may overwrite it."""
+        """Run the function or its recording, and return the result. The next call may overwrite the returned tensor."""
         if self.recorded is not None:
             repeat, result = self.recorded
             repeat()

@@ -1,14 +1,19 @@
-"""Batched decoding in tensors of fixed size, so that a step can be recorded and repeated, and rows can join while others are decoded.
+"""Batched decoding in tensors of fixed size.
 
-A *slot* is the place of one row (response). A row's tokens stand in columns 0, 1, 2, ... of its slot, without padding on the left. So rows
-of one batch may have any lengths, and the columns beyond a row's last token are masked. One step (``Slots.step``) is a function of tensors
-that are changed in place: tokens, positions, KV cache, phases. Interventions with ``recordable = True`` act inside it.
+So a decoding step can be recorded and repeated (see ``recording``), and new responses can begin while others are decoded.
 
-``decode.Batch`` does the same for rows that begin together, with a cache that grows. It serves every model and every intervention; slots
-serve those for which ``obstacle`` returns ``None``. The logits are the same, up to rounding.
+A *row* is one response with its prompt. A *slot* is the place of one row in the batch and in the KV cache. The cache of a slot has
+``width`` *columns*, one per token. A row begins at column 0, without padding on the left, so rows may have different lengths. The columns
+beyond a row's last token are masked.
 
-Cost: attention reads ``width`` columns of every slot, however short the row in it is. ``width`` is a multiple of ``WIDTH_STEP`` that follows
-the longest row.
+One step (``Slots.step``) appends a token to every row. It changes these tensors in place: tokens, positions, KV cache, and the phase
+(prompt, think, answer) of each row. Interventions can act inside a step if their attribute ``recordable`` is True.
+
+``decode.Batch`` decodes rows that begin together, with a cache that grows. It works for every model and every intervention. Slots work for
+the conditions for which ``obstacle`` returns ``None``. The logits of both are equal up to rounding.
+
+Cost: attention reads all ``width`` columns of every slot, even if its row is short. ``width`` is the number of tokens of the longest row,
+rounded up to a multiple of ``WIDTH_STEP`` (unless the shape is fixed).
 
 Not tested on a GPU.
 """
@@ -35,7 +40,10 @@ CHANGING_FREQUENCIES = ("dynamic", "longrope")  # rotary embeddings whose freque
 
 
 def obstacle(condition: Condition) -> str | None:
-    """Return why the rows of a condition cannot be decoded in slots, or ``None`` if they can. Call it outside ``condition.active()``."""
+    """Return the reason why a condition cannot be decoded in slots, as text, or ``None`` if it can.
+
+    Call it outside ``with condition.active()``: inside, the hooks of the condition's own interventions would count as a reason.
+    """
     lm = condition.lm
     if unknown := [i for i in condition.during if not getattr(i, "recordable", False)]:
         return f"an intervention may act otherwise at every step: {str(unknown[0])[:80]}"
@@ -59,7 +67,7 @@ def obstacle(condition: Condition) -> str | None:
 
 
 def _foreign_hooks(module: nn.Module) -> bool:
-    """Return True if a module has hooks, except those that transformers leaves on it after hidden states were asked for: they do nothing."""
+    """Return True if a module has hooks that are not from transformers. Hooks from transformers do nothing during decoding."""
     registered = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in registered)
 
@@ -70,9 +78,9 @@ class Slots:
     Args:
         lm: The model.
         rows: Number of slots.
-        width: Number of tokens of a row, prompt included, for which there is space at the start.
-        grows: True if more space is made when a row needs it. False keeps the shape ``[rows, width]`` throughout.
-        record: Recorder for steps (see ``recording``), or ``None`` to run every step as it is.
+        width: Number of columns at the start: the largest number of tokens of a row, prompt included, that fits.
+        grows: True to add columns when a row needs them. False keeps the shape ``[rows, width]`` throughout.
+        record: Recorder for steps, from ``recording.recorder_for``; ``None`` runs every step without a recording.
 
     Attributes:
         lengths: Number of tokens in each slot, prompt included; 0 in an empty slot.
@@ -96,13 +104,18 @@ class Slots:
 
     @property
     def spacious(self) -> bool:
-        """True if the rows need at most half of the columns."""
+        """True if at most half of the columns are needed by the longest row and its next token."""
         return 2 * _rounded(max(self.lengths) + 1) <= self.width
 
     def join(self, slots: Sequence[int], prompts: Sequence[list[int]]) -> Float[Tensor, "new vocab"]:
-        """Run prompts and put each of them into an empty slot. Return the logits that predict the first token after each prompt.
+        """Prefill prompts, and put each of them into an empty slot. Return the logits that predict the first token after each prompt.
 
-        Equal prompts are run once. Interventions see a prefill of these prompts only, as they would in a batch of their own.
+        The prompts are prefilled in a batch without the rows of other slots. Interventions act in this prefill. Equal prompts are computed
+        once.
+
+        Args:
+            slots: Index of an empty slot for each prompt.
+            prompts: Token ids of each prompt.
         """
         cache, logits, mask = prefill(self.lm, prompts)
         history = phases.history_of(cache)
@@ -125,9 +138,9 @@ class Slots:
         return logits
 
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """Append one token to the row in each slot, and return the logits that predict the token after it. The next step overwrites them.
+        """Append one token to the row in each slot, and return the logits that predict the token after it.
 
-        In empty slots, the token and the logits have no meaning.
+        The next step may overwrite the returned tensor. Token and logits of an empty slot have no meaning.
         """
         self._make_space(max(self.lengths) + 1)
         self.lengths = [length + (length > 0) for length in self.lengths]
@@ -137,7 +150,7 @@ class Slots:
         return logits
 
     def leave(self, slots: Sequence[int]) -> None:
-        """Empty some slots."""
+        """Empty the slots with these indices."""
         for slot in slots:
             self.lengths[slot] = 0
         # An empty slot stays at position 0, where it overwrites its own first column.
@@ -146,7 +159,7 @@ class Slots:
         self.positions.index_fill_(0, index, 0)
 
     def select(self, slots: Sequence[int]) -> None:
-        """Keep only some slots, in the given order; give back columns that no row needs any more."""
+        """Keep only the slots with these indices, in this order. Remove the columns that no row needs any more."""
         self.lengths = [self.lengths[slot] for slot in slots]
         index = upload(torch.tensor(slots), self.held.device)
         self.tokens, self.positions, self.held = self.tokens[index], self.positions[index], self.held[index]
@@ -158,7 +171,7 @@ class Slots:
         self._begin_again()
 
     def forget(self) -> None:
-        """Drop what was recorded. Call it before the interventions of the condition are left: a recording reads their tensors."""
+        """Discard the recording of a step. Call it before ``condition.active()`` ends: the recording reads the interventions' tensors."""
         self._begin_again()
 
     def _make_space(self, needed: int) -> None:
@@ -184,7 +197,7 @@ class Slots:
         self.repeated = Repeated(self._run, state, self.record)
 
     def _run(self) -> Tensor:
-        """Run one step as a function of tensors: it changes them in place, and no decision of Python depends on their values."""
+        """Run one step, and return the logits. Tensors change in place. No Python branch depends on their values, so it can be recorded."""
         mask = (self.columns <= self.positions)[:, None, None]  # [rows, 1, 1, width], the form that SDPA needs
         out = self.lm.model(
             input_ids=self.tokens, attention_mask=mask, position_ids=self.positions, past_key_values=self.cache, use_cache=True
@@ -200,9 +213,10 @@ def _rounded(width: int) -> int:
 
 
 class _Layer(DynamicLayer):
-    """One layer of the KV cache of ``Slots``: keys and values ``[rows, KV heads, width, size]``.
+    """One layer of the KV cache of ``Slots``: keys and values ``[rows, KV heads, width, entries per head]``.
 
-    A new token is written at its row's position. Attention gets all columns, and the mask hides those that are not written yet.
+    Keys and values of a new token are written into the column of its position in the row. Attention reads all columns, and the mask hides
+    those that are not written yet.
     """
 
     def __init__(self, slots: Slots, like: DynamicLayer) -> None:
@@ -224,7 +238,13 @@ class _Layer(DynamicLayer):
         return self.keys, self.values
 
     def begin(self, rows: Int[Tensor, " new"], source: DynamicLayer, columns: Int[Tensor, "new 1 width 1"]) -> None:
-        """Copy the prompts in another cache into some rows. ``columns`` holds the column of the source for each column here."""
+        """Copy prompts from another cache into some rows.
+
+        Args:
+            rows: Row of this cache for each prompt.
+            source: The same layer of the cache in which the prompts were prefilled.
+            columns: For each prompt and each column of this cache, the column of ``source`` that is copied into it.
+        """
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             assert mine is not None and theirs is not None
             mine[rows, :, : columns.shape[2]] = theirs.gather(2, columns.expand_as(theirs))
@@ -238,6 +258,6 @@ class _Layer(DynamicLayer):
         self.keys, self.values = (torch.nn.functional.pad(part, more) for part in (self.keys, self.values))
 
     def select(self, rows: Int[Tensor, " rows"], width: int) -> None:
-        """Keep only some rows, in the given order, and the first ``width`` columns."""
+        """Keep only the rows with these indices, in this order, and of them the first ``width`` columns."""
         assert self.keys is not None and self.values is not None
         self.keys, self.values = (part[:, :, :width].index_select(0, rows) for part in (self.keys, self.values))

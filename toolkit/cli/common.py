@@ -144,7 +144,9 @@ Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="Number o
 Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples per problem.")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")]
 Budget = Annotated[int, typer.Option("--max-new-tokens", help="Token budget of a response.")]
-BatchSize = Annotated[int, typer.Option(help="Rows decoded together; with --engine URL, requests in flight at most. It does not change the samples.")]
+BatchSize = Annotated[
+    int, typer.Option(help="Rows decoded together; with --engine URL, requests in flight at most. It does not change the samples.")
+]
 EngineAddress = Annotated[
     str,
     typer.Option(

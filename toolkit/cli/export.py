@@ -34,17 +34,17 @@ from toolkit.cli.common import (
 from toolkit.cli.steer import During, Layers, parse_layers
 
 OPTIONS = ("strength", "layers", "during", "drop_layer_0", "doses", "base", "think", "max_new_tokens")
-"""Parameters of ``export`` that are fields of ``exports.base.Settings``. A format reads some of them (``Format.options``)."""
+"""Parameters of ``export`` that are fields of ``exports.base.Settings``. ``Format.options`` lists those that a format reads."""
 SOURCES = {
     "direction": ("vector", "model", "template", "dtype", "device", "think"),
     "plan": ("plan", "model", "template", "dtype", "device", "think"),
     "problems": ("task", "split", "problems", "seed"),
 }
-"""What a format takes -> parameters of ``export`` that say where it comes from."""
+"""Kind of content of a format (``Format.takes``) -> parameters of ``export`` from which this content is loaded."""
 
 
 def list_formats(wanted: bool) -> bool:
-    """Print all formats and exit, if ``wanted``; else return False."""
+    """Callback of ``--list``. If the option is given (``wanted``), print all formats and exit. Otherwise return False."""
     if wanted:
         for takes in SOURCES:
             out.print(f"[bold]From {'a ' if takes != 'problems' else ''}{takes}[/bold]")
@@ -151,7 +151,7 @@ def export(
 
 
 def _value(row: exports.Format, vector: Path | None, plan: Path | None, problems: tuple[str, str, int, int]) -> Any:
-    """Return what a format takes, from the options of ``export``: a ``Direction``, a ``Plan`` or a list of ``Problem``.
+    """Load the content to export, according to ``Format.takes``: a ``Direction``, a ``Plan`` or a list of ``Problem``.
 
     Args:
         row: The format.

@@ -1,7 +1,9 @@
 """Engines that sample responses: the toolkit's own loop (``OWN_LOOP``), or a server (``connect``).
 
-``generate.rollouts(..., engine=...)`` takes any of them. Spans, grade and length of a response are set by ``generate``, whatever the engine.
-Adding a kind of server means adding one file (a ``Wire``) and one row in ``connecting.WIRES``.
+Pass an engine to ``generate.rollouts(..., engine=...)``. With every engine, ``generate`` sets spans, grade and length of a response.
+
+To add a kind of server, add one file with a class like ``wire.Wire``, which writes requests and reads answers, and one row in
+``connecting.WIRES``.
 """
 
 from toolkit.engines.base import CannotSampleError, Engine, EngineError, Request, Response, Session

@@ -16,7 +16,7 @@ class EngineError(ValueError):
 
 
 class CannotSampleError(EngineError):
-    """Raised before any work if an engine cannot sample a condition: another engine may. The message names the remedy."""
+    """Raised before sampling begins if an engine cannot sample a condition. Another engine may be able to. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Request:
     Attributes:
         prompt: Token ids that the response continues.
         problem_id: Id of the problem that the response answers.
-        sample: Index among the samples of the problem. The random numbers depend on it, on ``problem_id`` and on the seed.
+        sample: Index of the response among the samples of its problem. The random numbers that draw the response depend on this index, on
+            ``problem_id`` and on ``Sampling.seed``.
     """
 
     prompt: list[int]
@@ -40,9 +41,10 @@ class Response:
 
     Attributes:
         tokens: Token ids up to and including the first end-of-sequence token, if one was sampled.
-        finish: ``"stop"`` if the response ended by itself, ``"length"`` if it was cut off at the token limit.
+        finish: ``"stop"`` if the response ended with an end-of-sequence token, ``"length"`` if it was cut off at the token limit.
         logprobs: Log-probability of each token at temperature 1, in nats; ``None`` if not recorded.
-        entropies: Entropy of the full softmax at each token, in nats; ``None`` if not recorded.
+        entropies: Entropy at each token, in nats: that of the softmax at the sampling temperature, without top-k and top-p; ``None`` if not
+            recorded.
     """
 
     tokens: list[int]
@@ -57,11 +59,11 @@ class Session(Protocol):
 
     @property
     def serves(self) -> str:
-        """Name of the weights that the engine uses. Two conditions with different weights must not have the same."""
+        """Name of the weights that the engine uses. It differs between conditions whose weights differ."""
         ...
 
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
-        """Yield the responses in batches, as soon as a batch is complete, as pairs of the index of the request and its response.
+        """Yield lists of pairs ``(index in requests, response)``, each list as soon as its responses are complete.
 
         Args:
             requests: The responses to sample.
@@ -76,12 +78,12 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in messages and tables."""
+        """Name of the engine in messages and tables."""
         ...
 
     @property
     def header(self) -> Mapping[str, str]:
-        """Entries for the headers of rollouts and the notes of reports, among those of ``store.rollouts.ENGINE``."""
+        """Facts about the engine for the headers of rollouts and the notes of reports. Keys: any of ``store.rollouts.ENGINE``."""
         ...
 
     @property
@@ -90,18 +92,21 @@ class Engine(Protocol):
         ...
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Check that the engine can sample a condition with these settings, without asking a server.
+        """Check that the engine can sample a condition with these settings. Sends nothing to a server.
 
         Raises:
-            CannotSampleError: it cannot; the message names the part of the condition, or the setting, and the remedy.
+            CannotSampleError: the engine cannot sample it. The message names the obstacle (a part of the condition, or a setting) and says
+                what to do.
         """
         ...
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> Session:
-        """Return a session that samples such requests from the condition, after all checks that need no sampling of the requests.
+        """Check that the engine can sample the requests from the condition, and return a session that does so.
+
+        The session's ``sample`` then does the sampling. A server may sample a few tokens here already, to check which weights it serves.
 
         Raises:
-            CannotSampleError: as in ``check``, or a server does not serve the condition's model.
+            CannotSampleError: as in ``check``; or the server does not serve the condition's model.
             EngineError: the server does not answer.
         """
         ...

@@ -1,4 +1,4 @@
-"""HTTP requests to a sampling server: several in flight, repeated with growing pauses while the server does not answer."""
+"""Send HTTP requests to a sampling server, several at a time. While it does not answer, requests are repeated after growing pauses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = 300  # characters of a server's answer in an error message
 
 
 class RefusedError(EngineError):
-    """Raised if a server answers that it does not have a path, or does not take a request."""
+    """Raised if a server answers that it has no such URL path, or that it rejects a request."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Client:
     Attributes:
         url: Address of the server, such as ``http://localhost:8080``.
         key: API key, sent as a bearer token; ``None`` for a server without one.
-        parallel: Largest number of requests in flight.
-        patience: Seconds for which a request is repeated while the server does not answer. Then ``EngineError`` is raised.
-        timeout: Seconds to wait for one answer. A server answers only when a response is complete.
+        parallel: Largest number of requests that wait for an answer at the same time.
+        patience: Seconds for which a failing request is repeated, while the server is busy or away. Then ``EngineError`` is raised.
+        timeout: Seconds to wait for the answer to a request to sample. It is long, because a server answers only when the response is
+            complete.
     """
 
     url: str
@@ -48,23 +49,23 @@ class Client:
     timeout: float = 1800.0
 
     def get(self, path: str) -> Any:
-        """Return the JSON at a path of the server. Raise EngineError as ``post`` does."""
+        """Send a GET request to a URL path of the server and return the JSON of its answer. Raise EngineError as ``post`` does."""
         return self._json(self._call("GET", path, None), path)
 
     def post(self, path: str, body: Any) -> Any:
-        """Send a JSON value to a path of the server and return the JSON that it answers.
+        """Send a JSON value to a URL path of the server (POST) and return the JSON of its answer.
 
         Raises:
-            EngineError: the server cannot be reached, refuses the request, or answers something else than JSON.
+            EngineError: the server cannot be reached, refuses the request, or answers with something other than JSON.
         """
         return self._json(self._call("POST", path, body), path)
 
     def tell(self, path: str, body: Any) -> None:
-        """Send a JSON value to a path of the server, whatever text it answers. Raise EngineError if the server refuses it."""
+        """Send a JSON value to a URL path of the server and ignore the text of its answer. Raise EngineError if the server refuses it."""
         self._call("POST", path, body)
 
     def find(self, path: str) -> Any:
-        """Return the JSON at a path, or ``None`` if the server has no such path or does not answer with JSON there."""
+        """Return the JSON at a URL path, as ``get`` does, but ``None`` if the server has no such path or its answer is not JSON."""
         try:
             return self._call("GET", path, None).json()
         except RefusedError:
@@ -75,13 +76,13 @@ class Client:
             return None
 
     def post_all(self, path: str, bodies: Sequence[Any], returned: Callable[[], None]) -> Generator[tuple[int, Any], None, None]:
-        """Send many JSON values to a path, several at a time. Yield each answer, with the index of its value, as soon as it comes.
+        """Send many JSON values to a path, several at a time. Yield ``(index in bodies, answer)`` as soon as each answer comes.
 
         Args:
-            path: Path of the server.
-            bodies: Values to send.
-            returned: Function that is called, in another thread, whenever the server may have been away. It raises ``EngineError`` if the
-                server now serves something else.
+            path: URL path on the server.
+            bodies: JSON values to send.
+            returned: Function that is called, in another thread, after a request failed and before it is repeated: the server may have been
+                restarted. The function must raise ``EngineError`` if the server now serves something else.
 
         Raises:
             EngineError: as in ``post``.
@@ -124,13 +125,14 @@ class Client:
         Args:
             client: Connection to the server.
             method: ``GET`` or ``POST``.
-            path: Path of the server.
+            path: URL path on the server.
             body: JSON value to send; ``None`` to send none.
-            again: Asynchronous function that is called with the time of the last failure before the request is repeated; ``None`` for none.
+            again: Asynchronous function that is called before each repetition, with the time of the last failure (``time.monotonic()``).
+                ``None`` calls nothing.
 
         Raises:
-            RefusedError: the server answers that it does not have this path, or does not take this request.
-            EngineError: it did not answer for too long.
+            RefusedError: the server answers that it has no such path, or that it rejects the request.
+            EngineError: the server requires an API key, or did not answer for too long.
         """
         pause, since = PAUSES[0], math.inf
         failed: float | None = None
@@ -182,7 +184,7 @@ class Client:
 
 
 class _Worker(threading.Thread):
-    """Sends the bodies in an event loop of its own, and puts the answers, or the error that stopped it, into a queue."""
+    """Thread of ``Client.post_all``: it sends the bodies, and puts the answers, or the error that stopped it, into a queue."""
 
     def __init__(
         self,
@@ -234,7 +236,7 @@ class _Worker(threading.Thread):
             self.answers.put((index, self.client._json(answer, self.path)))
 
     async def _check(self, failed: float) -> None:
-        """Check once after a failure what the server serves. Other requests that failed before the check do not check again."""
+        """Check which model the server serves after a request failed. One check serves all requests that failed before it."""
         async with self.checking:
             if self.checked < failed:
                 await self.loop.run_in_executor(None, self.returned)
@@ -242,5 +244,5 @@ class _Worker(threading.Thread):
 
 
 def _short(text: str) -> str:
-    """Return the beginning of a text, on one line."""
+    """Return the first ``SHOWN`` characters of a text, on one line."""
     return " ".join(text.split())[:SHOWN]

@@ -26,7 +26,7 @@ WIRES: dict[str, Callable[[str], Wire]] = {
     "sglang": lambda model: SGLangServer(),
     "vllm": lambda model: VLLMServer(),
 }
-"""Kinds of servers: prefix of an address -> function from the name of a model (used by Ollama only) to the server's language."""
+"""Kind of server (also the prefix of an address) -> function that returns its ``Wire``, given a model's name (used for Ollama only)."""
 
 
 def connect(
@@ -40,17 +40,19 @@ def connect(
     """Return the engine at an address: a server, vLLM in this process, or the toolkit's own loop.
 
     Args:
-        address: ``"ours"`` for the toolkit's own loop, ``"vllm"`` for vLLM in this process, else the URL of a server, such as ``http://localhost:8000``. The kind of server is
-            found by asking it, or given as a prefix: ``vllm+http://localhost:8000`` (also ``llama+``, ``sglang+`` and ``ollama+``). For
-            Ollama, the path of the URL is the name of the model: ``http://localhost:11434/my-model``.
-        base: Base model of the conditions to sample; see ``Server.base``.
-        tolerance: Largest mean absolute difference of log-probabilities, in nats per token; ``None`` means that of the kind of server.
-        adapters: Directory for adapters that the server is asked to load.
-        parallel: Largest number of requests in flight. Never more than makes sense for the kind of server (``Wire.parallel``), which is also
-            the default.
+        address: ``"ours"`` for the toolkit's own loop, ``"vllm"`` for vLLM in this process, else the URL of a server, such as
+            ``http://localhost:8000``. The server is queried for its kind, unless a prefix gives it: ``vllm+http://localhost:8000`` (also
+            ``llama+``, ``sglang+`` and ``ollama+``). For Ollama, the path of the URL is the name of the model:
+            ``http://localhost:11434/my-model``.
+        base: Base model of the conditions to sample; see ``Server.base``. Needed for ``"vllm"``.
+        tolerance: Largest allowed mean absolute difference between the log-probabilities of the server and of the condition's model, in
+            nats per token. ``None`` means the default of the kind of server.
+        adapters: Directory in which LoRA adapters are saved for the server to load.
+        parallel: Largest number of requests that wait for an answer at the same time. Never more than ``Wire.parallel`` of the kind of
+            server, which is also the default.
 
     Raises:
-        EngineError: the address has another form, nothing answers there, or the kind of server is unknown.
+        EngineError: the address has another form, nothing answers there, the kind of server is unknown, or ``"vllm"`` has no ``base``.
     """
     if address == "ours":
         return OWN_LOOP
@@ -85,11 +87,12 @@ def connect(
 def _kind(client: Client, root: Client) -> str:
     """Return the kind of the server that answers.
 
-    Each kind is recognised by a path that the others do not have. llama-server comes before Ollama, some of whose paths it also has.
+    Each kind is recognised by its answer at one URL path. llama-server is tried before Ollama, because it also answers at some of Ollama's
+    paths.
 
     Args:
         client: Connection to the address as it was given.
-        root: The same without a path, which may be the name of Ollama's model.
+        root: Connection to the address without its path. (For Ollama, the path is the name of the model.)
     """
     props = client.find("/props")
     if isinstance(props, dict) and "default_generation_settings" in props:

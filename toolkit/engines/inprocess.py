@@ -1,7 +1,7 @@
 """vLLM in this process (``--engine vllm``). Untested with the real library, which needs a GPU.
 
-Source: ``vllm/entrypoints/llm.py``, ``vllm/sampling_params.py`` and ``vllm/lora/request.py``; the tests replace the library by a small one
-with these classes.
+Source: ``vllm/entrypoints/llm.py``, ``vllm/sampling_params.py`` and ``vllm/lora/request.py``. The tests use a small replacement of the
+library that has the classes of these files.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ CHUNK = 512  # responses that are sampled together and then stored
 
 @dataclass(frozen=True)
 class InProcessVLLM:
-    """The engine that samples with vLLM in this process. vLLM loads the weights a second time, from the base model's directory or hub id.
+    """The engine that samples with vLLM in this process. vLLM holds a second copy of the base model, loaded from its directory or hub id.
 
     Edited and trained models are sampled as LoRA adapters of the base model (see ``adapter.save_difference``).
 
     Attributes:
         base: Base model of the conditions.
-        tolerance: Largest mean absolute difference of log-probabilities between vLLM and the model, in nats per token.
+        tolerance: Largest allowed mean absolute difference between the log-probabilities of vLLM and of the condition's model, in nats per
+            token.
         adapters: Directory in which adapters are saved.
         options: Further arguments of ``vllm.LLM``, such as ``gpu_memory_utilization``.
     """
@@ -46,19 +47,20 @@ class InProcessVLLM:
 
     @property
     def header(self) -> Mapping[str, str]:
-        """The same as for a vLLM server."""
+        """``{"engine": "vllm"}``, as for a vLLM server."""
         return {"engine": "vllm"}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Raise CannotSampleError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
+        """Raise CannotSampleError if the condition has interventions or decoding rules, or if entropies are to be recorded."""
         check_unmodified(condition, sampling, self.name)
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
-        """Load the model, if it is not loaded yet, and return a session.
+        """Load the base model into vLLM, if that has not happened yet. Return a session that samples the condition.
 
         Raises:
             ImportError: vLLM is not installed.
-            CannotSampleError: as in ``check``; or vLLM computes other log-probabilities than the condition's model.
+            CannotSampleError: as in ``check``; or vLLM's log-probabilities differ from those of the condition's model.
+            EngineError: as in ``adapter.save_difference``.
         """
         self.check(condition, sampling)
         lm, adapter = condition.lm, None

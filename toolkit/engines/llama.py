@@ -16,7 +16,7 @@ from toolkit.sampling import Sampling
 
 
 class LlamaServer:
-    """llama-server of llama.cpp. Adapters (``--lora``) and control vectors (``--control-vector``) are given when it is started."""
+    """llama-server of llama.cpp. It takes adapters (``--lora``) and control vectors (``--control-vector``) only when it is started."""
 
     name, path, tolerance, loads, exact, parallel = "llama-server", "/completion", 0.1, False, True, 32
     advice = (
@@ -25,7 +25,7 @@ class LlamaServer:
     )
 
     def served(self, client: Client) -> list[Served]:
-        """Return the base model, and the base model with each of the server's adapters alone, at scale 1."""
+        """Return the base model, then one model per adapter of the server: the base with only this adapter, at scale 1."""
         adapters = client.find("/lora-adapters") or []
         ids = [entry(adapter, "id", int, self.name) for adapter in adapters]
         off = [{"id": i, "scale": 0.0} for i in ids]
@@ -38,16 +38,16 @@ class LlamaServer:
         ]
 
     def context(self, client: Client) -> int | None:
-        """Return the number of tokens of one slot of the server."""
+        """Return the context of one slot of the server (its place for one request), in tokens of prompt and response together."""
         settings = entry(client.get("/props"), "default_generation_settings", Mapping, self.name)
         return settings.get("n_ctx")
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Raise EngineError: it reads adapters only when it is started."""
+        """Raise EngineError: llama-server reads adapters only when it is started."""
         raise EngineError(self.advice)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
-        """Return the request. The order of ``samplers`` is that of the toolkit: temperature, top-k, top-p."""
+        """Return the JSON of a request. The server samples in the toolkit's order: temperature, top-k, top-p."""
         return {
             "prompt": request.prompt,
             "n_predict": sampling.max_new_tokens,
@@ -67,7 +67,7 @@ class LlamaServer:
         }
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response. Raise EngineError also if the server dropped the beginning of the context."""
+        """Return the response in an answer. Raise EngineError if the answer is malformed or the server cut off the start of the context."""
         if entry(answer, "truncated", bool, self.name):
             raise EngineError(
                 "llama-server dropped the beginning of a context that was too long: start it with a larger --ctx-size."

@@ -1,21 +1,23 @@
 """The toolkit's own sampling loop: every part of a condition acts in it (interventions, decoding rules, masks).
 
-Samples of one problem share one prefill. A response does not depend on the other responses that are decoded with it: ``sampling.py``
-explains how tokens are drawn. There are two ways to decode:
+Samples of one problem share one prefill. There are two ways to decode:
 
-- In *batches* (``decode.Batch``): responses begin together, those that have ended leave, and the next batch begins when all have ended. It
-  works for every model and condition.
-- In *slots* (``slots.Slots``), on a GPU, where model and condition allow it (``slots.obstacle``): a response joins where another has ended,
-  and a step is recorded and repeated. Not tested on a GPU. On a CPU, batches are at least as fast, since a step's time grows with its rows.
+- In *batches* (``decode.Batch``): responses begin together, those that have ended leave, and the next batch begins when all have ended.
+  This works for every model and condition.
+- In *slots* (``slots.Slots``): a new response takes the place of one that has ended, and a decoding step is recorded and repeated. This is
+  the default on a GPU, if model and condition allow it (``slots.obstacle``). Not tested on a GPU. On a CPU, batches are at least as fast,
+  because the time of a step grows with the number of its rows.
 
-**The same response whatever is sampled with it.** The random numbers of a response are its own, so another response can change it only by
-rounding: the kernels for matrix products and attention depend on the shape of the batch, and sum in another order. On a CPU in fp32, sampled
-tokens were equal in every test; log-probabilities agree to about 1e-5. On a GPU, above all in bf16, rounding is coarser, and after some
-hundreds of tokens a response may take another token and differ from there on. How often is not measured yet. ``OwnLoop(fixed=(rows, width))``
-is the remedy: it decodes in slots, and every step has this shape, however many responses there are and however long they are. Each prompt
-is run alone. Then a response depends on others only if a kernel computes a row of a batch differently when the other rows hold other numbers;
-kernels that choose their algorithm by shape alone do not. Deterministic algorithms of PyTorch would not suffice: they make the same batch
-give the same result twice, not a row the same result in two batches.
+**Reproducibility.** Each response has its own random numbers, which do not depend on the other responses (see ``sampling``). So responses
+that are decoded together can change each other only by rounding: kernels for matrix products and attention sum in an order that depends on
+the shape of the batch. On a CPU in fp32, sampled tokens were equal in every test, and log-probabilities agreed to about 1e-5. On a GPU,
+above all in bf16, rounding is coarser. After some hundreds of tokens, a response may get a different token and differ from there on. How
+often this happens is not measured yet.
+
+``OwnLoop(fixed=(rows, width))`` avoids this. It decodes in slots, and every step has this shape, whatever the number and length of the
+responses. Each prompt is run alone. A response then depends on others only if a kernel's result for one row depends on the numbers in other
+rows. That is not so for kernels that choose their algorithm by shape alone. PyTorch's deterministic algorithms would not suffice: with
+them, the same batch gives the same result twice, but a row may still differ between two batches.
 """
 
 from __future__ import annotations
@@ -46,13 +48,13 @@ PREFILL_TOKENS = refill.PREFILL_TOKENS
 
 @dataclass(frozen=True)
 class OwnLoop:
-    """The engine that decodes in this process, with the model of the condition. It can sample every condition.
+    """The engine that decodes in this process, with the model of the condition. With default arguments it can sample every condition.
 
     Attributes:
-        in_slots: True to decode in slots, False to decode in batches (see the module ``loop``). ``None`` means slots on a GPU, where model
-            and condition allow it, and batches elsewhere.
-        fixed: Pair ``(rows, width)`` to decode in slots of this shape, so that a response does not depend on the others' number and length.
-            ``width`` is the largest number of tokens of prompt and response together. It is slower. ``None`` for no fixed shape.
+        in_slots: True to decode in slots, False to decode in batches (see the module ``loop``). ``None`` means slots on a GPU, if model and
+            condition allow it, and batches otherwise.
+        fixed: Pair ``(rows, width)`` to decode in slots of this shape. A response then does not depend on number and length of the others,
+            but decoding is slower. ``width`` is the largest number of tokens of prompt and response together. ``None``: no fixed shape.
     """
 
     in_slots: bool | None = None
@@ -68,14 +70,14 @@ class OwnLoop:
 
     @property
     def header(self) -> Mapping[str, str]:
-        """The fixed shape, as ``{"shape": "64 x 2048"}``, so that responses of two shapes are not mixed; {} without one."""
+        """``{"shape": "64 x 2048"}`` for the fixed shape (64, 2048), ``{}`` without one. So rollouts of two shapes are never mixed."""
         return {"shape": f"{self.fixed[0]} x {self.fixed[1]}"} if self.fixed else {}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Check that the condition can be decoded as asked for. Without ``in_slots`` and ``fixed``, every condition can.
+        """Check that the condition can be decoded with ``in_slots`` and ``fixed``. With their defaults, every condition passes.
 
         Raises:
-            EngineError: slots or a fixed shape are asked for, but model or condition do not allow them.
+            EngineError: ``in_slots`` is True or ``fixed`` is set, but the model or the condition does not allow slots.
         """
         if (self.in_slots or self.fixed) and (why := obstacle(condition)) is not None:
             raise EngineError(
@@ -83,7 +85,7 @@ class OwnLoop:
             )
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
-        """Return a session.
+        """Return a session that samples the condition, in slots or in batches.
 
         Raises:
             EngineError: as in ``check``; or a prompt and ``sampling.max_new_tokens`` do not fit into the fixed width.
@@ -141,7 +143,7 @@ OWN_LOOP = OwnLoop()
 
 @dataclass(frozen=True)
 class _SlotSession(_Session):
-    """Session that decodes in slots. ``fixed`` is that of ``OwnLoop``."""
+    """Session that decodes in slots. For ``fixed`` see ``OwnLoop``."""
 
     fixed: tuple[int, int] | None = None
 
@@ -162,11 +164,11 @@ class _SlotSession(_Session):
     def _until_full(
         self, numbered: Sequence[tuple[int, Request]], rows: int, tick: Callable[[int], Any]
     ) -> Iterator[list[tuple[int, Response]]]:
-        """Yield responses, as many at a time as there are slots, until all are done or memory runs out.
+        """Yield lists of pairs ``(index, response)`` until all requests are done or memory runs out. A full list has one pair per slot.
 
         Args:
-            numbered: The requests, each with its index.
-            rows: Number of slots, unless the shape is fixed.
+            numbered: Pairs ``(index, request)``; the index is returned with the response.
+            rows: Number of slots. Ignored if the shape is fixed.
         """
         requests = [request for _, request in numbered]
         width = max(len(request.prompt) for request in requests) + 1
@@ -195,7 +197,7 @@ class _SlotSession(_Session):
 
 
 def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
-    """Decode one left-padded batch with a KV cache. Yield each response, with the index of its row, when it has ended.
+    """Decode one left-padded batch with a KV cache. Yield ``(index in rows, response)`` after each response has ended.
 
     A row has two indices, since ended rows leave the batch. Its original index in ``rows`` is used by ``written``, ``rules`` and the random
     numbers. Its current place in the batch is used by ``logits``, ``tokens`` and the cache. ``alive`` (and ``at``, its copy on the device)

@@ -33,7 +33,7 @@ class OllamaServer:
     )
 
     def served(self, client: Client) -> list[Served]:
-        """Return the model of this name. Raise EngineError if Ollama does not have it."""
+        """Return the model named ``model``, alone in a list. Raise EngineError if Ollama does not have it."""
         names = [entry(m, "name", str, self.name) for m in entry(client.get("/api/tags"), "models", list, self.name)]
         if self.model not in names and f"{self.model}:latest" not in names:
             raise EngineError(
@@ -42,18 +42,18 @@ class OllamaServer:
         return [Served(self.model, {"model": self.model})]
 
     def context(self, client: Client) -> int | None:
-        """Return ``None``: each request sets the context it needs."""
+        """Return ``None``, for no limit: each request sets the context length that it needs."""
         return None
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Raise EngineError: it reads adapters only when it is started."""
+        """Raise EngineError: Ollama reads adapters only from a Modelfile."""
         raise EngineError(self.advice)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
-        """Return the request.
+        """Return the JSON of a request, with the prompt as text.
 
         Raises:
-            EngineError: the prompt's text is tokenized to other ids than the prompt.
+            EngineError: the text of the prompt does not tokenize back to the prompt's token ids.
         """
         text = lm.text(request.prompt)
         if tokenized(lm, text) != request.prompt:
@@ -79,10 +79,10 @@ class OllamaServer:
         } | ({"logprobs": True} if logprobs else {})
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response, tokenized from its text.
+        """Return the response in an answer, with token ids from tokenizing its text.
 
         Raises:
-            EngineError: the text has another number of tokens than the server sampled, so that lengths would be wrong.
+            EngineError: the answer is malformed; or the number of tokens of the text differs from the number that the server sampled.
         """
         tokens = tokenized(lm, entry(answer, "response", str, self.name))
         stopped = entry(answer, "done_reason", str, self.name) == "stop"

@@ -1,7 +1,10 @@
-"""Check that another engine can sample a condition, and by log-probabilities that it serves its weights; bring responses into one form.
+"""Checks for engines other than the toolkit's own loop: does the engine serve the weights of a condition, and can it sample the condition?
 
-The server samples a few tokens after some of the prompts and reports their log-probabilities. The toolkit computes the log-probabilities of
-the same tokens with its own model. If the server serves that model, they agree up to the rounding of the server's dtype.
+For the first check, the server samples a few tokens after some of the prompts and reports their log-probabilities (``probe``). The toolkit
+computes the log-probabilities of the same tokens with the condition's model. If the server serves that model, the two agree up to the
+rounding of the server's dtype.
+
+``complete`` turns a server's answer into a ``Response``.
 """
 
 from __future__ import annotations
@@ -30,12 +33,12 @@ PROBE = Sampling(max_new_tokens=32)
 
 @dataclass(frozen=True)
 class Probe:
-    """Tokens that a server sampled after some prompts, with its log-probabilities (temperature 1, nats).
+    """Tokens that a server sampled after some prompts, with the server's log-probabilities of them (temperature 1, nats).
 
     Attributes:
-        served: The model that sampled them.
-        requests: The requests; they differ in their prompts.
-        sampled: The server's responses.
+        served: The model of the server that sampled the tokens.
+        requests: The requests. No two have the same prompt.
+        sampled: The server's response to each request.
     """
 
     served: Served
@@ -68,10 +71,11 @@ class Probe:
         return float((self.logprobs(lm) - self.reported).abs().mean())
 
     def share(self, base: LM, edited: LM) -> tuple[float, float]:
-        """Return how much of an edit the server shows, and the standard error of this number.
+        """Return the share of an edit that is visible in the server's log-probabilities, and the standard error of this share.
 
-        It is the slope of the server's log-probabilities on the edit's, both as differences from the base model's: 1 if the server serves
-        the edited model, 0 if it serves the base, 0.5 for an edit of half the strength.
+        The share is about 1 if the server serves the edited model, 0 if it serves the base model, and 0.5 for an edit of half the strength.
+        It is the slope of a regression without intercept over the sampled tokens. The dependent variable is the server's log-probability
+        minus that of ``base``; the independent variable is that of ``edited`` minus that of ``base``.
         """
         change, seen = (values - self.logprobs(base) for values in (self.logprobs(edited), self.reported))
         size = float(change.square().sum())
@@ -82,7 +86,11 @@ class Probe:
         return slope, math.sqrt(rest / max(1, len(change) - 1) / size)
 
     def verdict(self, base: LM, edited: LM) -> Verdict:
-        """Return whether the server shows an edit, something else, or cannot tell (the edit is smaller than the server's rounding)."""
+        """Return whether the server serves the edited model, judged by ``share``.
+
+        ``"served"``: the share is within ``NEAR`` of 1. ``"other"``: it is not. ``"unseen"``: the share is too uncertain, because the edit
+        changes log-probabilities less than the server's rounding does.
+        """
         share, error = self.share(base, edited)
         if not error <= NEAR / 2:
             return "unseen"
@@ -90,20 +98,20 @@ class Probe:
 
 
 def chosen_prompts(requests: Sequence[Request]) -> list[Request]:
-    """Return up to ``PROMPTS`` requests with different prompts, spread over all."""
+    """Return up to ``PROMPTS`` requests with different prompts, evenly spaced among the given ones."""
     distinct = list({tuple(r.prompt): r for r in requests}.values())
     return distinct[:: max(1, len(distinct) // PROMPTS)][:PROMPTS]
 
 
 def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], served: Served) -> Probe:
-    """Let a server sample a few tokens after some of the prompts, and return them with their log-probabilities.
+    """Let a server sample a few tokens after some of the prompts, and return the tokens with the server's log-probabilities.
 
     Args:
-        wire: Language of the server.
+        wire: The ``Wire`` of the server, which writes requests and reads answers.
         client: Connection to the server.
         lm: Model that the server is expected to serve.
-        requests: The responses that are to be sampled; their prompts are used.
-        served: Which of the server's models to ask.
+        requests: Requests whose prompts are used; ``chosen_prompts`` chooses some of them.
+        served: The model of the server that samples.
 
     Raises:
         EngineError: the server samples no token, samples token ids that the model does not have, or reports no log-probabilities.
@@ -132,7 +140,7 @@ def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], serve
 
 @torch.inference_mode()
 def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> Tensor:
-    """Return the log-probability of each token after a prompt, ``[tokens]``, in nats, on the CPU."""
+    """Return the log-probabilities ``[tokens]`` of tokens that follow a prompt, at temperature 1, in nats, on the CPU."""
     ids = torch.tensor([prompt + tokens], device=lm.device)
     kept = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=lm.device)
     logits = lm.model(input_ids=ids, logits_to_keep=kept).logits[0].float()
@@ -140,15 +148,15 @@ def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> Tensor:
 
 
 def complete(lm: LM, sampled: Sampled, budget: int) -> Response:
-    """Return a server's response in the toolkit's form: cut off after the first end-of-sequence token, which is part of the response.
+    """Return a server's response as a ``Response``. It ends with its first end-of-sequence token, which is added if the server left it out.
 
     Args:
         lm: The model.
         sampled: The server's response.
-        budget: Largest number of tokens that was asked for.
+        budget: Largest number of tokens that the request allowed.
 
     Raises:
-        EngineError: the response has fewer tokens, and did not end by itself: the server broke it off.
+        EngineError: the response has fewer than ``budget`` tokens but no end, so the server broke it off.
     """
     ends = [i for i, token in enumerate(sampled.tokens) if token in lm.eos_ids]
     if ends:

@@ -1,4 +1,4 @@
-"""Decode responses in slots (``slots.Slots``): where a response has ended, the next one joins while the others go on."""
+"""Decode responses in slots (``slots.Slots``). When a response ends, the next one takes its slot while the others are decoded further."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ JOIN_FROM = 1 / 8
 
 
 def decode(condition: Condition, requests: Sequence[Request], sampling: Sampling, slots: Slots) -> Iterator[tuple[int, Response]]:
-    """Decode responses in slots, and yield each of them, with its index, soon after it has ended.
+    """Decode responses in slots. Yield ``(index in requests, response)`` soon after each response has ended.
 
-    It must run inside ``condition.active()``. The context may be left and entered again while this generator waits at a ``yield``.
+    Iterate over this generator inside ``with condition.active()``. The context may be left and entered again between two responses.
 
     Args:
-        requests: The responses to sample, in the order in which they join.
-        slots: Empty slots of the model.
+        condition: The condition to sample.
+        requests: The responses to sample, in the order in which they get a slot.
+        sampling: Sampling settings.
+        slots: Empty slots of the condition's model.
     """
     flow = _Flow(condition, requests, sampling, slots)
     logits: Tensor | None = None
@@ -50,13 +52,14 @@ def decode(condition: Condition, requests: Sequence[Request], sampling: Sampling
 
 
 class _Flow:
-    """The rows in some slots, and those that wait for one.
+    """The rows (responses) in the slots, and those that wait for a slot.
 
     Attributes:
-        held: Index in ``requests`` of the row in each slot, or ``None``. A row that has all its tokens leaves its slot at once, but stays
-            here until its tokens are taken.
-        columns: Place of each slot's random numbers in ``streams``. (``at`` is the same on the device.) It changes when slots are removed.
-        waiting: Indices of the requests that have not joined yet.
+        held: For each slot, the index in ``requests`` of its row, or ``None``. A row that has reached the token limit leaves its slot at
+            once, but its index stays here until ``take`` has yielded its response.
+        columns: For each slot, the column of its random numbers in ``streams``. (``at`` is the same on the device.) A slot keeps its column
+            when other slots are removed.
+        waiting: Indices in ``requests`` of the rows that have no slot yet.
     """
 
     def __init__(self, condition: Condition, requests: Sequence[Request], sampling: Sampling, slots: Slots) -> None:
@@ -71,18 +74,18 @@ class _Flow:
         self.eos = torch.tensor(sorted(self.lm.eos_ids))
 
     def may_join(self) -> bool:
-        """Return True if rows wait and enough slots are empty. The tokens of the rows that were in them must have been taken."""
+        """Return True if rows wait, enough slots are empty, and ``take`` has been called since the last ``draw``."""
         if not self.waiting or self.written.steps:
             return False
         empty = len(self.slots.empty)
         return empty > 0 and empty >= min(len(self.waiting), JOIN_FROM * len(self.held))
 
     def join(self, step: int, logits: Tensor | None) -> Tensor:
-        """Put waiting rows into empty slots. Return the logits of all slots, with those of the new rows.
+        """Put waiting rows into empty slots. Return the logits of all slots, including those for the first tokens of the new rows.
 
         Args:
-            step: Index of the step at which the rows' first tokens are drawn.
-            logits: Logits of all slots; ``None`` if there are none yet. Changed in place.
+            step: Index of the step at which the new rows' first tokens are drawn.
+            logits: Logits of all slots; ``None`` before the first rows. The rows' logits are written into this tensor.
         """
         free = deque(self.slots.empty)
         new = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
@@ -100,7 +103,7 @@ class _Flow:
         return logits
 
     def _together(self, new: Sequence[int]) -> list[list[int]]:
-        """Return the rows whose prompts are run together. In slots of a fixed shape each prompt is run alone, whatever the others are."""
+        """Split new rows into lists whose prompts are run together. In slots of a fixed shape, only equal prompts are run together."""
 
         def prompt(row: int) -> tuple[int, ...]:
             return tuple(self.requests[row].prompt)
@@ -110,7 +113,7 @@ class _Flow:
         return batches(new, lambda row: len(prompt(row)), PREFILL_TOKENS, shared=prompt)
 
     def draw(self, step: int, logits: Tensor) -> tuple[Tensor, bool]:
-        """Draw one token per slot and record it. Return the tokens, and True if it is time to take what was recorded."""
+        """Draw one token per slot and store it in ``written``. Return the tokens, and True if ``take`` must be called now."""
         uniform = self.streams.at(step, [c for c, row in zip(self.columns, self.held, strict=True) if row is not None], self.at)
         choice, details = draw(logits, uniform, self.sampling)
         tokens = self.rules(choice, self.held)
@@ -132,7 +135,7 @@ class _Flow:
         return tokens, not any(self.slots.lengths) or (step + 1) % CHECK_EVERY == 0
 
     def take(self) -> Iterator[tuple[int, Response]]:
-        """Yield the rows that have ended, after they have left their slots."""
+        """Empty the slots of the rows that have ended. Then yield ``(index in requests, response)`` of each of these rows."""
         ended = list(self.written.take(self.held))
         over = [slot for slot, row in enumerate(self.held) if row is not None and row in self.written.over]
         if leaving := [slot for slot in over if self.slots.lengths[slot]]:
@@ -142,7 +145,10 @@ class _Flow:
         yield from ended
 
     def shrink(self, tokens: Tensor) -> Tensor:
-        """Remove slots if half of them are empty and no row waits, and columns if the rows need less than half. Return the tokens left."""
+        """Remove slots and columns that are not needed. Return the tokens of the slots that remain.
+
+        Half of the slots are removed if at least half are empty and no row waits. Columns are removed if at most half are needed.
+        """
         slots = self.slots
         if not slots.grows or not any(slots.lengths):
             return tokens

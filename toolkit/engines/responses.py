@@ -1,4 +1,4 @@
-"""What becomes of the drawn tokens of the toolkit's own loop: decoding rules (``Rules``), and the responses that they make (``Written``)."""
+"""Drawn tokens in the toolkit's own loop: ``Rules`` applies decoding rules to them, ``Written`` collects them into responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Rules:
     """Applies the decoding rules of a condition. A rule may replace a drawn token by one or more other tokens.
 
     If there are rules, every row has a reader and a queue. The reader (``spans.Reader``) knows the phase of the row's response (prompt,
-    think or answer). The queue holds tokens that a rule has returned and that are still to be placed.
+    think or answer). The queue holds tokens that a rule has returned and that are not appended to the response yet.
     """
 
     def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
@@ -30,11 +30,11 @@ class Rules:
     def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int | None]) -> Int[Tensor, " rows"]:
         """Return one token per row to append to its response: the drawn token, or one that a rule has put in its place.
 
-        Rules run on the CPU, so with rules every step waits for the device.
+        Rules run on the CPU. So if there are rules, each step on a GPU waits until its tokens are copied to the CPU.
 
         Args:
             tokens: The drawn tokens. Returned unchanged if no rule replaces one.
-            alive: Index of the row of each token, or ``None`` for a token that belongs to no row.
+            alive: For each token, the index of its row among the prompts, or ``None`` for a token that belongs to no row.
         """
         if not self.rules:
             return tokens
@@ -54,9 +54,10 @@ class Rules:
 
 
 class Written:
-    """The responses so far, on the CPU.
+    """The responses so far, one per row.
 
-    Steps stay on the device (``put``) until ``take`` copies all of them at once, because each copy from a GPU waits for the GPU.
+    ``put`` stores the tokens of each step on the device. ``take`` copies all stored steps to the CPU at once, because each copy from a GPU
+    waits for the GPU.
 
     Attributes:
         over: Indices of the rows that have ended.
@@ -70,16 +71,16 @@ class Written:
         self.over: set[int] = set()
 
     def put(self, tokens: Int[Tensor, " rows"], details: Float[Tensor, "2 rows"] | None) -> None:
-        """Append one token to each row that is decoded, with its log-probability and entropy, if they are recorded."""
+        """Store one step: a token per row of the batch and, as ``details``, its log-probability and entropy if these are recorded."""
         self.steps.append(tokens[None].int() if details is None else torch.cat([tokens[None].int(), details.view(torch.int32)]))
 
     def take(self, alive: Sequence[int | None]) -> Iterator[tuple[int, Response]]:
         """Copy the steps from the device, and yield the index and the response of each row that has ended since the last call.
 
-        A row ends at its first end-of-sequence token, or when it has as many tokens as allowed. Tokens after the end are ignored.
+        A row ends at its first end-of-sequence token or at the token limit. Tokens after the end are ignored.
 
         Args:
-            alive: Index of the row of each token that was put since the last call, or ``None`` if it belongs to no row.
+            alive: For each place in the stored steps, the index of its row, or ``None`` if it holds no row.
         """
         taken = torch.stack(self.steps, dim=-1).cpu()  # [1 or 3, rows, steps]
         self.steps.clear()

@@ -27,28 +27,30 @@ CLEARER = 2.0  # among models that show the same edit, the nearest is taken only
 class Server:
     """An engine that lets a server sample. The server must serve the weights of the condition; this is checked by log-probabilities.
 
-    Which of the server's models samples a condition:
+    A server may offer several models. The first rule that applies chooses the one that samples a condition:
 
-    - the one that has the name or path of the condition's model, or the adapter that was loaded for it before;
-    - else, for the base model, the server's base model;
-    - else, if the server can load adapters while it runs (vLLM, SGLang), an adapter with the difference from the base model;
-    - else the one of the server's models that shows the edit by its log-probabilities.
+    1. A model with the name or path of the condition's model, or the adapter that was loaded for it before.
+    2. If the condition's model is the base model: the server's base model.
+    3. If the server can load adapters while it runs (vLLM, SGLang) and ``base`` is given: a new adapter with the difference between the
+       condition's model and ``base``.
+    4. The model whose log-probabilities agree with the edited model.
 
-    In each case, log-probabilities of tokens that the server sampled must agree with the condition's model; those of an edited model must
-    show the edit, and not a part of it. An edit that is smaller than the server's rounding can only be known by its name.
+    Then the chosen model is checked. Its log-probabilities of tokens that the server sampled must agree with those of the condition's
+    model. For an edited model, they must also show the whole edit (``Probe.verdict``). An edit that changes log-probabilities less than the
+    server's rounding cannot be seen; it is accepted only by name (rules 1 and 3).
 
     A server cannot sample conditions with interventions (steering, masks, run-time edits) or decoding rules.
 
-    The random numbers are the server's. Each response has a seed, so a repeated run samples similar responses, but not the same in every
-    token: a server's rounding depends on which requests it computes together.
+    The server draws the random numbers, from a seed per response. A repeated run samples similar responses, but some tokens may differ: a
+    server's rounding depends on which requests it computes together.
 
     Attributes:
-        wire: Language of the server.
+        wire: Writes requests and reads answers for this kind of server.
         client: Connection to the server.
-        base: Base model of the conditions, to recognise whether the server serves it or an edited one; ``None`` if all conditions are
-            unedited models.
-        tolerance: Largest mean absolute difference of log-probabilities between the server and the model, in nats per token; ``None`` means
-            that of the kind of server (``Wire.tolerance``).
+        base: Base model of the conditions. With it, the server's log-probabilities can tell an edited model from the base. ``None`` if all
+            conditions are unedited models.
+        tolerance: Largest allowed mean absolute difference between the log-probabilities of the server and of the condition's model, in
+            nats per token. ``None`` means the default of the kind of server (``Wire.tolerance``).
         adapters: Directory in which adapters are saved for the server to load.
     """
 
@@ -65,7 +67,7 @@ class Server:
 
     @property
     def header(self) -> Mapping[str, str]:
-        """Kind of server, and whether tokens are those of the text that it returned."""
+        """``{"engine": KIND}``, with a remark if the server returns text, from which the tokens are computed."""
         return {"engine": self.wire.name if self.wire.exact else f"{self.wire.name} (tokens from text)"}
 
     @property
@@ -74,15 +76,15 @@ class Server:
         return self.wire.loads
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Raise EngineError if the condition acts inside the network or has decoding rules, or if entropies are to be recorded."""
+        """Raise CannotSampleError if the condition has interventions or decoding rules, or if entropies are to be recorded."""
         check_unmodified(condition, sampling, self.name)
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
-        """Find which of the server's models computes what the condition's model computes, and return a session with it.
+        """Choose the server's model for the condition (see the class), check it, and return a session that samples with it.
 
         Raises:
-            CannotSampleError: the condition needs more than a server can do, or the server serves other weights.
-            EngineError: the server does not answer as it should.
+            CannotSampleError: as in ``check``; or the server's context is too short; or the server serves other weights.
+            EngineError: the server does not answer as it should; or as in ``adapter.save_difference``.
         """
         self.check(condition, sampling)
         longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
@@ -100,10 +102,15 @@ class Server:
         return self.wire.tolerance if self.tolerance is None else self.tolerance
 
     def check_served(self, lm: LM, served: Served, requests: Sequence[Request]) -> Probe:
-        """Return a probe of a served model that agrees with ``lm``.
+        """Check that a model of the server has the weights of ``lm``, by log-probabilities, and return the probe.
+
+        Args:
+            lm: The model of the condition.
+            served: The model of the server.
+            requests: Requests whose prompts are used.
 
         Raises:
-            CannotSampleError: it does not agree.
+            CannotSampleError: the log-probabilities do not agree with those of ``lm``.
         """
         tried = probe(self.wire, self.client, lm, requests, served)
         if not self._agrees(tried, lm, named=True):
@@ -136,7 +143,7 @@ class Server:
         return chosen
 
     def _recognised(self, lm: LM, probes: Sequence[Probe]) -> Probe:
-        """Return the one probe whose served model shows the edit of ``lm``. Raise CannotSampleError if there is none, or several."""
+        """Return the probe that agrees with ``lm`` (``_agrees``). Raise CannotSampleError if none does, or several do equally well."""
         found = [p for p in probes if self._agrees(p, lm, named=False)]
         if not found:
             raise self._refusal(lm, probes)
@@ -150,12 +157,12 @@ class Server:
         return best
 
     def _agrees(self, tried: Probe, lm: LM, *, named: bool) -> bool:
-        """Return True if a served model is within the tolerance of ``lm`` and, if ``lm`` is edited, shows the edit.
+        """Return True if a probe's log-probabilities agree with ``lm`` within the tolerance. If ``lm`` is edited, they must show the edit.
 
         Args:
-            tried: The probe of the served model.
+            tried: Probe of a model of the server.
             lm: The model of the condition.
-            named: True if its name says that it is ``lm``: then an edit that is too small to be seen is accepted.
+            named: True if the server's model was chosen by name. Then an edit that is too small to be seen is accepted.
         """
         if not tried.divergence(lm) <= self.limit:
             return False
@@ -184,7 +191,7 @@ class _Session:
 
     @property
     def served(self) -> Served:
-        """The model of the server that samples."""
+        """The server's model that samples."""
         return self.probe.served
 
     @property
@@ -192,7 +199,7 @@ class _Session:
         return self.served.name
 
     def _check_again(self) -> None:
-        """Raise EngineError if the server, which was away, now computes something else than at the first probe."""
+        """Probe the server again after it was away. Raise EngineError if it no longer serves the condition's model."""
         engine = self.engine
         now = probe(engine.wire, engine.client, self.lm, self.probe.requests, self.served)
         limit = max(CLEARER * self.probe.divergence(self.lm), CHANGED)
@@ -228,7 +235,7 @@ class _Session:
 
 
 def _is_named(served: Served, lm: LM) -> bool:
-    """Return True if a served model has the path or the name of ``lm``."""
+    """Return True if a model of the server has the name of ``lm``, or was loaded from its directory or hub id."""
     if served.name == lm.name or (served.source and served.source == lm.name):
         return True
     return bool(served.source) and lm.folder is not None and Path(served.source).resolve() == lm.folder.resolve()

@@ -1,6 +1,7 @@
 """SGLang's own ``/generate``: requests and answers. Untested with the real server.
 
-Source: SGLang's documentation of the native API, and ``srt/sampling/sampling_params.py`` (commit 00c17ca). The tests use a small server that speaks this format.
+Source: SGLang's documentation of the native API, and ``srt/sampling/sampling_params.py`` (commit 00c17ca). The tests use a small server
+that speaks this format.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ from toolkit.sampling import Sampling
 
 
 class SGLangServer:
-    """SGLang's own ``/generate``. Untested with the real server. It follows seeds only if it is started with --enable-deterministic-inference."""
+    """SGLang's own ``/generate``. Untested with the real server.
+
+    The server uses the seeds of requests only if it is started with ``--enable-deterministic-inference``.
+    """
 
     name, path, tolerance, loads, exact, parallel = "sglang", "/generate", 0.05, True, True, 256
     advice = "Start it with the saved directory of these weights, or with --enable-lora, so that edits can be loaded while it runs."
 
     def served(self, client: Client) -> list[Served]:
-        """Return the base model. The server does not list its adapters; those that ``load`` loaded are known by name."""
+        """Return the base model, alone in a list: the server does not list its adapters. ``load`` returns the adapter that it loads."""
         return [Served("base", source=str(entry(client.get("/get_model_info"), "model_path", str, self.name)))]
 
     def context(self, client: Client) -> int | None:
-        """Return ``None``: the server does not say."""
+        """Return ``None``: the server does not report its context length."""
         return None
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Load an adapter while the server runs; it must be started with --enable-lora."""
+        """Load an adapter while the server runs, and return it. The server must have been started with ``--enable-lora``."""
         try:
             client.tell("/load_lora_adapter", {"lora_name": name, "lora_path": folder})
         except RefusedError as error:
@@ -39,7 +43,7 @@ class SGLangServer:
         return Served(name, {"lora_path": name}, folder)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
-        """Return the request."""
+        """Return the JSON of a request."""
         return {
             "input_ids": request.prompt,
             "sampling_params": {
@@ -57,7 +61,7 @@ class SGLangServer:
         }
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response."""
+        """Return the response in an answer. Raise EngineError if the answer is malformed."""
         about = entry(answer, "meta_info", Mapping, self.name)
         reason = entry(about, "finish_reason", Mapping, self.name)
         rows = about.get("output_token_logprobs") or []

@@ -1,7 +1,7 @@
 """vLLM's OpenAI-compatible server: requests and answers of ``/v1/completions``. Untested with the real server.
 
-Source: ``vllm/entrypoints/openai/completion/protocol.py`` (commit 002032e, November 2026) and the documentation of LoRA adapters. The tests use a small server that speaks
-this format.
+Source: ``vllm/entrypoints/openai/completion/protocol.py`` (commit 002032e, November 2026) and vLLM's documentation of LoRA adapters. The
+tests use a small server that speaks this format.
 """
 
 from __future__ import annotations
@@ -35,17 +35,20 @@ class VLLMServer:
         ]
 
     def context(self, client: Client) -> int | None:
-        """Return the context of the first model, if the server says it."""
+        """Return the context length of the first model in tokens, or ``None`` if the server does not report it."""
         first, *_ = entry(client.get("/v1/models"), "data", list, self.name)
         return first.get("max_model_len")
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Load an adapter while the server runs. It must be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora."""
+        """Load an adapter while the server runs, and return it.
+
+        The server must have been started with ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`` and ``--enable-lora``.
+        """
         client.tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
         return Served(name, {"model": name}, folder)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
-        """Return the request."""
+        """Return the JSON of a request."""
         return {
             "prompt": request.prompt,
             "max_tokens": sampling.max_new_tokens,
@@ -60,7 +63,7 @@ class VLLMServer:
         } | ({"logprobs": 0} if logprobs else {})
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response."""
+        """Return the response in an answer. Raise EngineError if the answer is malformed."""
         (choice,) = entry(answer, "choices", list, self.name)
         scores = choice.get("logprobs") or {}
         return Sampled(

@@ -1,7 +1,7 @@
-"""The language of one kind of server (``Wire``), and what its answers are read into.
+"""``Wire``: the class that writes requests for one kind of server and reads its answers. ``Served``, ``Sampled``: the content of answers.
 
-A ``Wire`` writes the request for one response and reads the answer. It sends every sampling parameter explicitly, since servers have
-defaults of their own (top-k 40, a repetition penalty, the model's generation config).
+Each request is for one response. It holds every sampling parameter explicitly, because servers have their own defaults (top-k 40, a
+repetition penalty, the model's generation config).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Served:
 
     Attributes:
         name: Name for messages, such as ``"base"`` or the adapter's name.
-        fields: Entries of a request that choose it.
-        source: Path or id that the server gives for it, or "".
+        fields: Entries to add to a request so that this model samples.
+        source: Path or hub id from which the server says it loaded the model; "" if it does not say.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Served:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a server answered for one request.
+    """A server's response to one request.
 
     Attributes:
-        tokens: Token ids that it sampled.
-        stopped: True if the response ended by itself, False if it was cut off at the token limit.
-        logprobs: Log-probability of each token at temperature 1, in nats; empty if not asked for.
+        tokens: Token ids that the server sampled.
+        stopped: True if the server reports that the response ended by itself (end-of-sequence token), False if it was cut off.
+        logprobs: Log-probability of each token at temperature 1, in nats; empty if not requested.
     """
 
     tokens: list[int]
@@ -49,17 +49,18 @@ class Sampled:
 
 @runtime_checkable
 class Wire(Protocol):
-    """The language of one kind of server.
+    """Writes requests for one kind of server and reads its answers.
 
     Attributes:
         name: Kind of server, for messages and file headers.
-        path: Path to which requests are sent.
-        tolerance: Largest mean absolute difference of log-probabilities from our model, in nats per token (our choice).
-        loads: True if it can load adapters while it runs.
-        exact: True if tokens travel as ids, False if as text.
-        parallel: Requests in flight that make sense at most (our choice). A request that waits for its turn counts against the time limit
-            of its answer.
-        advice: Sentence that says how to serve edited weights.
+        path: URL path to which requests for responses are sent.
+        tolerance: Largest allowed mean absolute difference between the log-probabilities of the server and of the condition's model, in
+            nats per token. The toolkit chose this default.
+        loads: True if the server can load adapters while it runs.
+        exact: True if the server takes and returns token ids, False if text.
+        parallel: Largest useful number of requests in flight (our choice). While a request waits for its turn, the time limit of its answer
+            runs.
+        advice: Sentence for error messages that says how to serve edited weights.
     """
 
     name: str
@@ -75,15 +76,15 @@ class Wire(Protocol):
         ...
 
     def context(self, client: Client) -> int | None:
-        """Return the largest number of tokens of prompt and response together, or ``None`` if the server does not say."""
+        """Return the largest number of tokens of prompt and response together, or ``None`` if the server does not report it."""
         ...
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Make the server load a PEFT adapter from a folder on its disk, and return it. Only if ``loads`` is True."""
+        """Let the server load a PEFT adapter from a folder on its disk, and return it. Raise EngineError if ``loads`` is False."""
         ...
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
-        """Return the JSON of the request for one response, without the fields of ``Served``."""
+        """Return the JSON of the request for one response, without the entries that choose a model (``Served.fields``)."""
         ...
 
     def read(self, lm: LM, answer: Any) -> Sampled:
@@ -92,7 +93,7 @@ class Wire(Protocol):
 
 
 def plain(sampling: Sampling) -> dict[str, Any]:
-    """Return the sampling parameters that all servers call by one name. Those that the toolkit does not have are set to no effect."""
+    """Return the sampling parameters that have the same name on all servers. Those that the toolkit does not use get neutral values."""
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -114,7 +115,7 @@ def tokenized(lm: LM, text: str) -> list[int]:
 
 
 def entry(value: Any, name: str, kind: Any, server: str) -> Any:
-    """Return an entry of a JSON object. Raise EngineError if the value is no object, or if the entry is missing or of another type."""
+    """Return ``value[name]``. Raise EngineError if ``value`` is not a JSON object, or the entry is missing or not of type ``kind``."""
     found = value.get(name) if isinstance(value, Mapping) else None
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         raise EngineError(
@@ -124,7 +125,7 @@ def entry(value: Any, name: str, kind: Any, server: str) -> Any:
 
 
 def ids_of(values: Sequence[Any], server: str) -> list[int]:
-    """Return values as token ids. Raise EngineError if one of them is no integer."""
+    """Return a list of token ids from a server's answer. Raise EngineError if one of the values is not an integer."""
     if wrong := [v for v in values if not isinstance(v, int) or isinstance(v, bool)]:
         raise EngineError(f"{server} answered with {wrong[0]!r} among the token ids.")
     return list(values)

@@ -4,10 +4,10 @@ To add a format, write one file in this package with a function ``write(lm, valu
 row's name is the file's name, with hyphens in place of underscores. ``toolkit export --list``, the help of ``toolkit export`` and the table
 in the README are made from the rows.
 
-Sign: a positive strength makes thinking **longer** in every format. Strength: a format with a scale of its own gets the strength as that
-scale; for all others the vectors are multiplied by it.
+Sign and strength of a direction: in every format, a positive strength makes thinking **longer**. If a format has a field for a scale, the
+strength is written there; otherwise the vectors are multiplied by it. (The format folder ignores the strength.)
 
-A format is refused if it cannot say what is exported, such as a direction at another site than the output of a block.
+An export is refused if the format cannot express it, such as a direction at another site than the output of a block.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class Format:
 
     Attributes:
         name: Name on the command line.
-        takes: What it holds: ``"direction"``, ``"plan"`` (a plan of head edits) or ``"problems"``.
-        reader: The tool that reads it.
-        files: Files that are written into a directory, or ``ONE_FILE``.
-        during: For directions: positions of steering that the format can say, as short forms of ``phases.Scope``. Empty for other formats.
+        takes: Kind of content: ``"direction"``, ``"plan"`` (a plan of head edits) or ``"problems"``.
+        reader: The tool that reads this format.
+        files: Names of the files in the exported directory, or ``ONE_FILE`` if the export is a single file.
+        during: Positions of steering that the format can express: ``"all"``, ``"newest"`` or ``"phases"`` (see ``base.Settings``). Empty
+            for plans and problems.
         options: Fields of ``base.Settings`` that the writer reads.
         followed: Version of the tool whose code or documentation was followed.
-        checked: How files of this format were read back.
+        checked: How it was checked that files of this format can be read.
     """
 
     name: str
@@ -46,13 +47,13 @@ class Format:
         """Write ``value`` in this format, and return the path of the file or directory.
 
         Args:
-            lm: The model that the direction or plan was made from, an ``LM``; ``None`` for problems.
-            value: ``Direction``, ``Plan`` or a list of ``Problem``, as ``takes`` says.
+            lm: The model (``LM``) for which the direction or plan was made; ``None`` for problems.
+            value: A ``Direction``, a ``Plan`` or a list of ``Problem``, according to ``takes``.
             out: File or new directory to write.
-            settings: ``base.Settings``.
+            settings: Settings of the export, a ``base.Settings``.
 
         Raises:
-            ExportError: the format cannot hold this value, or lacks a setting.
+            ExportError: the format cannot express this value, or needs a setting that is missing.
             FileExistsError: ``out`` is a directory that is not empty.
         """
         return Path(import_module(f"toolkit.exports.{self.name.replace('-', '_')}").write(lm, value, Path(out), settings))
@@ -126,7 +127,7 @@ FORMATS = (
 
 
 def find(name: str) -> Format:
-    """Return the format of a name. Raise ValueError if there is none.
+    """Return the format with this name. Raise ValueError if there is none.
 
     >>> find("gguf").takes
     'direction'

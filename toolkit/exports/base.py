@@ -1,4 +1,4 @@
-"""What the writers of all formats share: settings, checks of a direction, and the file that says what was exported."""
+"""Common parts of the writers of all formats: settings, checks of a direction, and the file that describes the export."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Settings:
         during: Positions to steer: ``"all"``, ``"newest"`` (the prompt's last position and every response token), or phases such as
             ``"think"``.
         drop_layer_0: True to leave out the vector of layer 0, which GGUF cannot hold. False raises an error if that vector is not zero.
-        doses: Directory of ``toolkit dose``, for the card; ``None`` writes a card without numbers.
-        base: Base model on the other side: a GGUF file; for Ollama also the name of a model there. ``None`` if unknown.
-        think: Think tags of the models that will answer exported problems. ``None`` means that the whole response is the answer.
+        doses: Directory that ``toolkit dose`` wrote; its numbers go into the card. ``None`` writes a card without numbers.
+        base: The base model in the other tool: a GGUF file, or, for Ollama, the name of a model in Ollama. ``None`` if unknown.
+        think: Think tags in the responses to exported problems. ``None`` means that the whole response is the answer.
         max_new_tokens: Token budget of a response to an exported problem.
     """
 
@@ -47,9 +47,9 @@ class Settings:
 
 
 def check(direction: Direction, settings: Settings, name: str) -> Direction:
-    """Return the direction with zeros in all layers that are not steered, after checking that a format can say this intervention.
+    """Check that a format can express this steering. Return the direction with zeros in all layers that are not steered.
 
-    No model is needed, so a command can check before it loads one.
+    No model is needed, so a command can call this before it loads one.
 
     Args:
         direction: The direction to export.
@@ -57,9 +57,9 @@ def check(direction: Direction, settings: Settings, name: str) -> Direction:
         name: Name of the format.
 
     Raises:
-        ExportError: the format steers at the output of a block, but the direction was made elsewhere; the format cannot say the positions,
-            or has no vector for layer 0; the direction is zero in all chosen layers; or the strength is 0.
-        ValueError: the direction or the strength is not finite, or a phase is unknown.
+        ExportError: the format steers at the output of a block, but the direction was measured at another site; the format cannot express
+            the positions, or cannot hold the direction's vector of layer 0; all chosen layers are zero; or the strength is 0.
+        ValueError: the direction or the strength is infinite or NaN, or a phase is unknown.
         IndexError: a layer does not exist.
     """
     row = exports.find(name)
@@ -90,9 +90,10 @@ def check(direction: Direction, settings: Settings, name: str) -> Direction:
 
 
 def steered(lm: LM, direction: Direction, settings: Settings, name: str) -> Direction:
-    """Return ``check(direction, settings, name)``, after checking that the direction is for ``lm``.
+    """Check that the direction is for ``lm``, then return ``check(direction, settings, name)``.
 
     Raises:
+        ExportError, ValueError, IndexError: as in ``check``.
         WrongModelError: the direction was made from other weights, or has another shape.
     """
     edits.check_direction(direction, lm)
@@ -100,7 +101,7 @@ def steered(lm: LM, direction: Direction, settings: Settings, name: str) -> Dire
 
 
 def rows(direction: Direction) -> dict[int, Float[Tensor, " d_model"]]:
-    """Return the vectors of a direction in fp32 on the CPU: layer -> vector. Layers whose vector is zero are left out.
+    """Return the vectors of a direction that are not zero, as a dict layer -> vector, in fp32 on the CPU.
 
     Raises:
         ExportError: a vector is too large for fp32.
@@ -118,8 +119,8 @@ def about(lm: LM, name: str, settings: Settings, direction: Direction, use: str)
         lm: The model that the direction is for.
         name: Name of the format.
         settings: Strength, layers and positions.
-        direction: The direction as it was written, with zeros in all layers that are not steered.
-        use: Text that says how to use the files.
+        direction: The exported direction, from ``steered``: zero in all layers that are not steered.
+        use: Instructions for the use of the files.
     """
     row, p = exports.find(name), direction.provenance
     return {
@@ -142,6 +143,6 @@ def about(lm: LM, name: str, settings: Settings, direction: Direction, use: str)
 
 
 def request(out: Path, body: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-    """Write ``request.json`` (what to add to the body of a request) and ``about.json`` into the directory ``out``."""
+    """Write ``body`` (entries to add to a request) to ``out/request.json``, and ``notes`` (from ``about``) to ``out/about.json``."""
     store.write_json(body, out / "request.json")
     store.write_json(notes, out / ABOUT)

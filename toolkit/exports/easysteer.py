@@ -1,8 +1,8 @@
 """Steering spec of EasySteer, version 2 (ZJU-REAL/EasySteer, ``docs/user-guide/openai-server.md`` and ``steering.md``).
 
-``source`` is a GGUF control vector (``vectors.save_gguf``), a path on the server. ``apply`` says where the vector acts: ``prompt`` or
-``generation`` with the value ``all``, or selected positions. ``prompt_positions: [-1]`` with ``generation: all`` is our ``newest``: the
-prompt's last position and every generated token. ``scale`` is the strength, and ``normalize`` stays false.
+``source`` is the path on the server of a GGUF control vector (``vectors.save_gguf``). ``apply`` says at which positions the vector acts:
+``prompt`` or ``generation`` with the value ``all``, or selected positions. ``prompt_positions: [-1]`` with ``generation: all`` is the
+toolkit's ``during="newest"``: the prompt's last position and every generated token. ``scale`` is the strength, and ``normalize`` is false.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ APPLY: dict[str, dict[str, Any]] = {
     "all": {"prompt": "all", "generation": "all"},
     "newest": {"prompt_positions": [-1], "generation": "all"},
 }
-"""Positions of steering -> EasySteer's ``apply``."""
+"""Positions of steering (``Settings.during``) -> value of EasySteer's field ``apply``."""
 USE = (
     "Start the server in this directory: `vllm serve MODEL --enable-steer-vector --steering-config spec.json`; or send the content of "
     "spec.json as the field `steering` of a request. `source` is a path on the server. Not tested on a running server."

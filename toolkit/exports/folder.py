@@ -11,5 +11,5 @@ from toolkit.types import Direction
 
 
 def write(lm: LM, direction: Direction, out: Path, settings: Settings) -> Path:
-    """Write the folder. The numbers of ``settings.doses`` go into its card."""
+    """Write the folder ``out``. The card gets the numbers of ``settings.doses``. For errors see ``vectors.save_folder``."""
     return jobs.vector_folder(lm, direction, out, settings.doses, drop_layer_0=settings.drop_layer_0)

@@ -1,10 +1,10 @@
 """A head edit as a GGUF LoRA, for ``llama-server --lora FILE`` (llama.cpp, ``src/llama-adapter.cpp`` and ``convert_lora_to_gguf.py``).
 
 Metadata: ``general.type`` "adapter", ``general.architecture`` that of the base model, ``adapter.type`` "lora", ``adapter.lora.alpha``.
-Tensors: ``NAME.lora_a`` ``[r, inputs]`` and ``NAME.lora_b`` ``[outputs, r]`` (in torch's order), NAME the base's tensor. llama.cpp adds
-``alpha / r * b a`` to the weight, with r read from the shape of b. Here r = 1 and alpha = 1: all heads of a layer are edited along one
-direction, so the sum of their changes has rank 1, however many heads there are. Output projections are stored as they are in
-transformers, whereas llama.cpp permutes the rows of Q and K.
+Tensors: ``NAME.lora_a`` ``[r, inputs]`` and ``NAME.lora_b`` ``[outputs, r]`` (shapes in torch's order). NAME is the base model's tensor.
+llama.cpp adds ``alpha / r * b a`` to this tensor; it reads the rank r from the shape of b. Here r = 1 and alpha = 1: all heads of a layer
+are edited along one direction, so the change of the layer's output projection has rank 1 for any number of heads. Output projections have
+the same layout in llama.cpp as in transformers. (llama.cpp permutes only the rows of Q and K.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
     """Write the plan as a GGUF LoRA. If ``settings.base`` is the base model's GGUF file, names and shapes are checked against it.
 
     Raises:
-        ExportError: the plan is not only ``project_out``, or llama.cpp's name for this model or for one of its tensors is not known.
+        ExportError: the plan has other edits than ``project_out``, or llama.cpp's name of this model or of one of its tensors is not known.
         WrongModelError: the plan was made from other weights, or the GGUF file holds another model.
         FileNotFoundError: there is no file ``settings.base``.
         ImportError: the package gguf is not installed.
@@ -50,7 +50,7 @@ def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
 
 
 def architecture(lm: LM) -> str:
-    """Return llama.cpp's name of a model's architecture. Raise ExportError if it is not known."""
+    """Return llama.cpp's name of a model's architecture. Raise ExportError if the package gguf has no such name."""
     wanted = {plain(name) for name in model_types(lm)}
     found = [name for name in _gguf().MODEL_ARCH_NAMES.values() if plain(name) in wanted]
     if not found:
@@ -85,7 +85,15 @@ def _names(lm: LM, arch: str, layers: list[int]) -> dict[int, str]:
 
 
 def _check_base(lm: LM, arch: str, names: dict[int, str], shapes: dict[str, tuple[int, ...]], base: str) -> None:
-    """Raise WrongModelError unless a GGUF file holds a model of the type of ``lm``, with the edited tensors in their shapes."""
+    """Raise WrongModelError if a GGUF file holds another model type than ``lm``, or lacks an edited tensor, or has it in another shape.
+
+    Args:
+        lm: The model.
+        arch: Architecture that the GGUF file names.
+        names: Layer -> name of the edited tensor, from ``_names``.
+        shapes: Name -> shape of each tensor in the GGUF file.
+        base: Path of the GGUF file, for the message.
+    """
     if plain(arch) not in {plain(name) for name in model_types(lm)}:
         raise WrongModelError(f"{base} holds a model of architecture {arch!r}, {lm.name} is {lm.model.config.model_type!r}.")
     for layer, name in names.items():

@@ -19,7 +19,7 @@ _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 @dataclass(frozen=True)
 class Upload:
-    """What will be uploaded.
+    """A planned upload, from ``plan_upload``.
 
     Attributes:
         folder: The folder.
@@ -35,12 +35,12 @@ class Upload:
 
 
 def plan_upload(folder: str | Path, repo: str) -> Upload:
-    """Return what ``push`` would upload, after checking the folder. Nothing leaves the machine.
+    """Check a folder, and return the upload that ``push`` takes. Nothing is sent.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has no card.
-        ValueError: the name of the repository is malformed, the card has no front matter, the folder holds a link or a hidden file, or a
-            file names a place on this machine.
+        ValueError: the name of the repository is malformed, the card has no front matter (YAML header) with ``base_model``, the folder
+            holds a link or a hidden file, or a file names a place on this machine.
         store.StoreError: the card cannot be read.
     """
     path = Path(folder)
@@ -65,11 +65,11 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
         raise ValueError(
             f"{path / CARD} has no front matter with base_model, so the Hub could not tell what it belongs to: write it again."
         )
-    _check_places(path, files)
+    _check_places(files)
     return Upload(path, repo, tuple((file.relative_to(path).as_posix(), file.stat().st_size) for file in files), card)
 
 
-def _check_places(folder: Path, files: Sequence[Path]) -> None:
+def _check_places(files: Sequence[Path]) -> None:
     """Raise ValueError if the card or a JSON file names a file or directory of this machine, which no reader has."""
     from huggingface_hub import RepoCard
 
@@ -81,7 +81,7 @@ def _check_places(folder: Path, files: Sequence[Path]) -> None:
         else:
             continue
         for text in _texts(fields):
-            if text[:1] in ("/", "~", ".") and Path(text).expanduser().exists():
+            if text[:1] in ("/", "~", ".") and len(Path(text).parts) > 1 and Path(text).expanduser().exists():
                 raise ValueError(
                     f"{file} names {text}, a place on this machine, which readers of the Hub do not have. Load the base model by its hub id and "
                     "export again, or write the hub id into the file."
@@ -98,7 +98,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def push(upload: Upload, *, public: bool = False, api: Any = None) -> str:
-    """Upload a folder to the Hub and return the address of the commit. The repository is created, private unless ``public``.
+    """Upload a folder to the Hub and return the URL of the commit. A repository that does not exist is created, private by default.
 
     Args:
         upload: Result of ``plan_upload``.
@@ -106,8 +106,8 @@ def push(upload: Upload, *, public: bool = False, api: Any = None) -> str:
         api: Object with the methods of ``huggingface_hub.HfApi``; ``None`` makes one, which uses the token of ``hf auth login``.
 
     Raises:
-        ValueError: the repository exists and is public, without ``public``.
-        OSError: the Hub cannot be reached, or refuses.
+        ValueError: the repository exists and is public, but ``public`` is False.
+        OSError: the Hub cannot be reached, refuses the upload, or no token was found.
     """
     import huggingface_hub
     from huggingface_hub.errors import LocalTokenNotFoundError
@@ -134,5 +134,5 @@ def push(upload: Upload, *, public: bool = False, api: Any = None) -> str:
 
 
 def _escaped(names: Sequence[str]) -> list[str]:
-    """Return file names as patterns that match only themselves."""
+    """Return file names as glob patterns, each of which matches only its file name."""
     return [re.sub(r"([*?\[])", r"[\1]", name) for name in names]

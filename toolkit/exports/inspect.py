@@ -1,8 +1,8 @@
 """A task for Inspect (inspect-ai 0.3.285): a Python file with one ``@task``, and the problems beside it.
 
-The file imports this toolkit for grading, so both must be installed: ``inspect eval DIRECTORY/task.py --model PROVIDER/MODEL``. Inspect hands
-over the thinking of some providers separately (``ContentReasoning``); else it is found in the text by the think tags. Scores: ``correct``,
-``closed`` (thinking was closed) and ``think_characters``.
+The file imports this toolkit for grading, so both must be installed: ``inspect eval DIRECTORY/task.py --model PROVIDER/MODEL``. For
+some providers, Inspect returns thinking separately from the answer (``ContentReasoning``); otherwise the think tags in the text separate
+them. Scores: ``correct``, ``closed`` (1 if thinking was closed, else 0) and ``think_characters`` (number of characters of thinking).
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 The functions import this toolkit for grading, so both must be installed:
 ``lm_eval --include_path DIRECTORY --tasks NAME --apply_chat_template --model hf --model_args pretrained=MODEL``. Metrics: ``correct``,
-``closed`` (thinking was closed) and ``think_characters``.
+``closed`` (1 if thinking was closed, else 0) and ``think_characters`` (number of characters of thinking).
 
-lm-eval's chat templates take one question, so a problem must be one message of the user.
+lm-eval's chat templates take one question, so the prompt of a problem must be a single user message.
 
-Some tokenizers hold the think tags as special tokens, which lm-eval's ``hf`` models leave out of the text. Then ``closed`` is 0 and every
-response is wrong, since thinking and answer cannot be told apart.
+In some tokenizers, the think tags are special tokens. lm-eval's ``hf`` models remove special tokens from the text of a response. Thinking
+and answer then cannot be told apart, so ``closed`` is 0 and every response counts as wrong.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def results(doc, responses):
 
 
 def write(lm: Any, problems: Sequence[Problem], out: Path, settings: Settings) -> Path:
-    """Write the directory ``out``. The task is called like the directory.
+    """Write the directory ``out``. The name of the task is that of the directory.
 
     Raises:
-        ExportError: a problem is not one message of the user.
+        ExportError: a problem's prompt is not a single user message.
     """
     for problem in problems:
         if [message["role"] for message in problem.messages] != ["user"]:

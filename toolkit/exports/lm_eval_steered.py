@@ -1,8 +1,8 @@
 """Steering file of lm-evaluation-harness (lm-eval 0.4.13, ``models/hf_steered.py``).
 
 ``steer.pt`` is a dict: name of a module below the base model -> ``{steering_vector, steering_coefficient, action, bias, head_index}``. The
-module's output gets ``coefficient * vector`` at every position. lm-eval loads the file with full pickle; this one holds only tensors,
-numbers, texts and ``None``, so ``torch.load(weights_only=True)`` reads it, too.
+module's output gets ``coefficient * vector`` at every position. lm-eval loads such a file with full pickle, which can run
+code. The exported file holds only tensors, numbers, texts and ``None``, so ``torch.load(weights_only=True)`` can read it too.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """A script that steers through nnsight-serve (nnsight's documentation of its vLLM server, ``docs/vllm/steering.md`` and ``serving.md``).
 
-nnsight sends code, not a specification, so the export is a short program. In vLLM a block returns ``(hidden, residual)``, whose sum is the
-residual stream; adding to either element adds to the stream. Rows are positions: the whole prompt in the first step, then one token per
-step. So ``[:]`` in every step is "all positions", and ``[-1:]`` in every step is the prompt's last position and every later one.
+An nnsight client sends code to the server, so the export is a short program. In vLLM, a block returns ``(hidden, residual)``, whose sum is
+the residual stream. So a vector added to either element is added to the residual stream. Rows of these tensors are positions: the whole
+prompt in the first step, then one token per step. So ``[:]`` in every step means all positions, and ``[-1:]`` in every step means the
+prompt's last position and every later one.
 
-Tokens are collected step by step, because nothing after the loop runs if a response ends early.
+The program collects tokens step by step, because code after the loop does not run if a response ends early.
 
-Module names are those of transformers. vLLM uses the same names for most families; the script fails where it does not.
+Module names are those of transformers. vLLM uses the same names for most model families; for others, the program fails.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from toolkit.types import Direction
 
 VECTORS, SCRIPT = "direction.safetensors", "steer.py"
 WHERE = {"all": ":", "newest": "-1:"}
-"""Positions of steering -> index of the rows in every step."""
+"""Positions of steering (``Settings.during``) -> slice of the rows that get the vector in every step."""
 USE = (
     "Start `nnsight-serve MODEL --port 6677`, then `python steer.py PROMPT`. The server runs the code that clients send: only on a network "
     "that you trust. Not tested on a running server."
@@ -79,6 +80,6 @@ def write(lm: LM, direction: Direction, out: Path, settings: Settings) -> Path:
 
 
 def _path(name: str) -> str:
-    """Return a module's name as a Python expression: ``model.layers.3`` becomes ``model.layers[3]``."""
+    """Return a module's dotted name as a Python expression: ``model.layers.3`` becomes ``model.layers[3]``."""
     first, *parts = name.split(".")
     return first + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts)

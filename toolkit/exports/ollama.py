@@ -1,8 +1,9 @@
 """A head edit for Ollama: a GGUF LoRA and a ``Modelfile`` (Ollama's documentation of the Modelfile).
 
-``FROM`` is the base model, ``ADAPTER`` a file beside the Modelfile; one adapter only. Ollama itself converts adapters in safetensors for a
-few families; a GGUF file is read for all. It has no control vectors, so directions cannot be exported to it. Template and parameters are
-those of the base model. Ollama cuts a prompt to ``num_ctx`` tokens without saying so: set it for long thinking.
+In the Modelfile, ``FROM`` names the base model and ``ADAPTER`` the GGUF file beside it; only one adapter is possible. The adapter is a GGUF
+file because Ollama reads that for all model families, and adapters in safetensors only for a few. Ollama has no control vectors, so
+directions cannot be exported to it. Template and parameters are those of the base model. Ollama cuts prompts to ``num_ctx`` tokens without
+a message, so set a large ``num_ctx`` for long thinking.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
     """Write the directory ``out`` with ``adapter.gguf`` and ``Modelfile``. ``settings.base`` is a model in Ollama or a GGUF file.
 
     Raises:
-        ExportError: ``settings.base`` is missing or spans several lines; or see ``gguf_lora.write``.
-        WrongModelError: see ``gguf_lora.write``.
+        ExportError: ``settings.base`` is missing or has several lines; or as in ``gguf_lora.write``.
+        WrongModelError: as in ``gguf_lora.write``.
     """
     if not settings.base or "\n" in settings.base:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""Grade a response as text, for tasks that run in other evaluation tools. Task files that this package exports import it."""
+"""Grade the text of a response in another evaluation tool. The task files of the formats inspect and lm-eval import this module."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def read(path: Any) -> dict[str, Problem]:
 def split_response(response: str, tags: ThinkTags | None) -> tuple[str, str | None]:
     """Return ``(thinking, answer)`` of a response; the answer is ``None`` if thinking was never closed.
 
-    Without tags, the whole response is the answer. With tags that are both ``None``, it is thinking and answer. Otherwise the first closing
-    tag ends thinking, which starts after the first opening tag before it, or with the response.
+    If ``tags`` is ``None``, the whole response is the answer. If both tags in ``tags`` are ``None``, the whole response is both thinking
+    and answer. Otherwise thinking ends at the first closing tag. It starts after the first opening tag before that, or at the start of the
+    response if there is none.
 
-    Without a closing tag there is no answer, also if there is no opening tag. This is stricter than ``spans.spans``: a text may have lost
-    its tags, since many tools leave out special tokens. A trace must not be graded as an answer.
+    A response without a closing tag has no answer, even if it has no opening tag either. ``spans.spans`` is less strict. Here the text may
+    have lost its tags, because many tools remove special tokens, and thinking must not be graded as an answer.
 
     >>> split_response("<think>7+8=15</think> 15", ThinkTags())
     ('7+8=15', ' 15')
@@ -44,8 +45,8 @@ def score(problem: Problem, response: str, tags: ThinkTags | None, reasoning: st
         problem: The problem that the response answers.
         response: Text of the response.
         tags: Think tags in the text.
-        reasoning: Thinking that the tool has already separated from the response; ``None`` if it has not. Then the response is the answer,
-            and an empty one counts as unclosed.
+        reasoning: Thinking that the tool has already separated from the response. ``response`` is then the answer, and thinking counts as
+            unclosed if it is empty. ``None`` if the tool has separated nothing: ``tags`` are used.
     """
     thinking, answer = (reasoning, response.strip() or None) if reasoning else split_response(response, tags)
     correct = answer is not None and grading.grade(problem, answer)

@@ -2,10 +2,10 @@
 
 ``vllm_xargs.apply_steering_vectors`` is a JSON *string*: a list of steering vectors with the fields ``activations`` ``[layers, d_model]``,
 ``layer_indices``, ``scale``, ``norm_match``, ``position_indices``. A tensor is ``{data, dtype, original_dtype, shape}`` with ``data`` in
-base64. The plug-in also reads zstd (``compression``), which is left out here so that no further package is needed.
+base64. The plug-in can also read zstd-compressed data (``compression``). The export does not compress, so it needs no further package.
 
-A vector ``[layers, d_model]`` acts at every position of prompt and response. ``position_indices`` are absolute positions, so "from the last
-token of the prompt on" cannot be said.
+A vector ``[layers, d_model]`` acts at every position of prompt and response. ``position_indices`` are absolute positions, so the format
+cannot express ``during="newest"``: the last position of a prompt, whatever its length, and every later one.
 """
 
 from __future__ import annotations
@@ -47,6 +47,6 @@ def write(lm: LM, direction: Direction, out: Path, settings: Settings) -> Path:
 
 
 def _on_the_wire(tensor: Tensor) -> dict[str, Any]:
-    """Return an fp32 tensor as the plug-in's JSON."""
+    """Return an fp32 tensor as the JSON object that the plug-in reads."""
     data = base64.b64encode(tensor.numpy().astype("<f4").tobytes()).decode("ascii")
     return {"data": data, "dtype": "float32", "original_dtype": "torch.float32", "shape": list(tensor.shape)}

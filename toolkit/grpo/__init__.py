@@ -17,7 +17,7 @@ The example trains ``tiny-reasoner``, a small model in this package. ``scaled`` 
     done.lm, done.log  # a new model and the table of its training log; ``model`` is unchanged
 
 Two commands for one GPU follow. The first trains every weight, with the numbers of the recipe's paper. The second trains a LoRA adapter,
-with fewer problems per batch than in the paper. ``--reward`` is the name of a recipe, or of a reward without a recipe of its own.
+with fewer problems per batch than in the paper. ``--reward`` is the name of a recipe, or of a reward for which there is no recipe.
 ``--set NAME=VALUE`` changes a number of the recipe, an option of its reward (``reward.NAME``), or a field of TRL's ``GRPOConfig``.
 ``--set problems=32`` sets the number of problems per batch. ``--problems`` sets the number of different training problems.
 ``--set updates=1`` sets the number of optimizer steps per batch. ``--micro-batch 4`` puts at most 4 responses in each forward pass::
@@ -56,7 +56,7 @@ After a kill at any moment, the same command with ``--resume`` continues from th
 The tests compare a run on two processes (gloo, CPU) with a run on one. vLLM, DeepSpeed and GPUs are not tested; those commands rely on
 TRL and accelerate.
 
-Reading the log: the column ``loss`` says little. At the first optimizer step with a batch, old and new policy are the same. The loss is
-then the mean advantage of the batch's tokens times -1, whatever the policy. Look instead at ``grad_norm``, ``held_out/...`` and
-``zero_std``. ``zero_std`` is the share of rollouts in groups whose rewards are all equal. Such groups add nothing to the gradient.
+Reading the log: the column ``loss`` says little. At the first optimizer step with a batch, it equals the negative mean advantage of the
+batch's tokens. Look instead at ``grad_norm``, ``held_out/...`` and ``zero_std``. ``zero_std`` is the share of rollouts in groups whose
+rewards are all equal; a group is the set of rollouts of one problem. Such groups add nothing to the gradient.
 """

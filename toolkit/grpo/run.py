@@ -261,7 +261,14 @@ def train(
         copy = replace(lm, model=deepcopy(lm.model))
         trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=()), identity)
         recorder = log.Recorder(
-            run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say, trainer.sampler.rollouts, lm, run.evaluation_engine
+            run.held_out,
+            run.evaluate,
+            run.evaluate_every,
+            run.out / log.LOG,
+            say,
+            trainer.sampler.rollouts,
+            lm,
+            run.evaluation_engine,
         )
         for callback in (recorder, *extras.callbacks):
             trainer.add_callback(callback)

@@ -1,21 +1,22 @@
 """Send the log of a training run to a tracker: trackio, wandb or TensorBoard. Nothing is sent unless a tracker is named.
 
-The tracker gets every row of ``log.jsonl`` as it is written: the same names, the same values, at the same steps, held-out results included.
-(The callbacks of transformers rename the columns and never see the held-out results.) Columns without a number are left out. A run has the
-name of its directory; in trackio, with six characters more, so that two directories of one name do not share a run.
+Each row of the training log ``log.jsonl`` is sent when it is written, under the same column names and step, held-out results included. (The
+callbacks of transformers rename the columns and never get the held-out results.) Columns whose value is not a number are left out. In the
+tracker, the run has the name of its directory. In trackio, six characters follow, so that two directories of one name do not share a run.
 
-A resumed run goes on in the same run of the tracker. Steps after the last checkpoint are trained again, and so are sent again: TensorBoard
-hides the first ones; the others show both, which are equal. If saving changes the model (an adapter is merged, or autocast ends), the last
-step is sent a second time, with the held-out results of the saved model.
+A resumed training run continues the same run of the tracker. Steps after the last checkpoint are trained again, and so are sent again. Both
+times they have the same values. TensorBoard hides the earlier rows; trackio and wandb show both. If saving changes the model (an adapter is
+merged, or autocast ends), the last step is sent a second time, with the held-out results of the saved model.
 
 Where the data go:
 
 * ``tensorboard`` writes event files into the run's directory.
 * ``trackio`` writes to a database on this machine. Only with ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` in the environment does it send
   the data there.
-* ``wandb`` sends the data to its service, and what it records of the machine (system, packages, git commit). With ``WANDB_MODE=offline`` it writes them into the run's directory instead.
+* ``wandb`` sends the data to its service, together with facts about the machine (system, packages, git commit). With
+  ``WANDB_MODE=offline`` it writes them into the run's directory instead.
 
-All three were tried on this machine's disk only: no data were ever sent to a service of wandb or to a Space.
+All three were tested only with files on the local disk. Sending to the service of wandb or to a Space was never tested.
 """
 
 from __future__ import annotations
@@ -38,25 +39,25 @@ TRACKERS = ("trackio", "wandb", "tensorboard")
 PROJECT = "reasoning-length"  # project in trackio and wandb, unless WANDB_PROJECT names another
 MARK = "tracker.json"  # file in a run's directory that says in which run of the tracker a resumed run goes on
 Note = Callable[[Mapping[str, Any]], None]
-"""Function that sends one row of the log."""
+"""Function that sends one row of the log (column name -> value) to the tracker."""
 
 
 class Tracker(Protocol):
     """A run that is open in a tracker."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send values by name."""
+        """Send the values (column name -> number) of one step."""
 
     def close(self) -> None:
-        """Send what is left, and end the run."""
+        """Send the values that are not sent yet, and end the run."""
 
 
 def check(tracker: str | None) -> None:
-    """Raise an error if a tracker cannot be used. ``None``, for no tracker, is always right.
+    """Raise an error if a tracker cannot be used. ``None`` means no tracker and raises nothing.
 
     Raises:
-        ValueError: no such tracker.
-        ImportError: it cannot be imported.
+        ValueError: the name is not one of ``TRACKERS``.
+        ImportError: the package of the tracker cannot be imported.
     """
     if tracker is None:
         return
@@ -78,10 +79,11 @@ def opened(tracker: str | None, out: Path, first: int) -> Iterator[Note]:
     Args:
         tracker: One of ``TRACKERS``, or ``None`` to send nothing.
         out: Directory of the run. Its name is the name of the run.
-        first: First step that will be sent. Those that were sent before are older, or are trained again.
+        first: First step that will be sent. If later steps were sent before a resume, they are trained and sent again.
 
     Raises:
-        ImportError: the tracker cannot be imported.
+        ValueError: as in ``check``.
+        ImportError: as in ``check``.
     """
     if tracker is None:
         yield lambda row: None
@@ -117,7 +119,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _marked(out: Path, tracker: str) -> str | None:
-    """Return the id of the run in a tracker that the directory's run was sent to before; ``None`` if there is none."""
+    """Return the id that a tracker gave to the run in this directory; ``None`` if the run was not sent to this tracker before."""
     path = out / MARK
     mark = (
         store.read_json(path, {"tracker": str, "id": str}, remedy="Remove the file: a new run is begun.") if path.is_file() else {}

@@ -1,9 +1,10 @@
 """Giraffe: adventures in expanding context lengths in LLMs (Pal et al., 2023), arXiv:2308.10882.
 
-Rotary position embeddings turn the i-th pair of a query's or key's entries by the angle ``position * theta_i``. The method changes the
-frequencies theta_i, and nothing else, so that a model can read texts longer than those it was trained on. No weight changes.
+Rotary position embeddings rotate the i-th pair of a query's or key's entries by the angle ``position * theta_i``. The method changes only
+the frequencies theta_i, so that a model can read texts longer than those it was trained on. No weight changes.
 
-Equations, with d the number of rotated entries of a head, i = 0 .. d/2 - 1, and c the trained context in tokens::
+Equations, with d the number of rotated entries of a head, i = 0 .. d/2 - 1, c the trained context in tokens, s the scale (the factor by
+which the context grows) and k an exponent of at least 0::
 
     theta_i = base^(-2i / d)                                          trained frequencies, radians per token
     linear:     theta_i / s                                           the same as dividing positions by s
@@ -12,17 +13,20 @@ Equations, with d the number of rotated entries of a head, i = 0 .. d/2 - 1, and
                 2 pi / (16 c)           where t/8 <= theta_i < t
                 0                       where theta_i < t/8
     by parts:   theta_i * (r_i + (1 - r_i) / s)                       r_i falls from 1 to 0 between two indices (NTK by parts)
-    randomised positions (for training): cumulative sums of U(0, 2), rescaled to the text's length
 
-In *by parts*, r_i is 1 for pairs that turn more than 32 times within c, 0 for those that turn less than once, and linear in i between.
+The paper also has randomised positions for training: cumulative sums of numbers from U(0, 2), rescaled to the length of the text.
 
-Frequencies are saved in the model's config, in fields that transformers has: ``rope_type`` ``"linear"``, ``"yarn"`` (by parts, without
-YaRN's factor on the logits) or, for power and truncated, ``"longrope"``, whose list of factors can hold any frequencies. So the saved
-directory computes the same in transformers. Other tools may scale attention besides, where they read other fields than
-``attention_factor`` (SGLang does, by its source); compare log-probabilities first. A frequency of 0 is saved as ``ZERO`` times the trained one.
+In *by parts*, r_i is 1 for pairs that make more than 32 full turns within c tokens, and 0 for pairs that make less than one. Between these,
+r_i is linear in i.
 
-Deviations: the paper finetunes after the change, except in its zero-shot experiments; here nothing is trained. The exponent ``k`` and the
-scale are arguments. The paper's *by parts* comes from a discussion it cites; the two limits (1 and 32 turns) are those of YaRN.
+Frequencies are saved in the model's config, in fields that transformers reads. ``rope_type`` is ``"linear"``, ``"yarn"`` (by parts, without
+YaRN's factor on the logits) or ``"longrope"`` (power and truncated), whose list of factors can hold any frequencies. So the saved directory
+gives the same results in transformers. Other tools may also scale attention, because they ignore the field ``attention_factor`` (SGLang
+does, according to its source). So compare log-probabilities before you use such a tool. A frequency of 0 is saved as ``ZERO`` times the
+trained one.
+
+Deviations from the paper: it finetunes after the change, except in its zero-shot experiments; here nothing is trained. The exponent k and
+the scale s are arguments. The paper takes *by parts* from a discussion that it cites; the two limits (1 and 32 turns) are those of YaRN.
 
 Units and signs: positions and contexts in tokens, frequencies in radians per token.
 
@@ -63,12 +67,14 @@ def frequencies(dim: int, base: float = 10000.0) -> Float[Tensor, " pairs"]:
 
 
 def linear(theta: Float[Tensor, " pairs"], scale: float) -> Float[Tensor, " pairs"]:
-    """Return frequencies divided by ``scale``. The model reads position p as it read p / scale."""
+    """Return the frequencies ``theta`` divided by ``scale``. Position p then gets the angles that position ``p / scale`` had before."""
     return theta / _positive(scale, "scale")
 
 
 def power(theta: Float[Tensor, " pairs"], k: float) -> Float[Tensor, " pairs"]:
-    """Return frequencies times ``(1 - i / pairs)^k``: low frequencies shrink more than high ones. ``k=0`` changes nothing.
+    """Return the frequencies ``theta``, with entry i of n multiplied by ``(1 - i / n)^k``. ``k=0`` changes nothing.
+
+    Low frequencies (large i) shrink more than high ones.
 
     >>> power(torch.ones(2), 1.0).tolist()
     [1.0, 0.5]
@@ -79,7 +85,9 @@ def power(theta: Float[Tensor, " pairs"], k: float) -> Float[Tensor, " pairs"]:
 
 
 def truncated(theta: Float[Tensor, " pairs"], context: int) -> Float[Tensor, " pairs"]:
-    """Return frequencies without those whose full turn is longer than the trained context: small ones become one low frequency, or 0.
+    """Return the frequencies, with those replaced that make less than one full turn within the trained context.
+
+    With ``t = 2 pi / context``: frequencies from t/8 to t become t/16, and those below t/8 become 0.
 
     Args:
         theta: Trained frequencies.
@@ -95,7 +103,9 @@ def truncated(theta: Float[Tensor, " pairs"], context: int) -> Float[Tensor, " p
 
 
 def by_parts(theta: Float[Tensor, " pairs"], scale: float, context: int, base: float = 10000.0) -> Float[Tensor, " pairs"]:
-    """Return frequencies that are divided by ``scale`` where they turn slowly, kept where they turn fast, and between these in between.
+    """Return the frequencies, with low ones divided by ``scale``, high ones unchanged, and a gradual transition between them.
+
+    For the exact formula see *by parts* in the module docstring.
 
     Args:
         theta: Trained frequencies.
@@ -114,9 +124,10 @@ def by_parts(theta: Float[Tensor, " pairs"], scale: float, context: int, base: f
 
 
 def random_positions(length: int, *, seed: int) -> Float[Tensor, " length"]:
-    """Return random increasing positions for one training text: cumulative sums of U(0, 2), rescaled to end at ``length - 1``.
+    """Return random increasing positions for one training text, from 0 to ``length - 1``.
 
-    Pass them to a model as ``position_ids``. Use other ones for every text.
+    They are cumulative sums of random numbers from U(0, 2), shifted and rescaled. Pass them to a model as ``position_ids``. Use
+    another seed for every text.
     """
     steps = 2 * torch.rand(length, generator=torch.Generator().manual_seed(seed))
     positions = steps.cumsum(0) - steps[0]
@@ -127,7 +138,7 @@ def trained(lm: LM) -> tuple[Float[Tensor, " pairs"], float, int]:
     """Return the model's trained frequencies, their base, and its trained context in tokens.
 
     Raises:
-        UnsupportedModelError: the model has no rotary position embeddings, has different ones for different layers, or its frequencies were
+        UnsupportedModelError: the model has no rotary position embeddings, its layers have different frequencies, or its frequencies were
             already changed.
     """
     config = lm.model.config.get_text_config()
@@ -151,12 +162,12 @@ def with_frequencies(lm: LM, theta: Float[Tensor, " pairs"], *, context: int | N
 
     Args:
         lm: The model, as it was trained.
-        theta: New frequencies, from one of the functions above, in radians per token.
+        theta: New frequencies in radians per token, such as from ``power`` or ``truncated``.
         context: New largest number of tokens of a text (``max_position_embeddings``); ``None`` keeps the trained one.
 
     Raises:
         UnsupportedModelError: as in ``trained``.
-        ValueError: another number of frequencies, or one that is negative or not finite.
+        ValueError: the number of frequencies differs from the model's, or a frequency is negative or not finite.
     """
     before, base, window = trained(lm)
     if theta.shape != before.shape or not bool(torch.isfinite(theta).all()) or bool((theta < 0).any()):
@@ -173,14 +184,20 @@ def with_frequencies(lm: LM, theta: Float[Tensor, " pairs"], *, context: int | N
 
 
 def with_linear(lm: LM, scale: float, *, context: int | None = None) -> LM:
-    """Return a copy of a model with the frequencies of ``linear``. The arguments are those of ``with_frequencies``."""
+    """Return a copy of a model whose frequencies are divided by ``scale`` (see ``linear``).
+
+    ``lm``, ``context`` and the errors are those of ``with_frequencies``.
+    """
     _, base, _ = trained(lm)
     fields = {"rope_type": "linear", "factor": _positive(scale, "scale")}
     return _changed(lm, fields, base, context, f"{lm.name}, positions divided by {scale:g}")
 
 
 def with_parts(lm: LM, scale: float, *, context: int | None = None) -> LM:
-    """Return a copy of a model with the frequencies of ``by_parts``. The arguments are those of ``with_frequencies``."""
+    """Return a copy of a model with the frequencies of ``by_parts`` for this ``scale``.
+
+    ``lm``, ``context`` and the errors are those of ``with_frequencies``.
+    """
     _, base, window = trained(lm)
     fields = {
         "rope_type": "yarn",
@@ -194,7 +211,7 @@ def with_parts(lm: LM, scale: float, *, context: int | None = None) -> LM:
 
 
 def _changed(lm: LM, fields: Mapping[str, Any], base: float, context: int | None, name: str) -> LM:
-    """Return a copy of a model with other ``rope_parameters`` in its config. Only the rotary modules are made anew."""
+    """Return a copy of a model with other ``rope_parameters`` in its config. The rotary modules are new; all weights are shared."""
     model = _sharing(lm)
     config = model.config.get_text_config()
     old = dict(config.rope_parameters)
@@ -209,13 +226,13 @@ def _changed(lm: LM, fields: Mapping[str, Any], base: float, context: int | None
 
 
 def _sharing(lm: LM) -> Any:
-    """Return a copy of the model's modules and config that shares all parameters and persistent buffers."""
+    """Return a copy of the model's modules and config that shares all parameters and buffers with the model."""
     shared = {id(t): t for t in (*lm.model.parameters(), *lm.model.buffers())}
     return copy.deepcopy(lm.model, shared)
 
 
 def _rotary(model: Any) -> Sequence[str]:
-    """Return the paths of the modules that compute the angles: those with the buffer ``inv_freq``."""
+    """Return the names of the modules that compute rotary embeddings: those with the buffer ``inv_freq``."""
     return [name for name, module in model.named_modules() if "inv_freq" in dict(module.named_buffers(recurse=False))]
 
 

@@ -5,8 +5,8 @@ The constant ``ALL`` maps the name of each reward to its ``RewardEntry``. ``ALL[
 A reward object has three uses: training with ``toolkit.grpo``, training with any TRL script (``as_trl``), and scoring existing rollouts
 without training (``score``).
 
-Example: the reward "slpo" gives a right answer 1, plus a bonus of up to ``alpha`` if it is short. A wrong answer gets 0. The three rows are
-rollouts of one problem.
+Example: the reward "slpo" of a right answer is 1, plus a bonus of up to ``alpha`` if the response is short. The reward of a wrong answer is
+0. The three entries of each list belong to three rollouts of one problem.
 
 >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
 >>> ALL["slpo"].make(alpha=0.5)(batch).values.tolist()
@@ -77,7 +77,7 @@ class RewardEntry:
     Attributes:
         make: Class of the reward; ``make(**parameters)`` returns a reward object.
         paper: arXiv id of the paper, or "" if the reward comes from no paper.
-        line: One sentence that describes the reward.
+        line: Description of the reward in one sentence, for tables.
     """
 
     make: Callable[..., Any]

@@ -1,6 +1,6 @@
-"""Save and load files. All other packages of the toolkit do so through the functions here.
+"""Save and load files. All other packages of the toolkit read and write files with these functions.
 
-Models are an exception: the modules ``checkpoints`` and ``adapters`` read and write them with transformers and peft.
+Model weights are an exception: the modules ``checkpoints`` and ``adapters`` read and write them with transformers and peft.
 
 | content | format |
 |---|---|
@@ -10,8 +10,7 @@ Models are an exception: the modules ``checkpoints`` and ``adapters`` read and w
 | problems | JSON lines, one problem per line |
 
 A header says how the content was made: model, settings, problems. Tables and problems have none. Every file is written under a temporary
-name and renamed once it is complete. So a file under its final name is always complete. (Exception: ``append_line`` appends to a file in
-place.)
+name and renamed when it is complete, so a file under its final name is complete. Only ``append_line`` changes a file in place.
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers

@@ -38,7 +38,7 @@ def save_folder(
         FileExistsError: the directory is not empty.
         OSError: the folder cannot be written.
         ValueError: the name of a figure is a path, or begins with ``README.``, ``direction.`` or a dot.
-        WrongModelError: the direction was made from other weights, or has another shape.
+        WrongModelError: the direction was made from other weights than those of ``lm``, or its shape does not fit ``lm``.
     """
     if bad := [
         name for name in figures or () if not name or Path(name).name != name or name.startswith(("README.", "direction.", "."))

@@ -18,15 +18,15 @@ LLAMA_CPP = {
 }  # fmt: skip
 """``model_type`` in transformers -> architecture name in llama.cpp (its ``convert_hf_to_gguf.py``).
 
-Names that differ only in underscores and hyphens are not listed.
+Model types whose two names differ only in underscores or hyphens are not listed.
 """
 
 
 def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
     """Save ``scale * direction`` as a GGUF control vector in F32, and return the path of the file.
 
-    llama.cpp adds the tensor ``direction.k`` to the output of block k, at every position. Blocks are numbered from 0, but the format has no
-    tensor for block 0.
+    llama.cpp adds the file's tensor named ``direction.k`` to the output of block k, at every position. Blocks are numbered from 0, but the
+    format has no tensor for block 0.
 
     Args:
         direction: The direction, at site ``resid_post``; adding it lengthens thinking.
@@ -39,8 +39,8 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
         ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), is zero in all other
             layers, or is too large for F32.
         ImportError: the package gguf is not installed.
-        WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector, the scale, or a number in the notes of the direction's provenance is not finite; or all vectors are zero
+        WrongModelError: the direction was made from other weights than those of ``lm``, or its shape does not fit ``lm``.
+        ValueError: a vector, the scale, or a number in the notes of the direction's provenance is infinite or NaN; or all vectors are zero
             after scaling.
     """
     if direction.kind != "resid_post":
@@ -69,8 +69,9 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
 def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
     """Load a GGUF control vector, such as one from ``save_gguf``, repeng or llama.cpp, as a direction at ``resid_post``.
 
-    A file from ``save_gguf`` gives the direction with its provenance, but in F32 and without layer 0. For files of other tools, only model
-    type, width and number of layers can be checked. Whether adding their vectors makes thinking longer or shorter is unknown.
+    From a file that ``save_gguf`` wrote, the direction is loaded with its provenance, but in F32 and with zeros at layer 0. For files of
+    other tools, only model type, width and number of layers can be checked. It is then unknown whether adding the direction makes thinking
+    longer or shorter.
 
     Args:
         path: The file.
@@ -116,11 +117,11 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
 
 
 def model_types(lm: LM) -> set[str]:
-    """Return all names of the model type of ``lm``, in transformers and in llama.cpp, to compare with the name in a file."""
+    """Return the names of the model type of ``lm`` in transformers and llama.cpp. A GGUF file may hold any of them."""
     names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
     return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
 
 
 def plain(name: str) -> str:
-    """Return a model type in lower case without ``_`` and ``-``: tools differ in how they write it."""
+    """Return a model type in lower case without ``_`` and ``-``, so that spellings of different tools compare equal."""
     return name.lower().replace("_", "").replace("-", "")
