@@ -11,8 +11,8 @@ import typer
 from toolkit.cli.common import (
     AsJson,
     Device,
-    EngineAddress,
     Dtype,
+    EngineAddress,
     Model,
     Seed,
     Stopped,

@@ -48,8 +48,8 @@ try:
 except ImportError as error:
     raise ImportError("Training needs TRL: pip install 'reasoning-length-toolkit[rl]'.") from error
 
-from toolkit import identity as identities
 from toolkit import generate, store
+from toolkit import identity as identities
 from toolkit.engines import OWN_LOOP, CannotSampleError, Engine
 from toolkit.generate import Sampling
 from toolkit.grpo import code, draws, judge, log, saved, tracking
