@@ -241,7 +241,7 @@ def _serve(seconds: int, memory: int) -> None:
             reply = handlers[kind](*texts)
         except MemoryError:
             return  # a limit, like one that the system ends this process at
-        except Exception as error:  # noqa: BLE001 - math-verify and sympy raise many kinds
+        except Exception as error:  # noqa: BLE001  # math-verify and sympy raise many kinds
             reply = f"{type(error).__name__}: {str(error)[:200]}"
 
 

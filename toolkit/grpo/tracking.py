@@ -99,7 +99,7 @@ def opened(tracker: str | None, out: Path, first: int) -> Iterator[Note]:
         if not broken:
             try:
                 send()
-            except Exception as error:  # noqa: BLE001 - a tracker may raise anything
+            except Exception as error:  # noqa: BLE001  # a tracker may raise anything
                 broken = True
                 log.warning("%s gets no more of this run (%s: %s); log.jsonl has all of it", tracker, type(error).__name__, error)
 

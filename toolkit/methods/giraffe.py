@@ -25,7 +25,7 @@ gives the same results in transformers. Other tools may also scale attention, be
 does, according to its source). So compare log-probabilities before you use such a tool. A frequency of 0 is saved as ``ZERO`` times the
 trained one.
 
-Deviations from the paper: it finetunes after the change, except in its zero-shot experiments; here nothing is trained. The exponent k and
+Deviations: the paper finetunes after the change, except in its zero-shot experiments; here nothing is trained. The exponent k and
 the scale s are arguments. The paper takes *by parts* from a discussion that it cites; the two limits (1 and 32 turns) are those of YaRN.
 
 Units and signs: positions and contexts in tokens, frequencies in radians per token.
