@@ -6,9 +6,9 @@ A cache that grows by one token per step is copied at every step. On a CPU in fp
 New tokens are written into the short block, which is appended to the long one every few steps. A row that has ended is removed by moving
 one of the last rows into its place. The logits are the same as with the model's own cache, up to rounding.
 
-The two blocks are used only on a CPU in fp32, and only if every layer has SDPA attention and caches exactly the keys that it reads. In all
-other cases, the model's own cache and attention are used. Examples are a GPU, sliding windows, latent attention, and an attention function
-that is wrapped (``hooks.wrap_attention``).
+The two blocks are used only on a CPU in fp32, and only if every layer has SDPA attention over all keys and values in its cache. In all
+other cases, the model's own cache and attention are used. Examples are a GPU, sliding windows, latent attention (its keys are compressed),
+and an attention function that is wrapped (``hooks.wrap_attention``).
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def batches(
     Args:
         items: The items, shortest first.
         length: Function from an item to its length in tokens.
-        tokens: Largest number of padded tokens per batch. A batch has (number of items) x (length of its longest item) padded tokens.
+        tokens: Largest number of padded tokens per batch. A batch has (number of items) x (length of its longest item) padded tokens. With
+            ``shared``, the number of different keys replaces the number of items.
         most: Largest number of items per batch; ``None`` for no limit.
-        shared: Function from an item to a key. In each batch, the tokens of items with equal keys count once, as ``prefill`` runs equal
-            prompts once. ``None``: the tokens of every item count.
+        shared: Function from an item to a key. In each batch, items with equal keys count as one item, because ``prefill`` runs equal
+            prompts once. ``None``: every item counts.
 
     >>> batches([2, 2, 3, 9], lambda item: item, tokens=6)
     [[2, 2], [3], [9]]
@@ -166,7 +167,7 @@ class Batch:
         return out.logits[:, -1]
 
     def keep(self, left: Sequence[int]) -> list[int]:
-        """Keep only some rows. Return the old index of each new row, in the new order, which may differ from the order of ``left``.
+        """Keep only the rows ``left``. Return the old index of each kept row, in the new order, which may differ from that of ``left``.
 
         Args:
             left: Indices of the rows to keep.

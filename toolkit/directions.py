@@ -63,7 +63,7 @@ def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = 
     """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference (long minus short).
 
     Components that vary much within a class get less weight than in the mean difference: they vary for other reasons than length, such as
-    content. Each layer's vector is rescaled to the norm of the mean difference. This estimator is our addition.
+    content. Each layer's vector is rescaled to the norm of the mean difference. This estimator is not from a paper.
 
     Args:
         moments: Sums per class, from ``collect.moments``. They must include the outer products ``h h^T`` of the activations h at the site
@@ -283,10 +283,10 @@ def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return d' (d-prime) per layer: the distance between the means of two classes along a direction, ``pos`` (long) minus ``neg`` (short).
+    """Return d' (d-prime) per layer: how far apart two classes are along a direction, in standard deviations.
 
-    The distance is divided by the standard deviation, within a class, of the activations along the direction. This standard deviation is
-    over single positions, not over means of rollouts.
+    It is the mean of class ``pos`` (long thinking) minus that of class ``neg`` (short), both along the direction, divided by the standard
+    deviation within a class. This standard deviation is over single positions, not over means of rollouts.
 
     Raises:
         KeyError: the moments lack outer products at the direction's site.
@@ -335,11 +335,10 @@ def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, 
 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
-    """Return the direction with each layer's vector rescaled to the typical norm of the activations (our addition).
+    """Return the direction with each layer's vector rescaled to the typical norm of the activations.
 
-    The typical norm is a root mean square (see ``typical_norm``).
-
-    Steering along the result with strength 0.1 adds a vector whose norm is a tenth of the typical norm.
+    The typical norm is a root mean square (see ``typical_norm``). Steering along the result with strength 0.1 adds a vector whose norm is a
+    tenth of it. This unit is not from a paper.
 
     Args:
         direction: Direction to rescale.

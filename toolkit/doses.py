@@ -70,8 +70,8 @@ class Doses:
 
             * ``think_tokens``: mean number of think tokens of a response; ``think_tokens_q10``, ``_q50``, ``_q90``: 10 %, 50 % and 90 %
               quantiles of this number over responses.
-            * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of correct responses, of closed think spans, and of responses that end
-              in a loop.
+            * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of responses that are correct, that close their think span, and that
+              end in a loop.
             * ``perplexity``: perplexity per token of base's responses under the steered model. The interval is over responses.
             * ``relative_dose``: norm of the added vector divided by the root mean square norm of the activations at the same layer; the
               largest such ratio over all steered layers. It has no interval (``low = mean = high``).
@@ -101,13 +101,13 @@ def sweep(
 ) -> Doses:
     """Steer a model along every direction at every strength, and return measurements of its responses (see ``Doses``).
 
-    All conditions use the same problems and the same random numbers. For a random direction as control, pass it among the directions:
-    ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
+    All conditions use the same problems and the same random numbers. As a control, add a random direction to ``named``:
+    ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``. ``doses.RANDOM`` is its usual name, ``"random direction"``.
 
     Args:
         lm: The base model.
         named: Directions by name.
-        problems: Problems to answer.
+        problems: Problems that the model answers.
         sampling: Sampling settings.
         plan: Strengths, layers and positions of steering.
         out: Directory for the rollouts; repeat the call to resume a sweep that was stopped. ``None`` saves nothing.
@@ -217,9 +217,6 @@ def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targ
     All strengths that the sweep measured are considered, even those that do damage (see ``usable_range``). The table also says how close
     single responses come to the target.
 
-    The columns ``precise`` and ``flexible`` correspond to PM (precise match) and FM (flexible match) of Ruler, arXiv:2409.18943. The ranges
-    of 10 % and 20 % are our choice.
-
     Args:
         doses: Results of a sweep.
         direction: Name of the direction.
@@ -230,7 +227,8 @@ def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targ
 
         * ``target``: target length, think tokens.
         * ``strength``: the chosen strength; ``mean``: mean number of think tokens at that strength.
-        * ``precise``, ``flexible``: percentage of responses whose think length is within 10 % and within 20 % of the target.
+        * ``precise``, ``flexible``: percentage of responses whose think length is within 10 % and within 20 % of the target. Ruler
+          (arXiv:2409.18943) calls such percentages PM (precise match) and FM (flexible match); 10 % and 20 % are our choice.
         * ``rmse``: root mean square of think length minus target, think tokens.
         * ``base_precise``, ``base_flexible``: the same percentages for the responses of the base model.
     """
@@ -277,9 +275,9 @@ def choose_dose(
         out: Directory for the rollouts; repeat the call to resume. ``None`` saves nothing.
 
     Returns:
-        The choice, and the table of all measurements. Fields of the choice: ``layer, strength``, ``shortening`` (share of base's think
-        tokens that is saved, 0 to 1) and ``loss`` (of accuracy, percentage points). The table has one row per layer and strength, with the
-        columns ``layer, strength, think_tokens, accuracy, base_think_tokens, base_accuracy``. Accuracies are shares, 0 to 1.
+        The choice (``efficiency_steering.Choice``), and the table of all measurements. The table has one row per layer and strength, with
+        the columns ``layer, strength, think_tokens, accuracy, base_think_tokens, base_accuracy``. Columns with ``base_`` are measured
+        without steering. Token numbers are means per response; accuracies are shares, 0 to 1.
 
     Raises:
         efficiency_steering.NothingQualifiesError: no combination of layer and strength shortens thinking at an accepted loss.

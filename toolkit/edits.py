@@ -134,8 +134,8 @@ def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
     It is a control for the plan's own direction: pass it to ``with_direction``. In each layer with edited heads, it is a random combination
     of their columns of ``W_O``. In other layers it is zero.
 
-    An isotropic random direction would be too weak a control. A head writes only to a subspace of ``head_dim`` dimensions, to which such a
-    direction is almost orthogonal. Projecting it out would change almost nothing.
+    A direction that is random in the whole residual stream would be too weak a control. A head writes only to a subspace of ``head_dim``
+    dimensions, to which that direction is almost orthogonal. Projecting it out would change almost nothing.
 
     Args:
         like: The plan for which a control is wanted.
@@ -179,7 +179,7 @@ def apply(lm: LM, planned: Plan) -> LM:
     Only the output projections of the edited layers are copied. All other weights are shared with ``lm``.
 
     Raises:
-        WrongModelError: the plan was made from other weights, or its direction has another shape.
+        WrongModelError: the plan was made from other weights, or the shape of its direction does not fit the model.
         UnsupportedModelError: the weights are quantised or offloaded. Use ``RuntimeEdit``, or ``vectors.save_adapter``.
         IndexError: the plan edits a head that does not exist.
         ValueError: the plan's direction is not finite.
@@ -211,7 +211,7 @@ def _copy(module: Any, memo: dict[int, Any]) -> Any:
 
     Args:
         module: The module to copy.
-        memo: Id of an object -> its copy. Tensors that map to themselves are shared.
+        memo: Dict from the id of an object to its copy. A tensor that is listed as its own copy is shared, not copied.
     """
     if id(module) in memo:
         return memo[id(module)]
@@ -259,7 +259,7 @@ def check_plan(lm: LM, planned: Plan) -> None:
     """Raise an error if a plan cannot be applied to a model.
 
     Raises:
-        WrongModelError: the plan was made from other weights, or its direction has another shape.
+        WrongModelError: the plan was made from other weights, or the shape of its direction does not fit the model.
         IndexError: the plan edits a head that does not exist.
         ValueError: the plan's direction is not finite.
     """
