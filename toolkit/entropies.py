@@ -9,8 +9,8 @@ With x_t the response token at index t, z the logits that predict it, and v an i
 Both are in nats. There are two ways to get them:
 
 - ``Sampling(details=True)`` records them during sampling, at the sampling temperature, without an extra forward pass.
-- ``with_entropies`` computes them later, at any temperature. It runs the model once over each sequence (teacher-forced). It uses a KV cache
-  and processes at most ``CHUNK`` logits at a time.
+- ``with_entropies`` computes them later, at any temperature. It runs the model once over each sequence (teacher-forced), in pieces: at most
+  ``CHUNK`` logits are in memory at a time, and a KV cache carries the earlier tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHUNK = 2**24  # largest number of logits in memory at a time: 64 MB in fp32, ab
 
 
 class NoEntropiesError(ValueError):
-    """An operation needs entropies, but the rollouts have none recorded."""
+    """Raised if an operation needs entropies, but the rollouts have none."""
 
 
 def with_entropies(
@@ -48,7 +48,7 @@ def with_entropies(
     the rollouts, for example to measure the entropy of the base model's responses under an intervention.
 
     Rollouts sampled with ``Sampling(details=True)`` already have the entropies under the model that sampled them, at the sampling
-    temperature. Their recorded log-probabilities equal those of this function only if sampling used neither top-k nor top-p.
+    temperature. The log-probabilities stored in them equal those of this function only if sampling used neither top-k nor top-p.
 
     Args:
         target: Model or condition that predicts the tokens. A condition's interventions are active. Its decoding rules and its change of
@@ -110,10 +110,10 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
 
 
 def entropies_of(rollout: Rollout) -> Float[ndarray, " response"]:
-    """Return the entropies recorded in a rollout, one per response token, in nats.
+    """Return the entropies that are stored in a rollout, one per response token, in nats.
 
     Raises:
-        NoEntropiesError: the rollout has no recorded entropies.
+        NoEntropiesError: the rollout has no entropies.
     """
     if rollout.entropies is None:
         raise NoEntropiesError(

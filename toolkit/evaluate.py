@@ -34,7 +34,7 @@ numbers, 5 and 10, are also percentages. ``metrics.METRICS`` describes each metr
 
 
 class OverlapError(ValueError):
-    """A condition would be judged on problems that were used to edit, steer or train it."""
+    """Raised if a condition would be judged on problems that were used to edit, steer or train it."""
 
 
 def made_from(condition: Condition) -> list[origins.Record]:
@@ -94,16 +94,16 @@ def compare(
     allow_overlap: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Sample every condition on the same problems with the same random numbers; return the graded responses as a report.
+    """Sample responses from every condition to the same problems with the same random numbers. Return the graded responses as a report.
 
     The random numbers of a sample depend only on ``sampling.seed``, the problem and the sample index.
 
     Args:
         conditions: Conditions or models, by name.
-        problems: Problems to sample.
+        problems: Problems that every condition answers.
         sampling: Sampling settings of all conditions.
         base: Name of the condition with which the others are compared.
-        engine: Program that samples the tokens: by default the toolkit's own loop. ``engines.connect`` returns others.
+        engine: Program that samples the responses: by default the toolkit's own loop. ``engines.connect`` returns others.
         out: Directory for the rollouts, with one folder per condition. Repeat the call to resume after an interruption. ``None`` stores
             nothing.
         allow_overlap: True to judge conditions even on problems that were used to edit, steer or train them. Reports and model cards then
@@ -113,7 +113,7 @@ def compare(
     Raises:
         ValueError: ``base`` is not among the conditions.
         OverlapError: one of the problems was used to edit, steer or train a condition, and ``allow_overlap`` is False.
-        engines.EngineError: the engine cannot sample one of the conditions.
+        engines.EngineError: the engine cannot sample responses from one of the conditions.
     """
     if base not in conditions:
         raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
@@ -146,10 +146,10 @@ def compare(
 
 
 def _check_engine(engine: Engine, conditions: Mapping[str, Condition], problems: Sequence[Problem], sampling: Sampling) -> None:
-    """Check, before anything is sampled, that an engine can sample every condition, and samples different weights from different models.
+    """Check, before anything is sampled, that an engine can sample responses from every condition.
 
     Raises:
-        engines.EngineError: the engine cannot sample a condition, or would sample two conditions with different weights from one model.
+        engines.EngineError: it cannot for one of the conditions, or it would use the same model for two conditions with different weights.
     """
     for condition in conditions.values():
         engine.check(condition, sampling)

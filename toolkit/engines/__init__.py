@@ -2,7 +2,7 @@
 
 Pass an engine to ``generate.rollouts(..., engine=...)``. With every engine, ``generate`` sets spans, grade and length of a response.
 
-To add a kind of server, add one file with a class like ``wire.Wire``, which writes requests and reads answers, and one row in
+To add a kind of server, add one file with a class like ``wire.Wire``, which writes requests and reads replies, and one row in
 ``connecting.WIRES``.
 """
 

@@ -23,10 +23,10 @@ MISSED_IN_HALF = 0.2
 def save_difference(base: LM, changed: LM, directory: str | Path) -> Path:
     """Save the weights of ``changed`` minus those of ``base`` as a LoRA adapter, and return its directory.
 
-    If the directory already holds a complete adapter, it is returned as it is. Every changed weight must be the matrix of a linear layer.
-    Its change is approximated by a truncated SVD. The rank is the smallest whose relative error in the Frobenius norm is at most 0.001
-    (fp32) or 0.2 (half precision, where rounding adds noise of full rank). All weights then get the largest of these ranks, because servers
-    expect one rank.
+    If the directory already holds a complete adapter, nothing is computed, and that adapter is not compared with the models. Every changed
+    weight must be the matrix of a linear layer. Its change is approximated by a truncated SVD. The rank is the smallest whose relative
+    error in the Frobenius norm is at most 0.001 (fp32) or 0.2 (half precision, where rounding adds noise of full rank). All weights then
+    get the largest of these ranks, because servers expect one rank.
 
     Args:
         base: The base model.
@@ -34,7 +34,8 @@ def save_difference(base: LM, changed: LM, directory: str | Path) -> Path:
         directory: Directory of the adapter.
 
     Raises:
-        EngineError: no weight changed, a weight of another kind changed, or a change needs a rank above ``LARGEST`` (64).
+        EngineError: no weight changed, a weight changed that is not the matrix of a linear layer, or a change needs a rank above
+            ``LARGEST`` (64).
         FileExistsError: the directory is not empty and holds no complete adapter.
     """
     if store.is_whole(Path(directory)):
@@ -71,7 +72,16 @@ def _write(directory: str | Path, tensors: dict[str, Tensor], config: dict[str, 
 
 
 def _factors(change: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return ``A [rank, in]`` and ``B [out, rank]`` of the LoRA adapter: ``B @ A`` is close to ``change [out, in]``."""
+    """Return ``A [rank, in]`` and ``B [out, rank]`` of the LoRA adapter: ``B @ A`` is close to ``change [out, in]``.
+
+    Args:
+        change: Changed weight minus base weight.
+        name: Name of the weight, for messages.
+        dtype: Dtype of the changed weight. It sets the allowed error.
+
+    Raises:
+        EngineError: the rank would be above ``LARGEST``.
+    """
     U, S, V = torch.linalg.svd(change.cpu(), full_matrices=False)
     left = S.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is missed if singular values from here on are left out
     missed = MISSED.get(dtype, MISSED_IN_HALF) * left[0]

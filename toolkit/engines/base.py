@@ -12,11 +12,17 @@ from toolkit.types import Finish
 
 
 class EngineError(ValueError):
-    """Raised if an engine cannot sample a condition, or if a server does not answer as it should. The message says what to do."""
+    """Raised if an engine cannot sample responses from a condition, or if a server's reply is missing or malformed.
+
+    The message says what to do.
+    """
 
 
 class CannotSampleError(EngineError):
-    """Raised before sampling begins if an engine cannot sample a condition. Another engine may be able to. The message says what to do."""
+    """Raised before sampling begins if an engine cannot sample responses from a condition. The message says what to do.
+
+    Another engine may be able to.
+    """
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,9 @@ class Response:
     Attributes:
         tokens: Token ids up to and including the first end-of-sequence token, if one was sampled.
         finish: ``"stop"`` if the response ended with an end-of-sequence token, ``"length"`` if it was cut off at the token limit.
-        logprobs: Log-probability of each token at temperature 1, in nats; ``None`` if not recorded.
-        entropies: Entropy at each token, in nats: that of the softmax at the sampling temperature, without top-k and top-p; ``None`` if not
-            recorded.
+        logprobs: Log-probability of each token at temperature 1, in nats; ``None`` unless ``Sampling(details=True)`` asked for it.
+        entropies: Entropy of the distribution that each token was drawn from, in nats: the softmax at the sampling temperature, without
+            top-k and top-p. ``None`` under the same condition as ``logprobs``.
     """
 
     tokens: list[int]
@@ -55,7 +61,7 @@ class Response:
 
 @runtime_checkable
 class Session(Protocol):
-    """An engine that is ready to sample one condition."""
+    """An engine that is ready to sample responses from one condition."""
 
     @property
     def serves(self) -> str:
@@ -83,30 +89,32 @@ class Engine(Protocol):
 
     @property
     def header(self) -> Mapping[str, str]:
-        """Facts about the engine for the headers of rollouts and the notes of reports. Keys: any of ``store.rollouts.ENGINE``."""
+        """Facts about the engine for the headers of rollouts and the notes of reports.
+
+        The keys are some of those in ``store.rollouts.ENGINE``, or none.
+        """
         ...
 
     @property
     def takes_adapters(self) -> bool:
-        """Whether the engine can sample a model whose weights have changed by a low-rank adapter since the engine was started."""
+        """Whether the engine can sample from a model whose weights have changed by a low-rank adapter since the engine was started."""
         ...
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Check that the engine can sample a condition with these settings. Sends nothing to a server.
+        """Check that the engine can sample responses from a condition with these settings. Sends nothing to a server.
 
         Raises:
-            CannotSampleError: the engine cannot sample it. The message names the obstacle (a part of the condition, or a setting) and says
-                what to do.
+            CannotSampleError: it cannot. The message names the obstacle (a part of the condition, or a setting) and says what to do.
         """
         ...
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> Session:
-        """Check that the engine can sample the requests from the condition, and return a session that does so.
+        """Check that the engine can sample the requested responses from the condition, and return a session whose ``sample`` does so.
 
-        The session's ``sample`` then does the sampling. A server may sample a few tokens here already, to check which weights it serves.
+        This call samples no responses. But a server may sample a few tokens, to check which weights it serves.
 
         Raises:
             CannotSampleError: as in ``check``; or the server does not serve the condition's model.
-            EngineError: the server does not answer.
+            EngineError: the server does not reply.
         """
         ...

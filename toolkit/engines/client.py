@@ -1,4 +1,4 @@
-"""Send HTTP requests to a sampling server, several at a time. While it does not answer, requests are repeated after growing pauses."""
+"""Send HTTP requests to a sampling server, several at a time. While it does not reply, requests are repeated after growing pauses."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import httpx
 from toolkit.engines.base import EngineError
 
 RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504))  # statuses of a server that is busy, loading or restarting
-ASKED = 15.0  # seconds to wait for the answer to a question about the server
+ASKED = 15.0  # seconds to wait for the reply to a question about the server
 KEY = "TOOLKIT_ENGINE_KEY"
 """Environment variable with the API key of the server, for servers that require one."""
 PAUSES = (0.5, 8.0)  # seconds between two attempts: the first pause, doubled each time up to the second value
-SHOWN = 300  # characters of a server's answer in an error message
+SHOWN = 300  # characters of a server's reply in an error message
 
 
 class RefusedError(EngineError):
-    """Raised if a server answers that it has no such URL path, or that it rejects a request."""
+    """Raised if a server replies that it does not have the URL path of a request, or that it rejects the request."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Client:
     Attributes:
         url: Address of the server, such as ``http://localhost:8080``.
         key: API key, sent as a bearer token; ``None`` for a server without one.
-        parallel: Largest number of requests that wait for an answer at the same time.
-        patience: Seconds for which a failing request is repeated, while the server is busy or away. Then ``EngineError`` is raised.
-        timeout: Seconds to wait for the answer to a request to sample. It is long, because a server answers only when the response is
-            complete.
+        parallel: Largest number of requests that wait for a reply at the same time.
+        patience: Seconds for which a failing request is repeated, while the server is busy or unreachable. Then ``EngineError`` is raised.
+        timeout: Seconds to wait for the reply to a POST request. It is long, because a server replies only when the whole response is
+            sampled.
     """
 
     url: str
@@ -49,23 +49,23 @@ class Client:
     timeout: float = 1800.0
 
     def get(self, path: str) -> Any:
-        """Send a GET request to a URL path of the server and return the JSON of its answer. Raise EngineError as ``post`` does."""
+        """Send a GET request to a URL path of the server and return the JSON of its reply. Raise EngineError as ``post`` does."""
         return self._json(self._call("GET", path, None), path)
 
     def post(self, path: str, body: Any) -> Any:
-        """Send a JSON value to a URL path of the server (POST) and return the JSON of its answer.
+        """Send a JSON value to a URL path of the server (POST) and return the JSON of its reply.
 
         Raises:
-            EngineError: the server cannot be reached, refuses the request, or answers with something other than JSON.
+            EngineError: the server cannot be reached, refuses the request, or replies with something other than JSON.
         """
         return self._json(self._call("POST", path, body), path)
 
     def tell(self, path: str, body: Any) -> None:
-        """Send a JSON value to a URL path of the server and ignore the text of its answer. Raise EngineError if the server refuses it."""
+        """Send a JSON value to a URL path of the server and ignore the text of its reply. Raise EngineError if the server refuses it."""
         self._call("POST", path, body)
 
     def find(self, path: str) -> Any:
-        """Return the JSON at a URL path, as ``get`` does, but ``None`` if the server has no such path or its answer is not JSON."""
+        """Return the JSON at a URL path, as ``get`` does, but ``None`` if the server has no such path or its reply is not JSON."""
         try:
             return self._call("GET", path, None).json()
         except RefusedError:
@@ -76,13 +76,13 @@ class Client:
             return None
 
     def post_all(self, path: str, bodies: Sequence[Any], returned: Callable[[], None]) -> Generator[tuple[int, Any], None, None]:
-        """Send many JSON values to a path, several at a time. Yield ``(index in bodies, answer)`` as soon as each answer comes.
+        """Send many JSON values to a path, several at a time. Yield ``(index in bodies, JSON of the reply)`` as soon as each reply comes.
 
         Args:
             path: URL path on the server.
             bodies: JSON values to send.
-            returned: Function that is called, in another thread, after a request failed and before it is repeated: the server may have been
-                restarted. The function must raise ``EngineError`` if the server now serves something else.
+            returned: Function without arguments that is called, in another thread, after a request failed and before it is repeated. The
+                server may have been restarted meanwhile: the function must raise ``EngineError`` if it now serves another model.
 
         Raises:
             EngineError: as in ``post``.
@@ -120,7 +120,7 @@ class Client:
     async def request(
         self, client: httpx.AsyncClient, method: str, path: str, body: Any, again: Callable[[float], Any] | None = None
     ) -> httpx.Response:
-        """Send one request, repeat it while the server does not answer, and return the answer.
+        """Send one request, repeat it while the server does not reply, and return the reply.
 
         Args:
             client: Connection to the server.
@@ -131,8 +131,8 @@ class Client:
                 ``None`` calls nothing.
 
         Raises:
-            RefusedError: the server answers that it has no such path, or that it rejects the request.
-            EngineError: the server requires an API key, or did not answer for too long.
+            RefusedError: the server replies that it has no such path, or that it rejects the request.
+            EngineError: the server requires an API key, or did not reply in time.
         """
         pause, since = PAUSES[0], math.inf
         failed: float | None = None
@@ -141,7 +141,7 @@ class Client:
                 if failed is not None and again is not None:
                     began = time.monotonic()
                     await again(failed)
-                    since += time.monotonic() - began  # a check is no time without an answer
+                    since += time.monotonic() - began  # a check is no time without a reply
                 timeout = self.timeout if method == "POST" else ASKED
                 answer = await client.request(method, path, json=body, timeout=httpx.Timeout(timeout, connect=10.0, pool=None))
                 if answer.status_code == 200:
@@ -184,7 +184,7 @@ class Client:
 
 
 class _Worker(threading.Thread):
-    """Thread of ``Client.post_all``: it sends the bodies, and puts the answers, or the error that stopped it, into a queue."""
+    """Thread of ``Client.post_all``: it sends the bodies, and puts the replies, or the error that stopped it, into a queue."""
 
     def __init__(
         self,
@@ -244,5 +244,5 @@ class _Worker(threading.Thread):
 
 
 def _short(text: str) -> str:
-    """Return the first ``SHOWN`` characters of a text, on one line."""
+    """Return the first ``SHOWN`` (300) characters of a text, on one line."""
     return " ".join(text.split())[:SHOWN]

@@ -1,4 +1,4 @@
-"""Find out which kind of server answers at an address, and return it as an engine (``connect``)."""
+"""Find out which kind of server replies at an address, and return it as an engine (``connect``)."""
 
 from __future__ import annotations
 
@@ -44,15 +44,16 @@ def connect(
             ``http://localhost:8000``. The server is queried for its kind, unless a prefix gives it: ``vllm+http://localhost:8000`` (also
             ``llama+``, ``sglang+`` and ``ollama+``). For Ollama, the path of the URL is the name of the model:
             ``http://localhost:11434/my-model``.
-        base: Base model of the conditions to sample; see ``Server.base``. Needed for ``"vllm"``.
+        base: Base model of the conditions from which responses will be sampled; see ``Server.base``. Needed for ``"vllm"``.
         tolerance: Largest allowed mean absolute difference between the log-probabilities of the server and of the condition's model, in
             nats per token. ``None`` means the default of the kind of server.
         adapters: Directory in which LoRA adapters are saved for the server to load.
-        parallel: Largest number of requests that wait for an answer at the same time. Never more than ``Wire.parallel`` of the kind of
+        parallel: Largest number of requests that wait for a reply at the same time. Never more than ``Wire.parallel`` of the kind of
             server, which is also the default.
 
     Raises:
-        EngineError: the address has another form, nothing answers there, the kind of server is unknown, or ``"vllm"`` has no ``base``.
+        EngineError: the address has none of these forms, nothing replies there, the kind of server is unknown, or ``"vllm"`` has no
+            ``base``.
     """
     if address == "ours":
         return OWN_LOOP
@@ -85,10 +86,13 @@ def connect(
 
 
 def _kind(client: Client, root: Client) -> str:
-    """Return the kind of the server that answers.
+    """Return the kind of the server at an address: a key of ``WIRES``.
 
-    Each kind is recognised by its answer at one URL path. llama-server is tried before Ollama, because it also answers at some of Ollama's
+    Each kind is recognised by its reply at one URL path. llama-server is tried before Ollama, because it also replies at some of Ollama's
     paths.
+
+    Raises:
+        EngineError: the server is of no known kind.
 
     Args:
         client: Connection to the address as it was given.

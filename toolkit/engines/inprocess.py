@@ -28,7 +28,7 @@ CHUNK = 512  # responses that are sampled together and then stored
 class InProcessVLLM:
     """The engine that samples with vLLM in this process. vLLM holds a second copy of the base model, loaded from its directory or hub id.
 
-    Edited and trained models are sampled as LoRA adapters of the base model (see ``adapter.save_difference``).
+    Edited and trained models are loaded as LoRA adapters of the base model (see ``adapter.save_difference``).
 
     Attributes:
         base: Base model of the conditions.
@@ -47,15 +47,15 @@ class InProcessVLLM:
 
     @property
     def header(self) -> Mapping[str, str]:
-        """``{"engine": "vllm"}``, as for a vLLM server."""
+        """``{"engine": "vllm"}``: the header of rollouts is the same as with a vLLM server."""
         return {"engine": "vllm"}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Raise CannotSampleError if the condition has interventions or decoding rules, or if entropies are to be recorded."""
+        """Raise CannotSampleError if the condition has interventions or decoding rules, or if ``sampling.details`` asks for entropies."""
         check_unmodified(condition, sampling, self.name)
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
-        """Load the base model into vLLM, if that has not happened yet. Return a session that samples the condition.
+        """Load the base model into vLLM, if that has not happened yet. Return a session that samples responses from the condition.
 
         Raises:
             ImportError: vLLM is not installed.
@@ -117,7 +117,7 @@ class _Session:
             yield [(start + i, complete(self.lm, s, self.sampling.max_new_tokens)) for i, s in enumerate(sampled)]
 
     def answers(self, requests: Sequence[Request], sampling: Sampling, *, logprobs: bool) -> list[Sampled]:
-        """Sample one response to each request.
+        """Sample one response per request, and return the responses in order.
 
         Args:
             requests: The requests.

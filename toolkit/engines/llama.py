@@ -1,4 +1,4 @@
-"""llama-server of llama.cpp: requests and answers of ``/completion``.
+"""llama-server of llama.cpp: requests to ``/completion`` and the replies.
 
 Source: ``tools/server/README.md`` of llama.cpp; tried with build b11434.
 """
@@ -16,7 +16,10 @@ from toolkit.sampling import Sampling
 
 
 class LlamaServer:
-    """llama-server of llama.cpp. It takes adapters (``--lora``) and control vectors (``--control-vector``) only when it is started."""
+    """Writes requests for llama-server of llama.cpp and reads its replies.
+
+    The server takes adapters (``--lora``) and control vectors (``--control-vector``) only when it is started.
+    """
 
     name, path, tolerance, loads, exact, parallel = "llama-server", "/completion", 0.1, False, True, 32
     advice = (
@@ -25,7 +28,7 @@ class LlamaServer:
     )
 
     def served(self, client: Client) -> list[Served]:
-        """Return the base model, then one model per adapter of the server: the base with only this adapter, at scale 1."""
+        """Return the base model, then one model per adapter that the server has: the base model with this adapter alone, at scale 1."""
         adapters = client.find("/lora-adapters") or []
         ids = [entry(adapter, "id", int, self.name) for adapter in adapters]
         off = [{"id": i, "scale": 0.0} for i in ids]
@@ -38,7 +41,7 @@ class LlamaServer:
         ]
 
     def context(self, client: Client) -> int | None:
-        """Return the context of one slot of the server (its place for one request), in tokens of prompt and response together."""
+        """Return the context length of one slot (a place for one request in the server), in tokens of prompt and response together."""
         settings = entry(client.get("/props"), "default_generation_settings", Mapping, self.name)
         return settings.get("n_ctx")
 
@@ -47,7 +50,7 @@ class LlamaServer:
         raise EngineError(self.advice)
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
-        """Return the JSON of a request. The server samples in the toolkit's order: temperature, top-k, top-p."""
+        """Return the JSON of a request. It sets the order temperature, top-k, top-p, which is that of the toolkit's own loop."""
         return {
             "prompt": request.prompt,
             "n_predict": sampling.max_new_tokens,
@@ -67,7 +70,11 @@ class LlamaServer:
         }
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in an answer. Raise EngineError if the answer is malformed or the server cut off the start of the context."""
+        """Return the response in the server's reply (``answer``).
+
+        Raises:
+            EngineError: the reply is malformed, or the server dropped the start of the context because it was too long.
+        """
         if entry(answer, "truncated", bool, self.name):
             raise EngineError(
                 "llama-server dropped the beginning of a context that was too long: start it with a larger --ctx-size."

@@ -1,12 +1,12 @@
-"""The toolkit's own sampling loop: every part of a condition acts in it (interventions, decoding rules, masks).
+"""The toolkit's own sampling loop. It supports every part of a condition: interventions, decoding rules, masks.
 
 Samples of one problem share one prefill. There are two ways to decode:
 
 - In *batches* (``decode.Batch``): responses begin together, those that have ended leave, and the next batch begins when all have ended.
   This works for every model and condition.
-- In *slots* (``slots.Slots``): a new response takes the place of one that has ended, and a decoding step is recorded and repeated. This is
-  the default on a GPU, if model and condition allow it (``slots.obstacle``). Not tested on a GPU. On a CPU, batches are at least as fast,
-  because the time of a step grows with the number of its rows.
+- In *slots* (``slots.Slots``): a new response takes the place of one that has ended. On a GPU, a decoding step is captured as a CUDA graph
+  and replayed. Slots are the default on a GPU, if model and condition allow them (``slots.obstacle``). Not tested on a GPU. On a CPU,
+  batches are at least as fast, because the time of a step grows with the number of its rows.
 
 **Reproducibility.** Each response has its own random numbers, which do not depend on the other responses (see ``sampling``). So responses
 that are decoded together can change each other only by rounding: kernels for matrix products and attention sum in an order that depends on
@@ -14,10 +14,10 @@ the shape of the batch. On a CPU in fp32, sampled tokens were equal in every tes
 above all in bf16, rounding is coarser. After some hundreds of tokens, a response may get a different token and differ from there on. How
 often this happens is not measured yet.
 
-``OwnLoop(fixed=(rows, width))`` avoids this. It decodes in slots, and every step has this shape, whatever the number and length of the
-responses. Each prompt is run alone. A response then depends on others only if a kernel's result for one row depends on the numbers in other
-rows. That is not so for kernels that choose their algorithm by shape alone. PyTorch's deterministic algorithms would not suffice: with
-them, the same batch gives the same result twice, but a row may still differ between two batches.
+``OwnLoop(fixed=(rows, width))`` avoids this. It decodes in slots, and every step has the shape ``(rows, width)``, whatever the number and
+length of the responses. Each prompt is run alone. A response then depends on others only if a kernel's result for one row depends on the
+numbers in other rows. Kernels that choose their algorithm by shape alone have no such dependence. PyTorch's deterministic algorithms would
+not suffice: with them, the same batch gives the same result twice, but a row may still differ between two batches.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ PREFILL_TOKENS = refill.PREFILL_TOKENS
 
 @dataclass(frozen=True)
 class OwnLoop:
-    """The engine that decodes in this process, with the model of the condition. With default arguments it can sample every condition.
+    """The engine that decodes in this process, with the model of the condition. With default arguments it supports every condition.
 
     Attributes:
         in_slots: True to decode in slots, False to decode in batches (see the module ``loop``). ``None`` means slots on a GPU, if model and
-            condition allow it, and batches otherwise.
+            condition allow them, and batches otherwise.
         fixed: Pair ``(rows, width)`` to decode in slots of this shape. A response then does not depend on number and length of the others,
-            but decoding is slower. ``width`` is the largest number of tokens of prompt and response together. ``None``: no fixed shape.
+            but decoding is slower. ``rows`` is the number of slots, ``width`` the largest number of tokens of prompt and response together.
+            ``None``: no fixed shape.
     """
 
     in_slots: bool | None = None
@@ -70,7 +71,10 @@ class OwnLoop:
 
     @property
     def header(self) -> Mapping[str, str]:
-        """``{"shape": "64 x 2048"}`` for the fixed shape (64, 2048), ``{}`` without one. So rollouts of two shapes are never mixed."""
+        """``{"shape": "64 x 2048"}`` for the fixed shape (64, 2048); ``{}`` without a fixed shape.
+
+        Sampling resumes only into a directory of rollouts with the same header. So a directory never mixes rollouts of two shapes.
+        """
         return {"shape": f"{self.fixed[0]} x {self.fixed[1]}"} if self.fixed else {}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
@@ -85,7 +89,7 @@ class OwnLoop:
             )
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
-        """Return a session that samples the condition, in slots or in batches.
+        """Return a session that samples responses from the condition, in slots or in batches.
 
         Raises:
             EngineError: as in ``check``; or a prompt and ``sampling.max_new_tokens`` do not fit into the fixed width.
@@ -143,7 +147,7 @@ OWN_LOOP = OwnLoop()
 
 @dataclass(frozen=True)
 class _SlotSession(_Session):
-    """Session that decodes in slots. For ``fixed`` see ``OwnLoop``."""
+    """Session that decodes in slots. ``OwnLoop`` describes ``fixed``."""
 
     fixed: tuple[int, int] | None = None
 
@@ -164,7 +168,7 @@ class _SlotSession(_Session):
     def _until_full(
         self, numbered: Sequence[tuple[int, Request]], rows: int, tick: Callable[[int], Any]
     ) -> Iterator[list[tuple[int, Response]]]:
-        """Yield lists of pairs ``(index, response)`` until all requests are done or memory runs out. A full list has one pair per slot.
+        """Yield lists of pairs ``(index, response)`` until all requests are done or memory runs out. A list has at most one pair per slot.
 
         Args:
             numbered: Pairs ``(index, request)``; the index is returned with the response.
@@ -179,7 +183,7 @@ class _SlotSession(_Session):
         while full:
             done: list[tuple[int, Response]] = []
             # While the caller works with the responses, the interventions must not be active. So the context is left before each yield, and
-            # recorded steps, which belong to it, are dropped.
+            # captured steps (CUDA graphs), which belong to it, are dropped.
             with self.condition.active(), torch.inference_mode():
                 try:
                     for row, response in islice(stream, shape[0]):

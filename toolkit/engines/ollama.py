@@ -1,4 +1,4 @@
-"""Ollama's ``/api/generate``, which sends and receives text only. Untested with the real server.
+"""Ollama: requests to ``/api/generate`` and the replies, both with text instead of token ids. Untested with the real server.
 
 Source: Ollama's API documentation. The tests use a small server that speaks this format.
 """
@@ -19,7 +19,9 @@ CONTEXT_STEP = 4096  # contexts are a multiple of this number of tokens: Ollama 
 
 @dataclass(frozen=True)
 class OllamaServer:
-    """Ollama's ``/api/generate``, which sends and receives text only. Untested with the real server.
+    """Writes requests for Ollama's ``/api/generate`` and reads its replies. Untested with the real server.
+
+    Requests and replies hold text instead of token ids.
 
     Attributes:
         model: Name of the model in Ollama.
@@ -79,10 +81,10 @@ class OllamaServer:
         } | ({"logprobs": True} if logprobs else {})
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in an answer, with token ids from tokenizing its text.
+        """Return the response in the server's reply (``answer``). The token ids are computed from the response's text.
 
         Raises:
-            EngineError: the answer is malformed; or the number of tokens of the text differs from the number that the server sampled.
+            EngineError: the reply is malformed; or the number of tokens of the text differs from the number that the server sampled.
         """
         tokens = tokenized(lm, entry(answer, "response", str, self.name))
         stopped = entry(answer, "done_reason", str, self.name) == "stop"

@@ -1,10 +1,10 @@
-"""Checks for engines other than the toolkit's own loop: does the engine serve the weights of a condition, and can it sample the condition?
+"""Checks of a condition for engines other than the toolkit's own loop: does the engine serve its weights, and support its other parts?
 
 For the first check, the server samples a few tokens after some of the prompts and reports their log-probabilities (``probe``). The toolkit
 computes the log-probabilities of the same tokens with the condition's model. If the server serves that model, the two agree up to the
 rounding of the server's dtype.
 
-``complete`` turns a server's answer into a ``Response``.
+``complete`` turns a server's response into a ``Response`` of the toolkit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 
 PROMPTS = 4  # prompts that are tried
-NEAR = 0.25  # an edit is recognised if the server shows 1 of it, within this number
+NEAR = 0.25  # an edit is recognised if the share of it that the server shows differs from 1 by at most this number
 Verdict = Literal["served", "other", "unseen"]
 PROBE = Sampling(max_new_tokens=32)
 
@@ -38,7 +38,7 @@ class Probe:
     Attributes:
         served: The model of the server that sampled the tokens.
         requests: The requests. No two have the same prompt.
-        sampled: The server's response to each request.
+        sampled: The server's response to each request, in order.
     """
 
     served: Served
@@ -52,11 +52,11 @@ class Probe:
 
     @cached_property
     def reported(self) -> Float[Tensor, " tokens"]:
-        """The server's log-probabilities of all tokens."""
+        """The server's log-probabilities of all sampled tokens, in the order of ``sampled``, in nats."""
         return torch.tensor([value for s in self.sampled for value in s.logprobs])
 
     def logprobs(self, lm: LM) -> Float[Tensor, " tokens"]:
-        """Return a model's log-probabilities of all tokens. Computed once per model."""
+        """Return the log-probabilities of the same tokens under ``lm``, in the same order as ``reported``. Computed once per model."""
         if lm.fingerprint not in self._known:
             pairs = zip(self.requests, self.sampled, strict=True)
             self._known[lm.fingerprint] = torch.cat([_logprobs(lm, r.prompt, s.tokens) for r, s in pairs if s.tokens])
@@ -67,7 +67,7 @@ class Probe:
         return {}
 
     def divergence(self, lm: LM) -> float:
-        """Return the mean absolute difference between the server's and the model's log-probabilities, in nats per token."""
+        """Return the mean absolute difference between the server's log-probabilities and those under ``lm``, in nats per token."""
         return float((self.logprobs(lm) - self.reported).abs().mean())
 
     def share(self, base: LM, edited: LM) -> tuple[float, float]:
@@ -75,7 +75,8 @@ class Probe:
 
         The share is about 1 if the server serves the edited model, 0 if it serves the base model, and 0.5 for an edit of half the strength.
         It is the slope of a regression without intercept over the sampled tokens. The dependent variable is the server's log-probability
-        minus that of ``base``; the independent variable is that of ``edited`` minus that of ``base``.
+        minus that of ``base``; the independent variable is that of ``edited`` minus that of ``base``. If the two models give equal
+        log-probabilities, the result is ``(nan, inf)``.
         """
         change, seen = (values - self.logprobs(base) for values in (self.logprobs(edited), self.reported))
         size = float(change.square().sum())
@@ -88,8 +89,10 @@ class Probe:
     def verdict(self, base: LM, edited: LM) -> Verdict:
         """Return whether the server serves the edited model, judged by ``share``.
 
-        ``"served"``: the share is within ``NEAR`` of 1. ``"other"``: it is not. ``"unseen"``: the share is too uncertain, because the edit
-        changes log-probabilities less than the server's rounding does.
+        - ``"served"``: the share differs from 1 by at most ``NEAR`` (0.25).
+        - ``"other"``: it differs by more.
+        - ``"unseen"``: its standard error is above ``NEAR / 2``, because the edit changes log-probabilities hardly more than the server's
+          rounding does.
         """
         share, error = self.share(base, edited)
         if not error <= NEAR / 2:
@@ -98,7 +101,7 @@ class Probe:
 
 
 def chosen_prompts(requests: Sequence[Request]) -> list[Request]:
-    """Return up to ``PROMPTS`` requests with different prompts, evenly spaced among the given ones."""
+    """Return up to ``PROMPTS`` (4) of the requests, with different prompts, evenly spaced among all requests with different prompts."""
     distinct = list({tuple(r.prompt): r for r in requests}.values())
     return distinct[:: max(1, len(distinct) // PROMPTS)][:PROMPTS]
 
@@ -107,14 +110,15 @@ def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], serve
     """Let a server sample a few tokens after some of the prompts, and return the tokens with the server's log-probabilities.
 
     Args:
-        wire: The ``Wire`` of the server, which writes requests and reads answers.
+        wire: The ``Wire`` of the server, which writes requests and reads replies.
         client: Connection to the server.
         lm: Model that the server is expected to serve.
         requests: Requests whose prompts are used; ``chosen_prompts`` chooses some of them.
         served: The model of the server that samples.
 
     Raises:
-        EngineError: the server samples no token, samples token ids that the model does not have, or reports no log-probabilities.
+        EngineError: the server samples no token, samples token ids that the model does not have, or does not report a finite
+            log-probability for every token.
     """
     chosen = chosen_prompts(requests)
     bodies = [wire.body(lm, request, PROBE, logprobs=True) | dict(served.fields) for request in chosen]
@@ -148,7 +152,10 @@ def _logprobs(lm: LM, prompt: list[int], tokens: list[int]) -> Tensor:
 
 
 def complete(lm: LM, sampled: Sampled, budget: int) -> Response:
-    """Return a server's response as a ``Response``. It ends with its first end-of-sequence token, which is added if the server left it out.
+    """Return a server's response as a ``Response`` of the toolkit.
+
+    The response is cut after its first end-of-sequence token. If the server reports that the response ended by itself, but leaves this
+    token out, it is added. Otherwise the response is cut at ``budget`` tokens.
 
     Args:
         lm: The model.
@@ -156,7 +163,7 @@ def complete(lm: LM, sampled: Sampled, budget: int) -> Response:
         budget: Largest number of tokens that the request allowed.
 
     Raises:
-        EngineError: the response has fewer than ``budget`` tokens but no end, so the server broke it off.
+        EngineError: the server cut the response off before ``budget`` tokens, without an end-of-sequence token.
     """
     ends = [i for i, token in enumerate(sampled.tokens) if token in lm.eos_ids]
     if ends:
@@ -171,10 +178,12 @@ def complete(lm: LM, sampled: Sampled, budget: int) -> Response:
 
 
 def check_unmodified(condition: Condition, sampling: Sampling, engine: str) -> None:
-    """Raise CannotSampleError if a condition does more than change weights and prompts, or if entropies are to be recorded.
+    """Raise CannotSampleError if a condition has interventions or decoding rules, or if ``sampling.details`` asks for entropies.
+
+    Changed weights and changed prompts raise no error.
 
     Args:
-        condition: The condition to sample.
+        condition: The condition from which responses will be sampled.
         sampling: Sampling settings.
         engine: Name of the engine, for the message.
     """

@@ -31,7 +31,7 @@ def decode(condition: Condition, requests: Sequence[Request], sampling: Sampling
     Iterate over this generator inside ``with condition.active()``. The context may be left and entered again between two responses.
 
     Args:
-        condition: The condition to sample.
+        condition: The condition from which responses are sampled.
         requests: The responses to sample, in the order in which they get a slot.
         sampling: Sampling settings.
         slots: Empty slots of the condition's model.
@@ -57,8 +57,8 @@ class _Flow:
     Attributes:
         held: For each slot, the index in ``requests`` of its row, or ``None``. A row that has reached the token limit leaves its slot at
             once, but its index stays here until ``take`` has yielded its response.
-        columns: For each slot, the column of its random numbers in ``streams``. (``at`` is the same on the device.) A slot keeps its column
-            when other slots are removed.
+        columns: For each slot, the index of its random numbers in ``streams``, which has one generator (a *column*) per slot. (``at``
+            holds the same indices as a tensor on the device.) A slot keeps its column when other slots are removed.
         waiting: Indices in ``requests`` of the rows that have no slot yet.
     """
 
@@ -74,7 +74,10 @@ class _Flow:
         self.eos = torch.tensor(sorted(self.lm.eos_ids))
 
     def may_join(self) -> bool:
-        """Return True if rows wait, enough slots are empty, and ``take`` has been called since the last ``draw``."""
+        """Return True if rows wait, enough slots are empty, and ``take`` has been called since the last ``draw``.
+
+        Enough is a share ``JOIN_FROM`` of all slots, or one slot per waiting row.
+        """
         if not self.waiting or self.written.steps:
             return False
         empty = len(self.slots.empty)
@@ -85,7 +88,7 @@ class _Flow:
 
         Args:
             step: Index of the step at which the new rows' first tokens are drawn.
-            logits: Logits of all slots; ``None`` before the first rows. The rows' logits are written into this tensor.
+            logits: Logits of all slots; ``None`` before the first rows. The new rows' logits are written into this tensor.
         """
         free = deque(self.slots.empty)
         new = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
@@ -103,7 +106,7 @@ class _Flow:
         return logits
 
     def _together(self, new: Sequence[int]) -> list[list[int]]:
-        """Split new rows into lists whose prompts are run together. In slots of a fixed shape, only equal prompts are run together."""
+        """Split new rows into lists; the prompts of a list are run together. In slots of a fixed shape, a list has equal prompts only."""
 
         def prompt(row: int) -> tuple[int, ...]:
             return tuple(self.requests[row].prompt)
@@ -113,7 +116,7 @@ class _Flow:
         return batches(new, lambda row: len(prompt(row)), PREFILL_TOKENS, shared=prompt)
 
     def draw(self, step: int, logits: Tensor) -> tuple[Tensor, bool]:
-        """Draw one token per slot and store it in ``written``. Return the tokens, and True if ``take`` must be called now."""
+        """Draw one token per slot and store it in ``written``. Return the tokens, and True if ``take`` must be called now, else False."""
         uniform = self.streams.at(step, [c for c, row in zip(self.columns, self.held, strict=True) if row is not None], self.at)
         choice, details = draw(logits, uniform, self.sampling)
         tokens = self.rules(choice, self.held)

@@ -18,8 +18,8 @@ from toolkit.tensors import upload
 class Rules:
     """Applies the decoding rules of a condition. A rule may replace a drawn token by one or more other tokens.
 
-    If there are rules, every row has a reader and a queue. The reader (``spans.Reader``) knows the phase of the row's response (prompt,
-    think or answer). The queue holds tokens that a rule has returned and that are not appended to the response yet.
+    If there are rules, every row (response) has a reader and a queue. The reader (``spans.Reader``) tracks the phase of the row's newest
+    token (prompt, think or answer). The queue holds tokens that a rule has returned and that are not appended to the response yet.
     """
 
     def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
@@ -71,7 +71,12 @@ class Written:
         self.over: set[int] = set()
 
     def put(self, tokens: Int[Tensor, " rows"], details: Float[Tensor, "2 rows"] | None) -> None:
-        """Store one step: a token per row of the batch and, as ``details``, its log-probability and entropy if these are recorded."""
+        """Store one step.
+
+        Args:
+            tokens: One token per row of the batch.
+            details: Log-probability and entropy of each token; ``None`` if they are not wanted.
+        """
         self.steps.append(tokens[None].int() if details is None else torch.cat([tokens[None].int(), details.view(torch.int32)]))
 
     def take(self, alive: Sequence[int | None]) -> Iterator[tuple[int, Response]]:

@@ -18,7 +18,9 @@ from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 
 log = logging.getLogger(__name__)
-CHANGED = 0.02  # a server that was away may differ from our model by this much, in nats per token, however little it did before
+CHANGED = (
+    0.02  # after a failed request, a server may differ from our model by this much (nats per token), however little it did before
+)
 STORED = 64, 15.0  # responses, or seconds, after which finished responses are handed on to be stored
 CLEARER = 2.0  # among models that show the same edit, the nearest is taken only if the others are farther by this factor
 
@@ -27,25 +29,25 @@ CLEARER = 2.0  # among models that show the same edit, the nearest is taken only
 class Server:
     """An engine that lets a server sample. The server must serve the weights of the condition; this is checked by log-probabilities.
 
-    A server may offer several models. The first rule that applies chooses the one that samples a condition:
+    A server may offer several models. The first rule that applies chooses the one that samples the responses of a condition:
 
-    1. A model with the name or path of the condition's model, or the adapter that was loaded for it before.
-    2. If the condition's model is the base model: the server's base model.
-    3. If the server can load adapters while it runs (vLLM, SGLang) and ``base`` is given: a new adapter with the difference between the
-       condition's model and ``base``.
-    4. The model whose log-probabilities agree with the edited model.
+    1. A model with the name or path of the condition's model, or the adapter that was loaded for that model before.
+    2. If the condition's model is the base model, or ``base`` is ``None``: the server's base model.
+    3. If the server can load adapters while it runs (vLLM, SGLang): a new adapter with the difference between the condition's model and
+       ``base``.
+    4. The model whose log-probabilities agree best with those of the condition's model.
 
     Then the chosen model is checked. Its log-probabilities of tokens that the server sampled must agree with those of the condition's
     model. For an edited model, they must also show the whole edit (``Probe.verdict``). An edit that changes log-probabilities less than the
-    server's rounding cannot be seen; it is accepted only by name (rules 1 and 3).
+    server's rounding cannot be seen. It is accepted only if rule 1 or 3 chose the model, that is, by the model's name.
 
-    A server cannot sample conditions with interventions (steering, masks, run-time edits) or decoding rules.
+    A server cannot run interventions (steering, masks, run-time edits) or decoding rules, so conditions with them raise an error.
 
     The server draws the random numbers, from a seed per response. A repeated run samples similar responses, but some tokens may differ: a
     server's rounding depends on which requests it computes together.
 
     Attributes:
-        wire: Writes requests and reads answers for this kind of server.
+        wire: Writes requests and reads replies for this kind of server.
         client: Connection to the server.
         base: Base model of the conditions. With it, the server's log-probabilities can tell an edited model from the base. ``None`` if all
             conditions are unedited models.
@@ -67,7 +69,7 @@ class Server:
 
     @property
     def header(self) -> Mapping[str, str]:
-        """``{"engine": KIND}``, with a remark if the server returns text, from which the tokens are computed."""
+        """``{"engine": KIND}``, with the kind of server. ``" (tokens from text)"`` is added to it if the server returns no token ids."""
         return {"engine": self.wire.name if self.wire.exact else f"{self.wire.name} (tokens from text)"}
 
     @property
@@ -76,7 +78,7 @@ class Server:
         return self.wire.loads
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Raise CannotSampleError if the condition has interventions or decoding rules, or if entropies are to be recorded."""
+        """Raise CannotSampleError if the condition has interventions or decoding rules, or if ``sampling.details`` asks for entropies."""
         check_unmodified(condition, sampling, self.name)
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
@@ -84,7 +86,7 @@ class Server:
 
         Raises:
             CannotSampleError: as in ``check``; or the server's context is too short; or the server serves other weights.
-            EngineError: the server does not answer as it should; or as in ``adapter.save_difference``.
+            EngineError: the server's reply is missing or malformed; or as in ``adapter.save_difference``.
         """
         self.check(condition, sampling)
         longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
@@ -98,16 +100,16 @@ class Server:
 
     @property
     def limit(self) -> float:
-        """The tolerance in use, in nats per token."""
+        """The tolerance in use, in nats per token: ``tolerance``, or the default of the kind of server."""
         return self.wire.tolerance if self.tolerance is None else self.tolerance
 
     def check_served(self, lm: LM, served: Served, requests: Sequence[Request]) -> Probe:
-        """Check that a model of the server has the weights of ``lm``, by log-probabilities, and return the probe.
+        """Check by log-probabilities that a model of the server has the weights of ``lm``. Return the probe that was used.
 
         Args:
             lm: The model of the condition.
             served: The model of the server.
-            requests: Requests whose prompts are used.
+            requests: Requests whose prompts are used; ``probing.chosen_prompts`` chooses some of them.
 
         Raises:
             CannotSampleError: the log-probabilities do not agree with those of ``lm``.
@@ -143,7 +145,11 @@ class Server:
         return chosen
 
     def _recognised(self, lm: LM, probes: Sequence[Probe]) -> Probe:
-        """Return the probe that agrees with ``lm`` (``_agrees``). Raise CannotSampleError if none does, or several do equally well."""
+        """Return the probe that agrees best with ``lm``, among those that agree (``_agrees``).
+
+        Raises:
+            CannotSampleError: none agrees, or two agree about equally well.
+        """
         found = [p for p in probes if self._agrees(p, lm, named=False)]
         if not found:
             raise self._refusal(lm, probes)
@@ -191,7 +197,7 @@ class _Session:
 
     @property
     def served(self) -> Served:
-        """The server's model that samples."""
+        """The model of the server that samples the responses."""
         return self.probe.served
 
     @property
@@ -199,7 +205,7 @@ class _Session:
         return self.served.name
 
     def _check_again(self) -> None:
-        """Probe the server again after it was away. Raise EngineError if it no longer serves the condition's model."""
+        """Probe the server again after a failed request. Raise EngineError if it no longer serves the condition's model."""
         engine = self.engine
         now = probe(engine.wire, engine.client, self.lm, self.probe.requests, self.served)
         limit = max(CLEARER * self.probe.divergence(self.lm), CHANGED)
@@ -235,7 +241,7 @@ class _Session:
 
 
 def _is_named(served: Served, lm: LM) -> bool:
-    """Return True if a model of the server has the name of ``lm``, or was loaded from its directory or hub id."""
+    """Return True if a model of the server has the name of ``lm``, or was loaded from the directory or hub id of ``lm``."""
     if served.name == lm.name or (served.source and served.source == lm.name):
         return True
     return bool(served.source) and lm.folder is not None and Path(served.source).resolve() == lm.folder.resolve()

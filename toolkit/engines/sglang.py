@@ -1,4 +1,4 @@
-"""SGLang's own ``/generate``: requests and answers. Untested with the real server.
+"""SGLang: requests to its own ``/generate`` (not the OpenAI-compatible path) and the replies. Untested with the real server.
 
 Source: SGLang's documentation of the native API, and ``srt/sampling/sampling_params.py`` (commit 00c17ca). The tests use a small server
 that speaks this format.
@@ -17,7 +17,7 @@ from toolkit.sampling import Sampling
 
 
 class SGLangServer:
-    """SGLang's own ``/generate``. Untested with the real server.
+    """Writes requests for SGLang's own ``/generate`` and reads its replies. Untested with the real server.
 
     The server uses the seeds of requests only if it is started with ``--enable-deterministic-inference``.
     """
@@ -34,7 +34,13 @@ class SGLangServer:
         return None
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Load an adapter while the server runs, and return it. The server must have been started with ``--enable-lora``."""
+        """Let the running server load an adapter, and return the model with it. The server must have been started with ``--enable-lora``.
+
+        Args:
+            client: Connection to the server.
+            name: Name for the adapter.
+            folder: Directory of the adapter on the server's disk.
+        """
         try:
             client.tell("/load_lora_adapter", {"lora_name": name, "lora_path": folder})
         except RefusedError as error:
@@ -61,7 +67,7 @@ class SGLangServer:
         }
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in an answer. Raise EngineError if the answer is malformed."""
+        """Return the response in the server's reply (``answer``). Raise EngineError if the reply is malformed."""
         about = entry(answer, "meta_info", Mapping, self.name)
         reason = entry(about, "finish_reason", Mapping, self.name)
         rows = about.get("output_token_logprobs") or []

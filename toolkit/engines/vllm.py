@@ -1,4 +1,4 @@
-"""vLLM's OpenAI-compatible server: requests and answers of ``/v1/completions``. Untested with the real server.
+"""vLLM's OpenAI-compatible server: requests to ``/v1/completions`` and the replies. Untested with the real server.
 
 Source: ``vllm/entrypoints/openai/completion/protocol.py`` (commit 002032e, November 2026) and vLLM's documentation of LoRA adapters. The
 tests use a small server that speaks this format.
@@ -16,7 +16,7 @@ from toolkit.sampling import Sampling
 
 
 class VLLMServer:
-    """vLLM's OpenAI-compatible server, ``/v1/completions``. Untested with the real server."""
+    """Writes requests for ``/v1/completions`` of vLLM's OpenAI-compatible server and reads its replies. Untested with the real server."""
 
     name, path, tolerance, loads, exact, parallel = "vllm", "/v1/completions", 0.05, True, True, 256
     advice = (
@@ -40,9 +40,14 @@ class VLLMServer:
         return first.get("max_model_len")
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Load an adapter while the server runs, and return it.
+        """Let the running server load an adapter, and return the model with it.
 
         The server must have been started with ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`` and ``--enable-lora``.
+
+        Args:
+            client: Connection to the server.
+            name: Name for the adapter.
+            folder: Directory of the adapter on the server's disk.
         """
         client.tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
         return Served(name, {"model": name}, folder)
@@ -63,7 +68,7 @@ class VLLMServer:
         } | ({"logprobs": 0} if logprobs else {})
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in an answer. Raise EngineError if the answer is malformed."""
+        """Return the response in the server's reply (``answer``). Raise EngineError if the reply is malformed."""
         (choice,) = entry(answer, "choices", list, self.name)
         scores = choice.get("logprobs") or {}
         return Sampled(

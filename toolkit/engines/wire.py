@@ -1,4 +1,4 @@
-"""``Wire``: the class that writes requests for one kind of server and reads its answers. ``Served``, ``Sampled``: the content of answers.
+"""``Wire``: the class that writes requests for one kind of server and reads its replies. ``Served``, ``Sampled``: the content of replies.
 
 Each request is for one response. It holds every sampling parameter explicitly, because servers have their own defaults (top-k 40, a
 repetition penalty, the model's generation config).
@@ -23,7 +23,7 @@ class Served:
 
     Attributes:
         name: Name for messages, such as ``"base"`` or the adapter's name.
-        fields: Entries to add to a request so that this model samples.
+        fields: Entries of a request that make this model sample the response.
         source: Path or hub id from which the server says it loaded the model; "" if it does not say.
     """
 
@@ -38,7 +38,7 @@ class Sampled:
 
     Attributes:
         tokens: Token ids that the server sampled.
-        stopped: True if the server reports that the response ended by itself (end-of-sequence token), False if it was cut off.
+        stopped: True if the server reports that the response ended with an end-of-sequence token, False if it was cut off.
         logprobs: Log-probability of each token at temperature 1, in nats; empty if not requested.
     """
 
@@ -49,17 +49,17 @@ class Sampled:
 
 @runtime_checkable
 class Wire(Protocol):
-    """Writes requests for one kind of server and reads its answers.
+    """Writes requests for one kind of server and reads its replies.
 
     Attributes:
         name: Kind of server, for messages and file headers.
         path: URL path to which requests for responses are sent.
         tolerance: Largest allowed mean absolute difference between the log-probabilities of the server and of the condition's model, in
-            nats per token. The toolkit chose this default.
+            nats per token. This default is our choice.
         loads: True if the server can load adapters while it runs.
         exact: True if the server takes and returns token ids, False if text.
-        parallel: Largest useful number of requests in flight (our choice). While a request waits for its turn, the time limit of its answer
-            runs.
+        parallel: Largest number of requests that wait for a reply at the same time (our choice). With more, requests wait in the server's
+            queue for so long that their time limit (``Client.timeout``) may pass.
         advice: Sentence for error messages that says how to serve edited weights.
     """
 
@@ -80,20 +80,39 @@ class Wire(Protocol):
         ...
 
     def load(self, client: Client, name: str, folder: str) -> Served:
-        """Let the server load a PEFT adapter from a folder on its disk, and return it. Raise EngineError if ``loads`` is False."""
+        """Let the server load a PEFT adapter, and return the model with this adapter.
+
+        Args:
+            client: Connection to the server.
+            name: Name for the adapter.
+            folder: Directory of the adapter on the server's disk.
+
+        Raises:
+            EngineError: this kind of server cannot load adapters while it runs (``loads`` is False).
+        """
         ...
 
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
-        """Return the JSON of the request for one response, without the entries that choose a model (``Served.fields``)."""
+        """Return the JSON of the request for one response, without the entries that choose a model (``Served.fields``).
+
+        Args:
+            lm: The model of the condition.
+            request: The response to sample.
+            sampling: Sampling settings.
+            logprobs: True to request log-probabilities of the tokens too.
+        """
         ...
 
     def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in a server's answer. Raise EngineError if the answer has another form."""
+        """Return the response in the server's reply (``answer``, JSON). Raise EngineError if the reply is malformed."""
         ...
 
 
 def plain(sampling: Sampling) -> dict[str, Any]:
-    """Return the sampling parameters that have the same name on all servers. Those that the toolkit does not use get neutral values."""
+    """Return the sampling parameters that have the same name on all servers, as entries of a request.
+
+    Parameters that the toolkit does not use, such as ``min_p``, get values without effect.
+    """
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -115,7 +134,17 @@ def tokenized(lm: LM, text: str) -> list[int]:
 
 
 def entry(value: Any, name: str, kind: Any, server: str) -> Any:
-    """Return ``value[name]``. Raise EngineError if ``value`` is not a JSON object, or the entry is missing or not of type ``kind``."""
+    """Return one entry of a server's reply: ``value[name]``.
+
+    Args:
+        value: JSON of the reply, or a part of it.
+        name: Name of the entry.
+        kind: Expected type of the entry, or a tuple of types.
+        server: Kind of server, for the message.
+
+    Raises:
+        EngineError: ``value`` is not a JSON object, or the entry is missing or not of type ``kind``.
+    """
     found = value.get(name) if isinstance(value, Mapping) else None
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         raise EngineError(
@@ -125,7 +154,12 @@ def entry(value: Any, name: str, kind: Any, server: str) -> Any:
 
 
 def ids_of(values: Sequence[Any], server: str) -> list[int]:
-    """Return a list of token ids from a server's answer. Raise EngineError if one of the values is not an integer."""
+    """Return ``values``, token ids from a server's reply, as a list. Raise EngineError if one of them is not an integer.
+
+    Args:
+        values: The token ids.
+        server: Kind of server, for the message.
+    """
     if wrong := [v for v in values if not isinstance(v, int) or isinstance(v, bool)]:
         raise EngineError(f"{server} answered with {wrong[0]!r} among the token ids.")
     return list(values)

@@ -5,9 +5,10 @@ row's name is the file's name, with hyphens in place of underscores. ``toolkit e
 in the README are made from the rows.
 
 Sign and strength of a direction: in every format, a positive strength makes thinking **longer**. If a format has a field for a scale, the
-strength is written there; otherwise the vectors are multiplied by it. (The format folder ignores the strength.)
+strength is written there; otherwise the vectors are multiplied by it. (The format ``folder`` ignores the strength.)
 
-An export is refused if the format cannot express it, such as a direction at another site than the output of a block.
+If a format cannot express a direction, plan or problem, ``ExportError`` is raised. Most formats cannot express a direction at another site
+than the output of a block.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Format:
         name: Name on the command line.
         takes: Kind of content: ``"direction"``, ``"plan"`` (a plan of head edits) or ``"problems"``.
         reader: The tool that reads this format.
-        files: Names of the files in the exported directory, or ``ONE_FILE`` if the export is a single file.
+        files: Text with the names of the files in the exported directory, or ``ONE_FILE`` if the export is a single file.
         during: Positions of steering that the format can express: ``"all"``, ``"newest"`` or ``"phases"`` (see ``base.Settings``). Empty
             for plans and problems.
         options: Fields of ``base.Settings`` that the writer reads.

@@ -1,4 +1,4 @@
-"""A PEFT adapter (LoRA of rank 1) of a head edit, with a card. See ``vectors.save_adapter``.
+"""A PEFT adapter (LoRA of rank 1) of a head edit, with a model card. See ``vectors.save_adapter``.
 
 vLLM loads the directory with ``--enable-lora --lora-modules NAME=DIRECTORY``, SGLang with ``--lora-paths NAME=DIRECTORY``.
 """

@@ -30,9 +30,10 @@ class Settings:
         during: Positions to steer: ``"all"``, ``"newest"`` (the prompt's last position and every response token), or phases such as
             ``"think"``.
         drop_layer_0: True to leave out the vector of layer 0, which GGUF cannot hold. False raises an error if that vector is not zero.
-        doses: Directory that ``toolkit dose`` wrote; its numbers go into the card. ``None`` writes a card without numbers.
+        doses: Directory that ``toolkit dose`` wrote; its numbers go into the model card. ``None`` writes a card without numbers.
         base: The base model in the other tool: a GGUF file, or, for Ollama, the name of a model in Ollama. ``None`` if unknown.
-        think: Think tags in the responses to exported problems. ``None`` means that the whole response is the answer.
+        think: Think tags by which the other tool tells thinking from answer in responses to the exported problems. ``None`` means that the
+            whole response is the answer.
         max_new_tokens: Token budget of a response to an exported problem.
     """
 
@@ -113,7 +114,7 @@ def rows(direction: Direction) -> dict[int, Float[Tensor, " d_model"]]:
 
 
 def about(lm: LM, name: str, settings: Settings, direction: Direction, use: str) -> Mapping[str, Any]:
-    """Return the content of ``about.json``: what was exported, for which model, and how to use it.
+    """Return the content of ``about.json``: facts about the exported direction and its model, and instructions for use.
 
     Args:
         lm: The model that the direction is for.
@@ -143,6 +144,12 @@ def about(lm: LM, name: str, settings: Settings, direction: Direction, use: str)
 
 
 def request(out: Path, body: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-    """Write ``body`` (entries to add to a request) to ``out/request.json``, and ``notes`` (from ``about``) to ``out/about.json``."""
+    """Write ``request.json`` and ``about.json`` into the directory ``out``.
+
+    Args:
+        out: The directory.
+        body: Content of ``request.json``: entries that a user adds to a request to the server, so that it steers.
+        notes: Content of ``about.json``, from ``about``.
+    """
     store.write_json(body, out / "request.json")
     store.write_json(notes, out / ABOUT)

@@ -1,8 +1,9 @@
 """Steering spec of EasySteer, version 2 (ZJU-REAL/EasySteer, ``docs/user-guide/openai-server.md`` and ``steering.md``).
 
-``source`` is the path on the server of a GGUF control vector (``vectors.save_gguf``). ``apply`` says at which positions the vector acts:
-``prompt`` or ``generation`` with the value ``all``, or selected positions. ``prompt_positions: [-1]`` with ``generation: all`` is the
-toolkit's ``during="newest"``: the prompt's last position and every generated token. ``scale`` is the strength, and ``normalize`` is false.
+Fields of the spec. ``source`` is the path on the server of a GGUF control vector (``vectors.save_gguf``). ``apply`` says at which positions
+the vector acts: ``prompt`` or ``generation`` with the value ``all``, or selected positions. ``prompt_positions: [-1]`` with
+``generation: all`` is the toolkit's ``during="newest"``: the prompt's last position and every generated token. ``scale`` is the strength.
+``normalize`` is false.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GGUF control vector, for ``llama-server --control-vector FILE``. See ``vectors.save_gguf``.
 
-llama.cpp adds ``direction.k`` to the output of block k at every position of prompt and response. It ignores the file's metadata. The format
+llama.cpp adds the tensor ``direction.k`` to the output of block k at every position of prompt and response. It ignores metadata. The format
 has no field for a scale, so the vectors are multiplied by the strength. ``--control-vector-scaled`` multiplies them by a further factor.
 """
 

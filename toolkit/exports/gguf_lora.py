@@ -1,10 +1,11 @@
 """A head edit as a GGUF LoRA, for ``llama-server --lora FILE`` (llama.cpp, ``src/llama-adapter.cpp`` and ``convert_lora_to_gguf.py``).
 
 Metadata: ``general.type`` "adapter", ``general.architecture`` that of the base model, ``adapter.type`` "lora", ``adapter.lora.alpha``.
-Tensors: ``NAME.lora_a`` ``[r, inputs]`` and ``NAME.lora_b`` ``[outputs, r]`` (shapes in torch's order). NAME is the base model's tensor.
-llama.cpp adds ``alpha / r * b a`` to this tensor; it reads the rank r from the shape of b. Here r = 1 and alpha = 1: all heads of a layer
-are edited along one direction, so the change of the layer's output projection has rank 1 for any number of heads. Output projections have
-the same layout in llama.cpp as in transformers. (llama.cpp permutes only the rows of Q and K.)
+Tensors: ``NAME.lora_a`` ``[r, inputs]`` and ``NAME.lora_b`` ``[outputs, r]`` (shapes in torch's order). NAME is the name of the edited
+tensor of the base model. llama.cpp adds ``alpha / r * b a`` to this tensor, with a and b the two tensors above and ``alpha`` from the
+metadata; it reads the rank r from the shape of b. Here r = 1 and alpha = 1. All heads of a layer are edited along one direction, so the
+change of the layer's output projection has rank 1 for any number of heads. Output projections have the same layout in llama.cpp as in
+transformers. (llama.cpp permutes only the rows of Q and K.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
     """Write the plan as a GGUF LoRA. If ``settings.base`` is the base model's GGUF file, names and shapes are checked against it.
 
     Raises:
-        ExportError: the plan has other edits than ``project_out``, or llama.cpp's name of this model or of one of its tensors is not known.
+        ExportError: the plan has other edits than ``project_out``, or the package gguf has no name for this model or one of its tensors.
         WrongModelError: the plan was made from other weights, or the GGUF file holds another model.
         FileNotFoundError: there is no file ``settings.base``.
         ImportError: the package gguf is not installed.

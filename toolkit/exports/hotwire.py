@@ -4,8 +4,9 @@ The server loads every ``NAME.pt`` in the directory ``HOTWIRE_VECTORS`` (``torch
 row l for the output of block l. ``vllm_xargs.hotwire`` is a JSON *string*, a list of ``{id, layer, scale}`` with ``id`` NAME. Every pair of
 layer and scale takes one of ``HOTWIRE_SLOTS`` slots (16).
 
-Without ``decode_only``, a vector acts at every position. With it, the vector acts at no position of the prompt, not even at the last one,
-which predicts the first token of the response. The toolkit's ``during="newest"`` includes this last position, so it cannot be exported.
+Without hotwire's option ``decode_only``, a vector acts at every position. With the option, it acts at no position of the prompt, not even
+at the last one, which predicts the first token of the response. The toolkit's ``during="newest"`` includes this last position, so it cannot
+be exported.
 """
 
 from __future__ import annotations

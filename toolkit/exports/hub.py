@@ -1,4 +1,4 @@
-"""Upload a folder with a card to the Hugging Face Hub: a direction, a plan, an adapter or an edited model."""
+"""Upload a folder with a model card to the Hugging Face Hub: a direction, a plan, an adapter or an edited model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Upload:
         folder: The folder.
         repo: Repository on the Hub, ``USER/NAME``.
         files: Path inside the folder and size in bytes of each file, in order of path.
-        card: Text of ``README.md``.
+        card: Text of ``README.md``, the model card.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
     Raises:
         FileNotFoundError: there is no such folder, or it has no card.
         ValueError: the name of the repository is malformed, the card has no front matter (YAML header) with ``base_model``, the folder
-            holds a link or a hidden file, or a file names a place on this machine.
+            holds a link or a hidden file, or the card or a JSON file contains the path of a file on this machine.
         store.StoreError: the card cannot be read.
     """
     path = Path(folder)
@@ -70,7 +70,7 @@ def plan_upload(folder: str | Path, repo: str) -> Upload:
 
 
 def _check_places(files: Sequence[Path]) -> None:
-    """Raise ValueError if the card or a JSON file names a file or directory of this machine, which no reader has."""
+    """Raise ValueError if the card or a JSON file contains a path that exists on this machine: readers of the Hub do not have it."""
     from huggingface_hub import RepoCard
 
     for file in files:

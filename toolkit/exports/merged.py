@@ -11,7 +11,7 @@ from toolkit.types import Plan
 
 
 def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
-    """Write the edited checkpoint, its plan and its card into the directory ``out``. For errors see ``edits.apply``."""
+    """Write the edited checkpoint, its plan and its model card into the directory ``out``. For errors see ``edits.apply``."""
     edited = edits.apply(lm, plan)
     with store.atomic_directory(out) as partial:
         edited.save(partial)

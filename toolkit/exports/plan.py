@@ -1,4 +1,4 @@
-"""A folder for the Hugging Face Hub with a plan of head edits and a card."""
+"""A folder for the Hugging Face Hub with a plan of head edits and a model card."""
 
 from __future__ import annotations
 

@@ -17,12 +17,16 @@ def read(path: Any) -> dict[str, Problem]:
 def split_response(response: str, tags: ThinkTags | None) -> tuple[str, str | None]:
     """Return ``(thinking, answer)`` of a response; the answer is ``None`` if thinking was never closed.
 
-    If ``tags`` is ``None``, the whole response is the answer. If both tags in ``tags`` are ``None``, the whole response is both thinking
-    and answer. Otherwise thinking ends at the first closing tag. It starts after the first opening tag before that, or at the start of the
-    response if there is none.
+    The split depends on ``tags``:
 
-    A response without a closing tag has no answer, even if it has no opening tag either. ``spans.spans`` is less strict. Here the text may
-    have lost its tags, because many tools remove special tokens, and thinking must not be graded as an answer.
+    - ``None``: the whole response is the answer, and thinking is "".
+    - ``ThinkTags(None, None)``, for a model that thinks without tags: the whole response is both thinking and answer.
+    - Otherwise thinking ends at the first closing tag, and the answer is the text after this tag. Thinking starts after the first opening
+      tag, or at the start of the response if there is no opening tag before the closing tag.
+
+    A response without a closing tag has no answer, even if it has no opening tag either. (``spans.spans`` would count a response without
+    any tag as an answer.) The reason: many tools remove special tokens, so the tags may be lost, and thinking must not be graded as an
+    answer.
 
     >>> split_response("<think>7+8=15</think> 15", ThinkTags())
     ('7+8=15', ' 15')
@@ -39,14 +43,16 @@ def split_response(response: str, tags: ThinkTags | None) -> tuple[str, str | No
 
 
 def score(problem: Problem, response: str, tags: ThinkTags | None, reasoning: str | None = None) -> dict[str, float]:
-    """Return ``correct`` and ``closed`` (0 or 1) and ``think_characters`` of a response. Unclosed thinking counts as wrong.
+    """Return the scores of a response: ``correct``, ``closed`` and ``think_characters``. A response with unclosed thinking counts as wrong.
+
+    ``correct`` and ``closed`` (thinking was closed) are 0 or 1. ``think_characters`` is the number of characters of thinking.
 
     Args:
         problem: The problem that the response answers.
         response: Text of the response.
-        tags: Think tags in the text.
-        reasoning: Thinking that the tool has already separated from the response. ``response`` is then the answer, and thinking counts as
-            unclosed if it is empty. ``None`` if the tool has separated nothing: ``tags`` are used.
+        tags: Think tags in the text; see ``split_response``.
+        reasoning: Thinking that the tool has already separated from the response. ``response`` is then only the answer; if it is empty,
+            thinking counts as unclosed. ``None`` or "" if the tool has separated nothing: ``tags`` are used.
     """
     thinking, answer = (reasoning, response.strip() or None) if reasoning else split_response(response, tags)
     correct = answer is not None and grading.grade(problem, answer)
