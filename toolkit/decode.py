@@ -154,7 +154,7 @@ class Batch:
         return hooks.replace_attention(self.lm.layout, attend)
 
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """Append one token to each row, and return the logits that predict the token after it."""
+        """Append one token to each row, and return the logits that predict the token after it. Call it inside ``with acting()``."""
         self.width += 1
         out = self.lm.model(
             input_ids=tokens[:, None],

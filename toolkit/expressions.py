@@ -96,7 +96,7 @@ def last_boxed(answer: str) -> str | None:
 
 
 def stopped() -> int:
-    """Return how many calls of ``equal`` and ``parses`` in this process exceeded a limit, and so returned False."""
+    """Return the number of calls of ``equal`` and ``parses`` in this process that returned False because a limit was exceeded."""
     return _stopped
 
 
@@ -175,7 +175,7 @@ class _Helper:
         return self._read()
 
     def stop(self) -> int:
-        """End the process and return its exit code, which is the negative number of the signal that ended it."""
+        """End the process if it still runs. Return its exit code: if a signal ended it, the negative number of this signal."""
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
@@ -258,7 +258,11 @@ def _equal(gold: str, answer: str) -> bool:
 
 
 def _is_unsolved(value: Any) -> bool:
-    """Return True for a sum, and for a product of whole numbers: ``8 + 4``, ``2 * 3``. Return False for fractions and ``3.2 * 10**5``."""
+    """Return True for a sum (``8 + 4``) and for a product of whole numbers (``2 * 3``). Return False for fractions and ``3.2 * 10**5``.
+
+    Args:
+        value: Result of math-verify's parser: a sympy expression, or a text.
+    """
     from sympy import Add, Expr
 
     if not isinstance(value, Expr):
@@ -268,9 +272,13 @@ def _is_unsolved(value: Any) -> bool:
 
 
 def _only_number(values: list[Any], answer: str) -> float | None:
-    """Return the only number in the last box of an answer, or in the whole answer without a box.
+    """Return the only number in the last ``\\boxed{}`` of an answer, or in the whole answer if it has no box.
 
-    Return ``None`` if there are several numbers or none, or if ``values``, from ``_parsed(answer)``, holds more than words.
+    Return ``None`` if there are several numbers or none, or if math-verify found more than words.
+
+    Args:
+        values: What math-verify found in the answer, from ``_parsed(answer)``.
+        answer: Text of the answer.
     """
     from sympy import Symbol
 

@@ -49,8 +49,8 @@ class Response:
         tokens: Token ids up to and including the first end-of-sequence token, if one was sampled.
         finish: ``"stop"`` if the response ended with an end-of-sequence token, ``"length"`` if it was cut off at the token limit.
         logprobs: Log-probability of each token at temperature 1, in nats; ``None`` unless ``Sampling(details=True)`` asked for it.
-        entropies: Entropy of the distribution that each token was drawn from, in nats: the softmax at the sampling temperature, without
-            top-k and top-p. ``None`` under the same condition as ``logprobs``.
+        entropies: Entropy at each token, in nats: that of the softmax at the sampling temperature, before top-k and top-p are applied.
+            ``None`` in the same cases as ``logprobs``.
     """
 
     tokens: list[int]
@@ -65,7 +65,7 @@ class Session(Protocol):
 
     @property
     def serves(self) -> str:
-        """Name of the weights that the engine uses. It differs between conditions whose weights differ."""
+        """Name of the weights that the engine uses for the condition. ``evaluate.compare`` raises an error if other weights share it."""
         ...
 
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:

@@ -1,4 +1,4 @@
-"""Find out which kind of server replies at an address, and return it as an engine (``connect``)."""
+"""Find out which kind of server runs at an address, and return it as an engine (``connect``)."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def _kind(client: Client, root: Client) -> str:
     Each kind is recognised by its reply at one URL path. llama-server is tried before Ollama, because it also replies at some of Ollama's
     paths.
 
-    Raises:
-        EngineError: the server is of no known kind.
-
     Args:
         client: Connection to the address as it was given.
         root: Connection to the address without its path. (For Ollama, the path is the name of the model.)
+
+    Raises:
+        EngineError: the server is of no known kind.
     """
     props = client.find("/props")
     if isinstance(props, dict) and "default_generation_settings" in props:

@@ -78,7 +78,7 @@ class OwnLoop:
         return {"shape": f"{self.fixed[0]} x {self.fixed[1]}"} if self.fixed else {}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Check that the condition can be decoded with ``in_slots`` and ``fixed``. With their defaults, every condition passes.
+        """Check that the condition can be decoded with ``in_slots`` and ``fixed``. If both are ``None``, every condition passes.
 
         Raises:
             EngineError: ``in_slots`` is True or ``fixed`` is set, but the model or the condition does not allow slots.

@@ -27,7 +27,7 @@ class Format:
         name: Name on the command line.
         takes: Kind of content: ``"direction"``, ``"plan"`` (a plan of head edits) or ``"problems"``.
         reader: The tool that reads this format.
-        files: Text with the names of the files in the exported directory, or ``ONE_FILE`` if the export is a single file.
+        files: Names of the files in the exported directory, as text for tables; ``ONE_FILE`` if the export is a single file.
         during: Positions of steering that the format can express: ``"all"``, ``"newest"`` or ``"phases"`` (see ``base.Settings``). Empty
             for plans and problems.
         options: Fields of ``base.Settings`` that the writer reads.

@@ -59,7 +59,8 @@ def check(direction: Direction, settings: Settings, name: str) -> Direction:
 
     Raises:
         ExportError: the format steers at the output of a block, but the direction was measured at another site; the format cannot express
-            the positions, or cannot hold the direction's vector of layer 0; all chosen layers are zero; or the strength is 0.
+            the positions; it cannot hold the direction's vector of layer 0 (unless ``drop_layer_0``); the direction is zero in all chosen
+            layers; or the strength is 0.
         ValueError: the direction or the strength is infinite or NaN, or a phase is unknown.
         IndexError: a layer does not exist.
     """
@@ -95,7 +96,7 @@ def steered(lm: LM, direction: Direction, settings: Settings, name: str) -> Dire
 
     Raises:
         ExportError, ValueError, IndexError: as in ``check``.
-        WrongModelError: the direction was made from other weights, or has another shape.
+        WrongModelError: the direction was made from other weights, or its shape does not fit the model.
     """
     edits.check_direction(direction, lm)
     return check(direction, settings, name)

@@ -1,8 +1,8 @@
 """Vector file and request of hotwire (hotwire-vllm 0.1.2, ``_state.py`` and ``_patch.py``).
 
 The server loads every ``NAME.pt`` in the directory ``HOTWIRE_VECTORS`` (``torch.load(weights_only=True)``): a tensor ``[layers, d_model]``,
-row l for the output of block l. ``vllm_xargs.hotwire`` is a JSON *string*, a list of ``{id, layer, scale}`` with ``id`` NAME. Every pair of
-layer and scale takes one of ``HOTWIRE_SLOTS`` slots (16).
+row l for the output of block l. The field ``vllm_xargs.hotwire`` of a request is a JSON *string*: a list of ``{id, layer, scale}``, where
+``id`` is NAME. Every pair of layer and scale takes one of the server's slots; their number is ``HOTWIRE_SLOTS`` (by default 16).
 
 Without hotwire's option ``decode_only``, a vector acts at every position. With the option, it acts at no position of the prompt, not even
 at the last one, which predicts the first token of the response. The toolkit's ``during="newest"`` includes this last position, so it cannot

@@ -1,8 +1,9 @@
 """Steering file of lm-evaluation-harness (lm-eval 0.4.13, ``models/hf_steered.py``).
 
-``steer.pt`` is a dict: name of a module below the base model -> ``{steering_vector, steering_coefficient, action, bias, head_index}``. The
-module's output gets ``coefficient * vector`` at every position. lm-eval loads such a file with full pickle, which can run
-code. The exported file holds only tensors, numbers, texts and ``None``, so ``torch.load(weights_only=True)`` can read it too.
+``steer.pt`` is a dict: name of a module below the base model -> ``{steering_vector, steering_coefficient, action, bias, head_index}``.
+lm-eval adds ``steering_coefficient * steering_vector`` to the module's output at every position. It loads the file with unrestricted
+pickle, which can run code. The exported file holds only tensors, numbers, texts and ``None``, so ``torch.load(weights_only=True)`` can read
+it too.
 """
 
 from __future__ import annotations

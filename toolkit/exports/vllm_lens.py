@@ -1,11 +1,12 @@
 """Request of vllm-lens (UKGovernmentBEIS/vllm-lens 1.3.0, ``_helpers/types.py`` and ``_helpers/_serialize.py``).
 
-``vllm_xargs.apply_steering_vectors`` is a JSON *string*: a list of steering vectors with the fields ``activations`` ``[layers, d_model]``,
-``layer_indices``, ``scale``, ``norm_match``, ``position_indices``. A tensor is ``{data, dtype, original_dtype, shape}`` with ``data`` in
-base64. The plug-in can also read zstd-compressed data (``compression``). The export does not compress, so it needs no further package.
+The field ``vllm_xargs.apply_steering_vectors`` is a JSON *string*: a list of steering vectors with the fields ``activations``
+``[layers, d_model]``, ``layer_indices``, ``scale``, ``norm_match``, ``position_indices``. A tensor is
+``{data, dtype, original_dtype, shape}`` with ``data`` in base64. The plug-in can also read zstd-compressed data (field ``compression``).
+The export does not compress, so it needs no further package.
 
-A vector ``[layers, d_model]`` acts at every position of prompt and response. ``position_indices`` are absolute positions, so the format
-cannot express ``during="newest"``: the last position of a prompt, whatever its length, and every later one.
+Without ``position_indices``, a vector acts at every position of prompt and response. ``position_indices`` are absolute positions, so the
+format cannot express ``during="newest"``: the last position of a prompt, whatever its length, and every later one.
 """
 
 from __future__ import annotations
