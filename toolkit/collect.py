@@ -214,7 +214,8 @@ def _head(lm: LM) -> Callable[[Tensor], Tensor]:
 
 
 Read = Callable[[Sequence[Example], Tensor], None]
-"""``read(batch, hidden)``: called after the pass over each batch, with the last hidden states ``[batch, seq, d_model]``."""
+"""Function ``read(batch, hidden)`` that is called after the pass over each batch. ``hidden`` is the model's last hidden states, from which
+it computes its logits: ``[batch, seq, d_model]``."""
 
 
 def _moments(

@@ -62,8 +62,8 @@ class Sizes:
         unseen: Tasks besides ``main``, as pairs ``(task, number of problems)``, to detect damage to other abilities. Accuracy is measured,
             with one greedy response per problem; for ``running_sum`` also the share of right steps. A task shows damage only if base solves
             some of its problems. The accuracy of the unchanged tiny reasoner is near zero on tasks that it was not trained on.
-        horizons: Smallest and largest number of additions in a problem of the task ``running_sum`` (chains of additions, ``17+5-9=?``).
-            The tiny reasoner was trained on up to 7 additions, and fails at about 9 or more.
+        horizons: Smallest and largest number of steps in a problem of the task ``running_sum``. A step is an addition or subtraction:
+            ``17+5-9=?`` has two. The tiny reasoner was trained on up to 7 steps, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
         max_new_tokens: Token budget of a response to a main problem.
         unseen_tokens: Token budget of a response to a problem of ``unseen``.
@@ -268,8 +268,8 @@ class Ground:
         Args:
             condition: The condition.
             problems: Problems to answer.
-            sampling: Sampling settings. If ``details`` is set, the responses have token entropies. For responses from an engine other than
-                the toolkit's own loop, the toolkit computes the entropies after sampling.
+            sampling: Sampling settings. If ``sampling.details`` is set, the responses have token entropies. If ``engine`` is not the
+                toolkit's own loop, the toolkit computes the entropies after sampling.
             out: Directory for the rollouts; ``None`` stores nothing.
             progress: True to show a progress bar.
         """

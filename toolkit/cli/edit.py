@@ -130,8 +130,9 @@ def thinkedit(
 ) -> None:
     """Edit a model's weights so that short thinking becomes rarer (ThinkEdit, arXiv 2503.22048).
 
-    Writes an ordinary Hugging Face directory, OUT. Its model card lists the edited heads. It also compares base, the edited model and
-    random controls (edits of random heads or along random directions) on the test split of --task (default: the task of --rollouts).
+    Writes an ordinary Hugging Face directory, OUT, with a model card that lists the edited heads. The command also compares base, the
+    edited model and random controls (edits of random heads or along random directions). It compares them on the test split of --task
+    (default: the task of --rollouts).
 
     Rollouts, report.json and rows.parquet are saved in a second directory, OUT.work, so after a stop the same command resumes. You may
     remove OUT.work when the command has finished.
