@@ -97,7 +97,7 @@ class Sizes:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The sizes as a dict, without ``training.track``: where training logs are sent (such as ``"wandb"``) changes no result."""
+        """The sizes as a dict. ``training.track`` is left out: it says where training logs are sent, which changes no result."""
         fields = asdict(self)
         del fields["training"]["track"]
         return fields
@@ -187,8 +187,8 @@ class Ground:
         sizes: Sizes of the measurements.
         out: Directory of rollouts, policies and results.
         say: Function that is called with one line of progress at a time.
-        engine: Program that samples the responses: the toolkit's own loop, or another one such as a server. Conditions that the other one
-            does not support are sampled by the toolkit's own loop.
+        engine: Program that samples the responses: the toolkit's own loop, or another one such as a server. For conditions that the other
+            one does not support, the toolkit's own loop samples the responses.
         made: Cache of the methods that run only once: ``(method name, *arguments)`` -> result.
     """
 
@@ -341,7 +341,7 @@ class Ground:
         """Return the plan of a ThinkEdit weight edit (arXiv 2503.22048): the heads to edit, a direction of thinking length, and a strength.
 
         Args:
-            strength: Multiple of the component along the direction that is subtracted from the output of each edited head. 1 removes the
+            strength: How many times the component along the direction is subtracted from the output of each edited head. 1 removes the
                 component, 2 reverses its sign.
             form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.

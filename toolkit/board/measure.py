@@ -10,9 +10,9 @@ The ``Result`` consists of two tables and a dict:
 explained here. The *length direction* is ThinkEdit's direction of thinking length (arXiv 2503.22048). Hidden states are taken at the end
 of the residual stream, at the positions where a line of thinking begins.
 
-* ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
-  direction; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): minus the component of the summed output of certain heads along the length direction; + is
+* ``projection`` (units of the residual stream): component along the length direction of the hidden states in the thinking that the
+  condition itself sampled; + is towards longer thinking.
+* ``short_push`` (units of the residual stream): component of the summed output of certain heads along the length direction, times -1; + is
   towards shorter thinking. The heads are those that ThinkEdit edits. All conditions read the same responses of base.
 * ``retrieved`` (share): share of prompts with hidden facts (haystacks) that are answered correctly.
 * ``retrieval_write`` (logits): summed contribution of base's four top retrieval heads to the logit of a token that is retrieved from a
@@ -332,8 +332,8 @@ class References:
             * ``random``: bound for cosines that occur by chance. A ``cosine`` between ``-random`` and ``random`` may be chance. To compute
               the bound, the direction of thinking length is replaced 500 times by the difference between the mean hidden states of two
               random groups of responses. The bound is the 97.5 % quantile of the absolute cosine between the shift and such a difference.
-            * ``size``: norm of the shift, divided by the norm of the direction of thinking length (the difference between the means of long
-              and short thinking).
+            * ``size``: norm of the shift, divided by the norm of the direction of thinking length. This direction is the mean over long
+              thinking minus the mean over short thinking, not normalised.
         """
         after, _ = _states(condition, self.texts)
         # ``which`` holds the index of each text's problem; ``moved`` the mean shift per problem, [problems, d_model].

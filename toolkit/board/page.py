@@ -1,7 +1,7 @@
 """Write a board as one web page: ``write_page(board, path)`` makes a self-contained ``report.html`` that works offline.
 
 The page holds the numbers as JSON, and ``page.js`` draws them in the browser with an embedded plotly.js. The content security policy of
-the page forbids every request, and no text of the board is interpreted as HTML.
+the page forbids every network request, and no text of the board is interpreted as HTML.
 
 ``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out.
 

@@ -266,7 +266,9 @@ def _interval(e: Effect) -> dict[str, float | str | None]:
 
 
 def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
-    """Return the board of all results saved so far, as one mapping that JSON can store. The top of ``page.py`` lists its parts.
+    """Return the board of all results saved so far, as one mapping that JSON can store.
+
+    The top of ``page.py`` lists its parts. ``write`` adds two of them, ``figures`` and ``methods``.
 
     Args:
         ground: Base model, sizes and output directory of the board.

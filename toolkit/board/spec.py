@@ -251,7 +251,7 @@ def edited(
 
     Args:
         name: Unique name of the condition.
-        strength: Multiple of the component that is subtracted: 1 removes the component, 2 reverses it.
+        strength: How many times the component is subtracted: 1 removes the component, 2 reverses its sign.
         form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
         control: Random control to return instead of the edit; ``""`` returns the edit.

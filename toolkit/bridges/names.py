@@ -38,7 +38,7 @@ class Place:
 def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
     """Return a dict from kind of site to the names of its TransformerLens hooks within a block, such as ``attn.hook_z``.
 
-    If a kind has several names, all are names of the same hook, and the usual name comes first. If attention and MLP run in parallel,
+    If a kind has several names, all give the same activation, and the usual name comes first. If attention and MLP run in parallel,
     ``resid_mid`` has no hook and so no name.
     """
     names: dict[str, tuple[str, ...]] = {

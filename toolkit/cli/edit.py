@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``thinkedit``, ``rollouts``, ``direction`` and ``compare``: sample, find heads, edit, compare models."""
+"""The commands ``demo``, ``thinkedit``, ``rollouts``, ``direction`` and ``compare``: sample rollouts, find heads, edit, compare models."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole demo: sample, compute a length direction, edit heads that shorten thinking, steer, compare with random controls.
+    """Run the whole demo: sample rollouts, compute a length direction, edit heads that shorten thinking, steer, and compare with controls.
 
     The length direction is the mean activation in long thinking minus the mean activation in short thinking; adding it to activations
     lengthens thinking. Writes report.html, report.json, direction.safetensors, heads.json and the edited model.
@@ -190,7 +190,7 @@ def thinkedit(
 def _find_heads(
     lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, engine: Engine, work: Path
 ) -> Finding:
-    """Compute which heads to edit: return the length direction, the scores of all heads, and the plan of the edit.
+    """Return the heads to edit as a ``Finding``: the length direction, the scores of all heads, and the plan of the edit.
 
     The length direction is the mean activation in long thinking minus that in short thinking.
 
