@@ -1,8 +1,8 @@
 """Read PEFT adapters from a directory or the hub, and merge them into the weights of their base model.
 
 Adapters are always merged, for two reasons: edits need the merged weights, and saving a model with a separate adapter would save only the
-adapter. Every adapter that changes weights can be merged exactly (LoRA, DoRA, IA3, fully saved modules, ...). ``merge`` checks this by
-comparing the logits before and after.
+adapter. Every adapter that changes weights can be merged (LoRA, DoRA, IA3, fully saved modules, ...). The merged model computes the same
+function, except for rounding. ``merge`` checks this by comparing the logits before and after.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
 def find_base(source: str, config: Mapping[str, Any]) -> str:
     """Return the directory, GGUF file or hub id from which to load an adapter's base model.
 
-    If the config holds a relative path, it is looked up in the adapter's directory first, then in the working directory.
+    If the config names the base by a relative path, the path is looked up in the adapter's directory first, then in the working directory.
 
     Args:
         source: Directory or hub id of the adapter.
@@ -88,7 +88,7 @@ def as_lora(
     Args:
         changes: Full name of a module -> the pair ``(A, B)`` of its change, ``[rank, in]`` and ``[out, rank]``.
         base: Directory or hub id of the base model.
-        revision: Its hub revision, or ``None``.
+        revision: Hub revision of the base model, or ``None``.
         transposed: True if the modules store their weight as ``[in, out]`` (``Conv1D``).
     """
     rank = max(A.shape[0] for A, _ in changes.values())
@@ -123,7 +123,7 @@ def merge(
 
     With LoRA, a weight W becomes ``W + (alpha / r) B A``: A and B are the adapter's matrices, r is its rank, alpha its scaling setting.
 
-    Warns (``warnings.warn``) if rounding the sum to ``dtype`` makes an error of more than a tenth of the adapter's change: see
+    Warns (``warnings.warn``) if the error of rounding the new weights to ``dtype`` is more than a tenth of the adapter's change. See
     ``rounding.Rounding.error``.
 
     Args:

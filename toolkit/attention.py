@@ -45,7 +45,7 @@ class Rows:
             such a norm.
         gate: Factor by which the output of the attention function is multiplied, entry by entry, before it enters ``W_O``:
             ``[batch, queries, heads, head_dim]``, fp32. In most models the factor is 1. In gated attention it is the gate. In models with a
-            norm before ``W_O``, it is the gain of the norm over the number by which the norm divides its input.
+            norm before ``W_O``, it is the gain of the norm, divided by the number by which the norm divides its input.
     """
 
     layer: int
@@ -92,7 +92,8 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
         tokens: Largest number of padded tokens per batch; ``None`` means ``passes.batch_tokens(lm)``.
 
     Raises:
-        ValueError: a span is empty or outside its sequence, or a sequence is longer than the model's context.
+        ValueError: there are no sequences, or not one span per sequence; or a span is empty, or ends outside its sequence or beyond the
+            model's context.
     """
     _check(lm, sequences, spans)
     order = sorted(range(len(sequences)), key=lambda i: spans[i].stop)
@@ -190,9 +191,9 @@ class _Batch:
 
     @contextmanager
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
-        """Context manager for a pass over the columns ``start`` to ``stop``, in which ``take`` gets the rows of every layer.
+        """Context manager that calls ``take`` with the rows of every layer. In it, run one pass over the columns ``start`` to ``stop``.
 
-        ``take`` is called when the layer's ``attn_out`` (the output of ``W_O``) is known, because ``Rows.scale`` is computed from it.
+        ``take`` is called when a layer's ``attn_out`` (the output of ``W_O``) is known, because ``Rows.scale`` is computed from it.
         """
         layout, pending = self.lm.layout, dict[int, Rows]()
 

@@ -39,7 +39,7 @@ BITS: Mapping[str, Mapping[str, Any]] = {
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))  # dtypes of weights, as safetensors files name them
 MODULES = 10_000  # largest number of layers, heads or experts: building more would take minutes before any check could run
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
-"""Pattern of the names of buffers in older checkpoints that transformers no longer reads. A file may hold them."""
+"""Pattern of the names of buffers in older checkpoints that transformers no longer reads. They are ignored without an error."""
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -392,9 +392,10 @@ def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | 
 
 
 def _check_files(path: Path, *, partial: bool = False) -> None:
-    """Raise an error unless the JSON and safetensors files in a directory are valid and belong to one model.
+    """Raise an error unless the config and weights in a directory are valid: JSON and safetensors files, with each weight in one file only.
 
     Args:
+        path: The directory.
         partial: True if missing shards are no error, because loading will download them.
     """
     objects = {name: store.read_json(path / name, Mapping[str, Any]) for name in OBJECTS if (path / name).is_file()}

@@ -52,7 +52,7 @@ class Claim:
         ``high`` are the ends of the interval of ``estimate - beyond``. ``smallest`` is the smallest value of this difference that counts
         as an effect::
 
-            not judged: 2 seeds             a random or trained condition has fewer than three seeds (here two)
+            not judged: 2 seeds             the note of ``estimate`` says that a condition has too few seeds: fewer than three, here two
             undecided                       there is no interval (NaN), or its width is 0
             reproduced                      0 < low,  high >= smallest
             real but too small to matter    0 < low,  high <  smallest

@@ -3,8 +3,8 @@
 An example is one rollout; its class is a label such as "long" or "short".
 
 - ``moments`` stores only sums per class, so its memory does not grow with the number of examples. This is enough for directions. It is
-  also enough for the mean of what a head adds to the residual stream: that is a linear function of an activation, so its mean is the
-  same function of the mean activation.
+  also enough for the mean of a head's contribution to the residual stream. This contribution is a linear function of an activation, so
+  its mean is the same function of the mean activation.
 - ``states`` stores one row per example or per position. Probes, principal components and resampling need this.
 """
 
@@ -174,8 +174,8 @@ def logprobs_and_entropies(
 ) -> Float[Tensor, "2 ..."]:
     """Return log-probabilities and entropies of tokens as one tensor.
 
-    Index 0 of its first axis holds the natural log-probability of each token. Index 1 holds the entropy (nats) of the softmax that predicts
-    the token.
+    Each token is predicted by the softmax of its logits, divided by the temperature. Index 0 of the first axis holds the natural
+    log-probability of each token under this softmax. Index 1 holds the entropy of this softmax, in nats.
 
     Args:
         logits: The logits that predict each token.
@@ -214,7 +214,8 @@ def _head(lm: LM) -> Callable[[Tensor], Tensor]:
 
 
 Read = Callable[[Sequence[Example], Tensor], None]
-"""``read(batch, hidden)``: called after the pass over each batch, with the last hidden states ``[batch, seq, d_model]``."""
+"""Function ``read(batch, hidden)`` that is called after the pass over each batch. ``hidden`` is the model's last hidden states, from which
+it computes its logits: ``[batch, seq, d_model]``."""
 
 
 def _moments(
@@ -337,9 +338,9 @@ def _rows(e: Example, each: bool) -> list[dict]:
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions, fp64.
 
-    Each rollout has weight 1, divided equally among its positions. The unit of steering doses is the typical norm: the relative dose of an
-    added vector is the norm of this vector divided by the typical norm. ``directions.typical_norm`` computes the same without a pass, from
-    the result of ``moments(..., second=(kind,))``.
+    Each rollout has weight 1, divided equally among its positions. Steering doses are measured in typical norms: the relative dose of an
+    added vector is its norm divided by the typical norm. ``directions.typical_norm`` computes the typical norm without a forward pass,
+    from the result of ``moments(..., second=(kind,))``.
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
@@ -374,8 +375,8 @@ class Spread:
     Attributes:
         typical: Root mean square of ``|h|`` over positions, as in ``typical_norm``.
         separation: d' (d-prime) of the projections of h on the direction: the mean of the class ``pos`` minus that of the class ``neg``,
-            divided by the within-class standard deviation over single positions. ``pos`` and ``neg`` are arguments of ``spread``, by
-            default long and short thinking.
+            divided by the within-class standard deviation over single positions, pooled over all classes. ``pos`` and ``neg`` are
+            arguments of ``spread``, by default long and short thinking.
     """
 
     typical: Float[Tensor, " layers"]
@@ -394,9 +395,9 @@ def spread(
 ) -> Spread:
     """Return the typical norm of the activations, and the separation d' of two classes along a direction, per layer.
 
-    ``Spread`` defines both numbers. This runs one pass over the rollouts and needs little memory, since it stores only projections.
-    ``directions.separation`` computes the same d' without a pass, from moments with outer products. These take ``layers * d_model^2``
-    numbers per class.
+    ``Spread`` defines both numbers. This function runs one pass over the rollouts, and needs little memory, since it stores only sums of
+    projections and norms. ``directions.separation`` computes the same d' without a pass, from ``Moments`` with outer products. The outer
+    products take ``layers * d_model^2`` numbers per class.
 
     Args:
         direction: The direction to project on. Activations are read at the direction's kind of site.

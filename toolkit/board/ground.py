@@ -62,8 +62,8 @@ class Sizes:
         unseen: Tasks besides ``main``, as pairs ``(task, number of problems)``, to detect damage to other abilities. Accuracy is measured,
             with one greedy response per problem; for ``running_sum`` also the share of right steps. A task shows damage only if base solves
             some of its problems. The accuracy of the unchanged tiny reasoner is near zero on tasks that it was not trained on.
-        horizons: Smallest and largest number of additions in a problem of the task ``running_sum`` (chains of additions, ``17+5-9=?``).
-            The tiny reasoner was trained on up to 7 additions, and fails at about 9 or more.
+        horizons: Smallest and largest number of steps in a problem of the task ``running_sum``. A step is an addition or subtraction:
+            ``17+5-9=?`` has two. The tiny reasoner was trained on up to 7 steps, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
         max_new_tokens: Token budget of a response to a main problem.
         unseen_tokens: Token budget of a response to a problem of ``unseen``.
@@ -97,7 +97,7 @@ class Sizes:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The sizes as a dict, without ``training.track``: where training logs are sent (such as ``"wandb"``) changes no result."""
+        """The sizes as a dict. ``training.track`` is left out: it says where training logs are sent, which changes no result."""
         fields = asdict(self)
         del fields["training"]["track"]
         return fields
@@ -187,8 +187,8 @@ class Ground:
         sizes: Sizes of the measurements.
         out: Directory of rollouts, policies and results.
         say: Function that is called with one line of progress at a time.
-        engine: Program that samples the responses: the toolkit's own loop, or another one such as a server. Conditions that the other one
-            does not support are sampled by the toolkit's own loop.
+        engine: Program that samples the responses: the toolkit's own loop, or another one such as a server. For conditions that the other
+            one does not support, the toolkit's own loop samples the responses.
         made: Cache of the methods that run only once: ``(method name, *arguments)`` -> result.
     """
 
@@ -268,8 +268,8 @@ class Ground:
         Args:
             condition: The condition.
             problems: Problems to answer.
-            sampling: Sampling settings. If ``details`` is set, the responses have token entropies. For responses from an engine other than
-                the toolkit's own loop, the toolkit computes the entropies after sampling.
+            sampling: Sampling settings. If ``sampling.details`` is set, the responses have token entropies. If ``engine`` is not the
+                toolkit's own loop, the toolkit computes the entropies after sampling.
             out: Directory for the rollouts; ``None`` stores nothing.
             progress: True to show a progress bar.
         """
@@ -341,7 +341,7 @@ class Ground:
         """Return the plan of a ThinkEdit weight edit (arXiv 2503.22048): the heads to edit, a direction of thinking length, and a strength.
 
         Args:
-            strength: Multiple of the component along the direction that is subtracted from the output of each edited head. 1 removes the
+            strength: How many times the component along the direction is subtracted from the output of each edited head. 1 removes the
                 component, 2 reverses its sign.
             form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.

@@ -10,9 +10,9 @@ The ``Result`` consists of two tables and a dict:
 explained here. The *length direction* is ThinkEdit's direction of thinking length (arXiv 2503.22048). Hidden states are taken at the end
 of the residual stream, at the positions where a line of thinking begins.
 
-* ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
-  direction; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): minus the component of the summed output of certain heads along the length direction; + is
+* ``projection`` (units of the residual stream): component along the length direction of the hidden states in the thinking that the
+  condition itself sampled; + is towards longer thinking.
+* ``short_push`` (units of the residual stream): component of the summed output of certain heads along the length direction, times -1; + is
   towards shorter thinking. The heads are those that ThinkEdit edits. All conditions read the same responses of base.
 * ``retrieved`` (share): share of prompts with hidden facts (haystacks) that are answered correctly.
 * ``retrieval_write`` (logits): summed contribution of base's four top retrieval heads to the logit of a token that is retrieved from a
@@ -244,10 +244,10 @@ def points(metric: str, values: pd.Series) -> pd.DataFrame:
 def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
     """Return the part of ``Result.points`` for the tasks ``Sizes.unseen``, answered with greedy decoding.
 
-    The metric of every task is ``accuracy_TASK``. The task ``running_sum`` (chains of additions) has two more:
+    The metric of every task is ``accuracy_TASK``. The task ``running_sum`` (chains of additions and subtractions) has two more:
 
-    * ``running_sum_step``: share of right steps in a response. A step is right if its total follows from the previous total, even if that
-      one is wrong.
+    * ``running_sum_step``: share of right steps in a response. A step is right if its total follows from the previous total, even if the
+      previous total is wrong.
     * ``running_sum_expected``: p^H, the probability that all H steps of a response are right if each is right with probability p. p is the
       share of right steps in all responses to the task. H is the number of steps in the response, at least 1.
     """
@@ -294,7 +294,7 @@ class References:
         base_answers: Greedy responses of base to ``haystacks``.
         finding: Result of ``Ground.find_heads``: the direction of thinking length, and the heads that ThinkEdit (our form) edits because
             they write towards short thinking.
-        writers: Base's four heads that add most to the logit of the retrieved token, as pairs ``(layer, head)``.
+        writers: Base's four heads that add most to the logit of a token that is retrieved from a haystack, as pairs ``(layer, head)``.
         before: Mean hidden state of base in each text, at the end of the residual stream: ``[texts, d_model]``.
         problems: Problem id of each text.
         shuffled: Directions that occur by chance, as unit vectors: ``[draws, d_model]``. Each is the difference between the mean hidden
@@ -330,10 +330,10 @@ class References:
             * ``cosine``: cosine between the shift and the direction of thinking length; + is towards longer thinking.
             * ``low, high``: 95 % interval of ``cosine`` over problems.
             * ``random``: bound for cosines that occur by chance. A ``cosine`` between ``-random`` and ``random`` may be chance. To compute
-              the bound, the direction is replaced 500 times by the difference between the mean hidden states of two random groups of
-              responses. The bound is the 97.5 % quantile of the absolute values of these cosines.
-            * ``size``: norm of the shift, divided by the norm of the direction of thinking length (the difference between the means of long
-              and short thinking).
+              the bound, the direction of thinking length is replaced 500 times by the difference between the mean hidden states of two
+              random groups of responses. The bound is the 97.5 % quantile of the absolute cosine between the shift and such a difference.
+            * ``size``: norm of the shift, divided by the norm of the direction of thinking length. This direction is the mean over long
+              thinking minus the mean over short thinking, not normalised.
         """
         after, _ = _states(condition, self.texts)
         # ``which`` holds the index of each text's problem; ``moved`` the mean shift per problem, [problems, d_model].

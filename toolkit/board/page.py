@@ -1,7 +1,7 @@
 """Write a board as one web page: ``write_page(board, path)`` makes a self-contained ``report.html`` that works offline.
 
 The page holds the numbers as JSON, and ``page.js`` draws them in the browser with an embedded plotly.js. The content security policy of
-the page forbids every request, and no text of the board is interpreted as HTML.
+the page forbids every network request, and no text of the board is interpreted as HTML.
 
 ``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out.
 
@@ -11,6 +11,8 @@ the page forbids every request, and no text of the board is interpreted as HTML.
 * ``cells`` has one entry per task and difficulty. ``n`` is its number of problems; ``accuracy`` and ``think_tokens`` hold
   ``mean, low, high``.
 * ``front`` is the probability that the condition is on the Pareto front of accuracy and think tokens.
+* ``metrics`` has the texts of each metric: ``better`` says whether high or low values are good, ``help`` explains the metric.
+* ``curves`` has the learning curves of trained conditions, one per seed: held-out accuracy and think tokens by training step.
 * ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the problems of the main tasks.
 * ``provenance`` describes the base model, the code, the sizes and the number of problems. The page shows all its keys.
 

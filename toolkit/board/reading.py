@@ -266,7 +266,9 @@ def _interval(e: Effect) -> dict[str, float | str | None]:
 
 
 def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
-    """Return the board of all results saved so far, as one mapping that JSON can store. The top of ``page.py`` lists its parts.
+    """Return the board of all results saved so far, as one mapping that JSON can store.
+
+    The top of ``page.py`` lists its parts. ``write`` adds two of them, ``figures`` and ``methods``.
 
     Args:
         ground: Base model, sizes and output directory of the board.
@@ -316,8 +318,8 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
 def training_tasks(ground: Ground) -> list[str]:
     """Return the sorted names of the tasks that the training problems of a board's policies belong to.
 
-    A task can be a mixture: training on ``tiny`` gives ``["arithmetic", "lookup"]``. If the problems come from a file and do not say
-    to which task they belong, the only name is that of the file.
+    A task can be a mixture of tasks. For example, ``tiny`` mixes two, and training on it gives ``["arithmetic", "lookup"]``. If the
+    problems come from a file and do not say to which task they belong, the only name is that of the file.
     """
     named = {str(p.meta.get("task", "")) for p in ground.study.load("train", ground.lm)} - {""}
     return sorted(named) or [ground.sizes.training.task]

@@ -39,7 +39,8 @@ def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
 def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: bool = True) -> None:
     """Measure every condition with every seed that has no saved result yet. Several processes that run the same board share the work.
 
-    A result from a different version of the code is measured again. Rollouts that a killed process left behind are removed.
+    A condition whose result comes from a different version of the code is measured again. Rollouts that a killed process left behind are
+    removed.
 
     Args:
         ground: Base model, sizes and output directory of the board.
@@ -104,8 +105,8 @@ def _measured(ground: Ground, spec: Spec, seed: int, references: References, exp
         spec: The condition.
         seed: Random seed of the condition.
         references: Responses, hidden states and heads of base, from ``measure_references``.
-        expected: Folder of the result, as computed at the start of the board. If the condition has changed since, the result gets another
-            folder. This happens if, for example, a model file was replaced.
+        expected: Folder of the result, as computed when ``run`` was called. If the condition has changed since then, for example because a
+            model file was replaced, the result gets another folder.
 
     Raises:
         identity.UnknownIdentityError: the condition's function returns a different condition at every call, so its result could never be

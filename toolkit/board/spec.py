@@ -72,7 +72,7 @@ class Spec:
         note: Description in one line, for the web page.
         identity: Values that determine the condition, for the cache key of its results. If empty, the key is computed from ``make`` and
             from the condition that ``make`` returns.
-        recipe: Recipe of a trained policy; ``None`` for a condition that is not trained by the board.
+        recipe: Reward and hyperparameters of a policy that the board trains; ``None`` for a condition that the board does not train.
         reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
         steps: Function ``(ground) -> number of training steps``, for the cost table. It returns 0 for a condition without training.
         through: Function without arguments that returns a mapping from module to hash of its code, such as one from ``store.modules_of``.
@@ -251,7 +251,7 @@ def edited(
 
     Args:
         name: Unique name of the condition.
-        strength: Multiple of the component that is subtracted: 1 removes the component, 2 reverses it.
+        strength: How many times the component is subtracted: 1 removes the component, 2 reverses its sign.
         form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
         control: Random control to return instead of the edit; ``""`` returns the edit.
@@ -341,8 +341,8 @@ def _steered(
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
     """Return a condition that masks the top retrieval heads of the base model: heads that copy from the prompt (arXiv 2404.15574).
 
-    While the model decodes, a masked head attends uniformly. Heads are ranked by how much they add to the logit of the retrieved token.
-    This ranking is ours; the paper ranks heads by how often they copy.
+    While the model decodes, a masked head attends uniformly to all earlier tokens. Heads are ranked by how much they add to the logit of a
+    token that is copied from the prompt. This ranking is ours; the paper ranks heads by how often they copy.
 
     Args:
         name: Unique name of the condition.

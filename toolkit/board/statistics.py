@@ -47,7 +47,8 @@ def on_front(
     """Return the probability that each condition is on the Pareto front of accuracy and think length.
 
     The probability is the share of bootstrap resamples (of problems and of seeds) in which the condition is on the front. A condition is on
-    the front unless another condition is at least as accurate and thinks at most as long, and is strictly better in one of the two.
+    the front unless another one dominates it. The other one dominates it if it is at least as accurate, thinks at most as long, and is
+    strictly better in at least one of the two.
 
     Args:
         accuracy: Condition -> accuracy, ``[seeds, problems]``, 0 to 1.

@@ -1,4 +1,4 @@
-"""Convert activations that TransformerLens or nnsight recorded into activations by ``Site``, and those into ``Moments``."""
+"""Convert activations that TransformerLens or nnsight recorded into a dict from ``Site`` to tensor, and such dicts into ``Moments``."""
 
 from __future__ import annotations
 

@@ -177,7 +177,8 @@ def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 
     - "induction": those that directly follow an earlier token equal to it.
 
     The first two are measured on ``sequences``, "induction" on as many artificial sequences. An artificial sequence consists of distinct
-    tokens, drawn at random from ``sequences``, and then the same tokens again. So only the repetition predicts the next token.
+    tokens, drawn at random from ``sequences``, and then the same tokens again in the same order. So only the repetition predicts the next
+    token.
 
     Args:
         lm: The model.

@@ -38,8 +38,8 @@ class Place:
 def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
     """Return a dict from kind of site to the names of its TransformerLens hooks within a block, such as ``attn.hook_z``.
 
-    Several names mean the same place; the usual name comes first. If attention and MLP run in parallel, ``resid_mid`` has no hook and so
-    no name.
+    If a kind has several names, all give the same activation, and the usual name comes first. If attention and MLP run in parallel,
+    ``resid_mid`` has no hook and so no name.
     """
     names: dict[str, tuple[str, ...]] = {
         "resid_pre": ("hook_resid_pre", "hook_in"),
@@ -121,10 +121,14 @@ def nnsight_path(lm: LM, site: Site) -> Place:
 
 
 def site_of_nnsight(lm: LM, place: Place) -> Site:
-    """Return the site at a place in nnsight: the inverse of ``nnsight_path``.
+    """Return the site that is at a given place in the nnsight model. This is the inverse of ``nnsight_path``.
+
+    Args:
+        lm: The model.
+        place: Module, and its input or output. For ``resid_mid``, ``place.plus`` must be the path of the block.
 
     Raises:
-        NeighbourError: no site of the toolkit is at this place. (A place of ``resid_mid`` must have the path of the block as ``plus``.)
+        NeighbourError: no site of the toolkit is at this place.
     """
     for layer in range(lm.layout.n_layers):
         for site in (Site(kind, layer) for kind in KINDS if layer in lm.layout.layers(kind)):

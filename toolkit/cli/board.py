@@ -96,8 +96,8 @@ def board(
 
     Each of these is a condition: a way to change the model or its sampling, measured on the same problems as the base model.
 
-    With --engine, a server samples the conditions that it can: those that only change weights or prompts. The toolkit's own loop samples the
-    others, such as steered models.
+    With --engine, a server samples the responses of the conditions that it supports: those that only change weights or prompts. The
+    toolkit's own loop samples those of the others, such as steered models.
 
     Writes board.json, table.parquet and report.html (one file, works offline). After a stop, run the same command again to resume. A
     finished result is reused while its model, settings and code are unchanged. So if you add a condition, only that condition is measured.

@@ -37,7 +37,7 @@ def check(
     model's activations, attention and KV cache behave as the toolkit assumes, and prints the largest numerical deviation of each check.
 
     With --problems, also loads up to five test problems of a task or a file. Prints the length of their longest prompt and the text of the
-    first problem, or the reason why they cannot be used. If it is a file, every line is checked, and the reason names the first faulty
+    first problem, or the reason why the problems cannot be used. Every line of a file is checked, and the reason names the first faulty
     line.
 
     With --rollouts, also prints the number of rollouts and whether they were sampled from this model.

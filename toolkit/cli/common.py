@@ -268,9 +268,9 @@ def connect_engine(address: str, lm: Any, work: Path, parallel: int | None = Non
 
     Args:
         address: Value of the option.
-        lm: Base model of the conditions to sample.
+        lm: Base model of the conditions whose responses are to be sampled.
         work: Directory of the command's intermediate files. If the engine is a server, the adapters that it loads are written into it.
-        parallel: Largest number of requests in flight; ``None`` means that of the kind of server.
+        parallel: Largest number of requests in flight; ``None`` means the default for the kind of server.
     """
     from toolkit import engines
 

@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``thinkedit``, ``rollouts``, ``direction`` and ``compare``: sample, find heads, edit, compare models."""
+"""The commands ``demo``, ``thinkedit``, ``rollouts``, ``direction`` and ``compare``: sample rollouts, find heads, edit, compare models."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole demo: sample, compute a length direction, edit heads that shorten thinking, steer, compare with random controls.
+    """Run the whole demo: sample rollouts, compute a length direction, edit heads that shorten thinking, steer, and compare with controls.
 
     The length direction is the mean activation in long thinking minus the mean activation in short thinking; adding it to activations
     lengthens thinking. Writes report.html, report.json, direction.safetensors, heads.json and the edited model.
@@ -130,8 +130,9 @@ def thinkedit(
 ) -> None:
     """Edit a model's weights so that short thinking becomes rarer (ThinkEdit, arXiv 2503.22048).
 
-    Writes an ordinary Hugging Face directory, OUT. Its model card lists the edited heads. It also compares base, the edited model and
-    random controls (edits of random heads or along random directions) on the test split of --task (default: the task of --rollouts).
+    Writes an ordinary Hugging Face directory, OUT, with a model card that lists the edited heads. The command also compares base, the
+    edited model and random controls (edits of random heads or along random directions). It compares them on the test split of --task
+    (default: the task of --rollouts).
 
     Rollouts, report.json and rows.parquet are saved in a second directory, OUT.work, so after a stop the same command resumes. You may
     remove OUT.work when the command has finished.
@@ -189,7 +190,7 @@ def thinkedit(
 def _find_heads(
     lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, engine: Engine, work: Path
 ) -> Finding:
-    """Compute which heads to edit: return the length direction, the scores of all heads, and the plan of the edit.
+    """Return the heads to edit as a ``Finding``: the length direction, the scores of all heads, and the plan of the edit.
 
     The length direction is the mean activation in long thinking minus that in short thinking.
 

@@ -108,9 +108,9 @@ def export(
 ) -> None:
     """Write a direction, a plan of head edits or problems in the format of another tool.
 
-    A direction (--vector) is steering; a plan (--plan) is an edit of weights, which every tool runs at full speed; problems (--task) become
-    a task of an evaluation tool. A format that cannot say what is exported refuses it: most tools know only steering of all positions at
-    the output of a block.
+    A direction (--vector) makes the other tool steer. A plan (--plan) becomes an edit of weights, which every tool runs at full speed.
+    Problems (--task) become a task of an evaluation tool. If a format cannot express the export, the command refuses it: most tools can
+    only steer all positions, at the output of a block.
 
     For problems, --think OPEN,CLOSE names the think tags in the responses. What comes before the first CLOSE is not graded, and a response
     without CLOSE is wrong. Default: the whole response is the answer.
@@ -253,7 +253,8 @@ def push(
 ) -> None:
     """Upload a direction, plan, adapter or edited model with its card to the Hugging Face Hub, into a private repository.
 
-    Only this command sends anything, and only the listed files. It uses the token of `hf auth login`.
+    Before it uploads, the command prints a list of files, and it sends only these. No other command sends anything to the hub. The token
+    is that of `hf auth login`.
 
     Example: [bold]toolkit push runs/edited me/edited-model --dry-run[/bold]
     """

@@ -136,8 +136,9 @@ def grpo(
     Memory with --lora: 16 bytes per weight of the adapter. In addition, 8 bytes per weight of the model: 4 for the frozen weight, 4 for the
     initial model. With --dtype bfloat16 they are 2 each.
 
-    With --engine, a server samples the evaluations before and after training; those in between sample with the policy in training. The server
-    is given the trained adapter, so --lora is needed, and a server that loads adapters while it runs (vLLM, SGLang).
+    With --engine, a server samples the responses for the evaluations before and after training. For evaluations during training, no server
+    is used: responses are sampled from the policy in training. The server is given the trained adapter. So --lora is needed, and a server
+    that loads adapters while it runs (vLLM, SGLang).
 
     To use less memory: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
 

@@ -82,7 +82,7 @@ def retrieval_heads(
 
     Heads are ranked in two ways: by the published copy score (the share of the answer's distinct tokens that the head copies from the
     prompt), and by how much they raise the logit of the generated token (ours). Earlier layers may copy the answer to a neighbouring token
-    of the prompt. Only the second ranking finds heads that read it there.
+    of the prompt. Only the second ranking finds heads that read the answer from this token.
 
     Heads are masked as published: while decoding, they attend uniformly to all earlier tokens. For comparison, they are also masked by zero
     and by mean ablation, and at the prompt's tokens too. For the task lookup and a model with think tags, the command also measures whether
