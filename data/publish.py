@@ -1,4 +1,4 @@
-"""Helpers of the scripts that publish measured numbers: replace a marked part of the README, and draw a figure as a PNG."""
+"""Helpers of the scripts that publish measured numbers: replace a marked part of the README, and draw a figure or a web page as a PNG."""
 
 from __future__ import annotations
 
@@ -30,16 +30,23 @@ def splice(name: str, text: str, path: Path = README) -> None:
 
 def draw(figure: go.Figure, path: Path, width: int, height: int) -> None:
     """Write a figure as a PNG with Chromium; without Chromium, print that the old file stays."""
+    photograph(
+        figure.update_layout(width=width, height=height).to_html(config={"displayModeBar": False}), path, width + 20, height + 20
+    )
+
+
+def photograph(page: str, path: Path, width: int, height: int) -> None:
+    """Write a web page, given as HTML, as a PNG with Chromium; without Chromium, print that the old file stays."""
     chromium = shutil.which("chromium")
     if chromium is None:
         print(f"Chromium is not installed: {path} is not updated.")
         return
     with tempfile.TemporaryDirectory() as folder:
-        figure.update_layout(width=width, height=height).write_html(f"{folder}/figure.html", config={"displayModeBar": False})
+        store.write_text(page, Path(folder) / "page.html")
         options = [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars",
-            f"--window-size={width + 20},{height + 20}", f"--user-data-dir={folder}/profile", "--virtual-time-budget=5000",
+            f"--window-size={width},{height}", f"--user-data-dir={folder}/profile", "--virtual-time-budget=5000",
         ]  # fmt: skip
-        shot = subprocess.run([chromium, *options, f"--screenshot={path}", f"{folder}/figure.html"], capture_output=True, text=True)
+        shot = subprocess.run([chromium, *options, f"--screenshot={path}", f"{folder}/page.html"], capture_output=True, text=True)
         if shot.returncode:  # its output is full of harmless messages about the desktop: shown only here
             raise RuntimeError(f"Chromium could not draw {path}:\n{shot.stderr[-2000:]}")
