@@ -52,7 +52,8 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     The top heads of a lens are those with the highest scores; the argument ``count`` of ``jobs.agreement`` says how many. Below the number
     of shared heads, a cell shows two numbers:
 
-    * p: one-sided p-value of the number of shared heads. Chance is estimated by permuting the heads within each layer.
+    * p: one-sided p-value; small if the lenses share more heads than by chance. Chance is estimated by permuting the heads within each
+      layer.
     * ρ: Spearman's rank correlation of the two lenses over all heads.
 
     Args:
