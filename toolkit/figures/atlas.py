@@ -15,9 +15,10 @@ from toolkit.types import HeadScores
 
 
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """Heat map of head scores, one row per lens (a measure that gives each head one number) and one column per head ("layer.head").
+    """Heat map of head scores, one row per lens (a measure that gives each head one number) and one column per head.
 
-    Each row is divided by its largest absolute score, so colours cannot be compared between rows. The hover text shows the score itself.
+    Columns are named "layer.head". Each row is divided by its largest absolute score, so colours cannot be compared between rows. The hover
+    text shows the score itself.
 
     Args:
         scores: Name of the lens -> scores of all heads.

@@ -1,6 +1,6 @@
 """Train models with GRPO on rewards that depend on response length. Built on TRL; needs the pip extra ``rl``.
 
-A *recipe* holds the training settings of one paper: reward, loss, batch size, learning rate (see ``recipes``).
+A *recipe* holds the training settings of one method: reward, loss, batch size, learning rate (see ``recipes``).
 
 Import the modules by name. ``import toolkit.grpo`` alone imports none of them, since importing TRL takes seconds.
 
@@ -45,7 +45,8 @@ since the main process evaluates and saves the model alone. With vLLM in ``coloc
     accelerate launch --multi_gpu --num_processes 8 $(which toolkit) grpo ... --training-engine trl --set use_vllm=true
 
 Leave gradient accumulation and clipping out of accelerate's own config file. transformers sets both from the recipe's numbers, and refuses
-a config file with other values. The options in these commands were checked against TRL 1.16 and accelerate 1.15; the commands were not run on GPUs.
+a config file with other values. The options in these commands were checked against TRL 1.16 and accelerate 1.15; the commands were not run
+on GPUs.
 
 Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; the module ``toolkit.grpo.run``
 says how much memory this takes. The saved model is fp32 unless ``--save-dtype`` sets another dtype. A LoRA adapter is saved beside the

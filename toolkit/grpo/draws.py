@@ -236,10 +236,9 @@ def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int
 
 
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
-    """Return the rollouts with ``first_sample`` added to their sample numbers.
+    """Return the rollouts with ``first_sample`` added to their sample indices (``Rollout.sample``).
 
-    Purpose: if a recipe requests long and short thinking, the long and the short rollouts of a problem are sampled separately. Each set is
-    numbered from 0. If the number of long rollouts is added to the numbers of the short ones, no two rollouts of the problem share a
-    number.
+    Purpose: if a recipe requests long and short thinking, the long and the short rollouts of a problem are sampled separately. In both sets
+    the indices start at 0. Adding the number of long rollouts to the indices of the short ones makes the indices of a problem distinct.
     """
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]
