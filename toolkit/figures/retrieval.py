@@ -67,7 +67,7 @@ def stability(table: pd.DataFrame) -> go.Figure:
     """Line plot of the stability of the top heads against the number of examples, one line per score by which heads are ranked.
 
     An example is one response together with one hidden fact of its prompt. For each number n, the top heads on n random examples are
-    compared with the top heads on all examples. Stability is the share of the top heads on all examples that are also top heads on n.
+    compared with the top heads on all examples. Stability is the share of the top heads on all examples that are also top heads on n examples.
 
     Args:
         table: Table from ``jobs.retrieval.stability``. Columns: ``ranking`` (name of the score), ``n`` (number of examples) and ``overlap``
@@ -120,7 +120,7 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 def masking_forms(table: pd.DataFrame) -> go.Figure:
     """Dot plot that compares masking the top heads with masking random heads, one row per way of masking.
 
-    A way of masking is an operation (uniform attention, zero output or mean output) and a phase (decoding only, or prefill too). The
+    A way of masking is an operation (uniform attention, zero output or mean output), applied in decoding only or in prefill too. The
     horizontal axis is accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter more.
     Each score by which heads are ranked has its own colour. If several numbers of heads were masked, only the largest is shown. Error bars
     are 95 % intervals.

@@ -74,7 +74,7 @@ def check(tracker: str | None) -> None:
 
 @contextmanager
 def opened(tracker: str | None, out: Path, first: int) -> Iterator[Note]:
-    """Open a run in a tracker while the body is executed. The context manager returns a function that sends one row of the log.
+    """Return a context manager that keeps a run open in a tracker. It yields a function that sends one row of the training log.
 
     If sending a row fails, a warning is logged and nothing more is sent. The training goes on.
 
