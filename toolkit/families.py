@@ -1,8 +1,8 @@
 """The model families for which the toolkit is tested, each with a tiny random model (``tests/test_families.py``).
 
-The tests sample batches with a KV cache, with and without steering. The log-probabilities must equal those of one teacher-forced pass over
-each response. Other causal language models of transformers can be loaded too, if their modules match a row of ``sites.ROWS`` and they pass
-the checks of ``qualify``.
+The tests sample batches with a KV cache, with and without steering. The log-probabilities recorded during sampling must equal those of one
+teacher-forced pass over each response. Other causal language models of transformers can be loaded too, if their modules match a row of
+``sites.ROWS`` and they pass the checks of ``qualify``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ MULTIMODAL: Mapping[str, str] = {
 }  # fmt: skip
 """``model_type`` -> name, of models that also read images (``tests/test_multimodal.py``).
 
-Prompts are texts. Edits change the text part, and saving keeps the rest of the checkpoint and the files of its processor.
+The toolkit gives these models text only, no images. Edits change the language model in them. Saving keeps the rest of the checkpoint and
+the files of its processor.
 """
 
 HYBRID = frozenset(

@@ -191,8 +191,12 @@ def _resumed(
     """Return the rollouts of all rows, in order. Only those that are not stored in a directory yet are sampled.
 
     Args:
+        lm: The model.
+        rows: The responses to sample.
         begin: Function that returns the engine's session. It is called only if something is left to sample.
-        keep: Pair of the directory of stored rollouts and the header (a dict) that the directory must have.
+        keep: Pair ``(directory, header)``: where rollouts are stored, and a dict of what they depend on, such as model, problems and
+            sampling settings. ``store.open_rollouts`` says when stored rollouts fit the header.
+        progress: True to show a progress bar.
     """
     out, header = keep
     with store.sampling_lock(out):
@@ -216,6 +220,8 @@ def _graded_again(
     """Return the stored rollouts of the rows, by ``_Row.key``, with spans and grades computed again. Write those that changed to the files.
 
     Args:
+        lm: The model, whose tokenizer and think tags are used.
+        rows: The responses to sample.
         stored: The stored rollouts, by the key of their row.
         out: Directory of the stored rollouts.
 

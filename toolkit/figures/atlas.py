@@ -15,9 +15,10 @@ from toolkit.types import HeadScores
 
 
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """Heat map of head scores, one row per lens (a measure that gives each head one number) and one column per head ("layer.head").
+    """Heat map of head scores, one row per lens (a measure that gives each head one number) and one column per head.
 
-    Each row is divided by its largest absolute score, so colours cannot be compared between rows. The hover text shows the score itself.
+    Columns are named "layer.head". Each row is divided by its largest absolute score, so colours cannot be compared between rows. The hover
+    text shows the score itself.
 
     Args:
         scores: Name of the lens -> scores of all heads.
@@ -52,7 +53,8 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     The top heads of a lens are those with the highest scores; the argument ``count`` of ``jobs.agreement`` says how many. Below the number
     of shared heads, a cell shows two numbers:
 
-    * p: one-sided p-value of the number of shared heads. Chance is estimated by permuting the heads within each layer.
+    * p: one-sided p-value; small if the lenses share more heads than by chance. Chance is estimated by permuting the heads within each
+      layer.
     * ρ: Spearman's rank correlation of the two lenses over all heads.
 
     Args:

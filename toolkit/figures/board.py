@@ -32,15 +32,16 @@ Board = Mapping[str, Any]
 
 
 def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the entries of ``board["conditions"]`` for a family, as pairs ``(name, entry)``. Those without the metric are left out."""
+    """Return ``(name, entry)`` for the conditions of a family in ``board["conditions"]``. Conditions without the metric are left out."""
     return [(name, c) for name, c in board["conditions"].items() if c["family"] == family and metric in c["metrics"]]
 
 
 def few_seeds(e: Mapping[str, Any]) -> bool:
-    """Return True if a value or difference of the board is based on fewer than three seeds, too few for a test.
+    """Return True if an entry of the board belongs to a random or trained condition with fewer than three seeds, too few for a test.
 
     Args:
-        e: Entry of ``board.json`` for the value or difference. With too few seeds, it has a ``note`` such as ``"2 seeds"``.
+        e: Entry of ``board.json`` for one metric of a condition, or for its difference from base. With too few seeds, it has a ``note``
+            such as ``"2 seeds"``.
     """
     return "seed" in e.get("note", "")
 
@@ -98,8 +99,9 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
 def state_shifts(board: Board) -> go.Figure:
     """Dot plot of the cosine between each condition's shift of hidden states and the direction of thinking length, one row per condition.
 
-    The shift is measured while base and the condition read the same responses of base. It is the mean hidden state at the end of the
-    residual stream, condition minus base. A positive cosine means a shift towards longer thinking. Error bars are 95 % intervals.
+    Base and the condition read the same responses of base. The shift is the mean hidden state of the condition minus that of base. Hidden
+    states are taken at the end of the residual stream, at the positions where a line of thinking begins. The direction of thinking length
+    is ThinkEdit's (arXiv 2503.22048). A positive cosine means a shift towards longer thinking. Error bars are 95 % intervals.
 
     The grey bar shows cosines that occur by chance. To compute them, the direction is replaced 500 times by the difference between the mean
     hidden states of two random groups of responses. The bar is symmetric around 0 and contains 97.5 % of these cosines.
@@ -150,8 +152,9 @@ def chain_accuracy(board: Board) -> go.Figure:
     There is one point per condition. A chain of additions is a problem such as ``17+5-9=?``, which the model solves step by step. A step is
     right if its total follows from the previous total, even if that one is wrong.
 
-    p is the share of right steps in all responses. H is the number of steps in one response. p^H is averaged over problems. Below the
-    diagonal, accuracy is lower than the single steps predict. Above it, accuracy is higher, for example because wrong steps are corrected.
+    p is the share of right steps in all responses of the condition. H is the number of steps in its response to one problem, and p^H is
+    averaged over problems. Below the diagonal, accuracy is lower than the single steps predict. Above it, accuracy is higher, for example
+    because wrong steps are corrected.
 
     Args:
         board: Content of ``board.json``.
@@ -183,12 +186,12 @@ def chain_accuracy(board: Board) -> go.Figure:
 def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     """Heat map of paired differences from base (condition minus base), one row per condition and one column per metric.
 
-    Differences are in percentage points. White cells have p >= .05 after Holm's correction, or no test. Numbers in brackets are based on
-    fewer than three seeds, too few for a test.
+    Differences are in percentage points. White cells have p >= .05 after Holm's correction, or no test. Numbers in brackets belong to
+    random or trained conditions with fewer than three seeds, too few for a test.
 
     Args:
         board: Content of ``board.json``.
-        metrics: Names of the metrics, all of them shares.
+        metrics: Names of the metrics, one column each. They must be shares (0 to 1), such as ``"accuracy"``.
     """
     names = [name for name in board["conditions"] if name in board["paired"]]
     columns = [m for m in metrics if any(m in board["paired"][name] for name in names)]
@@ -226,14 +229,14 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
 
 
 def head_change(board: Board) -> go.Figure:
-    """Scatter plot of think tokens against how strongly the short-thinking heads act, one point per condition.
+    """Scatter plot of think tokens against how strongly the short-thinking heads write towards short thinking, one point per condition.
 
     Short-thinking heads are the heads that ThinkEdit (arXiv 2503.22048) would edit in base; they are the same for all conditions. The
     horizontal axis is the component of these heads' summed output along the direction of short thinking, in units of the residual stream.
-    + is towards shorter thinking. It is measured while each condition reads the same responses of base, at the positions where a line of
-    thinking begins.
+    A positive value is towards shorter thinking. All conditions read the same responses of base. The value is a mean over the positions
+    where a line of thinking begins.
 
-    If a trained model thinks longer than base but lies at the same place on the horizontal axis, other parts of the model changed.
+    If a trained model thinks longer than base but has the same horizontal position, these heads do not explain the longer thinking.
 
     Args:
         board: Content of ``board.json``.

@@ -82,9 +82,9 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
 def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
     """Dot plot of the correlation between each measure of thinking, such as its length, and correctness, with 95 % intervals.
 
-    Each measure has two dots. The dot "pooled" is the correlation over all rollouts. For the dot "within problem", the mean over the
-    rollouts of the same problem is subtracted first, so that differences in difficulty do not contribute. A negative correlation means that
-    a larger value of the measure goes with wrong answers.
+    Each measure has two dots. The dot "pooled" is the correlation over all rollouts. For the dot "within problem", the means over the
+    rollouts of the same problem are first subtracted from the measure and from correctness, so that differences in difficulty do not
+    contribute. A negative correlation means that a larger value of the measure goes with wrong answers.
 
     Args:
         table: Table from ``methods.failed_steps.correctness_correlations``.
@@ -113,8 +113,8 @@ def _coefficient_text(rows: pd.DataFrame) -> str:
 def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
     """Line plot of accuracy after some think tokens were dropped, against the share of think tokens kept, with 95 % intervals.
 
-    There is one line per choice of the dropped tokens: those of highest entropy, random ones, or the last ones. After dropping, the think
-    span is closed and the model answers.
+    There is one line per choice of the dropped tokens: those of highest entropy, random ones, or the last ones. The think span is closed
+    after the tokens that were kept, and the model samples an answer from there.
 
     Args:
         summary: Table from ``methods.phase_entropy.filtering_summary``.

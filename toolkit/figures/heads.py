@@ -12,9 +12,9 @@ from toolkit.types import HeadScores, Plan
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
     """Heat map of head scores, one row per layer and one column per head.
 
-    The title names the score, and the colour bar its unit. An example is ``short thinking``: how strongly a head writes towards short
-    thinking. Positive scores are red, negative scores blue, and 0 is white. A layer with fewer heads than others has empty cells. If some
-    layers have no attention heads, the title names them.
+    The title names the score, and the colour bar its unit. An example is the score of ``methods.thinkedit.head_scores``: how strongly a
+    head writes towards shorter thinking. Positive scores are red, negative scores blue, and 0 is white. A layer with fewer heads than
+    others has empty cells. If some layers have no attention heads, the title names them.
 
     Args:
         scores: One score per head, with the name of the score and its unit.

@@ -17,7 +17,7 @@ from toolkit.figures.base import COLOURS, GREY, styled
 
 
 def recall(cells: pd.DataFrame) -> go.Figure:
-    """Heat map of the share of right answers by prompt length and depth of the hidden fact. Depth is its relative position in the prompt.
+    """Heat map of the share of right answers, by prompt length and by the depth (relative position in the prompt) of the hidden fact.
 
     Args:
         cells: Table with one row per length and depth. Columns: ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (share of right
@@ -67,7 +67,8 @@ def stability(table: pd.DataFrame) -> go.Figure:
     """Line plot of the stability of the top heads against the number of examples, one line per score by which heads are ranked.
 
     An example is one response together with one hidden fact of its prompt. For each number n, the top heads on n random examples are
-    compared with the top heads on all examples. Stability is the share of the latter that are also among the former.
+    compared with the top heads on all examples. Stability is the share of the top heads on all examples that are also top heads on n
+    examples.
 
     Args:
         table: Table from ``jobs.retrieval.stability``. Columns: ``ranking`` (name of the score), ``n`` (number of examples) and ``overlap``
@@ -87,7 +88,7 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
     """Line plot of accuracy against the number of masked heads, one panel per score by which heads are ranked.
 
     One line is for masking the heads with the highest scores, the other for masking random heads of the same layers. The dotted line is the
-    accuracy without a mask. Only the published form of masking is shown: masked heads attend uniformly while decoding.
+    accuracy without a mask. Only one way of masking is shown, the published one: masked heads attend uniformly, and only while decoding.
 
     Args:
         table: Table from ``jobs.masking_effects``.
@@ -120,7 +121,7 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 def masking_forms(table: pd.DataFrame) -> go.Figure:
     """Dot plot that compares masking the top heads with masking random heads, one row per way of masking.
 
-    A way of masking is an operation (uniform attention, zero output or mean output) and a phase (decoding only, or prefill too). The
+    A way of masking is an operation (uniform attention, zero output or mean output), applied in decoding only or in prefill too. The
     horizontal axis is accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter more.
     Each score by which heads are ranked has its own colour. If several numbers of heads were masked, only the largest is shown. Error bars
     are 95 % intervals.

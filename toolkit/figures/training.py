@@ -30,8 +30,8 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
     Args:
         curves: Name of a line -> log of one run, or a list of the logs of several seeds. A log is a table with the column ``step`` and one
             column per metric. A step is drawn only if every seed has a value for it.
-        metrics: Columns of the logs, one panel each. The default: accuracy, think tokens, and accuracy on the hardest third, all measured
-            on held-out problems.
+        metrics: Columns of the logs, one panel each. The default: accuracy, think tokens, and accuracy on the hardest third of the
+            problems, all measured on held-out problems.
     """
     titles = [TITLES.get(m, m.replace("_", " ")) for m in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=titles, horizontal_spacing=0.08)

@@ -1,6 +1,6 @@
 """Train models with GRPO on rewards that depend on response length. Built on TRL; needs the pip extra ``rl``.
 
-A *recipe* holds the training settings of one paper: reward, loss, batch size, learning rate (see ``recipes``).
+A *recipe* holds the training settings of one method: reward, loss, batch size, learning rate (see ``recipes``).
 
 Import the modules by name. ``import toolkit.grpo`` alone imports none of them, since importing TRL takes seconds.
 
@@ -25,8 +25,8 @@ with fewer problems per batch than in the paper. ``--reward`` is the name of a r
     toolkit grpo --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --reward dler --dtype bfloat16 --out runs/dler
     toolkit grpo --model Qwen/Qwen3-4B --task gsm8k --reward pear --lora --set problems=32 --set updates=1 --micro-batch 4 --out runs/pear
 
-vLLM can generate the responses in the same process, through TRL. Entropies and log-probabilities then do not reach the reward, so the
-rewards that read them (of PEAR and SAR) are refused. Two kinds of recipes are refused too: those with dynamic sampling (groups whose
+vLLM can generate the responses in the same process, through TRL. The reward then gets no entropies or log-probabilities, so rewards that
+read them (those of the recipes PEAR and SAR) are refused. Two kinds of recipes are refused too: those with dynamic sampling (groups whose
 rewards are all equal are replaced), and those with modes (prompts that request long or short thinking). A group is the set of rollouts of
 one problem.
 
@@ -44,8 +44,9 @@ since the main process evaluates and saves the model alone. With vLLM in ``coloc
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 --mixed_precision bf16 $(which toolkit) grpo ... --dtype bfloat16
     accelerate launch --multi_gpu --num_processes 8 $(which toolkit) grpo ... --training-engine trl --set use_vllm=true
 
-Leave gradient accumulation and clipping out of accelerate's own config file: transformers fills them in from the recipe, and refuses other
-values. The options in these commands were checked against TRL 1.16 and accelerate 1.15; the commands were not run on GPUs.
+Leave gradient accumulation and clipping out of accelerate's own config file. transformers sets both from the recipe's numbers, and refuses
+a config file with other values. The options in these commands were checked against TRL 1.16 and accelerate 1.15; the commands were not run
+on GPUs.
 
 Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; the module ``toolkit.grpo.run``
 says how much memory this takes. The saved model is fp32 unless ``--save-dtype`` sets another dtype. A LoRA adapter is saved beside the

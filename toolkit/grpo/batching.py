@@ -17,13 +17,13 @@ BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # TRL's losses that divide by
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
     """Split a generation (a batch of responses sampled at once) into ``parts`` micro-batches of equal size.
 
-    A row is one response. Each micro-batch is a dict like ``scored`` with part of the rows, without columns that are padding in all of
-    them.
+    A row is one response, and a column is one token position. Each micro-batch is a dict like ``scored`` with part of the rows. Columns
+    that are padding in all of its rows are removed.
 
     Args:
         scored: The generation with its rewards, as TRL's dict of tensors ``[rows, ...]``. Numbers and 0-d tensors are copied into every
             micro-batch.
-        parts: Number of micro-batches.
+        parts: Number of micro-batches. The number of rows must be a multiple of it.
         together: Number of consecutive rows that must stay in one micro-batch. Pass the number of responses per problem to keep the
             responses to one problem together, or 1 for no such constraint.
         by_length: True to sort rows by response length before the split, shortest first. With ``together`` above 1, blocks of rows are
@@ -53,9 +53,9 @@ def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, le
         parts: Number of micro-batches.
         loss_type: TRL's name of the loss. It must be in ``BY_ROWS`` (TRL divides the loss by the number of rows of the micro-batch) or
             ``BY_TOKENS`` (TRL divides it by the number of tokens of the whole batch).
-        least: Smallest number of rows to keep. Rows with advantage 0 are kept if fewer rows have a nonzero advantage. If several processes
-            train together, all must keep equally many rows, since TRL gathers metrics of the same shape from each. For this, count the rows
-            with a nonzero advantage on each process, and pass the largest of these counts on all.
+        least: Smallest number of rows to keep. If fewer rows have a nonzero advantage, some rows with advantage 0 are kept too. If several
+            processes train together, all must keep equally many rows, since TRL gathers one number per row from every process. To ensure
+            this, count the rows with a nonzero advantage on each process, and pass the largest count on every process.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()
@@ -75,7 +75,10 @@ def _rows(scored: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:
 
 
 def trim(part: dict[str, Any]) -> dict[str, Any]:
-    """Return a micro-batch without the columns that are padding in every row (prompts are padded left, responses right)."""
+    """Return a micro-batch without the columns (token positions) that are padding in every row.
+
+    Prompts are padded on the left, responses on the right.
+    """
     # ``left``: columns of padding before the longest prompt. ``right``: length of the longest response, but at least one column stays.
     left = part["prompt_mask"].shape[1] - int(part["prompt_mask"].sum(dim=1).max())
     width, right = part["completion_mask"].shape[1], max(1, int(part["completion_mask"].sum(dim=1).max()))

@@ -1,4 +1,4 @@
-"""Checks of a training run. Impossible settings are refused before the first step; a reward that is NaN or infinite stops the run."""
+"""Checks of a training run. Settings that cannot be combined are refused before the first step. A NaN or infinite reward stops the run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_unsharded(trainer: Any) -> None:
 
 
 def describe_rollout(d: Drawn) -> str:
-    """Return a description of a rollout for an error message: problem id, sample number and first 80 characters of the response."""
+    """Return a description of a rollout for an error message: problem id, sample index and first 80 characters of the response."""
     return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
 
 

@@ -40,7 +40,8 @@ CURVE = (
 )  # fmt: skip
 """Columns of the training log that are copied into a curve file. All ``held_out/...`` and ``component/...`` columns are copied too.
 
-The module ``measures`` says what the columns mean.
+The module ``measures`` says what most columns mean. ``reward``, ``grad_norm`` and ``step_time`` (seconds per step) come from TRL;
+``alarms`` is described in the module ``log``.
 """
 
 
@@ -140,6 +141,7 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: the folder holds no curve file of the reference recipe.
+        store.DamagedFileError: a curve file is damaged (see ``lines``).
         ValueError: a policy and the reference were tested on different problems.
     """
     outcomes: dict[tuple[str, int], dict] = {}

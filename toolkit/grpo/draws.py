@@ -35,8 +35,8 @@ class Drawn:
         prompt: Messages of the prompt, including text that the recipe added.
         budget: Token budget stated in the prompt, or ``None``.
         mode: ``"long"`` or ``"short"`` if the prompt requests long or short thinking, else ``None``.
-        logprob_without: Mean log-probability of the response's tokens, in nats per token, after the prompt without its question (user
-            messages are empty). ``None`` unless the reward needs it.
+        logprob_without: Mean log-probability of the response's tokens, in nats per token, given the prompt without the question: the user
+            messages are made empty. ``None`` unless the reward needs it.
     """
 
     rollout: Rollout
@@ -143,7 +143,7 @@ class Dynamic:
 
     A group is the set of rollouts of one problem. If all of them get the same reward, the group adds nothing to the gradient. Such groups
     are dropped, and groups of other problems are sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first,
-    dropped groups fill the rest of the batch. Both limits are ours. DAPO has another limit; if it is reached, the run stops.
+    dropped groups fill the rest of the batch. Both limits are ours. DAPO stops the run instead if it reaches a limit of its own.
 
     DLER's paper and its released script differ. In DLER a correct but truncated rollout gets reward 0. So if all rollouts of a group are
     correct and half of them are truncated, their rewards differ. The paper, like this class, keeps such a group. The script compares the
@@ -236,10 +236,9 @@ def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int
 
 
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
-    """Return the rollouts with ``first_sample`` added to their sample numbers.
+    """Return the rollouts with ``first_sample`` added to their sample indices (``Rollout.sample``).
 
-    Purpose: if a recipe requests long and short thinking, the long and the short rollouts of a problem are sampled separately. Each set is
-    numbered from 0. If the number of long rollouts is added to the numbers of the short ones, no two rollouts of the problem share a
-    number.
+    Purpose: if a recipe requests long and short thinking, the long and the short rollouts of a problem are sampled separately. In both sets
+    the indices start at 0. Adding the number of long rollouts to the indices of the short ones makes the indices of a problem distinct.
     """
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]

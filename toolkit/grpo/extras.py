@@ -1,6 +1,6 @@
 """Parts of a training run that the recipe does not set: your reward object, columns that it reads, the sampling engine, LoRA, callbacks.
 
-A *recipe* holds the training settings of one paper, such as its reward and loss (see ``recipes``).
+A *recipe* holds the training settings of one method, such as its reward and loss (see ``recipes``).
 
 A *column* is an array with one value per rollout, such as ``tokens`` or ``correct``. Rewards read columns by name.
 """
@@ -27,7 +27,7 @@ It is needed only for a column that the toolkit does not compute itself.
 class Extras:
     """Settings of a training run that are not part of its recipe, such as your own reward or a LoRA adapter.
 
-    A recipe holds the training settings of one paper (see ``recipes.Recipe``).
+    A recipe holds the training settings of one method (see ``recipes.Recipe``).
 
     Attributes:
         reward: Reward object that replaces the recipe's; ``None`` means the recipe's.

@@ -2,9 +2,9 @@
 
 With ``entry = rewards.as_trl(reward)``, write ``GRPOTrainer(reward_funcs=[entry], callbacks=[Kept(entry)], ...)``.
 
-Some rewards change during training: HAPO remembers the shortest correct length per problem, LASER-D adapts target lengths. Without this
-callback, ``trainer.train(resume_from_checkpoint=...)`` would silently restart them from their initial state. This toolkit's own trainer
-(``grpo.trainer.Trainer``) saves the state itself and needs no callback.
+Some rewards have a state that changes during training: HAPO remembers the shortest correct length per problem, LASER-D adapts target
+lengths. Without this callback, ``trainer.train(resume_from_checkpoint=...)`` would silently restart them from their initial state. This
+toolkit's own trainer (``grpo.trainer.Trainer``) saves the state itself and needs no callback.
 """
 
 from __future__ import annotations

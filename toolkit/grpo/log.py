@@ -103,8 +103,8 @@ class Recorder(TrainerCallback):
     An alarm is a sentence that warns of a collapse of training. The module ``measures`` describes the columns of the log.
 
     One column needs care: ``held_out/kl`` is ``KL(policy || initial model)``. It may differ from 0 even before the first update, since the
-    initial model runs in the dtype in which it was loaded, and the policy in fp32 or under autocast. Row 0 of the log shows this effect
-    alone.
+    initial model runs in the dtype in which it was loaded, and the policy in fp32 or under autocast. In row 0 of the log, before any
+    update, the column shows only this effect of the dtypes.
 
     Args:
         problems: Held-out problems; an empty list turns evaluation off.
@@ -117,12 +117,12 @@ class Recorder(TrainerCallback):
         initial: The model before training, for the column ``held_out/kl``; ``None`` leaves this column out. It is also left out if the
             evaluation samples greedily, with top-p or with top-k: the KL is estimated from tokens that are sampled from the full
             distribution.
-        engine: Engine that samples the evaluation of the saved model. If it is not the toolkit's own loop, it also samples ``initial`` before
-            the first step, and these two evaluations have no ``held_out/kl``.
+        engine: Engine that samples the responses of the saved model at the end. If it is not the toolkit's own loop, it also samples those
+            of ``initial`` before the first step, and these two evaluations have no ``held_out/kl``.
 
     Attributes:
         rows: Rows of the log so far.
-        note: Function that is called with every row, to send it to a tracker. The last row may come twice: see ``finish``.
+        note: Function that is called with every row, to send it to a tracker. It may be called twice for the last step: see ``finish``.
     """
 
     def __init__(
@@ -189,10 +189,13 @@ class Recorder(TrainerCallback):
             store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
     def _evaluate(self, model: LM | None = None) -> Row:
-        """Return the ``held_out/...`` columns of a model that ``engine`` samples, or of the policy in training if ``model`` is ``None``.
+        """Sample responses to the held-out problems, and return the ``held_out/...`` columns of the log.
 
         Every process evaluates the policy in training on all held-out problems; only the main process logs the results. Other models are
         evaluated by the main process alone.
+
+        Args:
+            model: Model to evaluate with the engine; ``None`` evaluates the policy in training, without the engine.
         """
         if not (self.problems and self.every):
             return {}

@@ -1,8 +1,9 @@
 """Columns of the training log: statistics of a training batch and its rewards, and results on held-out problems.
 
 Shares lie between 0 and 1, lengths are in tokens, entropies in nats per token. A group is the set of rollouts of one problem. If there is
-nothing to average, a mean is NaN here and ``null`` in the log. Three other sources add columns to the log: TRL (such as ``reward``,
-``grad_norm``, ``kl``), ``sampler.Sampler`` (``dynamic/...``) and the trainer (``sampler/...``, ``switch_loss``).
+nothing to average, a mean is NaN here and ``null`` in the log. Four other sources add columns to the log: TRL (such as ``reward``,
+``grad_norm``, ``kl``), ``sampler.Sampler`` (``dynamic/...``), the trainer (``sampler/...``, ``seconds/rollouts``, ``switch_loss``), and
+``log.Recorder`` (``step``, ``alarms``).
 
 =========================  ==================================================================================================
 column                     meaning

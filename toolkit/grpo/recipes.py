@@ -1,4 +1,4 @@
-"""Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``dataclasses.replace``.
+"""Recipes: the training settings of a method as one frozen value, which can be printed, compared and changed with ``dataclasses.replace``.
 
 ``recipes.dler()`` has the paper's numbers; its field ``sources`` says where they come from. ``recipes.dler().scaled()`` is the same method
 with numbers for the tiny reasoner (the small model in this package). Scaled recipes have 16 problems x 8 samples per step, responses of at
@@ -142,11 +142,11 @@ class Recipe:
 
 
 NOT_SCALED = ("beta", "temperature", "entropy_coef")
-"""Fields of ``Recipe.config`` that ``Recipe.scaled`` leaves out, so that TRL's defaults hold:
+"""Fields of ``Recipe.config`` that ``Recipe.scaled`` leaves out. TRL's defaults then hold:
 
-* ``beta``: no KL penalty, which would need a reference model.
+* ``beta``, weight of the KL penalty: 0, so no reference model is needed.
 * ``temperature``: 1, at which the tiny reasoner (the small model in this package) is evaluated.
-* ``entropy_coef``: no entropy bonus.
+* ``entropy_coef``, weight of the entropy bonus: 0.
 """
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
 """Clip-higher (DAPO): the ratio of token probabilities, new to old policy, is clipped to ``[1 - epsilon, 1 + epsilon_high]``."""

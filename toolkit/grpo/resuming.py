@@ -1,4 +1,4 @@
-"""Checkpoints of a training run. An incomplete checkpoint is never resumed from; loading a damaged one raises an explanatory error."""
+"""Checkpoints of a training run. A run never resumes from an incomplete checkpoint; loading a damaged one raises ``DamagedFileError``."""
 
 from __future__ import annotations
 

@@ -102,12 +102,13 @@ class Run:
         held_out: Held-out problems on which the policy is evaluated; empty for no evaluation.
         evaluate_every: Optimizer steps between evaluations; 0 for no evaluation.
         evaluate: Sampling settings of the evaluation.
-        evaluation_engine: Engine that samples the evaluation of the saved model. If it is not the toolkit's own loop, it also samples the
-            evaluation before the first step. The evaluations in between sample with the policy in training. Other engines need a LoRA run,
-            since they are given the trained weights as an adapter.
+        evaluation_engine: Engine that samples the responses of the saved model for the last evaluation. If it is not the toolkit's own
+            loop, it also samples the responses of the initial model before the first step. In the evaluations between, the toolkit samples
+            from the policy in training. An engine other than the toolkit's own loop needs a LoRA run, since it gets the trained weights as
+            an adapter.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
-            step, with one exception: DRPO's KL term is computed over one micro-batch. This matters if a batch of responses is used for
-            several optimizer steps.
+            step, except with DRPO's loss if a batch of responses is used for several optimizer steps. That loss has a KL term that is
+            computed for each micro-batch separately.
         overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
         save_dtype: Dtype of the saved model. A dtype narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``model/grpo.json``.
@@ -202,8 +203,8 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 def process_of(run: Run) -> tuple[int, int]:
     """Return ``(index, number)`` for this process: its index among the processes that train together, and their number.
 
-    The main process has index 0. Both values come from accelerate, through a TRL config that is made for this purpose. Such a config needs
-    a directory; nothing else of ``run`` is used.
+    The main process has index 0. Both values come from accelerate, through a TRL config that is made for this purpose. The config needs a
+    directory: ``run.out``. Nothing else of ``run`` is used.
     """
     config = GRPOConfig(str(run.out), bf16=False, report_to="none")
     return config.process_index, config.world_size
@@ -234,13 +235,14 @@ def train(
         run: Length, seed, directory and evaluation of this run.
         extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
         resume: True to continue from the last complete checkpoint in ``run.out``, or to start anew if there is none.
-        say: Function that is called with one line at a time: progress, alarms, and the warning of ``probe``.
+        say: Function that is called with one line at a time: progress, alarms, a warning if all responses of the initial model to some
+            training problems are correct, and the rounding error of the saved model.
 
     Raises:
         ValueError: the settings cannot be combined, a prompt is too long, or no response of the initial model is correct (see ``Trainer``,
             ``check_context``, ``probe``). Raised before training.
-        engines.EngineError: ``run.evaluation_engine`` cannot sample the initial model, or could not sample the trained one. Raised before
-            training.
+        engines.EngineError: ``run.evaluation_engine`` cannot sample responses of the initial model, or will not be able to sample those of
+            the trained one (see ``check_evaluation``). Raised before training.
         UnsupportedModelError: the weights are quantised or offloaded.
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
@@ -371,8 +373,8 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
 def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     """Return the checkpoint to resume from, or ``None`` to start anew.
 
-    If ``resume`` is True but the directory holds no complete checkpoint, the log in it is removed: its run was killed before the first
-    checkpoint.
+    If ``resume`` is True but the directory holds no complete checkpoint, the earlier run was killed before its first checkpoint. Its log is
+    then removed.
 
     Args:
         out: The run's directory.
@@ -406,10 +408,13 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
 
 
 def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
-    """Check that the engine for evaluations can sample the initial model, and will be able to sample the trained one.
+    """Check that ``run.evaluation_engine`` can sample responses of the initial model, and will be able to sample those of the trained one.
+
+    The toolkit's own loop always can. Nothing is checked if the run has no evaluations.
 
     Raises:
-        engines.EngineError: it cannot.
+        engines.EngineError: the engine cannot sample the initial model's responses; or it is not the toolkit's own loop and either every
+            weight is trained (``extras.lora`` is ``None``) or the engine cannot load an adapter while it runs.
     """
     engine = run.evaluation_engine
     if engine is OWN_LOOP or not (run.held_out and run.evaluate_every):

@@ -48,10 +48,12 @@ class PolicyView:
         weights: Function that returns the model in training.
         generating: Function that returns a context manager. The manager yields the model for generation: without the wrappers of
             accelerate, under the autocast of training.
-        rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]`` of all processes' rollouts. Rewards with
-            a state, such as HAPO's, keep their state. Each process computes ``Extras.columns`` only for its own rollouts.
-        log_probs: Function ``(token ids, attention mask, length of the longest response) -> log-probabilities`` (nats) of the response
-            tokens. Token ids are those of prompts and responses together.
+        rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]``, one for each rollout of all processes.
+            A call does not change the state of a reward that has one, such as HAPO's. Each process computes ``Extras.columns`` only for its
+            own rollouts.
+        log_probs: Function ``(token ids, attention mask, width) -> log-probabilities [rows, width]`` of the response tokens, in nats. Each
+            row of token ids is a prompt, padded on the left, and a response, padded on the right. ``width`` is the length of the longest
+            response.
     """
 
     lm: LM
@@ -116,7 +118,7 @@ class Sampler:
         self.metrics: dict[str, float] = {}
 
     def draw(self, ids: Sequence[str]) -> list[Drawn]:
-        """Sample and return the rollouts of this process's part of a batch, group after group.
+        """Sample and return the rollouts of this process's part of a batch. Rollouts of one problem are adjacent.
 
         With dynamic sampling, groups of other problems may replace groups of the requested ones.
 
@@ -136,7 +138,7 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample and return rollouts of the model in training, which is in evaluation mode meanwhile.
+        """Sample and return rollouts of the model in training. It is set to evaluation mode (no dropout) while it samples.
 
         Args:
             problems: Problems to answer.
@@ -178,16 +180,16 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample on this process, and return one group (the responses to one problem) per problem, with all that the reward needs.
+        """Sample on this process, and return one group (the responses to one problem) per problem.
 
-        The groups come from ``_prompted``. If the reward reads it, ``Drawn.logprob_without`` is set: the mean log-probability of a response
-        without the question.
+        ``_prompted`` samples the groups. If the reward reads the column ``logprob_without``, this method adds it: the mean log-probability
+        of a response without the question.
         """
         groups = self._prompted(problems)
         return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
     def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample with the recipe's prompts, on this process, and return one group (the responses to one problem) per problem.
+        """Sample on this process, with the recipe's texts in the prompts. Return one group (the responses to one problem) per problem.
 
         If the recipe has a ``curriculum``, prompts state its token budget. If it has ``modes``, half of a group's prompts request long
         thinking and half short thinking. ``Drawn.logprob_without`` is not set here.

@@ -141,7 +141,7 @@ def _free_optimizer(trainer: Trainer) -> None:
 
 
 def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
-    """Load a saved policy. It gets the think tags of ``like`` and its variables of the chat template, such as ``enable_thinking``.
+    """Load a saved policy, and return it with the think tags and the chat-template variables (such as ``enable_thinking``) of ``like``.
 
     Custom code in the policy's directory (``trust_remote_code``) runs only if ``like`` was loaded with custom code.
 

@@ -6,17 +6,17 @@ tracker, the run has the name of its directory. In trackio, six characters follo
 
 A resumed training run continues the same run of the tracker. Steps after the last checkpoint are trained again, and so are sent again. Both
 times they have the same values. TensorBoard hides the earlier rows; trackio and wandb show both. If saving changes the model (an adapter is
-merged, or autocast ends), the last step is sent a second time, with the held-out results of the saved model.
+merged, autocast ends, or weights are rounded), the last step is sent a second time, with the held-out results of the saved model.
 
 Where the data go:
 
 * ``tensorboard`` writes event files into the run's directory.
-* ``trackio`` writes to a database on this machine. Only with ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` in the environment does it send
-  the data there.
+* ``trackio`` writes to a database on this machine. It sends the data elsewhere only if an environment variable says so:
+  ``TRACKIO_SPACE_ID`` (a Hugging Face Space) or ``TRACKIO_SERVER_URL``.
 * ``wandb`` sends the data to its service, together with facts about the machine (system, packages, git commit). With
   ``WANDB_MODE=offline`` it writes them into the run's directory instead.
 
-All three were tested only with files on the local disk. Sending to the service of wandb or to a Space was never tested.
+All three were tested only with files on the local disk. Sending to the service of wandb or to a Hugging Face Space was never tested.
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ def check(tracker: str | None) -> None:
 
 @contextmanager
 def opened(tracker: str | None, out: Path, first: int) -> Iterator[Note]:
-    """Open a run in a tracker while the body is executed. The context manager returns a function that sends one row of the log.
+    """Return a context manager that keeps a run open in a tracker. It yields a function that sends one row of the training log.
+
+    If sending a row fails, a warning is logged and nothing more is sent. The training goes on.
 
     Args:
         tracker: One of ``TRACKERS``, or ``None`` to send nothing.
         out: Directory of the run. Its name is the name of the run.
-        first: First step that will be sent. If later steps were sent before a resume, they are trained and sent again.
+        first: First step that will be sent. If the run is resumed and later steps were sent before it stopped, they are sent again.
 
     Raises:
         ValueError: as in ``check``.
