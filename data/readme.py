@@ -1,6 +1,6 @@
-"""Write the README's tables, of measured numbers from committed results and of computed ones: ``python data/readme.py``.
+"""Write the tables of README.md and data/README.md from committed results, and from sizes: ``python data/readme.py``.
 
-Each table stands between two marks of the README (see ``publish.splice``). A test compares the README with the tables made here, so its
+Each table stands between two marks of its page (see ``publish.splice``). A test compares the pages with the tables made here, so their
 numbers always equal the committed results. Scripts that measure again call :func:`update` at their end.
 """
 
@@ -27,7 +27,7 @@ ON_BOARD = (
     "GRPO: correctness", "GRPO: naive length penalty", "GRPO-lambda", "DLER", "LASER-D", "HAPO", "DRPO", "PEAR", "Train Long, Think Short",
     "ThinkEdit (ours), then GRPO-lambda",
 )  # fmt: skip
-"""Rows of the board in the README."""
+"""Rows of the board in data/README.md."""
 BOARD_METRICS = ("accuracy", "think_tokens", "shortest_20", "accuracy_lookup")
 ON_REAL_WEIGHTS = (
     "ThinkEdit, as published: thinks longer",
@@ -41,7 +41,7 @@ ON_REAL_WEIGHTS = (
     "short thinking is wrong more often (within a problem, 3+ steps)",
     "longer thinking is less certain (within a problem)",
 )
-"""Effects on the smol reasoner in the README."""
+"""Effects on the smol reasoner in data/README.md."""
 FAST = {
     "direction at two sites and all head scores over a bare forward pass, time (47 M)": "collect, 47 M: over a bare forward of the same batches",
     "the same, times faster than the published way (47 M)": "collect, 47 M: times faster than the published way",
@@ -57,7 +57,7 @@ FAST = {
     "GRPO step over TRL's trainer, time (tiny reasoner)": "GRPO, tiny reasoner, 16 x 8: seconds per step over TRL's stock trainer",
     "retrieval heads at 4,096 tokens, times faster than full eager attention (SmolLM2)": "retrieval heads, SmolLM2, 4096 tokens: times faster than full eager",
 }
-"""Rows of the speed table in the README, and their names in the benchmark's report."""
+"""Rows of the speed table in data/README.md, and their names in the benchmark's report."""
 _QWEN3 = {"vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 GPU_MODELS = {
     "1.5B": Qwen2Config(
@@ -249,19 +249,45 @@ def minutes(seconds: float) -> str:
     )
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {
-    "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed, "models": models,
-    "formats": formats, "served": served, "gpu": gpu_costs,
+def systems() -> str:
+    """Return the table of the 50 systems: where each runs, and what was found. Effects on the board come from its results."""
+    paired = read("data/board/board.json")["paired"]
+
+    def effect(name: str, metric: str, unit: str) -> str:
+        change = paired[name][metric]
+        return with_interval(change["mean"], change["low"], change["high"], unit, sign="+")
+
+    rows = {}
+    for system in read("data/systems.json"):
+        effects = [
+            f"{name}: {effect(name, 'accuracy', 'share')} points, {effect(name, 'think_tokens', 'tokens')} tokens"
+            for name in system.get("board", [])
+        ]
+        paper = system["paper"]
+        rows[f"{system['name']} ([{paper}](https://arxiv.org/abs/{paper}))"] = [
+            ", ".join(f"`{place.strip()}`" for place in system["where"].replace(";", ",").split(",") if place.strip()),
+            system.get("runs", ""),
+            " ".join([system.get("found", ""), *([f"Board: {'; '.join(effects)}."] if effects else [])]).strip(),
+        ]
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["where", "runs as", "found"]))
+
+
+RESULTS, FRONT = ROOT / "data/README.md", ROOT / "README.md"
+BLOCKS: Mapping[str, tuple[Path, Callable[[], str]]] = {
+    "demo": (RESULTS, demo), "board": (RESULTS, board), "retrieval": (RESULTS, retrieval), "entropy": (RESULTS, entropy),
+    "smol": (RESULTS, smol), "speed": (RESULTS, speed), "served": (RESULTS, served),
+    "models": (FRONT, models), "formats": (FRONT, formats), "gpu": (FRONT, gpu_costs), "systems": (FRONT, systems),
 }  # fmt: skip
-"""Functions that make the README's tables, by mark."""
+"""Mark of a table -> page that holds it, and function that makes it."""
 
 
 def update(names: Sequence[str] = tuple(BLOCKS)) -> None:
-    """Write the tables into the README."""
+    """Write the tables into their pages."""
     from publish import splice  # beside this script
 
     for name in names:
-        splice(name, BLOCKS[name]())
+        page, table = BLOCKS[name]
+        splice(name, table(), page)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Measure sampling through llama.cpp's server beside the toolkit's own loop, on SmolLM2-135M: ``python data/engines/measure.py``.
 
-Needs ``make llama`` and ``make smol``. Writes ``llama-server.json``, the table in ``README.md`` here, and one in the
-README of the repository. Rollouts are kept in ``runs/engines``,
-so after a stop the same command goes on.
+Needs ``make llama`` and ``make smol``. Writes ``llama-server.json``, the table in ``README.md`` here, and one in
+data/README.md. Rollouts are kept in ``runs/engines``, so after a stop the same command goes on.
 
 1. *Next tokens.* The server's distribution of the next token against ours, KL(ours || theirs) in nats: unchanged; with an exported control
    vector (a random direction) against our steering; with an exported GGUF LoRA of a head edit against the edited model, at three scales.

@@ -39,9 +39,21 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert set(names["report"].conditions) == {"base", "edited", "random heads"}
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", README))))
-def test_links_of_the_readme_lead_to_files(link):
-    assert (ROOT / link).exists()
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("data/**/README.md")), ROOT / "CONTRIBUTING.md", ROOT / "tests/gpu/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_files_and_headings(page):
+    for link in set(re.findall(r"\]\((?!http)([^)]+)\)", page.read_text())):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        headings = (
+            {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", target.read_text(), re.M)}
+            if heading
+            else set()
+        )
+        assert not heading or heading in headings, link
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", README)) - {"and"}))
@@ -62,8 +74,20 @@ TABLES = script(ROOT / "data/readme.py")
 
 @pytest.mark.parametrize("name", TABLES.BLOCKS)
 def test_a_table_of_the_readme_is_made_from_committed_results(name):
-    (shown,) = re.findall(rf"<!-- {name}: begin -->\n\n(.*?)\n\n<!-- {name}: end -->", README, re.DOTALL)
-    assert shown == TABLES.BLOCKS[name]() and len(shown.splitlines()) > 5
+    page, table = TABLES.BLOCKS[name]
+    (shown,) = re.findall(rf"<!-- {name}: begin -->\n\n(.*?)\n\n<!-- {name}: end -->", page.read_text(), re.DOTALL)
+    assert shown == table() and len(shown.splitlines()) > 5
+
+
+def test_the_readme_lists_fifty_systems_and_every_place_is_a_module():
+    systems = TABLES.read("data/systems.json")
+    assert len(systems) == 50 == len({s["name"] for s in systems}) == len({s["paper"] for s in systems})
+    places = [place.strip() for s in systems for place in re.split("[;,]", s["where"]) if place.strip()]
+    assert all((ROOT / "toolkit" / f"{place}.py").is_file() or (ROOT / "toolkit" / place).is_dir() for place in places), places
+
+
+def test_a_newcomer_reads_at_most_900_words_before_the_reference():
+    assert len(README.split("# Reference")[0].split()) <= 900
 
 
 # --- sentences without numbers: each is a property of committed results -------------------------------------------
