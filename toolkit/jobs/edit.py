@@ -138,7 +138,7 @@ class DirectionRecipe:
 
     @property
     def kind(self) -> str:
-        """Site where the residual stream is read: ``site`` if it is set, else the default of ``method``.
+        """Site where the residual stream is read: ``site``, or if that is ``None``, the default of ``method``.
 
         The default is ``resid_post`` for ``efficiency``, and ``resid_mid`` for all other methods.
         """
@@ -248,7 +248,9 @@ def extract_direction(
     *,
     origin: Mapping[str, Any] = NOWHERE,
 ) -> tuple[Direction, pd.DataFrame]:
-    """Compute a length direction by the recipe's method; return it with a table that describes it. Adding it lengthens thinking.
+    """Compute a length direction by the recipe's method, and return it with a table that describes it.
+
+    Adding the direction to the residual stream lengthens thinking.
 
     Args:
         lm: Model whose activations are read.

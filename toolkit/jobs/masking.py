@@ -62,9 +62,9 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return the mean output of every head over all positions of prompts and responses, as ``Moments`` (sums of activations).
+    """Return the sums of activations (``Moments``) from which the masking operation ``mean`` computes the mean output of every head.
 
-    The masking operation ``mean`` replaces a head's output by this mean.
+    A head's output is averaged over all positions of each rollout's prompt and response, and then over rollouts.
     """
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)

@@ -149,8 +149,8 @@ def direction(
 ) -> Direction:
     """Return the length direction of each layer: the mean residual stream of the longest minus that of the shortest correct responses.
 
-    Each response is first averaged over the positions that the moments were collected at, by default those that predict its think tokens.
-    Adding the direction makes thinking longer. (In the paper, arXiv:2506.15647, it has the opposite sign.)
+    The residual stream of each response is first averaged over the positions at which ``moments`` was collected, by default those that
+    predict its think tokens. Adding the direction makes thinking longer. (In the paper, arXiv:2506.15647, it has the opposite sign.)
 
     Args:
         moments: Mean activations of the longest and of the shortest responses, from ``collect.moments(lm, rollouts, pairs(rollouts))``.
@@ -183,7 +183,7 @@ def assumed_layers(n_layers: int) -> range:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer and a strength, with their effect on the dev split.
+    """A layer and strength of steering, chosen by ``choose``, with the effect of this steering on the dev split.
 
     Attributes:
         layer: Steered layer.
