@@ -314,7 +314,7 @@ class _Inspector:
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield the name and value of each global that a function's code reads or imports.
 
-        If the code reads an attribute of a module, as in ``module.attribute``, the name is ``"module.attribute"``, with the attribute's value.
+        If the code reads an attribute of a module, the name is ``"module.attribute"``, and the value is that of the attribute.
 
         Args:
             steps: Instructions of the function.

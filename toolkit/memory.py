@@ -13,8 +13,8 @@ class FittingSize:
     """Runs batches, halves them if memory runs out, and remembers the size that fits for later batches.
 
     Args:
-        size: Function that returns the size of a batch: a number that grows with the memory that it takes, such as its number of padded
-            tokens. The default is the number of rows.
+        size: Function that returns the size of a batch: a number that grows with the memory that the batch takes, such as its number of
+            tokens with padding. The default is the number of rows.
     """
 
     def __init__(self, size: Callable[[Sequence[Any]], int] = len) -> None:

@@ -195,9 +195,9 @@ class Trainer(ResumableTrainer):
         return output
 
     def _monitor(self) -> None:
-        """If the reward asks for it now, sample responses to a monitoring set, and pass them to the reward, which measures the policy on them.
+        """If the reward asks for it now, sample responses to a monitoring set, and pass them to the reward. They are not trained on.
 
-        A monitoring set is a fixed set of training problems. The responses sampled here are not trained on. LASER-D asks for them at
+        A monitoring set is a fixed set of training problems. A reward uses the responses to measure the policy. LASER-D asks for them at
         intervals; most rewards never do.
         """
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None

@@ -463,8 +463,8 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     If the weights of ``lm`` are quantised or offloaded, a PEFT adapter of rank 1 is saved instead (see ``vectors.save_adapter``). The
     directory also holds:
 
-    * ``edit.json``: plan, hashes of the base and of the edited weights, norms of the changed weights before and after the edit (none for an
-      adapter).
+    * ``edit.json``: the plan, hashes of the base and of the edited weights, and for each edited head the norm of its columns of W_O before
+      and after the edit (not for an adapter).
     * ``direction.safetensors``: the length direction, ``finding.direction``.
     * ``plan.safetensors``: the plan, ``finding.plan``, for ``toolkit export --plan``.
     * ``README.md``: model card with the edited heads and the measured effects.

@@ -157,11 +157,11 @@ def entropy_report(
         study: Task, numbers of problems and samples, token budget and seed. If ``rollouts`` is given, samples and token budget are not
             used.
         directory: Directory to write to: ``report.html``, ``entropy.json`` (all tables except ``rows``), ``rows.parquet``, ``rollouts/``
-            (if sampled), and ``filtered/`` (answers that the model gives again after some of its think tokens were dropped).
+            (if sampled), and ``filtered/`` (new answers that the model gives after some of its think tokens were dropped).
         settings: Temperature, split, shares of think tokens to keep, and the rules that split thinking into steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         engine: Program that samples the tokens. Only the toolkit's own loop records entropies; for other engines they are computed
-            afterwards. The answers that the model gives again are always sampled by the toolkit's own loop.
+            afterwards. The new answers after dropping think tokens are always sampled by the toolkit's own loop.
         say: Function that is called with one line of progress at a time.
 
     Raises:

@@ -51,7 +51,7 @@ DURING = {"newest": "decode only", "all": "prefill too"}
 
 
 def planned_masks(search: Search) -> list[Mask]:
-    """Return the masks to measure, for every ranking of the heads (see ``jobs.retrieval.RANKINGS``).
+    """Return the masks to measure. Each ranking of the heads (see ``jobs.retrieval.RANKINGS``) has the same masks.
 
     The form of arXiv:2404.15574 (operation ``uniform``, ``during="newest"``) is measured at every number of heads in ``search.counts``. At
     the largest number, every operation in ``search.ops`` is measured at both sets of positions, ``during="newest"`` and ``during="all"``.

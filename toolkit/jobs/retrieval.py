@@ -44,7 +44,7 @@ class Search:
         instances: Number of haystacks per split (approximate for ``threading``). Heads are found on the dev split and masked on the test
             split.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
-        counts: Numbers of heads to mask: each of them is measured.
+        counts: Numbers of top heads to mask. Accuracy is measured with each number.
         ops: Masking operations to try at the largest of ``counts``: ``uniform`` (the head attends equally to all keys that it can see),
             ``zero`` (its output is set to 0) or ``mean`` (its output is replaced by its mean over all positions of prompts and responses).
             ``uniform``, the operation of arXiv:2404.15574, is measured at every count, even if it is not listed.
