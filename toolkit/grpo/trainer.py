@@ -6,7 +6,7 @@ A generation is a batch of responses sampled at once; a group is the responses o
   decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are converted to ``Rollout`` objects.
 * Rewards: a reward gets the batch of all processes with whole groups, including think spans, entropies and log-probabilities.
 * Advantages: ``Recipe.advantage`` selects one of ``advantages.ALL``; ``None`` means TRL's.
-* Losses: DRPO's loss over whole groups, and the mode-switching loss.
+* Losses: DRPO's loss over whole groups, and the mode-switching loss (see ``losses``).
 * Dynamic sampling: groups whose rewards are all equal are replaced.
 * Prompts can state a token budget, or request a mode: long or short thinking.
 * Monitoring set: some rewards, such as LASER-D, measure the policy regularly on a fixed set of training problems. These responses are not
@@ -258,7 +258,12 @@ class Trainer(ResumableTrainer):
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
-        """Convert responses that TRL sampled to rollouts with their prompts, and return them."""
+        """Convert responses that TRL sampled on this process to rollouts with their prompts, and return them.
+
+        Args:
+            inputs: Row of the training data for each response, with the key ``problem_id``.
+            completions: Token ids of each response.
+        """
         ask, budget = budget_prompt(self.recipe.curriculum, self.state.global_step)
         drawn = []
         for i, (row, tokens) in enumerate(zip(inputs, completions, strict=True)):
