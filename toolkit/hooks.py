@@ -20,10 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from toolkit.sites import KINDS, Block, Layout, Site
 
 Rewrite = Callable[[Tensor, Tensor], Tensor]
-"""A function ``(value, inputs) -> new value`` that changes the value at a site; all are ``[batch, seq, width]``.
+"""A function ``(value, inputs) -> new value`` that changes the value at a site. All three tensors are ``[batch, seq, width]``.
 
 If the value is the output of ``W_O`` or the MLP, ``inputs`` is the input of that module: ``z`` at ``attn_out``, the MLP's input at
-``mlp_out``. At all other sites ``inputs`` is the value itself."""
+``mlp_out``. Its width may differ from that of the value. At all other sites ``inputs`` is the value itself."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tenso
     Yields a dict that is empty at first. After a pass it holds a detached copy of each module's output, under the same keys as ``modules``.
 
     Args:
-        modules: Any whole number, such as the index of a layer -> module.
+        modules: Key -> module. A key is any whole number, such as the index of a layer.
     """
     values: dict[int, Tensor] = {}
 
@@ -115,8 +115,8 @@ def around_passes(
 
     Args:
         model: The model without its LM head (``lm.body``).
-        before: Gets the token ids and the KV cache that are passed to the model; the cache is ``None`` in a pass without one.
-        after: Gets the same token ids and the KV cache that the model returns, or ``None``.
+        before: Gets the token ids and the KV cache that are passed to the model. Each of them is ``None`` if it is not passed.
+        after: Gets the same token ids and the KV cache that the model returns, or ``None`` if it returns no cache.
     """
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -284,11 +284,13 @@ def _on_output(fn: Rewrite, *, with_inputs: bool):
 def _attach_mid(block: Block, factor: float, fn: Rewrite) -> Iterator[Any]:
     """Register two hooks that call ``fn`` on ``resid_mid``. Yield their handles.
 
-    No module returns ``resid_mid``, so it is computed here. The first hook stores the block's input. The second one adds attention's
-    contribution to this input, and calls ``fn`` on the sum. The difference that ``fn`` makes is added to attention's contribution, which
-    the block then adds to the residual stream.
+    ``resid_mid`` is neither the input nor the output of a module, so it is computed here. The first hook stores the block's input. The
+    second hook, on attention, adds attention's contribution to this input, and calls ``fn`` on the sum. The new value minus the old one is
+    then added to attention's contribution, which the block adds to the residual stream.
 
     Args:
+        block: Modules of the layer.
+        fn: Function ``(value, inputs) -> new value``, see ``Rewrite``; it gets ``resid_mid`` twice.
         factor: Number by which the block multiplies attention's output before it adds it (``Layout.factor``).
     """
     resid_pre: list[Tensor] = []

@@ -6,7 +6,8 @@ computed again if the code or data behind it has changed. ``of(value)`` returns 
 - for a function that the user wrote: its bytecode (without docstring, comments and line numbers), closure, defaults, and the globals that
   it reads. So a changed helper or constant changes the identity;
 - for a class that the user wrote: its bases, methods and attributes;
-- for a function or class of the toolkit: its name. ``Identity.modules`` lists its module, whose code is hashed separately;
+- for a function or class of the toolkit: its name. ``Identity.modules`` lists its module, whose code is hashed separately. (A function that
+  cannot be looked up by its name, such as a lambda, is described like a function of the user);
 - for a function or class of an installed package: its name and the version of the package;
 - for an object its class and fields, for a tensor its bytes, for a model its fingerprint. Memory addresses are never included.
 
@@ -87,9 +88,9 @@ class Identity:
 
 
 def of(value: Any, *, strict: bool = True) -> Identity:
-    """Return the identity of a value: a JSON description that changes if the value's behaviour can change.
+    """Return the identity of a value: a description that changes if the value's behaviour may have changed.
 
-    It is the same in every process, so it can be part of the cache key of a result that depends on the value.
+    The description (``body``) is the same in every process, so it can be part of the cache key of a result that depends on the value.
 
     Args:
         value: A function, class, object, model or plain value.
@@ -138,8 +139,8 @@ def describe(act: Any) -> str:
 def describe_interventions(condition: Condition) -> list[str]:
     """Return one text for each intervention, each decoding rule and the prompt change of a condition, in this order.
 
-    Reports show these texts. They are also stored with rollouts: stored rollouts are reused if the model and these texts are the same. So
-    the ``str()`` of an intervention has to contain all its settings.
+    Reports show these texts. They are also stored with rollouts, and stored rollouts are reused only if these texts are the same. So the
+    ``str()`` of an intervention has to contain all its settings.
     """
     return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
@@ -311,9 +312,9 @@ class _Inspector:
         return self.of(step.argval) if step.opcode in dis.hasconst else str(step.argval)
 
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the name and value of each global that is read or imported.
+        """Yield the name and value of each global that a function's code reads or imports.
 
-        If the code reads an attribute of a module, as in ``module.attribute``, this is the pair of ``"module.attribute"`` and its value.
+        If the code reads an attribute of a module, the name is ``"module.attribute"``, and the value is that of the attribute.
 
         Args:
             steps: Instructions of the function.
@@ -428,7 +429,10 @@ def _numbers(value: Any) -> Any:
 
 
 def _by_name(f: FunctionType) -> Any:
-    """Look up a function's qualified name in its module, and return the object there, or ``None``. The object may differ from ``f``."""
+    """Look up a function's qualified name in its module. Return the object that has this name there, or ``None`` if there is none.
+
+    It is not always ``f`` itself: another function may have been assigned to the name.
+    """
     value: Any = sys.modules.get(f.__module__)
     for part in f.__qualname__.split("."):
         value = getattr(value, part, None)

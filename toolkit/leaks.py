@@ -22,9 +22,9 @@ _STARTS = re.compile(rf"(?:^|[.!?…\n])\W*(?:(?:but|oh|no|ah)\b\W*)*(?:{'|'.joi
 def leaks(rollout: Rollout, tags: ThinkTags | None) -> bool:
     """Return True if a response goes on thinking in its answer.
 
-    It does if its answer contains a think tag, or a sentence that begins with one of ``assumed_words`` (such as "Wait, ..." or "But wait").
-    The result is False if the response has no answer, because its thinking was never closed. It is also False if the model has no closing
-    think tag, since nothing marks where thinking ends.
+    The result is True if the answer contains a think tag, or a sentence that begins with one of ``assumed_words`` (such as "Wait, ..." or
+    "But wait"). It is False if the response has no answer, because its thinking was never closed. It is also False if the model has no
+    closing think tag, since nothing marks where thinking ends.
 
     Args:
         rollout: The response.

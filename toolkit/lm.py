@@ -221,7 +221,11 @@ class LM:
 
     @cached_property
     def thinking(self) -> str:
-        """Text for logs: the think tags, whether the prompt or the model writes the opening tag, and the chat template's variables."""
+        """Text for logs: the think tags, who writes them, and the chat template's variables.
+
+        "The prompt opens it" means that the opening tag is at the end of the prompt, so the model does not write it. "The prompt closes it"
+        means that the closing tag is there too, so the model does not think.
+        """
         if self.tags is None:
             return "no think tags found, so responses count as answers (set tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE)"
         if self.tags.close is None:
@@ -283,7 +287,7 @@ Intervention = Callable[[LM], AbstractContextManager[None]]
 
 An intervention may have an attribute ``recordable = True``. It promises that, after the first pass, every decoding step runs the same
 operations on the same tensors, whose values are changed in place. So its Python code must not branch on the values of tensors, and must not
-count steps in Python variables. Then sampling on a GPU can record one decoding step and repeat it (see ``slots``)."""
+count steps in Python variables. Then sampling on a GPU can capture one decoding step as a CUDA graph and replay it (see ``recording``)."""
 
 Rule = Callable[[LM, Any, int], Sequence[int] | None]
 """A change of decoding: ``rule(lm, reader, drawn)`` is called after a token is drawn, and may replace it.
@@ -476,7 +480,7 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     Args:
         model: The other model. It may share weights (the same memory) with the model of ``lm``. Shared weights must not be changed later.
         name: Name of the new LM.
-        made_from: Records (see ``origins``) of the problems that were used to change the model. They are added to the records of ``lm``.
+        made_from: Records (see ``origins``) of the problems that were used to change the model. The new LM has these and those of ``lm``.
     """
     records = origins.distinct((*lm.made_from, *made_from))
     known = {key: lm.digests[key] for key in tensors.shared(lm.model, model)}

@@ -111,7 +111,13 @@ class Masking:
         return None if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
-        """Return the hook that moves a layer's ``z`` towards 0 (``zero``) or towards its mean over the reference rollouts (``mean``)."""
+        """Return the hook that moves a layer's ``z`` towards 0 (``zero``) or towards its mean over the reference rollouts (``mean``).
+
+        Args:
+            strength: Strength of masking of each head of the layer.
+            layer: Index of the layer.
+            tracker: As in ``_weight``.
+        """
         # target: mean of z in this layer. If other layers have more or larger heads, zeros follow at its end; they are cut off below.
         target = torch.zeros(1) if self.reference is None else _means(self.reference)[layer]
         # The strength and the target of each entry of z, on the device of z. Set in the first pass: a copy to a GPU waits for it.
@@ -132,7 +138,12 @@ class Masking:
         return fn
 
     def _uniform(self, strengths: dict[int, Tensor], tracker: phases.Tracker | None):
-        """Return a wrapper of the attention function. The wrapper scales down the queries of masked heads."""
+        """Return a wrapper of the attention function (see ``hooks.AttentionWrapper``) that scales down the queries of masked heads.
+
+        Args:
+            strengths: Index of a layer -> strength of masking of each of its heads. Other layers are left unchanged.
+            tracker: As in ``_weight``.
+        """
         layers = dict(strengths)
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -13,8 +13,8 @@ class FittingSize:
     """Runs batches, halves them if memory runs out, and remembers the size that fits for later batches.
 
     Args:
-        size: Function that returns the size of a batch: a number that grows with the memory that it takes, such as its number of padded
-            tokens. The default is the number of rows.
+        size: Function that returns the size of a batch: a number that grows with the memory that the batch takes, such as its number of
+            tokens with padding. The default is the number of rows.
     """
 
     def __init__(self, size: Callable[[Sequence[Any]], int] = len) -> None:
@@ -24,8 +24,8 @@ class FittingSize:
     def run(self, rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
         """Call ``run(rows)``. If memory runs out, call it on each half of the rows instead, and so on down to single rows.
 
-        Later calls split rows that are larger than the largest of these halves before they run, so the failure is not repeated for every
-        batch.
+        The size of the largest half is remembered. Later calls halve a batch that is larger before they run it, so that memory does not run
+        out again for every batch.
 
         The function ``run`` is called again with rows for which it ran out of memory. So it must store its results only at its end, when it
         can no longer run out of memory.

@@ -109,12 +109,13 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 
 
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
-    """Return the number t, in fp32, such that the share ``keep`` of all entries of some tensors has ``|entry| >= t``.
+    """Return the k-th largest absolute value, t, of all entries of some tensors, in fp32. The k largest entries are the share ``keep``.
 
-    t is the k-th largest ``|entry|``, where k is ``round(keep * number of entries)``, and at least 1. Two histograms of bit patterns give t
-    exactly, since non-negative floats have the same order as their bit patterns. The first histogram is over the upper 16 bits of all
-    entries, and gives the upper 16 bits of t. The second is over the lower 16 bits of the entries with these upper bits, and gives the
-    lower 16 bits of t.
+    k is ``round(keep * number of entries)``, and at least 1. If entries tie at t, more than k entries have ``|entry| >= t``.
+
+    Two histograms of bit patterns give t exactly, since non-negative floats have the same order as their bit patterns. The first histogram
+    is over the upper 16 bits of all entries, and gives the upper 16 bits of t. The second is over the lower 16 bits of the entries with
+    these upper bits, and gives the lower 16 bits of t.
 
     Args:
         changes: Function that returns an iterator over the tensors. It is called twice, once per histogram.

@@ -6,7 +6,7 @@ A generation is a batch of responses sampled at once; a group is the responses o
   decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are converted to ``Rollout`` objects.
 * Rewards: a reward gets the batch of all processes with whole groups, including think spans, entropies and log-probabilities.
 * Advantages: ``Recipe.advantage`` selects one of ``advantages.ALL``; ``None`` means TRL's.
-* Losses: DRPO's loss over whole groups, and the mode-switching loss.
+* Losses: DRPO's loss over whole groups, and the mode-switching loss (see ``losses``).
 * Dynamic sampling: groups whose rewards are all equal are replaced.
 * Prompts can state a token budget, or request a mode: long or short thinking.
 * Monitoring set: some rewards, such as LASER-D, measure the policy regularly on a fixed set of training problems. These responses are not
@@ -59,11 +59,11 @@ from toolkit.types import Problem, Rollout
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A training batch, of all processes, with its rewards and advantages.
+    """The rollouts of one generation, of all processes, with their rewards and advantages.
 
     Attributes:
-        drawn: Rollouts with their prompts.
-        batch: The data that the reward was computed from: arrays with one value per rollout, by name.
+        drawn: The ``n`` rollouts with their prompts.
+        batch: The data that the rewards were computed from: arrays with one value per rollout, by name.
         scored: Rewards of the rollouts and their components.
         advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
     """
@@ -91,12 +91,13 @@ class Trainer(ResumableTrainer):
         origin: The argument ``lm``. Its tokenizer, think tags and template are used during training.
         problems: Problem id -> training problem.
         reward: The reward object.
-        newest: The newest batch with its rewards, or ``None`` before the first batch.
+        newest: Rollouts of the last generation with their rewards, as a ``ScoredBatch``; ``None`` before the first generation.
         sampler: Object that samples the responses.
 
     Raises:
-        ValueError: the responses to one problem would be split across processes, or across micro-batches although the loss needs them
-            together; weights would be sharded over processes; or the options cannot be combined (see ``checks.check_args``).
+        ValueError: the responses to one problem would be split across processes; they would be split across micro-batches, and the
+            recipe's loss does not allow this; weights would be sharded over processes; or the options cannot be combined (see
+            ``checks.check_args``).
     """
 
     # TRL and transformers leave these types open or too narrow.
@@ -194,10 +195,10 @@ class Trainer(ResumableTrainer):
         return output
 
     def _monitor(self) -> None:
-        """If the reward requests it for this batch, sample responses to a monitoring set and pass them to the reward.
+        """If the reward asks for it now, sample responses to a monitoring set, and pass them to the reward. They are not trained on.
 
-        A monitoring set is a fixed set of training problems that measures the policy; these responses are not trained on. LASER-D requests
-        it at intervals; most rewards never do.
+        A monitoring set is a fixed set of training problems. A reward uses the responses to measure the policy. LASER-D asks for them at
+        intervals; most rewards never do.
         """
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
         if due is not None:
@@ -206,17 +207,18 @@ class Trainer(ResumableTrainer):
             self.reward.monitor(self._batch(rollouts, self.state.global_step, "eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
-        """Return the inputs of the mode-switching loss for this process's rows of the newest batch.
+        """Return the inputs of the mode-switching loss for this process's rows of ``newest``, the last generation.
 
         This loss teaches the model to choose between long and short thinking when the prompt requests neither (see ``losses.ModeSwitch``).
 
         Args:
-            mine: Slice of this process's rows in the batch of all processes.
+            mine: Slice of this process's rows among the rows of all processes.
             form: Parameters of the loss.
 
         Returns:
-            Tensors by name, one row per response: ``group`` (index of the group), ``prefer`` (preferred mode: 1 long, -1 short, 0 none),
-            and ``plain_ids`` and ``plain_mask`` (token ids and attention mask of the prompt without the request for a mode).
+            Tensors by name, one row per response: ``group`` (index of the group), ``prefer`` (mode that the loss teaches for this
+            problem: 1 long, -1 short, 0 none), and ``plain_ids`` and ``plain_mask`` (token ids and attention mask of the prompt without
+            the request for a mode).
         """
         assert self.newest is not None
         rows, device = self.newest.batch, self.accelerator.device
@@ -232,7 +234,10 @@ class Trainer(ResumableTrainer):
         }
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        """Return the rewards of the batch of all processes, ``[n, 1]``, the same in every process."""
+        """Return the rewards of the rollouts of all processes, ``[n, 1]``, the same in every process. TRL calls this after sampling.
+
+        The arguments hold the responses of this process. They are used only if TRL sampled the responses.
+        """
         local = self._drawn or self._adopted(inputs, completion_ids_list)
         drawn = list(gather_object(local))
         batch = self.batch_of(drawn, local, self.state.global_step, "train")
@@ -253,7 +258,12 @@ class Trainer(ResumableTrainer):
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
-        """Convert responses that TRL sampled to rollouts with their prompts, and return them."""
+        """Convert responses that TRL sampled on this process to rollouts with their prompts, and return them.
+
+        Args:
+            inputs: Row of the training data for each response, with the key ``problem_id``.
+            completions: Token ids of each response.
+        """
         ask, budget = budget_prompt(self.recipe.curriculum, self.state.global_step)
         drawn = []
         for i, (row, tokens) in enumerate(zip(inputs, completions, strict=True)):
@@ -324,8 +334,9 @@ class Trainer(ResumableTrainer):
         Three conditions must hold:
 
         * These rows add nothing to the gradient. This excludes losses with, for example, a KL term or an entropy bonus.
-        * The number by which TRL divides the loss is known: the loss is in ``batching.BY_ROWS`` or ``batching.BY_TOKENS``.
-        * Sampling has recorded the entropies of all rows. The log needs them, also for the rows that are left out.
+        * It is known by which number TRL divides the loss (rows or tokens), since this has to be corrected for the rows left out. So the
+          loss is in ``batching.BY_ROWS`` or ``batching.BY_TOKENS``.
+        * The entropies of all rows were computed during sampling. Their mean is logged, and it includes the rows left out.
         """
         assert self.newest is not None
         # ``plain``: the loss has no term that is nonzero at advantage 0. ``whole``: all tokens count, with one advantage per row.
@@ -404,8 +415,9 @@ class Trainer(ResumableTrainer):
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
         """Return one micro-batch's part of the mode-switching loss, which ``losses.ModeSwitch`` defines.
 
-        The parts of all micro-batches of an optimizer step add up to the loss of the step: the mean over its problems. If the responses to
-        a problem are spread over several micro-batches, each part counts the problem by its number of responses there.
+        The parts of all micro-batches of an optimizer step add up to the loss of the step: the mean over its problems. The responses to a
+        problem may be spread over several micro-batches. The problem's weight in each part is then the share of its responses that the
+        micro-batch holds.
         """
         # For each group in the micro-batch: ``first`` is the index of its first row, ``rows`` the number of its rows.
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
@@ -429,10 +441,10 @@ class Trainer(ResumableTrainer):
         return norm
 
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
-        """Return the end of an error message that names the response whose loss or gradient is NaN or infinite.
+        """Find the response whose loss or gradient is NaN or infinite, and return the end of an error message that names it.
 
-        Each row (response) of the micro-batches ``parts`` is tried as a batch of its own. The message names the first row with such a loss
-        or gradient. If there is none, the message says so.
+        Each row (response) of the micro-batches ``parts`` is run as a batch of its own. The message names the first row whose loss or
+        gradient is not finite. If there is none, the message says so.
         """
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
@@ -447,16 +459,17 @@ class Trainer(ResumableTrainer):
 
 
 def learn_in_fp32(model: Any) -> None:
-    """Convert every trainable weight to fp32, in place. In bfloat16, rounding would undo most optimizer steps."""
+    """Convert every trainable weight to fp32, in place. In bfloat16, most updates are so small that rounding would remove them."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
 
 
 def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
-    """Return token ids and log-probabilities of the rollouts that the trainer's sampler has just sampled; ``prompts`` is not used.
+    """Return token ids and log-probabilities of the rollouts that the trainer's sampler has just sampled.
 
-    TRL calls the function as its ``rollout_func``. It samples nothing itself.
+    TRL calls this function, as its ``rollout_func``, to sample responses to ``prompts``. The trainer has sampled them before this call, so
+    the function only passes them on, and does not use ``prompts``.
     """
     drawn = [d.rollout for d in trainer._drawn or []]
     return {

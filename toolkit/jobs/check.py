@@ -129,8 +129,8 @@ class Shape:
     Attributes:
         weights: Number of weights.
         held: Size of the weights in bytes, as they are stored: packed if they are quantised.
-        size: Bytes per number of the model's dtype.
-        cached: Bytes of the KV cache per token, in all layers.
+        size: Bytes that one number of the model's dtype takes, such as 2 for bfloat16.
+        cached: Bytes that one token takes in the KV cache, all layers together.
     """
 
     weights: int
@@ -148,9 +148,9 @@ def shape_of(lm: LM) -> Shape:
 
 
 def memory(shape: Shape, *, rows: int = SAMPLED[0], tokens: int = SAMPLED[1]) -> dict[str, float]:
-    """Return estimates of the memory in bytes for loading, sampling and training, by kind of work. Nothing is run.
+    """Return a dict with estimates of the memory, in bytes, that loading, sampling and training take. Nothing is run.
 
-    Activations are left out of the estimates for training.
+    Its keys name the work, such as ``"GRPO, LoRA"``. The estimates for training (``GRPO``) do not include activations.
 
     Args:
         shape: Sizes of the model, from ``shape_of``.
@@ -169,9 +169,9 @@ def memory(shape: Shape, *, rows: int = SAMPLED[0], tokens: int = SAMPLED[1]) ->
 
 
 def _memory(lm: LM) -> Iterator[tuple[str, str]]:
-    """Yield the estimates of ``memory`` as text, such as ``("GRPO, LoRA", "0.60 GB")``.
+    """Yield the estimates of ``memory`` as pairs of texts, such as ``("GRPO, LoRA", "0.60 GB")``.
 
-    Quantised or offloaded models cannot be trained, so the estimates for GRPO are then left out.
+    Quantised or offloaded models cannot be trained. For them the estimates for GRPO are left out.
     """
     fixed = tensors.storage(lm.model)
     yield from ((name, _gb(size)) for name, size in memory(shape_of(lm)).items() if not (fixed and name.startswith("GRPO")))

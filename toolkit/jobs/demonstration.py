@@ -38,7 +38,7 @@ def demo(
     The demo first computes a *length direction*: the mean residual stream of long thinking minus that of short thinking. It then edits
     the attention heads whose outputs point most towards short thinking. This is ThinkEdit (arXiv:2503.22048). The demo compares two forms
     of it, the published one and ours (see ``jobs.FORMS``). The saved model has the edit of our form. The demo steers along the
-    direction that this edit removes, not along the length direction, which is in ``direction.safetensors``.
+    direction that this edit removes. That is not the length direction in ``direction.safetensors``.
 
     After a stop, call it again with the same arguments: finished rollouts are reused.
 

@@ -138,7 +138,7 @@ class DirectionRecipe:
 
     @property
     def kind(self) -> str:
-        """Site where the residual stream is read: ``site`` if it is set, else the default of ``method``.
+        """Site where the residual stream is read: ``site``, or if that is ``None``, the default of ``method``.
 
         The default is ``resid_post`` for ``efficiency``, and ``resid_mid`` for all other methods.
         """
@@ -248,7 +248,9 @@ def extract_direction(
     *,
     origin: Mapping[str, Any] = NOWHERE,
 ) -> tuple[Direction, pd.DataFrame]:
-    """Compute a length direction by the recipe's method; return it with a table that describes it. Adding it lengthens thinking.
+    """Compute a length direction by the recipe's method, and return it with a table that describes it.
+
+    Adding the direction to the residual stream lengthens thinking.
 
     Args:
         lm: Model whose activations are read.
@@ -461,8 +463,8 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     If the weights of ``lm`` are quantised or offloaded, a PEFT adapter of rank 1 is saved instead (see ``vectors.save_adapter``). The
     directory also holds:
 
-    * ``edit.json``: plan, hashes of the base and of the edited weights, norms of the changed weights before and after the edit (none for an
-      adapter).
+    * ``edit.json``: the plan, hashes of the base and of the edited weights, and for each edited head the norm of its columns of W_O before
+      and after the edit (not for an adapter).
     * ``direction.safetensors``: the length direction, ``finding.direction``.
     * ``plan.safetensors``: the plan, ``finding.plan``, for ``toolkit export --plan``.
     * ``README.md``: model card with the edited heads and the measured effects.

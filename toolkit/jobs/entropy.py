@@ -157,11 +157,11 @@ def entropy_report(
         study: Task, numbers of problems and samples, token budget and seed. If ``rollouts`` is given, samples and token budget are not
             used.
         directory: Directory to write to: ``report.html``, ``entropy.json`` (all tables except ``rows``), ``rows.parquet``, ``rollouts/``
-            (if sampled), and ``filtered/`` (answers that the model gives again after some of its think tokens were dropped).
+            (if sampled), and ``filtered/`` (new answers that the model gives after some of its think tokens were dropped).
         settings: Temperature, split, shares of think tokens to keep, and the rules that split thinking into steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         engine: Program that samples the tokens. Only the toolkit's own loop records entropies; for other engines they are computed
-            afterwards. The answers that the model gives again are always sampled by the toolkit's own loop.
+            afterwards. The new answers after dropping think tokens are always sampled by the toolkit's own loop.
         say: Function that is called with one line of progress at a time.
 
     Raises:
@@ -317,9 +317,13 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
     """Return selected results as a table of texts, for the top of the report.
 
-    The rows are accuracy, think length, entropies by phase, correlations with length and with right answers, the effect of dropping think
-    tokens, and the gain from selecting responses. Index: ``measured`` (name of the result). Column: ``value`` (the number with its 95 %
-    interval).
+    Index: ``measured`` (name of the result). Column: ``value`` (the number with its 95 % interval). The rows:
+
+    * accuracy and think length;
+    * entropy by phase, and its Spearman correlation with response length;
+    * the effect on accuracy of dropping the think tokens of highest entropy (if ``tables.effects`` is not ``None``);
+    * Spearman correlations of the failed-step fraction and of think entropy with right answers;
+    * the accuracy gained if, of each problem's responses, the one with the lowest failed-step fraction or think entropy is selected.
     """
     # Index every table by the columns that identify a row, then look up the rows of the headline.
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
@@ -352,12 +356,12 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
 
 
 def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *, sign: str = "") -> str:
-    """Return an estimate and its interval as text, such as ``0.52 [0.40, 0.63]``.
+    """Return an estimate and its interval as text, such as ``0.52 [0.40, 0.63]``. If the estimate is NaN, the text says so.
 
     Args:
-        row: The estimate; its interval is in ``row["low"]`` and ``row["high"]``.
+        row: The estimate is ``row[mean]``; the ends of its interval are ``row["low"]`` and ``row["high"]``.
         unit: Unit of the numbers, which sets the number of digits. The unit ``share`` is written in percent.
-        mean: Name of the entry of ``row`` that holds the estimate.
+        mean: Key of the estimate in ``row``.
         sign: ``"+"`` also writes the sign of positive numbers.
     """
     return (
@@ -366,7 +370,7 @@ def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *
 
 
 def _gain(choice: pd.Series) -> str:
-    """Return, as text, the accuracy that a selection rule gains over the mean of all responses, with its interval.
+    """Return the gain of a selection rule as text, with its interval: accuracy of the selected responses minus that of all responses.
 
     Args:
         choice: Row of ``EntropyTables.choices``. Its ``gain`` is a share; the text is in percentage points.

@@ -88,8 +88,9 @@ def grpo(
 ) -> Trained:
     """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"`` with ``grpo.json`` beside the weights.
 
-    Evaluations during training use problems of the dev split. Their number is a quarter of the number of training problems, but at least
-    16. The train and the dev split have no problem in common, even if the task is a file of problems.
+    Evaluations during training, if ``run.evaluate_every`` requests them, use problems of the dev split. The number of these problems is a
+    quarter of the number of training problems, but at least 16. The train and the dev split have no problem in common, even if the task is
+    a file of problems.
 
     Args:
         lm: Model to start from; it is not changed.
@@ -105,7 +106,7 @@ def grpo(
         The trained model and its log.
 
     Raises:
-        FileExistsError: ``run.out / "model"`` already holds a finished model.
+        FileExistsError: ``run.out / "model"`` already holds a finished model or other files.
     """
     if store.is_whole(run.out / MODEL):
         raise FileExistsError(f"{run.out / MODEL} exists: this run is finished. Choose another directory.")
@@ -142,8 +143,8 @@ def sweep(
     To resume, call it again: a policy whose curve exists is not trained again. Several processes may run the same call to share the work.
 
     A curve is outdated if the code, the model, the recipe or the plan has changed since it was written. It is then moved to
-    ``runs / "stale"``, and the policy is trained again. Curves written by version 0.1.0 of the toolkit
-    do not record the code. They are outdated only if the model, the recipe or the seed differs.
+    ``runs / "stale"``, and the policy is trained again. Curves written by version 0.1.0 of the toolkit do not record the code. They are
+    outdated only if the model, the recipe or the seed differs.
 
     Args:
         lm: Model to start each training from; it is also the base of the comparison.

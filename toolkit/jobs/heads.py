@@ -148,8 +148,8 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         * ``pair``: ``"LENS / LENS"``.
         * ``shared``: number of heads in the top ``count`` of both lenses. Heads that tie for the last places count as fractions of a head.
         * ``expected``: mean of ``shared`` over random rankings of all heads.
-        * ``p``: one-sided p-value of ``shared``, from permutations of all heads.
-        * ``p_in_layer``: one-sided p-value of ``shared``, from permutations of the heads within each layer.
+        * ``p``: one-sided p-value of ``shared``: share of random permutations of all heads that share at least as many top heads.
+        * ``p_in_layer``: the same for permutations of the heads within each layer.
         * ``spearman``: rank correlation over all heads (NaN if a lens is constant).
         * ``p_spearman, p_spearman_in_layer``: two-sided p-values of ``spearman``, from the same two kinds of permutations.
         * ``p_holm``: ``p_in_layer`` after Holm's correction over all pairs.

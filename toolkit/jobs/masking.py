@@ -51,7 +51,7 @@ DURING = {"newest": "decode only", "all": "prefill too"}
 
 
 def planned_masks(search: Search) -> list[Mask]:
-    """Return the masks to measure, for every ranking of the heads (see ``jobs.retrieval.RANKINGS``).
+    """Return the masks to measure. Each ranking of the heads (see ``jobs.retrieval.RANKINGS``) has the same masks.
 
     The form of arXiv:2404.15574 (operation ``uniform``, ``during="newest"``) is measured at every number of heads in ``search.counts``. At
     the largest number, every operation in ``search.ops`` is measured at both sets of positions, ``during="newest"`` and ``during="all"``.
@@ -62,9 +62,9 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return the mean output of every head over all positions of prompts and responses, as ``Moments`` (sums of activations).
+    """Return the sums of activations (``Moments``) from which the masking operation ``mean`` computes the mean output of every head.
 
-    The masking operation ``mean`` replaces a head's output by this mean.
+    A head's output is averaged over all positions of each rollout's prompt and response, and then over rollouts.
     """
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)

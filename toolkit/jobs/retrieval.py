@@ -44,7 +44,7 @@ class Search:
         instances: Number of haystacks per split (approximate for ``threading``). Heads are found on the dev split and masked on the test
             split.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
-        counts: Numbers of heads to mask: each of them is measured.
+        counts: Numbers of top heads to mask. Accuracy is measured with each number.
         ops: Masking operations to try at the largest of ``counts``: ``uniform`` (the head attends equally to all keys that it can see),
             ``zero`` (its output is set to 0) or ``mean`` (its output is replaced by its mean over all positions of prompts and responses).
             ``uniform``, the operation of arXiv:2404.15574, is measured at every count, even if it is not listed.
@@ -124,9 +124,9 @@ class RetrievalMeasurement:
         """Return the share of haystacks answered correctly, one row per prompt length and depth of the hidden fact.
 
         Columns: ``length`` (prompt length in tokens), ``depth`` (share of the prompt before the first hidden fact, 0 to 1), ``correct``
-        (share of right answers, 0 to 1) and ``n`` (number of haystacks: prompts that hide facts). More than 8 different lengths are grouped
-        into at most five quantile bins, and ``length`` is then the middle of the bin. More than 11 different depths are grouped in the same
-        way.
+        (share of right answers, 0 to 1) and ``n`` (number of haystacks: prompts that hide facts). If the task records the length and depth
+        that were requested for a prompt, these are used, not the measured ones. More than 8 different lengths are grouped into at most five
+        quantile bins, and ``length`` is then the middle of the bin. More than 11 different depths are grouped in the same way.
         """
         by_id = {h.problem.id: h for h in self.haystacks}
         rows = []
@@ -213,7 +213,7 @@ def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -
     """Return a table that says whether a few examples suffice to find the top heads.
 
     An example is a response together with one hidden fact of its prompt. The top heads on a few random examples are compared with the top
-    heads on all examples. The overlap is somewhat too high, since the few examples are part of all examples.
+    heads on all examples. The few examples are part of all examples, so the overlap is somewhat higher than it would be with new examples.
 
     Args:
         measurement: From ``measure_retrieval``.

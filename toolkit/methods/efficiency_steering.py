@@ -149,8 +149,8 @@ def direction(
 ) -> Direction:
     """Return the length direction of each layer: the mean residual stream of the longest minus that of the shortest correct responses.
 
-    Each response is first averaged over the positions that the moments were collected at, by default those that predict its think tokens.
-    Adding the direction makes thinking longer. (In the paper, arXiv:2506.15647, it has the opposite sign.)
+    The residual stream of each response is first averaged over the positions at which ``moments`` was collected, by default those that
+    predict its think tokens. Adding the direction makes thinking longer. (In the paper, arXiv:2506.15647, it has the opposite sign.)
 
     Args:
         moments: Mean activations of the longest and of the shortest responses, from ``collect.moments(lm, rollouts, pairs(rollouts))``.
@@ -183,7 +183,7 @@ def assumed_layers(n_layers: int) -> range:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer and a strength, with their effect on the dev split.
+    """A layer and strength of steering, chosen by ``choose``, with the effect of this steering on the dev split.
 
     Attributes:
         layer: Steered layer.
@@ -217,7 +217,7 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
         max_loss: Largest allowed loss of accuracy, in percentage points.
 
     Raises:
-        NothingQualifiesError: No row shortens thinking within ``max_loss``; the message describes the row that comes closest.
+        NothingQualifiesError: No row shortens thinking within ``max_loss``. The message says why, and what to try.
         ValueError: A column is missing or has NaN, or the column ``direction`` has different entries.
     """
     needed = ["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]
@@ -244,7 +244,13 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
 def _why_none_qualifies(table: pd.DataFrame, max_loss: float) -> str:
     """Return the message of the error that ``choose`` raises. It says why no row qualifies, and what to try.
 
-    The reasons are: no row has a strength other than 0; no row shortens thinking; or every row that does loses too much accuracy.
+    The possible reasons: no row has a strength other than 0; no row shortens thinking; or every row that shortens thinking lowers accuracy
+    by more than ``max_loss``.
+
+    Args:
+        table: The argument ``doses`` of ``choose`` without the rows of strength 0, with the columns ``shortening`` (share, 0 to 1) and
+            ``loss`` (percentage points).
+        max_loss: Largest allowed loss of accuracy, in percentage points.
     """
     if table.empty:
         return "The dose table holds no strength other than 0: measure at least one."
