@@ -65,7 +65,7 @@ class Command:
     Attributes:
         args: Command line, with the working directory as ``cwd``.
         weight: How often it is chosen.
-        timeout: Seconds after which it is stuck.
+        timeout: Seconds after which it is stuck; at least ten times as long as it took without a kill.
         skipped: Parts of paths whose files must be there and are not read: pictures of numbers that are compared elsewhere.
         finished: What the command says, as an error, when it is given again after it had finished; "" if it then just ends.
     """
@@ -422,7 +422,9 @@ def trial(root: Path, name: str, spec: Command, whole: Reference, rng: random.Ra
 
         def once(kill: Kill = Kill()) -> int:
             log.unlink(missing_ok=True)  # of one process: what an earlier one said is no excuse
-            return forked(command(spec.args, folder, kill), log, kill_after=kill.seconds, timeout=spec.timeout)[0]
+            # On a busy machine everything takes longer, the run that was not killed too.
+            limit = max(spec.timeout, 10 * whole.seconds)
+            return forked(command(spec.args, folder, kill), log, kill_after=kill.seconds, timeout=limit)[0]
 
         status = -signal.SIGKILL
         for _ in range(rng.randint(1, KILLS_A_TRIAL)):
