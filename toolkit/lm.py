@@ -77,6 +77,11 @@ class LM:
     # Not an argument, so that a copy with another model (dataclasses.replace) does not get hashes of this one.
     known_digests: Mapping[str, str] = field(default_factory=dict, init=False, hash=False, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        heads = "/".join(map(str, sorted(set(self.layout.heads))))
+        tags = "no think tags" if self.tags is None else f"thinks between {self.tags.open!r} and {self.tags.close!r}"
+        return f"LM({self.name}: {self.layout.n_layers} layers x {heads} heads, d_model {self.layout.d_model}, {tags})"
+
     @property
     def device(self) -> torch.device:
         """Device on which the model computes. Offloaded weights are stored elsewhere."""

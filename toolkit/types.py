@@ -230,6 +230,10 @@ class Moments:
             raise ValueError(f"Moments.sums has the unknown site kind {unknown[0]!r:.40}: expected {', '.join(kinds)}.")
         if extra := [kind for kind in self.outer if kind not in self.sums]:
             raise ValueError(f"Moments.outer has {extra[0]!r:.40}, but Moments.sums does not.")
+
+    def __repr__(self) -> str:
+        examples = ", ".join(f"{count} {label}" for label, count in zip(self.labels, self.n, strict=True))
+        return f"Moments({examples}; positions {self.positions}; {', '.join(self.sums)}; {self.provenance.model})"
         layers = {kind: _checked(f"Moments.sums.{kind}", value, 3).shape[1] for kind, value in self.sums.items()}
         if len(set(layers.values())) > 1:
             raise ValueError(f"The sites in Moments.sums differ in their number of layers: {layers}.")
@@ -348,6 +352,11 @@ class Direction:
         if self.n_pos < 0 or self.n_neg < 0:
             raise ValueError(f"n_pos={self.n_pos}, n_neg={self.n_neg}: expected numbers of examples, 0 or more.")
 
+    def __repr__(self) -> str:
+        layers, width = self.vector.shape
+        how = f"{self.estimator} at {self.kind}, positions {self.positions}"
+        return f"Direction({layers} layers x {width}; {how}; {self.n_pos} long, {self.n_neg} short; {self.provenance.model})"
+
     @property
     def norms(self) -> Float[Tensor, " layers"]:
         """Euclidean norm of each layer's vector."""
@@ -385,6 +394,10 @@ class HeadScores:
             score = self.score.clone()
             score[layers, heads] = torch.nan  # IndexError if there is no such place
             object.__setattr__(self, "score", score)
+
+    def __repr__(self) -> str:
+        layers, heads = self.score.shape
+        return f"HeadScores({self.method}, {layers} layers x {heads} heads, {self.units}; {self.provenance.model})"
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
