@@ -190,7 +190,7 @@ class History(DynamicLayer):
     """
 
 
-class Standing(DynamicLayer):
+class RowPhases(DynamicLayer):
     """Additional layer of the KV cache of ``slots.Slots``: the current phase of each row and its number of think-phase positions.
 
     ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. The
@@ -253,8 +253,8 @@ def history_of(cache: Cache | None) -> History | None:
     return next((layer for layer in reversed(cache.layers) if isinstance(layer, History)), None) if cache is not None else None
 
 
-def _standing(cache: Cache | None) -> Standing | None:
-    return next((layer for layer in reversed(cache.layers) if isinstance(layer, Standing)), None) if cache is not None else None
+def _row_phases(cache: Cache | None) -> RowPhases | None:
+    return next((layer for layer in reversed(cache.layers) if isinstance(layer, RowPhases)), None) if cache is not None else None
 
 
 def _thought(phases: Int[Tensor, "batch past"]) -> Int[Tensor, "batch 1"]:
@@ -282,8 +282,8 @@ def track(lm: LM) -> Iterator[Tracker]:
     def before(ids: Tensor | None, cache: Cache | None) -> None:
         if ids is None:
             raise ValueError("Phases are read off token ids: pass input_ids, not inputs_embeds.")
-        if (standing := _standing(cache)) is not None:
-            tracker.now = standing.now(ids)
+        if (row_phases := _row_phases(cache)) is not None:
+            tracker.now = row_phases.now(ids)
             return
         history = history_of(cache)
         if history is None and cache is not None and cache.get_seq_length() > 0:
@@ -299,7 +299,7 @@ def track(lm: LM) -> Iterator[Tracker]:
             tracker.now = _whole(lm, ids)
 
     def after(ids: Tensor, cache: Cache | None) -> None:
-        if cache is None or _standing(cache) is not None:  # ``Slots`` advances a ``Standing`` itself
+        if cache is None or _row_phases(cache) is not None:  # ``Slots`` advances a ``RowPhases`` itself
             return
         if (history := history_of(cache)) is None:
             cache.layers.append(history := History())

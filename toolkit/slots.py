@@ -93,7 +93,7 @@ class Slots:
         self.tokens, self.positions, self.held = (torch.zeros(rows, 1, dtype=torch.long, device=lm.device) for _ in range(3))
         self.cache = DynamicCache(config=lm.model.config)
         self.layers: list[_Layer] = []
-        self.standing: phases.Standing | None = None
+        self.row_phases: phases.RowPhases | None = None
         self.repeated: Repeated
         self._begin_again()
 
@@ -131,8 +131,8 @@ class Slots:
         for layer, source in zip(self.layers, sources, strict=False):
             layer.begin(index, source, columns)
         self.positions[index], self.held[index] = lengths[:, None], torch.ones_like(lengths)[:, None]
-        if self.standing is not None and history is not None:
-            self.standing.begin(index, history)
+        if self.row_phases is not None and history is not None:
+            self.row_phases.begin(index, history)
         for slot, prompt in zip(slots, prompts, strict=True):
             self.lengths[slot] = len(prompt)
         return logits
@@ -163,8 +163,8 @@ class Slots:
         self.lengths = [self.lengths[slot] for slot in slots]
         index = upload(torch.tensor(slots), self.held.device)
         self.tokens, self.positions, self.held = self.tokens[index], self.positions[index], self.held[index]
-        if self.standing is not None:
-            self.standing.select(index)
+        if self.row_phases is not None:
+            self.row_phases.select(index)
         self.width = min(self.width, _rounded(max(self.lengths) + 1))
         for layer in self.layers:
             layer.select(index, self.width)
@@ -186,13 +186,13 @@ class Slots:
         sources: list[Any] = cache.layers[: self.lm.layout.n_layers]
         self.layers = [_Layer(self, source) for source in sources]
         if tracked:
-            self.standing = phases.Standing(self.lm, len(self.lengths))
-        self.cache.layers = [*self.layers, *([] if self.standing is None else [self.standing])]
+            self.row_phases = phases.RowPhases(self.lm, len(self.lengths))
+        self.cache.layers = [*self.layers, *([] if self.row_phases is None else [self.row_phases])]
         self._begin_again()
 
     def _begin_again(self) -> None:
         # A recording holds the addresses of these tensors, so it ends where they are replaced.
-        state = [self.positions] + ([] if self.standing is None else [self.standing.phase, self.standing.thought])
+        state = [self.positions] + ([] if self.row_phases is None else [self.row_phases.phase, self.row_phases.thought])
         self.columns = torch.arange(self.width, device=self.positions.device)
         self.repeated = Repeated(self._run, state, self.record)
 
@@ -202,8 +202,8 @@ class Slots:
         out = self.lm.model(
             input_ids=self.tokens, attention_mask=mask, position_ids=self.positions, past_key_values=self.cache, use_cache=True
         )
-        if self.standing is not None:
-            self.standing.advance(self.tokens)
+        if self.row_phases is not None:
+            self.row_phases.advance(self.tokens)
         self.positions += self.held
         return out.logits[:, -1]
 

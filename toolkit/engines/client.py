@@ -87,11 +87,11 @@ class Client:
         Raises:
             EngineError: as in ``post``.
         """
-        answers: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
-        worker = _Worker(self, path, iter(enumerate(bodies)), answers, returned)
+        replies: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
+        worker = _Worker(self, path, iter(enumerate(bodies)), replies, returned)
         worker.start()
         try:
-            while (item := answers.get()) is not None:
+            while (item := replies.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -143,13 +143,13 @@ class Client:
                     await again(failed)
                     since += time.monotonic() - began  # a check is no time without a reply
                 timeout = self.timeout if method == "POST" else ASKED
-                answer = await client.request(method, path, json=body, timeout=httpx.Timeout(timeout, connect=10.0, pool=None))
-                if answer.status_code == 200:
-                    return answer
-                problem = f"it answers {answer.status_code}: {_short(answer.text)}"
-                if answer.status_code in (401, 403):
+                reply = await client.request(method, path, json=body, timeout=httpx.Timeout(timeout, connect=10.0, pool=None))
+                if reply.status_code == 200:
+                    return reply
+                problem = f"it answers {reply.status_code}: {_short(reply.text)}"
+                if reply.status_code in (401, 403):
                     raise EngineError(f"The server at {self.url} wants a key ({problem}): set the environment variable {KEY}.")
-                if answer.status_code not in RETRIED:
+                if reply.status_code not in RETRIED:
                     raise RefusedError(f"The server at {self.url} refuses {path}: {problem}")
             except httpx.ReadTimeout as error:
                 raise EngineError(
@@ -168,13 +168,11 @@ class Client:
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSES[1])
 
-    def _json(self, answer: httpx.Response, path: str) -> Any:
+    def _json(self, reply: httpx.Response, path: str) -> Any:
         try:
-            return answer.json()
+            return reply.json()
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise EngineError(
-                f"The server at {self.url} answers {path} with {_short(answer.text)!r}, which is not JSON."
-            ) from error
+            raise EngineError(f"The server at {self.url} answers {path} with {_short(reply.text)!r}, which is not JSON.") from error
 
     def _async(self) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -191,11 +189,11 @@ class _Worker(threading.Thread):
         client: Client,
         path: str,
         bodies: Iterator[tuple[int, Any]],
-        answers: queue.SimpleQueue,
+        replies: queue.SimpleQueue,
         returned: Callable[[], None],
     ) -> None:
         super().__init__(daemon=True)
-        self.client, self.path, self.bodies, self.answers, self.returned = client, path, bodies, answers, returned
+        self.client, self.path, self.bodies, self.replies, self.returned = client, path, bodies, replies, returned
         self.loop = asyncio.new_event_loop()
         self.told_to_stop = asyncio.Event()
         self.checking, self.checked = asyncio.Lock(), 0.0  # time at which the server was last found to serve the same
@@ -204,12 +202,12 @@ class _Worker(threading.Thread):
         try:
             self.loop.run_until_complete(self._all())
         except BaseExceptionGroup as errors:
-            self.answers.put(errors.exceptions[0])
+            self.replies.put(errors.exceptions[0])
         except BaseException as error:  # noqa: BLE001  # raised again by ``post_all``
-            self.answers.put(error)
+            self.replies.put(error)
         finally:
             self.loop.close()
-            self.answers.put(None)
+            self.replies.put(None)
 
     def cancel(self) -> None:
         """Stop sending, give up the requests in flight, and wait until the thread has ended."""
@@ -232,8 +230,8 @@ class _Worker(threading.Thread):
 
     async def _send(self, http: httpx.AsyncClient) -> None:
         for index, body in self.bodies:
-            answer = await self.client.request(http, "POST", self.path, body, self._check)
-            self.answers.put((index, self.client._json(answer, self.path)))
+            reply = await self.client.request(http, "POST", self.path, body, self._check)
+            self.replies.put((index, self.client._json(reply, self.path)))
 
     async def _check(self, failed: float) -> None:
         """Check which model the server serves after a request failed. One check serves all requests that failed before it."""

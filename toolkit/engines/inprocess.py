@@ -70,7 +70,7 @@ class InProcessVLLM:
             adapter = self._library("vllm.lora.request").LoRARequest(folder.name, number, str(folder.resolve()))
         session = _Session(self, lm, adapter, sampling)
         prompts = chosen_prompts(requests)
-        sampled = session.answers(prompts, PROBE, logprobs=True)
+        sampled = session.responses(prompts, PROBE, logprobs=True)
         probe = Probe(Served("base" if adapter is None else adapter.lora_name), prompts, sampled)
         difference = probe.divergence(lm)
         if not difference <= self.tolerance or (adapter is not None and probe.verdict(self.base, lm) == "other"):
@@ -112,11 +112,11 @@ class _Session:
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
-            sampled = self.answers(chunk, self.sampling, logprobs=False)
+            sampled = self.responses(chunk, self.sampling, logprobs=False)
             tick(len(chunk))
             yield [(start + i, complete(self.lm, s, self.sampling.max_new_tokens)) for i, s in enumerate(sampled)]
 
-    def answers(self, requests: Sequence[Request], sampling: Sampling, *, logprobs: bool) -> list[Sampled]:
+    def responses(self, requests: Sequence[Request], sampling: Sampling, *, logprobs: bool) -> list[Sampled]:
         """Sample one response per request, and return the responses in order.
 
         Args:

@@ -69,19 +69,19 @@ class LlamaServer:
             "stream": False,
         }
 
-    def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in the server's reply (``answer``).
+    def read(self, lm: LM, reply: Any) -> Sampled:
+        """Return the response in ``reply``, the server's reply.
 
         Raises:
             EngineError: the reply is malformed, or the server dropped the start of the context because it was too long.
         """
-        if entry(answer, "truncated", bool, self.name):
+        if entry(reply, "truncated", bool, self.name):
             raise EngineError(
                 "llama-server dropped the beginning of a context that was too long: start it with a larger --ctx-size."
             )
-        rows = answer.get("completion_probabilities") or []
+        rows = reply.get("completion_probabilities") or []
         return Sampled(
-            ids_of(entry(answer, "tokens", list, self.name), self.name),
-            entry(answer, "stop_type", str, self.name) in ("eos", "word"),
+            ids_of(entry(reply, "tokens", list, self.name), self.name),
+            entry(reply, "stop_type", str, self.name) in ("eos", "word"),
             [float(entry(row, "logprob", (int, float), self.name)) for row in rows],
         )

@@ -80,20 +80,20 @@ class OllamaServer:
             },
         } | ({"logprobs": True} if logprobs else {})
 
-    def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in the server's reply (``answer``). The token ids are computed from the response's text.
+    def read(self, lm: LM, reply: Any) -> Sampled:
+        """Return the response in ``reply``, the server's reply. The token ids are computed from the response's text.
 
         Raises:
             EngineError: the reply is malformed; or the number of tokens of the text differs from the number that the server sampled.
         """
-        tokens = tokenized(lm, entry(answer, "response", str, self.name))
-        stopped = entry(answer, "done_reason", str, self.name) == "stop"
-        sampled = entry(answer, "eval_count", int, self.name)
+        tokens = tokenized(lm, entry(reply, "response", str, self.name))
+        stopped = entry(reply, "done_reason", str, self.name) == "stop"
+        sampled = entry(reply, "eval_count", int, self.name)
         if sampled - len(tokens) not in (0, int(stopped)):  # the end-of-sequence token is not in the text
             raise EngineError(
                 f"Ollama sampled {sampled} tokens, but their text is tokenized to {len(tokens)}, so lengths would be wrong. Use llama-server "
                 "on the same GGUF file, which returns token ids."
             )
         return Sampled(
-            tokens, stopped, [float(entry(row, "logprob", (int, float), self.name)) for row in answer.get("logprobs") or []]
+            tokens, stopped, [float(entry(row, "logprob", (int, float), self.name)) for row in reply.get("logprobs") or []]
         )

@@ -219,11 +219,11 @@ class _Session:
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
         wire, client = self.engine.wire, self.engine.client
         bodies = [wire.body(self.lm, r, self.sampling, logprobs=False) | dict(self.served.fields) for r in requests]
-        answers = client.post_all(wire.path, bodies, self._check_again)
+        replies = client.post_all(wire.path, bodies, self._check_again)
         done, since = [], time.monotonic()
         try:
-            for index, answer in answers:
-                done.append((index, complete(self.lm, wire.read(self.lm, answer), self.sampling.max_new_tokens)))
+            for index, reply in replies:
+                done.append((index, complete(self.lm, wire.read(self.lm, reply), self.sampling.max_new_tokens)))
                 tick(1)
                 if len(done) >= STORED[0] or time.monotonic() - since > STORED[1]:
                     yield done
@@ -235,7 +235,7 @@ class _Session:
                 yield done
             raise
         finally:
-            answers.close()
+            replies.close()
         if done:
             yield done
 

@@ -66,13 +66,13 @@ class SGLangServer:
             "stream": False,
         }
 
-    def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in the server's reply (``answer``). Raise EngineError if the reply is malformed."""
-        about = entry(answer, "meta_info", Mapping, self.name)
+    def read(self, lm: LM, reply: Any) -> Sampled:
+        """Return the response in ``reply``, the server's reply. Raise EngineError if the reply is malformed."""
+        about = entry(reply, "meta_info", Mapping, self.name)
         reason = entry(about, "finish_reason", Mapping, self.name)
         rows = about.get("output_token_logprobs") or []
         return Sampled(
-            ids_of(entry(answer, "output_ids", list, self.name), self.name),
+            ids_of(entry(reply, "output_ids", list, self.name), self.name),
             reason.get("type") == "stop",
             [float(row[0]) for row in rows],
         )

@@ -67,9 +67,9 @@ class VLLMServer:
             "stream": False,
         } | ({"logprobs": 0} if logprobs else {})
 
-    def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in the server's reply (``answer``). Raise EngineError if the reply is malformed."""
-        (choice,) = entry(answer, "choices", list, self.name)
+    def read(self, lm: LM, reply: Any) -> Sampled:
+        """Return the response in ``reply``, the server's reply. Raise EngineError if the reply is malformed."""
+        (choice,) = entry(reply, "choices", list, self.name)
         scores = choice.get("logprobs") or {}
         return Sampled(
             ids_of(entry(choice, "token_ids", list, self.name), self.name),

@@ -103,8 +103,8 @@ class Wire(Protocol):
         """
         ...
 
-    def read(self, lm: LM, answer: Any) -> Sampled:
-        """Return the response in the server's reply (``answer``, JSON). Raise EngineError if the reply is malformed."""
+    def read(self, lm: LM, reply: Any) -> Sampled:
+        """Return the response in ``reply``, the JSON of a server's reply. Raise EngineError if the reply is malformed."""
         ...
 
 
