@@ -3,8 +3,8 @@
 A *plan* is a set of edits of attention heads (``types.Plan``). With these records, the toolkit can refuse to evaluate a condition on the
 problems that were used to edit, steer or train it.
 
-A record is a dict. The record of a direction or plan is part of its provenance notes (``Provenance.notes``). The records of a model are saved beside its weights. The fields of
-a record:
+A record is a dict. The record of a direction or plan is part of its provenance notes (``Provenance.notes``). The records of a
+model are saved beside its weights. The fields of a record:
 
 | field | content |
 |---|---|

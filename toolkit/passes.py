@@ -133,13 +133,13 @@ class Picker:
         return torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weights with which activations at the chosen positions sum to class totals, ``[classes, positions]``.
+        """Return the weight of each chosen position in the sum of activations of each class, one row per class.
 
-        In an example with n chosen positions, each of them has weight 1 / n in the example's class, and 0 in all other classes. So a class
-        total is the sum of the means of its examples.
+        In an example with n chosen positions, each of them has weight 1 / n in the example's class, and 0 in all other classes. So the sum
+        of a class is the sum of the means of its examples.
 
         Args:
-            classes: ``[classes, batch]``: 1 if the example belongs to the class, else 0.
+            classes: One row per class: 1 if the example belongs to the class, else 0.
         """
         return classes[:, self.owner] * self.weights.flatten()[self.flat]
 

@@ -169,7 +169,8 @@ class Tracker:
         """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
 
         If the weight is 0 at every position, return ``None``: the caller can then skip the intervention. This check is done only on a CPU,
-        since on a GPU the CPU would have to wait for the GPU. It is not done in a pass that may be captured and replayed (``Now.recordable``).
+        since on a GPU the CPU would have to wait for the GPU. It is not done in a pass that may be captured and replayed
+        (``Now.recordable``).
 
         Args:
             scope: Positions at which the intervention acts.
@@ -193,8 +194,8 @@ class History(DynamicLayer):
 class Standing(DynamicLayer):
     """Additional layer of the KV cache of ``slots.Slots``: the current phase of each row and its number of think-phase positions.
 
-    ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. A decoding
-    step updates both tensors in place, so it can be captured as a CUDA graph and replayed. In ``slots.Slots``, this layer replaces
+    ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. Both
+    are updated in place, so a decoding step can be captured as a CUDA graph and replayed. In ``slots.Slots``, this layer replaces
     ``History``, which stores every token.
 
     Args:

@@ -94,7 +94,7 @@ def tf32() -> bool:
 
 
 def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:
-    """Return an error message about NaN or infinity in a model. As cause it names overflow in float16, else a damaged checkpoint.
+    """Return an error message about NaN or infinity in a model. It names a cause: overflow in float16, else a damaged checkpoint.
 
     Args:
         what: Name of the tensor that holds NaN or infinity, such as ``"the output"``.
@@ -124,8 +124,9 @@ def _logit_deviation(
 ) -> float:
     """Return the deviation of logits, divided by the largest expected logit.
 
-    In fp32 and fp64 it is the largest deviation over all tokens. In half precision, the tokens are divided into parts; it is the
-    median over the tokens of each part, and then the largest of these medians. The median is used because rounding may send single tokens to another expert in a mixture of experts.
+    In fp32 and fp64 it is the largest deviation over all tokens. In half precision, the tokens are divided into parts, and it is the
+    largest of the parts' medians over tokens. The median is used because rounding may send single tokens to another expert in a mixture of
+    experts.
 
     Args:
         parts: Number of tokens in each part, in order; ``None`` means that all tokens are one part.
@@ -176,8 +177,8 @@ def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tenso
     plus the MLP gives ``resid_post``.
 
     Args:
-        values: Site kind -> recorded activations of the layer.
-        extra: Recorded output of the module ``Block.extra``, or ``None``.
+        values: Site kind -> activations at this site of the layer.
+        extra: Output of the module ``Block.extra``, which is added to the stream too; ``None`` if the block has no such module.
     """
     block = layout.blocks[layer]
 

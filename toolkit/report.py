@@ -19,7 +19,7 @@ from toolkit.stats import NO_VARIANCE
 from toolkit.types import Direction, Plan, Report
 
 HEADLINE = ("accuracy", "think_tokens", "shortest_20", "shortest_20_same", "closed")
-_PLOTLY = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # no button that hands the numbers to a site
+_PLOTLY = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # no button that sends the data to a website
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto;margin:1rem 0}
@@ -200,7 +200,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
 
     Args:
         base: Name of the base model.
-        plan: The edit: heads, operation and strength.
+        plan: The edit, as a ``Plan``.
         heads: Table with one row per edited head, such as from ``jobs.plan_table``; all columns are shown.
         table: Measurements, from ``headline_table``.
         on: Text that names the problems of the measurements, from ``judged_on``.

@@ -59,9 +59,9 @@ assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of s
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
     """Return the accuracy A(N) that the theory of arXiv:2502.07266 predicts for each number of steps N of a chain of thought.
 
-    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The square bracket is the probability that one
-    step is right. It contains two error rates. The first, T/C, grows with the difficulty of the problem. The second, T/(N M), is the work of
-    one step, T/N, divided by M. If the second is 1 or more, A(N) is 0.
+    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The square bracket is the probability that one step is right.
+    It contains two error rates. The first, T/C, grows with the difficulty of the problem. The second, T/(N M), is the work of one step,
+    T/N, divided by M. If the second is 1 or more, A(N) is 0.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
@@ -157,7 +157,7 @@ class Curve:
         coefficients: The fitted ``(a, b, c)``.
         centre: Mean of the log lengths in the data.
         scale: Standard deviation of the log lengths in the data.
-        shortest: Shortest length in the data.
+        shortest: Shortest length in the data, but at least 1.
         longest: Longest length in the data.
     """
 

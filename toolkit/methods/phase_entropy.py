@@ -263,8 +263,9 @@ def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame
 def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_min_problems, seed: int = 0) -> pd.DataFrame:
     """Return the mean entropy (nats per token) of the first, second, ... step of thinking, with one row per step number.
 
-    The paper on PEAR does not have this measurement. Columns: ``step`` (step number, from 1; in ``step_entropy`` it is from 0); ``mean, low, high`` (95 % interval over problems); ``rollouts``
-    (number of rollouts that have this step). Later steps exist only in longer thinking, so their means are over fewer rollouts.
+    The paper on PEAR does not have this measurement. Columns: ``step`` (step number, from 1; in ``step_entropy``, from 0); ``mean, low,
+    high`` (95 % interval over problems); ``rollouts`` (number of rollouts that have this step). Later steps exist only in longer thinking,
+    so their means are over fewer rollouts.
 
     Args:
         rollouts: Rollouts with entropies.
@@ -290,8 +291,9 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
     """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses.
 
-    The paper on PEAR does not have this measurement. Return a table of means in nats per token, with three rows: ``marked``, ``others``, and the difference within each response, ``marked -
-    others``. Columns: ``steps`` (name of the row); ``mean, low, high`` (95 % interval over problems); ``rollouts`` (number of rollouts).
+    The paper on PEAR does not have this measurement. Return a table of means in nats per token, with three rows: ``marked``, ``others`` and
+    the difference within each response, ``marked - others``. Columns: ``steps`` (name of the row); ``mean, low, high`` (95 % interval over
+    problems); ``rollouts`` (number of rollouts).
 
     Within a response, all marked steps have equal weight, whatever their length, and so do all others. Only responses with both marked and
     other steps count. If there are none, the table is empty.

@@ -221,7 +221,8 @@ def probe(
 def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list[int]:
     """Return the indices of the segments after which thinking may end, in order: those with a share above ``threshold``.
 
-    The default threshold is 0.5. ``shares`` has, for each segment, the share of correct answers if thinking ends after it (``DTOResult.shares``).
+    The default threshold is 0.5. ``shares`` has, for each segment, the share of correct answers if thinking ends after it
+    (``DTOResult.shares``).
 
     >>> exits([0.25, 0.75, 0.5, 1.0])
     [1, 3]
@@ -307,7 +308,7 @@ def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
     A segment is dropped if it contributes nothing (see ``_contributes``) and the greedy answer without it is correct. The first and the
     last segment of a path always stay. The answer of the path does not change.
     """
-    # Segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
+    # Try segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
     for at in range(1, max((o.cut or 0 for o in done), default=0)):
         candidates = [i for i, o in enumerate(done) if o.path is not None and o.cut is not None and at < o.cut]
         tried = [i for i in candidates if not _contributes(work, done[i], at)]
