@@ -32,8 +32,9 @@ class Example:
     Attributes:
         rollout: Prompt and response.
         needle: Span of the needle in the prompt: the tokens to be retrieved.
-        query: Span of the question in the prompt, or ``None``.
-        control: Token ids of a control prompt of the same length, or ``None``. In it, other tokens replace all needles of the prompt.
+        query: Span of the question in the prompt; ``None`` if its position is not given.
+        control: Token ids of a control prompt of the same length; ``None`` if there is none. In a control prompt, other tokens replace all
+            needles of the prompt.
         emitted: Part of the response that is evaluated, as a token span of the whole sequence (prompt and response). It may be the answer
             span, for example. ``None`` evaluates the whole response.
     """
@@ -79,7 +80,7 @@ def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> boo
     """Return True if the response retrieved the needle, that is, if its recall of the needle's tokens is above ``above``.
 
     Recall is the share of the needle's tokens (0 to 1) that occur in the evaluated part of the response (``Example.span``). A token that
-    occurs twice in the needle counts twice only if that part has it twice, too.
+    occurs twice in the needle counts twice only if it also occurs twice in that part.
 
     Args:
         example: Response to a prompt with a needle.
@@ -95,7 +96,7 @@ def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whol
     """Return the examples of all responses, in order: for each response, one example per needle of its prompt.
 
     A needle is the piece of the prompt that the response should retrieve. If the prompt contains the assignment ``N=8;`` and asks for N,
-    the needle is either the whole assignment or only the answer, ``8``.
+    the needle is either the whole assignment (``whole=True``) or only the answer, ``8`` (``whole=False``).
 
     The choice matters because early layers may copy the answer to other tokens of the assignment. A retrieval head in a later layer may
     then attend to those tokens instead of the answer. The metric ``copy`` of ``retrieval_heads`` never detects such a head, since it counts

@@ -1,8 +1,10 @@
 """Records of problems: those with which a direction or plan was computed, or a model edited or trained.
 
-With these records, the toolkit can refuse to evaluate a condition on the problems that were used to edit, steer or train it. A record is a
-dict. The record of a direction or plan is part of its provenance notes. The records of a model are saved beside its weights. The fields of
-a record:
+A *plan* is a set of edits of attention heads (``types.Plan``). With these records, the toolkit can refuse to evaluate a condition on the
+problems that were used to edit, steer or train it.
+
+A record is a dict. The record of a direction or plan is part of its provenance notes (``Provenance.notes``). The records of a
+model are saved beside its weights. The fields of a record:
 
 | field | content |
 |---|---|
@@ -34,7 +36,7 @@ def digest(text: str) -> str:
 
 
 def check(notes: Mapping[str, Any]) -> None:
-    """Check provenance notes: raise ValueError if ``notes["problem_ids"]`` exists and is not a list of strings."""
+    """Check provenance notes (``Provenance.notes``): raise ValueError if ``notes["problem_ids"]`` exists and is not a list of strings."""
     ids = notes.get("problem_ids", [])
     if not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
         raise ValueError(f"notes.problem_ids is {str(ids)[:60]!r}, expected a list of hashes (text).")

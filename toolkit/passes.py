@@ -44,6 +44,8 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
     """Return one ``Example`` for each rollout that has a class and at least one chosen position.
 
     Args:
+        lm: The model of the rollouts; used only in the error message.
+        rollouts: The rollouts.
         by: Function from a rollout to its class, such as "long". It returns ``None`` to leave the rollout out.
         positions: Which positions to choose in each rollout (see the module ``positions``).
 
@@ -73,6 +75,8 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
     """Call ``run`` on batches of examples of similar length, until all examples are done. If memory runs out, halve the batch.
 
     Args:
+        lm: The model; its device limits the size of a batch (see ``batch_tokens``).
+        examples: All examples, from ``examples_of``.
         what: Label of the progress bar.
         run: Function that processes a batch. If it runs out of memory, it is called again with each half of the batch. So it must store
             its results only at its end.
@@ -91,9 +95,10 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
 
 class Picker:
-    """Reads activations ``[batch, seq, width]`` at the chosen positions of a batch of examples, in fp32.
+    """Reads activations at the chosen positions of a batch of examples.
 
-    They are returned as one mean per example (``means``) or one row per position (``rows``).
+    Its methods take the activations ``[batch, seq, width]`` of a site. ``means`` returns their mean for each example, ``rows`` one row per
+    position, both in fp32.
 
     Attributes:
         ids: Right-padded token ids ``[batch, seq]``.
@@ -128,12 +133,13 @@ class Picker:
         return torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weight of each chosen position in the sum of each class.
+        """Return the weight of each chosen position in the sum of activations of each class, one row per class.
 
-        In an example with n chosen positions, each of them has weight 1 / n in the example's class, and 0 in all other classes.
+        In an example with n chosen positions, each of them has weight 1 / n in the example's class, and 0 in all other classes. So the sum
+        of a class is the sum of the means of its examples.
 
         Args:
-            classes: Class membership: 1 if the example belongs to the class, else 0.
+            classes: One row per class: 1 if the example belongs to the class, else 0.
         """
         return classes[:, self.owner] * self.weights.flatten()[self.flat]
 
@@ -142,12 +148,12 @@ class Picker:
 def forward(
     lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, int, Tensor], None]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Run one pass without the LM head, hand activations to ``take``, and return the last hidden states (after the final norm).
+    """Run one pass without the LM head, call ``take`` with activations, and return the last hidden states (after the final norm).
 
     Args:
         ids: Right-padded token ids.
-        kinds: Site kinds to read; ``Z_OVER_NORM`` is allowed too.
-        take: Called as ``take(kind, layer, value)`` during the pass, with the activations ``[batch, seq, width]`` at each site.
+        kinds: Site kinds to read, such as ``"resid_post"``, in all layers; ``Z_OVER_NORM`` is allowed too (see ``sites``).
+        take: Function that is called as ``take(kind, layer, value)`` during the pass, once per site. ``value`` is ``[batch, seq, width]``.
     """
     layout = lm.layout
 

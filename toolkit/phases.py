@@ -122,12 +122,12 @@ class Now:
 
     Attributes:
         phase: Phase of each position: one of the integers PROMPT, THINK, ANSWER (0, 1, 2).
-        earlier: Function that returns the number of think-phase positions in the KV cache, ``[batch, 1]``; ``None`` if there are none. It
-            is a function because most scopes do not need the number.
+        earlier: Function that returns the number of think-phase positions in the KV cache, ``[batch, 1]``. It is a function because most
+            scopes do not need the number. ``None`` if no tokens are cached.
         newest: Mask for ``Scope.newest``: True at the prompt's last position and at response tokens, False in the rest of the prompt.
             ``None`` means True everywhere.
-        recordable: True if the pass may be recorded, for example as a CUDA graph, and repeated for later tokens (see ``slots``). A
-            repetition does not run Python code again, so no ``if`` may depend on the values of tensors.
+        recordable: True if the pass may be captured, for example as a CUDA graph, and replayed for later tokens (see ``recording``). A
+            replay does not run Python code again, so no ``if`` may depend on the values of tensors.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -169,7 +169,8 @@ class Tracker:
         """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
 
         If the weight is 0 at every position, return ``None``: the caller can then skip the intervention. This check is done only on a CPU,
-        since on a GPU the CPU would have to wait for the GPU. It is not done in a pass that may be recorded (``Now.recordable``).
+        since on a GPU the CPU would have to wait for the GPU. It is not done in a pass that may be captured and replayed
+        (``Now.recordable``).
 
         Args:
             scope: Positions at which the intervention acts.
@@ -185,16 +186,17 @@ class Tracker:
 class History(DynamicLayer):
     """Additional layer of the KV cache that stores the token ids of each row, and their phases.
 
-    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. They change with the cache when rows are reordered,
-    dropped or repeated, and when tokens are cropped.
+    ``keys`` holds the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``. Because they are a layer of the cache, they change
+    with it when rows are reordered, dropped or repeated, and when tokens are cropped.
     """
 
 
 class RowPhases(DynamicLayer):
     """Additional layer of the KV cache of ``slots.Slots``: the current phase of each row and its number of think-phase positions.
 
-    ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. The
-    layer replaces ``History``, which stores every token. A recorded decoding step updates both tensors in place.
+    ``phase`` is the phase of each row's last token, and ``thought`` the row's number of think-phase positions, both ``[rows, 1]``. Both
+    are updated in place, so a decoding step can be captured as a CUDA graph and replayed. In ``slots.Slots``, this layer replaces
+    ``History``, which stores every token.
 
     Args:
         lm: The model. Its think tags must be single tokens (``single_tokens``), since text is not searched here.
@@ -207,7 +209,7 @@ class RowPhases(DynamicLayer):
         self.opened_phases = _phase_lookup(lm)
 
     def now(self, ids: Int[Tensor, "rows 1"]) -> Now:
-        """Return the phases of a pass that appends one token, from ``ids``, to each row."""
+        """Return the phases of a forward pass that appends one token to each row. ``ids`` holds the appended tokens."""
         return Now(self._phase(ids), lambda: self.thought, None, recordable=True)
 
     def advance(self, ids: Int[Tensor, "rows 1"]) -> None:
@@ -223,10 +225,10 @@ class RowPhases(DynamicLayer):
         return torch.maximum(self.phase, self.opened_phases(ids, ids))
 
     def begin(self, rows: Int[Tensor, " new"], history: History) -> None:
-        """Set ``phase`` and ``thought`` of some rows to their values at the end of new prompts.
+        """Begin new prompts in some rows: set ``phase`` and ``thought`` of these rows to their values at the end of the prompts.
 
         Args:
-            rows: Index of the row for each prompt.
+            rows: Index of the row in which each prompt begins.
             history: Tokens of the prompts and their phases, one row per prompt.
         """
         assert history.values is not None
@@ -249,7 +251,7 @@ def single_tokens(lm: LM) -> bool:
 
 
 def history_of(cache: Cache | None) -> History | None:
-    """Return the layer of a KV cache that holds token ids and phases, or ``None`` if no intervention tracks phases."""
+    """Return the layer of a KV cache that holds token ids and phases. ``None`` if there is no such layer, or no cache."""
     return next((layer for layer in reversed(cache.layers) if isinstance(layer, History)), None) if cache is not None else None
 
 
@@ -271,7 +273,7 @@ def track(lm: LM) -> Iterator[Tracker]:
       the response begins: see ``spans.phase_at_end``.
     - A pass with a filled cache continues a response, by one token or by several.
     - A pass without a cache is a whole sequence, prompt and response. Where the prompt ends is unknown, so the tags decide. Everything
-      before the last opening tag counts as prompt. If there is no opening tag, everything before the first closing tag does.
+      before the last opening tag counts as prompt. If there is no opening tag, everything before the first closing tag counts as prompt.
 
     Raises (when the model runs):
         ValueError: the cache was filled before the ``with`` block of this context manager; or embeddings were passed instead of token ids;

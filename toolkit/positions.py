@@ -70,9 +70,10 @@ def sentence_ends(lm: LM) -> Positions:
     1. Collect the activations at these positions, with ``collect.states(..., each=True)``. The result, ``States``, has one row per
        position. The column ``remaining`` of ``States.rows`` is the number of think tokens after the position.
     2. Compute the mean activation over the rows with ``remaining`` above 0, where thinking continued.
-    3. Subtract the mean activation over the rows with ``remaining`` 0, where thinking stopped.
+    3. Subtract from it the mean activation over the rows with ``remaining`` 0, where thinking stopped.
 
-    If the model marks no thinking, the whole response counts as thinking. The direction is then one of response length.
+    If the model was loaded with ``ThinkTags(None, None)``, the whole response counts as thinking. The direction is then one of response
+    length.
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 

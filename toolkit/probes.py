@@ -189,7 +189,7 @@ def out_of_fold(
         protocol: Settings of the cross-validation.
 
     Raises:
-        TooFewProblemsError: all rows of a class are in a single fold.
+        TooFewProblemsError: ``y`` is boolean, and all rows with one of its two values are in a single fold.
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
@@ -242,10 +242,10 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
 
 
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Return shuffled labels: all labels of one problem go to one problem, which is chosen at random and may be the same.
+    """Return shuffled labels: each problem gets all labels of a problem that is chosen at random, which may be the problem itself.
 
-    No two problems get the labels of the same problem. The labels that a problem gets are put in random order. If it has more rows than
-    labels, the labels are repeated. If it has fewer rows, the rest of the labels is cut off.
+    No two problems get the labels of the same problem. The labels that a problem gets are put in random order. If the problem has more rows
+    than it gets labels, the labels are repeated. If it has fewer rows, the remaining labels are not used.
 
     The labels of a problem move together, so the rows of a problem have labels that are as similar as before. That makes the control fair:
     a probe that only recognises problems scores as well on the shuffled labels as on the true ones.
@@ -263,9 +263,9 @@ def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndar
 
 
 def _resampled(metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: Sequence[np.ndarray]) -> stats.Statistic:
-    """Return a function for ``stats.bootstrap``. It takes resamples of problems and returns the metric on the rows of each resample.
+    """Return a function that takes resamples of problems and returns the metric on the rows of each resample.
 
-    The resamples are an array ``[resamples, problems]`` of indices into ``groups``.
+    ``stats.bootstrap`` calls the function. The resamples are an array ``[resamples, problems]`` of indices into ``groups``.
 
     Args:
         metric: Function ``(truth, prediction) -> score``.

@@ -22,7 +22,7 @@ def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]
     """Start a Python process that runs ``code``, and return it. If it is still running when this process ends, it ends too.
 
     Args:
-        code: Python source text.
+        code: Python source text to run. It need not call ``end_with``: this is done before it runs.
         arguments: ``sys.argv[1:]`` of the new process.
     """
     watched = f"from toolkit.processes import end_with; end_with({os.getpid()}); {code}"

@@ -33,12 +33,12 @@ class Check:
     """Result of one check.
 
     Attributes:
-        name: Name of the check, such as ``"resid_mid 3: is causal"``.
+        name: Name of the check, such as ``"resid_mid 3: is causal"`` (for the site ``resid_mid`` of layer 3).
         value: The measured number that decides whether the check passes. In most checks it is the largest deviation from the expected
-            values, divided by the largest expected value, and has to be small. Checks with these names are the exceptions:
+            values, divided by the largest expected value, and has to be small. Checks whose names contain these words are the exceptions:
 
             - "is causal": largest change of a logit when a site is perturbed; must not be 0.
-            - "written back is a no-op": largest change of a logit when recorded activations are written back; must be 0.
+            - "written back is a no-op": largest change of a logit when the activations of a site are written back to it; must be 0.
             - "each layer attends once": largest difference from 1 of the number of attention calls per layer; must be 0.
             - "heads depend on nothing else": largest entry of ``z`` when attention outputs are set to 0; must be 0.
         passed: True if the check passed.
@@ -55,15 +55,18 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
     A model passes if all of this is true:
 
-    - Writing recorded activations back to their site leaves the logits bitwise the same.
+    - Writing the activations of a site back to it leaves the logits bitwise the same.
     - Adding noise at a site changes the logits, so the site is causal. This is tried in the first and last layer that have the site.
     - The sum of all heads' outputs times ``W_O``, plus the bias, equals ``attn_out``. The input of a block, plus what attention and the
       MLP add, equals the block's output.
     - Decoding a padded batch step by step with a KV cache gives the same logits as one pass over each sequence.
     - In one pass, every layer calls the attention function that is registered in transformers exactly once. This function's output equals
-      the attention weights that it returns times the values.
+      the attention weights that it returns times the values. If its output is replaced by 0, ``z`` is 0 too.
+    - If attention runs with SDPA and a plain KV cache, it equals a causal softmax over scaled products of queries and keys.
 
     Args:
+        model: The model.
+        layout: Its modules and sizes.
         seed: Seed of the random sequence.
         tokens: Length of the random sequence.
 
@@ -91,7 +94,7 @@ def tf32() -> bool:
 
 
 def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:
-    """Return an error message about NaN or infinity in a model. It blames overflow if the dtype is float16, else a damaged checkpoint.
+    """Return an error message about NaN or infinity in a model. It names a cause: overflow in float16, else a damaged checkpoint.
 
     Args:
         what: Name of the tensor that holds NaN or infinity, such as ``"the output"``.
@@ -121,8 +124,9 @@ def _logit_deviation(
 ) -> float:
     """Return the deviation of logits, divided by the largest expected logit.
 
-    In fp32 and fp64 it is the largest deviation over all tokens. In half precision it is the median over the tokens of a part, and then the
-    largest of these medians. The median is used because rounding may send single tokens to another expert in a mixture of experts.
+    In fp32 and fp64 it is the largest deviation over all tokens. In half precision, the tokens are divided into parts, and it is the
+    largest of the parts' medians over tokens. The median is used because rounding may send single tokens to another expert in a mixture of
+    experts.
 
     Args:
         parts: Number of tokens in each part, in order; ``None`` means that all tokens are one part.
@@ -173,8 +177,8 @@ def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tenso
     plus the MLP gives ``resid_post``.
 
     Args:
-        values: Site kind -> recorded activations of the layer.
-        extra: Recorded output of the module ``Block.extra``, or ``None``.
+        values: Site kind -> activations at this site of the layer.
+        extra: Output of the module ``Block.extra``, which is added to the stream too; ``None`` if the block has no such module.
     """
     block = layout.blocks[layer]
 

@@ -36,7 +36,10 @@ Recorder = Callable[[Run], tuple[Callable[[], None], Tensor]]
 
 
 class RecordingError(RuntimeError):
-    """Raised if a recording of a function gives another result than a call of the function."""
+    """A recording of a function gives another result than a call of the function.
+
+    ``Repeated`` raises and catches this error itself: it then logs a warning and runs the function without a recording.
+    """
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -63,10 +66,10 @@ class Repeated:
 
     Args:
         run: The function, see ``Run``.
-        state: All tensors that ``run`` both reads and changes. Recording runs the function several times; these tensors are restored after
-            each of these runs.
+        state: All tensors that ``run`` both reads and changes. To make and check the recording, the function is run several times. These
+            tensors are restored, so that all these runs together change them only once.
         record: The recorder, from ``recorder_for``; ``None`` runs the function itself at every call.
-        after: Number of calls before the recording.
+        after: Number of calls that run the function itself before it is recorded.
     """
 
     def __init__(self, run: Run, state: Sequence[Tensor], record: Recorder | None, *, after: int = EAGER_CALLS) -> None:

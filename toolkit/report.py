@@ -19,7 +19,7 @@ from toolkit.stats import NO_VARIANCE
 from toolkit.types import Direction, Plan, Report
 
 HEADLINE = ("accuracy", "think_tokens", "shortest_20", "shortest_20_same", "closed")
-_PLOTLY = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # no button that hands the numbers to a site
+_PLOTLY = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # no button that sends the data to a website
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto;margin:1rem 0}
@@ -37,7 +37,7 @@ class Section:
     Attributes:
         title: Heading.
         text: Paragraph that says how to read the section.
-        figures: Interactive figures.
+        figures: Interactive figures (plotly).
         html: HTML under the figures, such as a transcript or the result of ``table_html``. It is inserted unchanged, so plain text in it
             must already be escaped.
     """
@@ -200,7 +200,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
 
     Args:
         base: Name of the base model.
-        plan: Plan of the edit.
+        plan: The edit, as a ``Plan``.
         heads: Table with one row per edited head, such as from ``jobs.plan_table``; all columns are shown.
         table: Measurements, from ``headline_table``.
         on: Text that names the problems of the measurements, from ``judged_on``.
@@ -238,7 +238,7 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 
 
 def plan_card(base: str, plan: Plan, kind: Literal["adapter", "merged", "plan"]) -> str:
-    """Return the card of a plan of head edits as markdown: front matter, use, edited heads.
+    """Return the card of a plan of head edits as markdown: front matter, how to use it, edited heads.
 
     The card says that nothing was measured. For a card with measurements, see ``model_card``.
 
@@ -281,7 +281,7 @@ Made with reasoning-length-toolkit {p.toolkit_version}.
 
 
 def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: str = "", figures: Sequence[str] = ()) -> str:
-    """Return the model card of a steering vector as markdown: front matter, description of the vector, its use, measurements.
+    """Return the model card of a steering vector as markdown: front matter, description of the vector, how to use it, measurements.
 
     The card is for a folder that ``vectors.save_folder`` writes.
 

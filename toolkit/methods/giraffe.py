@@ -19,14 +19,16 @@ The paper also has randomised positions for training: cumulative sums of numbers
 In *by parts*, r_i is 1 for pairs that make more than 32 full turns within c tokens, and 0 for pairs that make less than one. Between these,
 r_i is linear in i.
 
-Frequencies are saved in the model's config, in fields that transformers reads. ``rope_type`` is ``"linear"``, ``"yarn"`` (by parts, without
-YaRN's factor on the logits) or ``"longrope"`` (power and truncated), whose list of factors can hold any frequencies. So the saved directory
-gives the same results in transformers. Other tools may also scale attention, because they ignore the field ``attention_factor`` (SGLang
-does, according to its source). So compare log-probabilities before you use such a tool. A frequency of 0 is saved as ``ZERO`` times the
-trained one.
+Frequencies are saved in the model's config, in the field ``rope_parameters``, which transformers reads. Its entry ``rope_type`` is
+``"linear"`` for *linear*, and ``"yarn"`` for *by parts*. It is ``"longrope"`` for *power* and *truncated*, since a list of factors, one per
+frequency, belongs to this type. So a saved model gives the same results in transformers.
 
-Deviations: the paper finetunes after the change, except in its zero-shot experiments; here nothing is trained. The exponent k and
-the scale s are arguments. The paper takes *by parts* from a discussion that it cites; the two limits (1 and 32 turns) are those of YaRN.
+Types ``"yarn"`` and ``"longrope"`` can also multiply the attention logits by a factor. Here the entry ``attention_factor`` sets it to 1.
+Other tools may ignore this entry (SGLang does, according to its source). So before you use another tool, compare its log-probabilities with
+those of transformers. A frequency of 0 is saved as the trained frequency times ``ZERO`` (1e-30).
+
+Deviations: the paper finetunes after the change, except in its zero-shot experiments; here nothing is trained. The paper takes *by parts*
+from a discussion that it cites; the two limits (1 and 32 turns) are those of YaRN.
 
 Units and signs: positions and contexts in tokens, frequencies in radians per token.
 
@@ -72,9 +74,9 @@ def linear(theta: Float[Tensor, " pairs"], scale: float) -> Float[Tensor, " pair
 
 
 def power(theta: Float[Tensor, " pairs"], k: float) -> Float[Tensor, " pairs"]:
-    """Return the frequencies ``theta``, with entry i of n multiplied by ``(1 - i / n)^k``. ``k=0`` changes nothing.
+    """Return the frequencies ``theta``, with entry i of n multiplied by ``(1 - i / n)^k``.
 
-    Low frequencies (large i) shrink more than high ones.
+    Low frequencies (large i) shrink more than high ones. ``k`` is at least 0; ``k=0`` changes nothing.
 
     >>> power(torch.ones(2), 1.0).tolist()
     [1.0, 0.5]
@@ -87,7 +89,8 @@ def power(theta: Float[Tensor, " pairs"], k: float) -> Float[Tensor, " pairs"]:
 def truncated(theta: Float[Tensor, " pairs"], context: int) -> Float[Tensor, " pairs"]:
     """Return the frequencies, with those replaced that make less than one full turn within the trained context.
 
-    With ``t = 2 pi / context``: frequencies from t/8 to t become t/16, and those below t/8 become 0.
+    With ``t = 2 pi / context``: frequencies from t/8 to t become t/16, and those below t/8 become 0. In the example, 21 of 32 frequencies
+    are unchanged, and 4 become 0.
 
     Args:
         theta: Trained frequencies.
@@ -126,8 +129,8 @@ def by_parts(theta: Float[Tensor, " pairs"], scale: float, context: int, base: f
 def random_positions(length: int, *, seed: int) -> Float[Tensor, " length"]:
     """Return random increasing positions for one training text, from 0 to ``length - 1``.
 
-    They are cumulative sums of random numbers from U(0, 2), shifted and rescaled. Pass them to a model as ``position_ids``. Use
-    another seed for every text.
+    They are cumulative sums of random numbers from U(0, 2). The sums are shifted to begin at 0, and rescaled to end at ``length - 1``. Pass
+    them to a model as ``position_ids``. Use another seed for every text.
     """
     steps = 2 * torch.rand(length, generator=torch.Generator().manual_seed(seed))
     positions = steps.cumsum(0) - steps[0]
@@ -163,7 +166,7 @@ def with_frequencies(lm: LM, theta: Float[Tensor, " pairs"], *, context: int | N
     Args:
         lm: The model, as it was trained.
         theta: New frequencies in radians per token, such as from ``power`` or ``truncated``.
-        context: New largest number of tokens of a text (``max_position_embeddings``); ``None`` keeps the trained one.
+        context: Largest number of tokens of a text for the new model (``max_position_embeddings``). ``None`` keeps that of ``lm``.
 
     Raises:
         UnsupportedModelError: as in ``trained``.
@@ -186,7 +189,14 @@ def with_frequencies(lm: LM, theta: Float[Tensor, " pairs"], *, context: int | N
 def with_linear(lm: LM, scale: float, *, context: int | None = None) -> LM:
     """Return a copy of a model whose frequencies are divided by ``scale`` (see ``linear``).
 
-    ``lm``, ``context`` and the errors are those of ``with_frequencies``.
+    Args:
+        lm: The model, as it was trained.
+        scale: Factor by which the context grows; above 0.
+        context: As in ``with_frequencies``.
+
+    Raises:
+        UnsupportedModelError: as in ``trained``.
+        ValueError: ``scale`` is not a positive number.
     """
     _, base, _ = trained(lm)
     fields = {"rope_type": "linear", "factor": _positive(scale, "scale")}
@@ -196,7 +206,14 @@ def with_linear(lm: LM, scale: float, *, context: int | None = None) -> LM:
 def with_parts(lm: LM, scale: float, *, context: int | None = None) -> LM:
     """Return a copy of a model with the frequencies of ``by_parts`` for this ``scale``.
 
-    ``lm``, ``context`` and the errors are those of ``with_frequencies``.
+    Args:
+        lm: The model, as it was trained.
+        scale: Factor by which the context grows; above 0.
+        context: As in ``with_frequencies``.
+
+    Raises:
+        UnsupportedModelError: as in ``trained``.
+        ValueError: ``scale`` is not a positive number.
     """
     _, base, window = trained(lm)
     fields = {
@@ -211,7 +228,15 @@ def with_parts(lm: LM, scale: float, *, context: int | None = None) -> LM:
 
 
 def _changed(lm: LM, fields: Mapping[str, Any], base: float, context: int | None, name: str) -> LM:
-    """Return a copy of a model with other ``rope_parameters`` in its config. The rotary modules are new; all weights are shared."""
+    """Return a copy of a model with other ``rope_parameters`` in its config. The rotary modules are new; all weights are shared.
+
+    Args:
+        lm: The model.
+        fields: New entries of ``rope_parameters``.
+        base: Base of the trained frequencies (entry ``rope_theta``).
+        context: As in ``with_frequencies``.
+        name: Name of the copy.
+    """
     model = _sharing(lm)
     config = model.config.get_text_config()
     old = dict(config.rope_parameters)

@@ -59,9 +59,9 @@ assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of s
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
     """Return the accuracy A(N) that the theory of arXiv:2502.07266 predicts for each number of steps N of a chain of thought.
 
-    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The bracket is the probability that one step is right. It
-    combines two error rates. The first, T/C, grows with the difficulty of the problem. The second, T/(N M), is the work of one step, T/N,
-    divided by M. If it is 1 or more, A(N) is 0.
+    With the arguments named below, A(N) = alpha [(1 - T/C) (1 - T/(N M))]^N. The square bracket is the probability that one step is right.
+    It contains two error rates. The first, T/C, grows with the difficulty of the problem. The second, T/(N M), is the work of one step,
+    T/N, divided by M. If the second is 1 or more, A(N) is 0.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
@@ -120,13 +120,13 @@ def check_parameters(difficulty: Number, capability: Number, bound: Number) -> N
 
 
 def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
-    """Return a table of difficulty, length and correctness, with one row per rollout. ``peaks`` fits accuracy against length from it.
+    """Return a table of difficulty, length and correctness, with one row per rollout: the input of ``peaks``.
 
     Columns: ``problem_id``; ``difficulty`` (``meta["difficulty"]`` of the problem); ``length``; ``correct`` (True or False).
 
     Args:
         rollouts: Graded rollouts.
-        problems: Problems with a ``meta["difficulty"]``, which must include that of every rollout.
+        problems: Problems, each with a ``meta["difficulty"]``. The problem of every rollout must be among them.
         lengths: Length of each rollout in any unit, such as steps; ``None`` takes the number of think tokens.
 
     Raises:
@@ -157,7 +157,7 @@ class Curve:
         coefficients: The fitted ``(a, b, c)``.
         centre: Mean of the log lengths in the data.
         scale: Standard deviation of the log lengths in the data.
-        shortest: Shortest length in the data.
+        shortest: Shortest length in the data, but at least 1.
         longest: Longest length in the data.
     """
 
@@ -253,7 +253,8 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
 def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
     """Return the answer of each rollout in a form that can be compared: the last number in the answer span, as text.
 
-    An answer span without a number gives its whole text. A missing or blank answer span gives ``None``.
+    If the answer span has no number, the result is its whole text. If it is missing or blank, the result is ``None``. ``lm`` decodes the
+    token ids.
     """
     texts = [lm.text(r.token_ids[r.answer.start : r.answer.stop]).strip() if r.answer else "" for r in rollouts]
     return [(last_number(text) or text) if text else None for text in texts]
@@ -269,7 +270,7 @@ class Buckets:
     Attributes:
         width: Width of a bucket, in the unit of the lengths. Bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
         keep: Largest number of buckets that vote.
-        smallest: A bucket with fewer answers than this does not vote. If all buckets have fewer, then all vote, whatever ``keep`` is.
+        smallest: Smallest number of answers in a bucket that votes. If all buckets have fewer, then all vote, whatever ``keep`` is.
     """
 
     width: Number = PUBLISHED_WIDTH

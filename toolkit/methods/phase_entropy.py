@@ -261,10 +261,11 @@ def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame
 
 
 def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_min_problems, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, with one row per step number (ours).
+    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, with one row per step number.
 
-    Columns: ``step`` (step number, from 1, unlike in ``step_entropy``); ``mean, low, high`` (95 % interval over problems); ``rollouts``
-    (number of rollouts that have this step). Later steps exist only in longer thinking, so their means are over fewer rollouts.
+    The paper on PEAR does not have this measurement. Columns: ``step`` (step number, from 1; in ``step_entropy``, from 0); ``mean, low,
+    high`` (95 % interval over problems); ``rollouts`` (number of rollouts that have this step). Later steps exist only in longer thinking,
+    so their means are over fewer rollouts.
 
     Args:
         rollouts: Rollouts with entropies.
@@ -288,10 +289,11 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses (ours).
+    """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses.
 
-    Return a table of means in nats per token, with three rows: ``marked``, ``others``, and the difference within each response, ``marked -
-    others``. Columns: ``steps`` (name of the row); ``mean, low, high`` (95 % interval over problems); ``rollouts`` (number of rollouts).
+    The paper on PEAR does not have this measurement. Return a table of means in nats per token, with three rows: ``marked``, ``others`` and
+    the difference within each response, ``marked - others``. Columns: ``steps`` (name of the row); ``mean, low, high`` (95 % interval over
+    problems); ``rollouts`` (number of rollouts).
 
     Within a response, all marked steps have equal weight, whatever their length, and so do all others. Only responses with both marked and
     other steps count. If there are none, the table is empty.
@@ -319,13 +321,13 @@ def correlations(
     with a single rollout are left out there.
 
     Columns: ``scope``; ``kind`` (``pearson`` or ``spearman``); ``r`` (the correlation); ``low, high`` (95 % interval over problems);
-    ``problems, rollouts`` (how many have both values, the same numbers in all four rows). A rollout in which one of the two values is NaN
-    is left out of both scopes.
+    ``problems, rollouts`` (how many the scope ``pooled`` uses; all four rows have the same numbers). A rollout in which one of the two
+    values is NaN is left out of both scopes.
 
     Args:
         rows: One row per rollout, from the function ``phase_entropy.table``.
-        x: Name of the first column of ``rows``.
-        y: Name of the second column of ``rows``.
+        x: Name of one of the two columns.
+        y: Name of the other.
         times: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -345,7 +347,7 @@ def correlations(
 
 
 def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, seed: int = 0) -> list[int]:
-    """Return token ids from which the model can go on to answer: the prompt, the kept think tokens in their order, and the closing tag.
+    """Return token ids after which the model can answer: prompt, opening tag, the kept think tokens in their order, and closing tag.
 
     ``round(keep * n)`` of the n think tokens are kept.
 

@@ -37,14 +37,15 @@ The metrics (``METRICS``) are the published score, ``copy``, and seven others. E
 
 In ``write``, j' = argmax_{j in i_q} a_h(t, j), v_h(j') is the head's value vector, W_O^h its part of W_O, and u(w) the unembedding of w
 minus the mean unembedding of all tokens. Some families (such as Gemma 2) have a post-norm: a norm between W_O and the residual stream. It
-is included: the head's output is divided by the norm's root mean square at t and multiplied by its gain. The model's final norm is left
-out, both its divisor and its gain.
+is included: the head's output is divided by the norm's root mean square at t and multiplied by its gain. In models with a gate or a norm
+before W_O, v_h(j') is also multiplied by the factor that these apply at t (``attention.Rows.gate``). The model's final norm is left out,
+both its divisor and its gain.
 
 Units and signs: all metrics are shares in [0, 1] (``contrast`` in [-1, 1]), except ``write``, which is in logits before the final norm. It
 is positive if the head raises the logit of the emitted token. In all metrics, a higher value means that the head retrieves more.
 
-Cost: one forward pass over each prompt and response. An example with a control prompt needs another pass, for ``contrast``. One whose
-question's position is given needs another, for ``query``. Attention weights are kept only for the query positions that a metric needs.
+Cost: one forward pass over each prompt and response. ``contrast`` needs another pass if the example has a control prompt. ``query`` needs
+another if the position of the question is given. Attention weights are kept only for the query positions that a metric needs.
 """
 
 from __future__ import annotations
@@ -210,10 +211,10 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
 
 
 class _MetricSums:
-    """Running sums for the metrics of some examples, over query positions. ``values`` computes the metrics from the sums.
+    """Running sums over query positions, for some examples. The method ``values`` computes the metrics of the examples from the sums.
 
-    The sums are: attention on the needle, direct effects on logits, and which needle tokens each head copies. ``attention.read`` passes
-    the attention probabilities to ``take`` or ``take_mass``, layer by layer, and these methods add them up.
+    The sums are: attention on the needle, direct effects on logits, and which needle tokens each head copies. ``attention.read`` calls
+    ``take`` or ``take_mass`` with the attention probabilities of one layer at a time (``attention.Rows``). These methods update the sums.
     """
 
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
@@ -247,9 +248,9 @@ class _MetricSums:
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
     def _which(self, rows: attention.Rows) -> Int[Tensor, " b"]:
-        """Return the index in ``self.examples`` of each sequence of the batch.
+        """Return the index in ``self.examples`` of each sequence of the batch (``rows.examples``), as a tensor on the device.
 
-        The tensor is copied to the device once and kept, since every layer needs it.
+        The tensor is made once per batch and kept, since every layer needs it.
         """
         if rows.examples not in self.indices:
             self.indices[rows.examples] = torch.tensor(rows.examples, device=rows.weights.device)
@@ -308,9 +309,10 @@ class _MetricSums:
     def _write(self, rows: attention.Rows, which: Tensor, needle: Tensor, emitted: Tensor, in_needle: Tensor) -> None:
         """Add one layer's terms to the sums of the metric ``write``, one term for each head and query.
 
-        A term is the head's direct effect on the logit of the emitted token, through the needle position j' with the most attention: the
-        attention on j' times the dot product of two vectors. One is the head's output for the value at j', after W_O. The other is the
-        unembedding of the emitted token minus the mean unembedding. Queries whose token is not in the needle add 0.
+        A term is the head's direct effect on the logit of the emitted token, through the needle position j' with the most attention. It is
+        the attention on j' times the dot product of two vectors. One is W_O times the value vector at j'. The other is the unembedding of
+        the emitted token minus the mean unembedding. A gate or norm before W_O and a norm after it are included. Queries whose token is not
+        in the needle add 0.
 
         Args:
             rows: Attention rows of the layer.
@@ -476,8 +478,8 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
     """Return how stable the top heads are when fewer examples are used: from 0 (entirely other heads) to 1 (the same heads).
 
     The top heads are the ``count`` heads with the highest mean score. Each draw takes ``n`` of the examples at random. Its overlap is the
-    share of the top heads on all examples that are also top heads on the draw. The result is the mean overlap of all draws. Draws are part
-    of all examples, so the overlap is higher than it would be between separate sets of examples.
+    share of the top heads on all examples that are also top heads on the draw. The result is the mean overlap of all draws. Each draw
+    is a subset of all examples, so the overlap is higher than it would be between two separate sets of examples.
 
     Args:
         copy: Score of every head in each example, such as ``metrics.select("copy")``.

@@ -146,7 +146,10 @@ def quantile_classes(
 
 
 def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int) -> LengthClasses:
-    """Return the classes unchanged. Raise ClassTooSmallError if one has fewer than ``at_least`` rollouts, or if they overlap."""
+    """Return the classes unchanged. Raise ClassTooSmallError if one has fewer than ``at_least`` rollouts.
+
+    The error is also raised if the thresholds overlap by more than one token.
+    """
     labels = [classes(r) for r in rollouts]
     counts = {name: labels.count(name) for name in (SHORT, LONG)}
     # The thresholds of quantile_classes lie half a token beyond whole lengths. For two equal quantiles they overlap by 1, which is allowed:
@@ -189,10 +192,10 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return ThinkEdit's score of each attention head: how strongly it writes towards *shorter* thinking in responses with short thinking.
 
-    Take what the head adds to the residual stream. Average it over the positions of each response, by default those that predict think
-    tokens, then over the responses with short thinking. The score is the dot product of this mean and the unit vector along -v, where v is
-    the length direction of the head's layer. It is in units of the residual stream, and positive if the head writes towards shorter
-    thinking.
+    The score is a dot product of two vectors. The first is the mean of what the head adds to the residual stream: first over the positions
+    of each response, by default those that predict think tokens, then over the responses with short thinking. The second is the unit vector
+    along -v, where v is the length direction of the head's layer. The score is in units of the residual stream. It is positive if the head
+    writes towards shorter thinking.
 
     Args:
         moments: Mean activations of the class ``short``, including the heads' outputs ``z``, from ``collect.moments``. Its argument
@@ -227,7 +230,7 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
-    """Return one score per head: what it adds to the residual stream, projected on the unit vector along -v at its layer.
+    """Return one score per head: its mean contribution to the residual stream, projected on the unit vector along -v at its layer.
 
     Args:
         z: For each layer, the mean of the concatenated outputs of its heads (before W_O), or a difference of two such means.
@@ -258,11 +261,11 @@ def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM
     thinking. u_l is zero in layers without any of the heads.
 
     u_l belongs to the site ``attn_out``, the output of W_O. In most models this output is added to the residual stream directly. In
-    post-norm families (such as Gemma 2) a norm comes between, which divides by a root mean square and multiplies by a gain. There, z is
-    already divided, so the heads add u_l times the gain to the stream.
+    post-norm families (such as Gemma 2) a norm comes between, which divides by a root mean square and multiplies by a gain. There,
+    ``moments`` hold z already divided, so the heads add u_l times the gain to the stream.
 
-    The full length direction (``direction``) also contains what other parts of the network write, such as the difficulty of the problem. So
-    it is not parallel to u_l. An edit that removes the full direction leaves much of what the heads write along u_l.
+    The full length direction (``direction``) also contains what other parts of the network write, such as information on the difficulty of
+    the problem. So it is not parallel to u_l. An edit that removes the full direction leaves much of what the heads write along u_l.
 
     Args:
         moments: Mean activations of the classes ``short`` and ``long``, including the heads' outputs ``z``, from ``collect.moments``.

@@ -154,13 +154,13 @@ class _Work:
     def continuations(
         self, prompts: Sequence[tuple[Rollout, list[int]]], n: int, *, text: str | None, greedy: bool = False
     ) -> list[list[Rollout]]:
-        """Sample answers: return a list of ``n`` graded continuations for each prompt.
+        """Sample answers: return a list of ``n`` graded continuations for each pair in ``prompts``.
 
         Args:
-            prompts: Pairs of a trajectory (a sampled response) and the token ids after which the answer is sampled.
-            n: Number of continuations per prompt.
-            text: Text that ends thinking (setting ``exit`` or ``closing``). It is appended to the token ids of each prompt. Its part after
-                the closing think tag is graded as part of the answer (see ``tail``).
+            prompts: Pairs of a trajectory (a sampled response) and token ids: its prompt and the part of its thinking that is kept.
+            n: Number of continuations per pair.
+            text: Text that ends thinking (setting ``exit`` or ``closing``). It is appended to the token ids of each pair; the answer is
+                sampled after it. Its part after the closing think tag is graded as part of the answer (see ``tail``).
             greedy: True to decode greedily.
         """
         if not prompts:
@@ -201,7 +201,7 @@ def probe(
     Args:
         target: Model, or model with interventions, that samples the answers.
         rollouts: The rollouts (the trajectories of DTO).
-        problems: Problems, which must include that of every rollout.
+        problems: Problems. That of every rollout must be among them.
         settings: Settings of DTO. Used here: ``split``, ``exit``, ``probes`` and ``answering``.
 
     Raises:
@@ -221,7 +221,8 @@ def probe(
 def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list[int]:
     """Return the indices of the segments after which thinking may end, in order: those with a share above ``threshold``.
 
-    ``shares`` has, for each segment, the share of correct answers if thinking ends after it (``DTOResult.shares``).
+    The default threshold is 0.5. ``shares`` has, for each segment, the share of correct answers if thinking ends after it
+    (``DTOResult.shares``).
 
     >>> exits([0.25, 0.75, 0.5, 1.0])
     [1, 3]
@@ -235,13 +236,13 @@ def optimise(
     """Search for a better response, the path, for each rollout (the trajectory) by DTO. Return one result per rollout, in order.
 
     A path is the beginning of the trajectory's thinking, without segments that contribute nothing, and a newly sampled correct answer. A
-    result has no path if no sampled answer was correct, or if the path is not better than the trajectory. ``pairs`` makes preference pairs
-    for training from the results.
+    result has no path in three cases: no segment has a share of correct answers above ``settings.threshold``; no completion was correct; or
+    the path is not better than the trajectory. ``pairs`` makes preference pairs for training from the results.
 
     Args:
         target: Model, or model with interventions, that samples the answers.
         rollouts: The rollouts (the trajectories of DTO).
-        problems: Problems, which must include that of every rollout.
+        problems: Problems. That of every rollout must be among them.
         settings: How thinking is split and shortened, and how answers are sampled.
 
     Raises:
@@ -280,18 +281,18 @@ def _working(target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequ
 
 
 def _thought(o: DTOResult, kept: Sequence[int] | range) -> list[int]:
-    """Return the token ids of a trajectory up to the end of its thinking, with only the segments whose indices are in ``kept``.
+    """Return the token ids of the trajectory of ``o`` up to the end of its thinking, with only the segments whose indices are in ``kept``.
 
-    They begin with the prompt, and with any response tokens before the thinking, such as the opening tag.
+    The token ids begin with the prompt, then any response tokens before the thinking, such as the opening tag.
     """
     ids = o.original.token_ids
     return [*ids[: o.segments[0].span.start], *(t for i in kept for t in ids[o.segments[i].span.start : o.segments[i].span.stop])]
 
 
 def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Sequence[int]) -> Rollout:
-    """Return a path as a graded rollout. Its response is: the segments with the indices ``kept``, the closing text, the completion.
+    """Return a path for the trajectory of ``o``, as a graded rollout.
 
-    The completion is given as token ids.
+    Its response is: the trajectory's segments with the indices ``kept``, the closing text, and ``completion`` (token ids of the answer).
     """
     n = o.original.prompt_len
     tokens = [*_thought(o, kept)[n:], *work.ids(work.settings.closing), *completion]
@@ -302,12 +303,12 @@ def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Se
 
 
 def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
-    """Return the results with inner segments dropped from their paths. Each segment is tried in turn.
+    """Return the results ``done`` with inner segments dropped from their paths. Each segment is tried, from the second on.
 
     A segment is dropped if it contributes nothing (see ``_contributes``) and the greedy answer without it is correct. The first and the
     last segment of a path always stay. The answer of the path does not change.
     """
-    # Segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
+    # Try segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
     for at in range(1, max((o.cut or 0 for o in done), default=0)):
         candidates = [i for i, o in enumerate(done) if o.path is not None and o.cut is not None and at < o.cut]
         tried = [i for i in candidates if not _contributes(work, done[i], at)]
@@ -321,14 +322,15 @@ def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
 
 
 def _segments_of(o: DTOResult) -> list[int]:
-    """Return the indices of the trajectory's segments that are in its path."""
+    """Return the indices of the segments of a trajectory that are in its path."""
     return [j for j in range((o.cut or 0) + 1) if j not in o.dropped]
 
 
 def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
-    """Return True if leaving out segment ``at`` lowers a later segment's mean log-probability by more than ``settings.tolerance``.
+    """Return True if leaving out segment ``at`` of a path lowers a later segment's mean log-probability by more than the tolerance.
 
-    The log-probabilities are those of the model, in nats per token. Only segments of the path are considered.
+    The log-probabilities are those of the model, in nats per token; the tolerance is ``settings.tolerance``. Only segments of the path are
+    considered.
     """
     whole = _segments_of(o)
     # before, after: likelihoods of the later segments with and without the segment.

@@ -117,7 +117,7 @@ def cell(
     if metric.against_base:
         return mean + (f" ({note})" if note else "")
     if change is None:
-        # The text of mean and interval, without the mean, which ``mean`` has already (and maybe a star, which the text lacks).
+        # The mean is removed from the text of mean and interval, since ``mean`` has it already, with a star if there is one.
         interval = with_interval(estimate["mean"], estimate["low"], estimate["high"], metric.unit)[len(mean) - star :]
         return mean + interval + (f" ({note})" if note else "")
     return f"{mean} ({with_interval(change['mean'], change['low'], change['high'], metric.unit, sign='+')}{f', {note}' if note else ''})"

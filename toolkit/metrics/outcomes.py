@@ -1,7 +1,7 @@
 """Outcomes of one condition as ``[problems, samples]`` arrays, and functions that compute metrics from them.
 
-Such a function (``How``) takes the outcomes of a condition and of base, the unchanged model. It returns a ``stats.Statistic``: a function
-from indices of resampled problems, ``[resamples, problems]``, to one value of the metric per resample.
+A function that computes a metric (type ``How``) takes the outcomes of a condition and of base, the unchanged model. It returns a
+``stats.Statistic``: a function from indices of resampled problems, ``[resamples, problems]``, to one value of the metric per resample.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from toolkit.stats import Statistic
 assumed_aes = (1.0, 3.0, 5.0)
 """Weights a, b, c of the accuracy-efficiency score ``aes``.
 
-a weights the shortening of thinking, b a gain of accuracy, c a loss of accuracy. Papers use different weights; these are our choice.
+The weight a multiplies the shortening of thinking, b a gain of accuracy, and c a loss of accuracy. Papers use different weights; these are
+our choice.
 """
 
 
@@ -138,7 +139,7 @@ def shortest(share: float) -> How:
     selects its *own* shortest responses, so the selected problems differ between conditions.
 
     Args:
-        share: Share of the responses to select, in (0, 1].
+        share: Share of the responses to select, above 0 and at most 1.
     """
     return lambda outcomes, base: stats.shortest_accuracy(outcomes.correct, outcomes.think_tokens, share)
 
@@ -148,10 +149,11 @@ def shortest_of_base(share: float) -> How:
 
     For each sample index k, the problems are sorted by the mean think length of base's samples *other than* k. The first ones are selected,
     and the condition's samples k of these problems are graded. Their accuracy is averaged over k. So the selection is the same for every
-    condition, and base's own accuracy has no selection bias. The metric needs at least two samples per problem.
+    condition. Base's own accuracy has no selection bias, since its sample k is not used to select. The metric needs at least two samples of
+    base per problem.
 
     Args:
-        share: Share of the problems to select, in (0, 1].
+        share: Share of the problems to select, above 0 and at most 1.
     """
 
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic | None:

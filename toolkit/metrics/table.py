@@ -26,7 +26,7 @@ class Metric:
         group: Part of the board that shows the metric: ``main`` (accuracy and length of thinking), ``damage`` (side effects), ``budget``
             (pass and vote rates at a limited number of tokens), ``mechanism`` (internals of the model) or ``cost``.
         help: Explanation in one sentence, shown to readers of the board.
-        how: Function that computes the metric from outcomes. ``None`` if ``board.measure`` records one value per problem instead; the
+        how: Function that computes the metric from outcomes. ``None`` if ``board.measure`` stores one value per problem instead; the
             metric is then their mean.
         against_base: True if the metric is itself a comparison with base, so that no difference from base is computed.
     """
@@ -125,9 +125,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def described(name: str) -> Metric:
-    """Return the metric of that name: an entry of ``METRICS``, or the accuracy on a task for the name ``accuracy_TASK``.
+    """Return the metric ``name`` of ``METRICS``. For a name ``accuracy_TASK``, return the accuracy on the task TASK.
 
-    Raise KeyError if the name is neither.
+    Raise KeyError for any other name.
     """
     task = name.removeprefix("accuracy_")
     if name in METRICS or task == name:
