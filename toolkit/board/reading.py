@@ -130,9 +130,11 @@ class AlignedResults:
             KeyError: the results have no values of this metric, or the board has too few samples per problem for it.
         """
         seeds = {n: len(self.by_name[n].results) for n in (name, other)}
-        if len({*seeds.values(), 1}) > 2:
+        if len({*seeds.values(), 1}) > 2:  # two different numbers of seeds, neither of them 1
             counts = " and ".join(f"{count} of {n!r}" for n, count in seeds.items())
-            raise ValueError(f"Seeds cannot be paired: {counts}. Measure equally many, or one of either condition.")
+            raise ValueError(
+                f"Seeds cannot be paired: {counts}. Measure the same number for both, or a single seed for one of them."
+            )
         seeded = any(self.by_name[n].spec.varies for n in (name, other))
         if metric in self.problems:
             return stats.mean_effect(self.value(name, metric), self.value(other, metric), seeded=seeded)
@@ -168,10 +170,10 @@ def _difference(metric: str, own: Outcomes, other: Outcomes) -> stats.Statistic:
         KeyError: the outcomes have no values of this metric, or too few samples per problem for it.
     """
     about = METRICS[metric]
-    values = [about.how(outcomes, other) if about.how else None for outcomes in (own, other)]
-    if values[0] is None or values[1] is None:
+    of_own, of_other = (about.how(outcomes, other) if about.how else None for outcomes in (own, other))
+    if of_own is None or of_other is None:
         raise KeyError(f"These results have no values of {metric!r}, or too few samples per problem for it.")
-    return values[0] if about.against_base else stats.difference(values[0], values[1])
+    return of_own if about.against_base else stats.difference(of_own, of_other)
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
@@ -440,17 +442,17 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
     logs = {}
-    for name, m in by_name.items():
-        if m.spec.family != "trained" or m.spec.recipe is None:
+    for name, condition in by_name.items():
+        if condition.spec.family != "trained" or condition.spec.recipe is None:
             continue
         lines = []
-        for seed in m.seeds:
-            folder = ground.folder_of(m.spec.recipe, seed, m.spec.reward)
+        for seed in condition.seeds:
+            folder = ground.folder_of(condition.spec.recipe, seed, condition.spec.reward)
             if not (folder / LOG).exists():
                 continue
             rows = [row for row in read(folder / LOG) if row.get("held_out/accuracy") is not None]
             columns = {"step": "step", "accuracy": "held_out/accuracy", "think_tokens": "held_out/think_tokens"}
-            lines.append({"seed": seed} | {name: [row[column] for row in rows] for name, column in columns.items()})
+            lines.append({"seed": seed} | {key: [row[column] for row in rows] for key, column in columns.items()})
         logs[name] = lines
     return logs
 
@@ -492,11 +494,11 @@ def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     drawn = (
         ("Gains and damage", f"Condition minus base.{where}", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "
-         "minus base) of the mean hidden state at the end of the residual stream, where lines of thinking begin. Grey: 97.5 % range for differences between random groups of "
-         "responses.", figures.state_shifts(board)),
+         "minus base) of the mean hidden state after the last block, at the first token of each line of thinking. Grey: 97.5 % of the differences between random groups "
+         "of responses lie in this band.", figures.state_shifts(board)),
         ("Short-thinking heads", "Every condition reads the same responses of base. If a trained policy thinks longer although these heads write the same, other parts of the "
          "model changed.", figures.head_change(board)),
-        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above the line: re-checks correct wrong steps.", figures.chain_accuracy(board)),
+        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above the line: re-checks repair wrong steps.", figures.chain_accuracy(board)),
     )  # fmt: skip
     return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in drawn]
 
@@ -581,7 +583,7 @@ def methods() -> list[dict[str, str]]:
             "for conditions that are random or trained, also over seeds. Differences are condition minus base, paired by problem. A difference is "
             "marked if its p-value is below .05 after Holm's correction over all conditions (accuracy and think tokens together, any other metric "
             "by itself). A random or trained condition needs at least three seeds to be marked; with fewer, the number of seeds stands beside the "
-            'interval. If a metric does not vary ("no variance"), it has no interval.',
+            'interval. If a metric does not vary ("no variance"), its interval has width 0.',
         },
         {
             "title": "Accuracy-efficiency score",

@@ -22,8 +22,8 @@ from typing import ClassVar
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-assumed_alpha = 1.0  # a response of length L_max loses as much as a right answer gains: ours
-assumed_longest = 4096  # tokens: ours
+assumed_alpha = 1.0  # our choice: a response of length L_max loses as much as a right answer gains
+assumed_longest = 4096  # tokens; our choice
 
 
 @dataclass(frozen=True)
