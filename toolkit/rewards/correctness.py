@@ -8,8 +8,8 @@ a closed think span):
     format            r = 1[well formed]
 
 Correctness alone is the baseline without any length term. The naive penalty is the baseline with one. Short wrong answers earn more than
-long wrong ones, and the penalty ignores the difficulty of a problem. If all responses to a problem are wrong, training on it only shortens
-them.
+long wrong ones, and the penalty ignores the difficulty of a problem. If all responses to a problem are wrong, their rewards differ only by
+length, so training on the problem only makes responses shorter.
 
 Deviations: these rewards are from no paper. Units and signs: L in tokens; higher is better.
 """

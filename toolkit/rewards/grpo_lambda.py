@@ -53,7 +53,7 @@ class GRPOLambda:
 
     Attributes:
         share: lambda, in (0, 1]: the share of the batch's groups that get a length penalty.
-        alpha: Largest possible length penalty, in [0, 1].
+        alpha: Largest possible length penalty, in [0, 1]: if alpha were above 1, a right answer could earn less than a wrong one.
         ddof: 0 or 1 (the paper does not say which): the standard deviation of lengths divides by n - ddof, where n is the number of right
             responses of the group.
     """

@@ -14,7 +14,7 @@ The linear form (``form="linear"``) has another l (t: tolerance; e = (L - (1+t) 
     wrong    l = max(-1, -max(0, e))
 
 Deviations: the paper counts the tokens of the text without special tokens; here the end-of-sequence token counts too. An h of 0 tokens
-counts as 1. The released code also updates h during evaluation, and takes h = 100000 if there is none; we copy neither. The released code
+counts as 1. The released code also updates h during evaluation, and takes h = 100000 for a problem without an h; we copy neither. It also
 has a repetition penalty, off by default: to add it, combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).

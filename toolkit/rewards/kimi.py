@@ -7,8 +7,8 @@ length score, from 1/2 for the shortest to -1/2 for the longest; w: weight):
     r = c + w v             for a right answer
         c + w min(0, v)     for a wrong one
 
-Deviations: none. The paper raises w gradually at the beginning of training. The weighted sum below does this: w rises from 0 to 1
-over 100 steps. ``Kimi`` includes c, so the weight of ``Correctness`` falls from 1 to 0, and c keeps the total weight 1.
+Deviations: the paper raises w gradually at the beginning of training, and w of ``Kimi`` is constant. Use the weighted sum below to raise w
+from 0 to 1 over 100 steps. ``Kimi`` includes c, so the weight of ``Correctness`` falls from 1 to 0, and c keeps the total weight 1.
 
     WeightedSum(((Schedule(1, 0, first=0, last=100), Correctness()), (Schedule(0, 1, first=0, last=100), Kimi())))
 

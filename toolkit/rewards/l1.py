@@ -90,7 +90,11 @@ class L1Max:
 
 
 def budget_columns(budget: Number | None) -> frozenset[str]:
-    """Return the names of the columns that a reward with a budget needs: ``correct``, ``tokens`` and, if ``budget`` is None, ``budget``."""
+    """Return the names of the columns that a reward with a budget needs: ``correct``, ``tokens``, and possibly ``budget``.
+
+    Args:
+        budget: One budget for all rows, tokens. If it is ``None``, the reward needs the column ``budget``.
+    """
     return frozenset({"correct", "tokens"} | ({"budget"} if budget is None else set()))
 
 

@@ -9,7 +9,8 @@ responses to the same problem; alpha: largest bonus):
     r = 1                                              if right and L_min = L_max
     r = 1 + alpha (L_max - L) / (L_max - L_min)        if right and L_min < L_max
 
-Deviations: alpha was not found (``assumed_alpha``). The paper implies that wrong answers get 0, but does not say so.
+Deviations: alpha was not found; the default, ``assumed_alpha``, is our guess. The paper implies that wrong answers get 0, but does not say
+so.
 
 Units and signs: lengths in tokens; higher is better. If only one response of a group is right, it gets 1, the same as
 the *longest* right response of a group with several.

@@ -48,7 +48,7 @@ SHAPES = ("triangle", "band")
 def budget_at(
     step: int, *, start: Number = PUBLISHED_START, gamma: Number = PUBLISHED_GAMMA, every: int = PUBLISHED_EVERY
 ) -> float:
-    """Return the token budget that prompts state at an optimizer step of the curriculum, not rounded to whole tokens.
+    """Return the token budget at an optimizer step of the curriculum, before ``stated_budget`` rounds it for the prompt.
 
     The budget is ``max(1, start * gamma**k)`` after k drops, and there is one drop after every ``every`` steps.
 
@@ -65,7 +65,7 @@ def budget_at(
 
 
 def budget_after(drops: int, *, start: Number, factor: Number) -> float:
-    """Return the token budget after a number of drops, ``max(1, start * factor**drops)``, not rounded to whole tokens.
+    """Return the token budget after a number of drops, ``max(1, start * factor**drops)``, before ``stated_budget`` rounds it.
 
     Args:
         drops: Number of drops so far.
