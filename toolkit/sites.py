@@ -393,10 +393,10 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """Kind of activation from whose mean the heads' mean contributions to the residual stream can be computed.
+        """Kind of activation of which a head's contribution to the residual stream is a linear function.
 
-        It is ``Z_OVER_NORM`` in models with a norm between ``W_O`` and the stream, else ``"z"``. A head's contribution, the vector that it
-        adds to the stream, is a linear function of this activation. So the mean contribution is that function of the mean activation.
+        It is ``Z_OVER_NORM`` in models with a norm between ``W_O`` and the stream, else ``"z"``. A head's contribution is the vector that
+        the head adds to the stream. Because the function is linear, the mean contribution can be computed from the mean activation.
         """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
@@ -412,7 +412,7 @@ class Layout:
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``, the output of ``W_O``.
 
-        Return u with ``<v, contribution> = <u, attn_out> / scale``. Here ``<a, b>`` is the inner product, and
+        Return u with ``<v, contribution> = <u, attn_out> / scale``, where ``<a, b>`` is the inner product. The other symbols are:
 
         - ``contribution`` is ``N(attn_out) * to_end(layer)``: the vector that this layer's attention contributes to the residual stream
           after the last block. N is the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the
@@ -456,7 +456,7 @@ def text_model(model: Any) -> Any:
 
 
 def find(model: PreTrainedModel) -> Layout:
-    """Return a model's layout. Its family is the first row of ``ROWS`` whose module names match all blocks of the model.
+    """Return a model's layout. The model's family is the first row of ``ROWS`` whose module names match all of its blocks.
 
     Raises:
         UnsupportedModelError: no row matches (the message lists the modules of a block and says how to add a row); no layer has attention

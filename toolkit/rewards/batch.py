@@ -46,7 +46,7 @@ _GRPO = "the trainer of toolkit.grpo fills it"
 
 
 def _length_source(name: str, unit: str) -> str:
-    """Return the text of ``COLUMN_SOURCES`` that says how to get the column ``{name}_{unit}``, for example ``target_words``.
+    """Return the entry of ``COLUMN_SOURCES`` for the column ``{name}_{unit}``, for example ``target_words``: how to get the column.
 
     Args:
         name: ``"target"``: a target length; ``"low"`` or ``"high"``: the lower or upper end of the range of lengths that match a target.
@@ -307,7 +307,7 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 
     Args:
         rewards: Rewards to restore; a reward without an entry in ``saved`` keeps its state.
-        saved: Reward name -> state, as ``state_by_name`` returns it.
+        saved: Reward name -> state, the result of ``state_by_name``.
 
     Raises:
         KeyError: ``saved`` holds the state of a reward that is not among ``rewards``, or that has no state.

@@ -55,7 +55,7 @@ class Schedule:
     Attributes:
         start: Weight up to step ``first``.
         end: Weight from step ``last`` on.
-        first: Optimizer step at which the change begins; no effect if ``kind`` is ``"step"``. Steps count from 0.
+        first: Optimizer step at which the change begins, counted from 0. It has no effect if ``kind`` is ``"step"``.
         last: Optimizer step at which the change ends.
         kind: Shape of the change: ``"linear"``, ``"cosine"`` (slow at both ends), or ``"step"`` (a jump from ``start`` to ``end`` at step
             ``last``).
@@ -313,7 +313,10 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError if there are no rewards to combine, or if two have the same name: components and states are stored by name."""
+    """Raise ValueError if there are no rewards to combine, or if two have the same name.
+
+    The names must differ because components and states are stored by name.
+    """
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

@@ -173,8 +173,8 @@ class TargetState:
     def lengths(self) -> list[int]:
         """Target lengths for easy, medium and hard problems, in that order, in tokens.
 
-        None is above the length of the longest response of the newest training batch. Before the first batch, none is above
-        ``TargetSettings.longest``.
+        No target length is above the length of the longest response of the newest training batch. Before the first batch, no target length
+        is above ``TargetSettings.longest``.
         """
         return self.lengths_for(self._longest)
 

@@ -18,7 +18,7 @@ Deviations: the paper's cost is the number of searches; ours is the number of wh
 block, ``assumed_block``, is our choice. Here n is the least cost over all batches so far; in the released code it is that of the current
 batch. The released code also has a branch for m < n that cannot be reached; we leave it out.
 
-Units and signs: costs in blocks of tokens; a higher reward is better; a wrong answer gets 0 at any cost.
+Units and signs: costs in blocks of tokens; a higher reward is better; a wrong response gets 0 at any cost.
 
 State: n of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of the batch.
 """

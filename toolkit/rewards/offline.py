@@ -1,7 +1,7 @@
 """Score existing rollouts with rewards, without training, and compare the rewards.
 
 Some rewards have a state that training updates, such as the length of the shortest right response to each problem. By default
-(``split="eval"``), scoring does not change this state. A new reward object then scores all rollouts as in the first step of training. With
+(``split="eval"``), scoring does not change this state, so a new reward object scores all rollouts as in the first step of training. With
 ``split="train"`` each call of ``score`` updates the state, as a training step does.
 """
 

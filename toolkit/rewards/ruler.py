@@ -29,7 +29,7 @@ from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed
 
 @dataclass(frozen=True)
 class Ruler:
-    """Reward 1 if the length is within a range around the target, the length that the prompt requests, else 0.
+    """Reward 1 if the length is within a range around the target, else 0. The target is the length that the prompt requests.
 
     The lower end of the range does not belong to it; the upper end does.
 

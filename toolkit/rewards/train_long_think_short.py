@@ -17,7 +17,7 @@ Deviations: we did not find the weights of the paper's main run, nor R, a_think 
 of an ablation that stresses correctness. The defaults w_f = 0.1, R = 1 and a_think = a_answer = 1/2 are ours (``assumed_...``). A fixed
 ``budget`` can replace the column ``budget``, for example if rollouts are scored without training.
 
-Units and signs: lengths in tokens; higher is better. R_len does not depend on correctness: a wrong answer of length B also earns
+Units and signs: lengths in tokens; higher is better. R_len does not depend on correctness: a wrong response of length B also earns
 w_l R. The triangle penalises short responses. The reward reads B from a column and never computes it from the step, since B has to be the
 budget *in the prompt*.
 """

@@ -82,7 +82,7 @@ def as_trl(
 class TRLReward:
     """A reward as a function for TRL, returned by ``as_trl``. Its fields are the arguments of ``as_trl``.
 
-    It has no state besides that of the reward. It can be pickled if the reward and the functions in ``columns`` can.
+    It has no state besides that of the reward. It can be pickled if the reward and the functions in ``columns`` can be pickled.
     """
 
     reward: Reward
