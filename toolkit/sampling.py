@@ -31,7 +31,7 @@ class Sampling:
         max_new_tokens: Largest number of tokens in a response, think tags and end-of-sequence token included.
         seed: Seed of the random numbers of all responses.
         details: True to store two numbers per sampled token: its log-probability (``Rollout.logprobs``), and the entropy of the softmax
-            over all tokens that it was drawn from, before top-k and top-p (``Rollout.entropies``). See ``draw``.
+            over the whole vocabulary at its position, before top-k and top-p (``Rollout.entropies``). See ``draw``.
         batch_size: Largest number of responses that are decoded together (halved if memory runs out). Responses do not depend on it, apart
             from rounding.
     """
@@ -127,8 +127,8 @@ def draw(
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
     """Draw one token per row: the first token id at which the cumulative probability exceeds ``uniform``.
 
-    Probabilities are summed in the order of token ids, after temperature, top-k and top-p. At temperature 0, the most likely token is taken
-    instead.
+    Probabilities are those after temperature, top-k and top-p, renormalised, and are summed in the order of token ids. At temperature 0,
+    the most likely token is taken instead.
 
     Args:
         logits: Logits of the token to draw.

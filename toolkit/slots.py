@@ -1,7 +1,7 @@
-"""Batched decoding in tensors of fixed size.
+"""Batched decoding in tensors that keep their size from step to step.
 
-Fixed sizes have two advantages. A decoding step can be captured once and then replayed, on a GPU as a CUDA graph: such a capture is called
-a *recording* (see ``recording``). And a new response can begin while others are decoded.
+This has two advantages. A decoding step can be captured once and then replayed, on a GPU as a CUDA graph: such a capture is called a
+*recording* (see ``recording``). And a new response can begin while others are decoded.
 
 A *row* is one response with its prompt. A *slot* is the place of one row in the batch and in the KV cache. The cache of a slot has
 ``width`` *columns*, one per token. Rows may have different lengths: each begins at column 0, without padding on the left, and the columns

@@ -2,8 +2,9 @@ r"""Functions that extract the answer from a response's text, and check whether 
 
 Rewards for format or length use these functions.
 
-The text of a response includes its special tokens. The answer is the text after the last closing think tag, or the whole text if
-there is no closing tag. End-of-sequence tokens do not belong to the answer.
+The text of a response includes its special tokens. The answer is the text after the last closing think tag. If there is no closing tag, it
+is the whole text for ``answer_text``; for ``closed_answer_text`` it is "" if thinking was opened. End-of-sequence tokens do not belong to
+the answer.
 """
 
 from __future__ import annotations
