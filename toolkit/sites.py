@@ -193,8 +193,8 @@ class Block:
 class Norm:
     """An RMS norm or LayerNorm as a formula: ``norm(x) = gain * centre(x) / scale(x) + shift``.
 
-    ``centre`` and ``scale`` are methods of this class. The shift (the bias of the norm) is not stored, because it adds the same vector to
-    every output and so belongs to no head.
+    ``centre`` and ``scale`` are methods of this class. The shift (the bias of the norm) is not stored: it adds the same vector to every
+    output, whatever the heads contribute.
 
     Attributes:
         gain: Factor on each entry of the vector.
@@ -272,9 +272,9 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
 class Layout:
     """Modules of one model, the number and size of its attention heads, and its output projections ``W_O``.
 
-    Layers may differ in the number and size of their heads, and may have none (linear attention, state spaces, convolutions). Two rules
-    follow. A table with one number per head is ``[layers, n_heads]``, with NaN for heads that a layer does not have. A tensor that holds
-    ``z`` of all layers has the width of the widest layer, ``width("z")``; narrower layers are padded with 0.
+    Layers may differ in the number and size of their heads, and may have none (linear attention, state spaces, convolutions). Therefore a
+    table with one number per head is ``[layers, n_heads]``, with NaN for heads that a layer does not have. A tensor that holds ``z`` of all
+    layers has the width of the widest layer, ``width("z")``; narrower layers are padded with 0.
 
     Attributes:
         row: The architecture family, with its module names.
@@ -393,22 +393,26 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """Kind of activation from whose mean the heads' mean contributions to the residual stream can be computed.
+        """Kind of activation of which a head's contribution to the residual stream is a linear function.
 
-        It is ``Z_OVER_NORM`` in models with a norm between ``W_O`` and the stream, else ``"z"``. A head's contribution, the vector that it
-        adds to the stream, is a linear function of this activation. So the mean contribution is that function of the mean activation.
+        It is ``Z_OVER_NORM`` in models with a norm between ``W_O`` and the stream, else ``"z"``. A head's contribution is the vector that
+        the head adds to the stream. Because the function is linear, the mean contribution can be computed from the mean activation.
         """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
-        """Return the norm between a layer's ``attn_out`` and the residual stream; ``None`` in pre-norm families, which have none there."""
+        """Return the norm between a layer's ``attn_out`` and the residual stream; ``None`` if the model has no norm there.
+
+        Raises:
+            UnsupportedModelError: the norm is neither an RMS norm nor a LayerNorm.
+        """
         module = self.blocks[layer].post_attention_norm
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``, the output of ``W_O``.
 
-        Return u with ``<v, contribution> = <u, attn_out> / scale``. Here ``<a, b>`` is the inner product, and
+        Return u with ``<v, contribution> = <u, attn_out> / scale``, where ``<a, b>`` is the inner product. The other symbols are:
 
         - ``contribution`` is ``N(attn_out) * to_end(layer)``: the vector that this layer's attention contributes to the residual stream
           after the last block. N is the norm between ``attn_out`` and the stream, without its shift; if there is no norm, it is the
@@ -452,10 +456,11 @@ def text_model(model: Any) -> Any:
 
 
 def find(model: PreTrainedModel) -> Layout:
-    """Return a model's layout. Its family is the first row of ``ROWS`` whose module names match all blocks of the model.
+    """Return a model's layout. The model's family is the first row of ``ROWS`` whose module names match all of its blocks.
 
     Raises:
-        UnsupportedModelError: no row matches; the message lists the modules of a block and says how to add a row.
+        UnsupportedModelError: no row matches (the message lists the modules of a block and says how to add a row); no layer has attention
+            heads; or the number of heads is unknown or does not divide the input width of ``W_O``.
     """
     config = model.config.get_text_config()
     n_layers = config.num_hidden_layers

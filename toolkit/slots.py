@@ -1,10 +1,11 @@
-"""Batched decoding in tensors of fixed size.
+"""Batched decoding in tensors that keep their size from step to step.
 
-So a decoding step can be recorded and repeated (see ``recording``), and new responses can begin while others are decoded.
+This has two advantages. A decoding step can be captured once and then replayed, on a GPU as a CUDA graph: such a capture is called a
+*recording* (see ``recording``). And a new response can begin while others are decoded.
 
 A *row* is one response with its prompt. A *slot* is the place of one row in the batch and in the KV cache. The cache of a slot has
-``width`` *columns*, one per token. A row begins at column 0, without padding on the left, so rows may have different lengths. The columns
-beyond a row's last token are masked.
+``width`` *columns*, one per token. Rows may have different lengths: each begins at column 0, without padding on the left, and the columns
+beyond its last token are masked.
 
 One step (``Slots.step``) appends a token to every row. It changes these tensors in place: tokens, positions, KV cache, and the phase
 (prompt, think, answer) of each row. Interventions can act inside a step if their attribute ``recordable`` is True.
@@ -12,8 +13,8 @@ One step (``Slots.step``) appends a token to every row. It changes these tensors
 ``decode.Batch`` decodes rows that begin together, with a cache that grows. It works for every model and every intervention. Slots work for
 the conditions for which ``obstacle`` returns ``None``. The logits of both are equal up to rounding.
 
-Cost: attention reads all ``width`` columns of every slot, even if its row is short. ``width`` is the number of tokens of the longest row,
-rounded up to a multiple of ``WIDTH_STEP`` (unless the shape is fixed).
+Cost: attention reads all ``width`` columns of every slot, even if its row is short. With ``grows=True``, ``width`` is a multiple of
+``WIDTH_STEP`` that grows with the longest row.
 
 Not tested on a GPU.
 """
@@ -67,7 +68,7 @@ def obstacle(condition: Condition) -> str | None:
 
 
 def _foreign_hooks(module: nn.Module) -> bool:
-    """Return True if a module has hooks that are not from transformers. Hooks from transformers do nothing during decoding."""
+    """Return True if a module has hooks that are not from transformers. (Those of transformers do nothing during decoding.)"""
     registered = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in registered)
 
@@ -78,9 +79,11 @@ class Slots:
     Args:
         lm: The model.
         rows: Number of slots.
-        width: Number of columns at the start: the largest number of tokens of a row, prompt included, that fits.
-        grows: True to add columns when a row needs them. False keeps the shape ``[rows, width]`` throughout.
-        record: Recorder for steps, from ``recording.recorder_for``; ``None`` runs every step without a recording.
+        width: Number of columns (tokens of a row, prompt included) at the start. With ``grows=True`` it is rounded up to a multiple of
+            ``WIDTH_STEP``.
+        grows: True to add columns when a row needs them. False never adds columns: no row may become longer than ``width``.
+        record: Recorder that captures a step (see ``recording.Recorder``), from ``recording.recorder_for``. ``None`` runs every step
+            without a recording.
 
     Attributes:
         lengths: Number of tokens in each slot, prompt included; 0 in an empty slot.
@@ -140,7 +143,10 @@ class Slots:
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Append one token to the row in each slot, and return the logits that predict the token after it.
 
-        The next step may overwrite the returned tensor. Token and logits of an empty slot have no meaning.
+        The next step may overwrite the returned tensor. Logits of an empty slot have no meaning.
+
+        Args:
+            tokens: Token id for each slot; any id of the vocabulary for an empty slot.
         """
         self._make_space(max(self.lengths) + 1)
         self.lengths = [length + (length > 0) for length in self.lengths]
@@ -171,7 +177,10 @@ class Slots:
         self._begin_again()
 
     def forget(self) -> None:
-        """Discard the recording of a step. Call it before ``condition.active()`` ends: the recording reads the interventions' tensors."""
+        """Discard the recording of a step.
+
+        Call this method before ``with condition.active()`` ends: the recording uses tensors of the interventions.
+        """
         self._begin_again()
 
     def _make_space(self, needed: int) -> None:
@@ -197,7 +206,10 @@ class Slots:
         self.repeated = Repeated(self._run, state, self.record)
 
     def _run(self) -> Tensor:
-        """Run one step, and return the logits. Tensors change in place. No Python branch depends on their values, so it can be recorded."""
+        """Run one step, and return the logits.
+
+        Tensors change in place, and no Python branch depends on their values. Therefore a step can be recorded.
+        """
         mask = (self.columns <= self.positions)[:, None, None]  # [rows, 1, 1, width], the form that SDPA needs
         out = self.lm.model(
             input_ids=self.tokens, attention_mask=mask, position_ids=self.positions, past_key_values=self.cache, use_cache=True
@@ -243,7 +255,8 @@ class _Layer(DynamicLayer):
         Args:
             rows: Row of this cache for each prompt.
             source: The same layer of the cache in which the prompts were prefilled.
-            columns: For each prompt and each column of this cache, the column of ``source`` that is copied into it.
+            columns: For each prompt, and for each of the first columns of this cache (as many as ``source`` has), the column of ``source``
+                that is copied into it.
         """
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             assert mine is not None and theirs is not None

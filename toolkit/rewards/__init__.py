@@ -5,8 +5,8 @@ The constant ``ALL`` maps the name of each reward to its ``RewardEntry``. ``ALL[
 A reward object has three uses: training with ``toolkit.grpo``, training with any TRL script (``as_trl``), and scoring existing rollouts
 without training (``score``).
 
-Example: the reward "slpo" of a right answer is 1, plus a bonus of up to ``alpha`` if the response is short. The reward of a wrong answer is
-0. The three entries of each list belong to three rollouts of one problem.
+Example: the reward "slpo" of a right response is 1, plus a bonus of up to ``alpha`` if the response is short. The reward of a wrong
+response is 0. The three entries of each list belong to three rollouts of one problem.
 
 >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
 >>> ALL["slpo"].make(alpha=0.5)(batch).values.tolist()

@@ -2,13 +2,13 @@
 
 The prompt requests a mode: long thinking in half of the rollouts of a problem, short thinking in the other half. The column ``mode`` holds
 the mode of each rollout, ``"long"`` or ``"short"``. A problem counts as simple if the model mostly answers it right in the short mode, else
-as hard. The short mode suits simple problems, and the long mode hard ones. A right answer earns more in the mode that suits its problem.
+as hard. The short mode suits simple problems, and the long mode hard ones. A right response earns more in the mode that suits its problem.
 
 Equations (p_s: accuracy of the problem's rollouts in the short mode; theta: threshold):
 
-    simple problem, p_s >= theta      right answer: 1.5 in the short mode, 1.0 in the long mode      (from the paper)
-    hard problem, p_s < theta         right answer: 1.5 in the long mode, 1.0 in the short mode      (ours: the reverse)
-    any problem                       wrong answer: 0
+    simple problem, p_s >= theta      right response: 1.5 in the short mode, 1.0 in the long mode      (from the paper)
+    hard problem, p_s < theta         right response: 1.5 in the long mode, 1.0 in the short mode      (ours: the reverse)
+    any problem                       wrong response: 0
 
 Deviations: we had no access to the full paper, only to its abstract and to parts of summaries by others. The rewards for hard problems and
 the value of theta (``assumed_threshold``) are our guesses. The paper also has format checks and a soft penalty on long responses; they are
@@ -34,9 +34,9 @@ assumed_threshold = 0.5  # theta: ours
 
 @dataclass(frozen=True)
 class AdaptiveDeepReasoning:
-    """Reward for right answers, higher in the mode that suits the problem: short if the problem is simple, long if it is hard.
+    """Reward for right responses, higher in the mode that suits the problem: short if the problem is simple, long if it is hard.
 
-    The mode is the kind of thinking that the prompt requested: the column ``mode`` holds ``"short"`` or ``"long"``. Wrong answers get 0.
+    The mode is the kind of thinking that the prompt requested: the column ``mode`` holds ``"short"`` or ``"long"``. Wrong responses get 0.
 
     In this example half of the responses in the short mode are right. With the default threshold of 0.5 the problem is therefore simple.
 
@@ -45,8 +45,8 @@ class AdaptiveDeepReasoning:
     [1.5, 0.0, 1.0, 0.0]
 
     Attributes:
-        preferred: Reward of a right answer in the suitable mode.
-        other: Reward of a right answer in the other mode.
+        preferred: Reward of a right response in the suitable mode.
+        other: Reward of a right response in the other mode.
         threshold: A problem is simple if at least this share, in [0, 1], of its responses in the short mode is right. Otherwise it is
             hard. A problem without responses in the short mode is hard too.
     """

@@ -2,8 +2,9 @@ r"""Functions that extract the answer from a response's text, and check whether 
 
 Rewards for format or length use these functions.
 
-The text of a response includes its special tokens. The answer is the text after the last closing think tag, or the whole text if
-there is no closing tag. End-of-sequence tokens do not belong to the answer.
+The text of a response includes its special tokens. The answer is the text after the last closing think tag. If there is no closing tag, it
+is the whole text for ``answer_text``; for ``closed_answer_text`` it is "" if thinking was opened. End-of-sequence tokens do not belong to
+the answer.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, 
     - The response has a closing tag: the answer is the text after the last one.
     - The prompt ends with the closing tag, which switches thinking off: the whole response is the answer.
     - The response has an opening tag, or the prompt ends with one: thinking was never closed, and the result is "".
-    - None of these tags exists: thinking was never opened, and the whole response is the answer.
+    - The model has no opening tag (``open=None``): every response begins with thinking, it was never closed, and the result is "".
+    - Otherwise thinking was never opened, and the whole response is the answer.
 
-    Special tokens at the end of the response are removed from the answer.
+    If the model has no closing tag (``close=None``), the cases do not apply: the whole response is the answer. Special tokens at the end
+    of the response are removed from the answer.
 
     >>> [closed_answer_text(text) for text in ("<think>3+4=7</think>7", "<think>3+4=7", "7")]
     ['7', '', '7']
@@ -50,8 +53,8 @@ def closed_answer_text(text: str, prompt: str = "", *, open: str | None = OPEN, 
     Args:
         text: Response, special tokens included.
         prompt: Prompt as the model reads it. Only a think tag at its end matters.
-        open: Opening think tag of the model. ``None`` if the model has none: every response then begins with thinking.
-        close: Closing think tag of the model. ``None`` if the model has none: the whole response is then the answer.
+        open: Opening think tag of the model, or ``None`` if the model has none.
+        close: Closing think tag of the model, or ``None`` if the model has none.
     """
     if close is None or close in text or _ends_with(prompt, close):
         return answer_text(text, close)

@@ -7,12 +7,12 @@ the *right* responses of the group; alpha: largest possible length penalty; sigm
 
 Deviations:
   - s is 0 if only one response of the group is right, or if all right ones have the same length. Here (L - mu) / s then counts as 0, and a
-    right answer earns 1 - alpha/2. The code of the LASER paper (arXiv:2505.15612), which also has this reward, sets mu = 0 and s = 1 if s
-    is 0. There sigma(L) is almost 1, and a right answer earns about 1 - alpha.
+    right response earns 1 - alpha/2. The code of the LASER paper (arXiv:2505.15612), which also has this reward, sets mu = 0 and s = 1 if s
+    is 0. There sigma(L) is almost 1, and a right response earns about 1 - alpha.
   - The original paper tries several values of alpha. The default is the one in the LASER paper.
   - The original paper does not say whether the standard deviation divides by n or by n - 1: see ``ddof``.
 
-Units and signs: lengths in tokens; higher is better. Wrong answers get 0 at any length.
+Units and signs: lengths in tokens; higher is better. Wrong responses get 0 at any length.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n
 
 @dataclass(frozen=True)
 class AroraZanette:
-    """Reward for right answers that falls with their length, relative to the lengths of all right answers of the group.
+    """Reward for right responses that falls with their length, relative to the lengths of all right responses of the group.
 
-    The group consists of the responses to the same problem. A right answer gets 1 minus a penalty between 0 and ``alpha``; ``discount`` has
-    the formula. Wrong answers get 0.
+    The group consists of the responses to the same problem. A right response gets 1 minus a penalty between 0 and ``alpha``; ``discount``
+    has the formula. Wrong responses get 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> AroraZanette(alpha=0.4)(batch).values.round(3).tolist()
     [0.909, 0.8, 0.691, 0.0]
 
     Attributes:
-        alpha: Largest possible length penalty, in [0, 1]: if alpha were above 1, a right answer could earn less than a wrong one.
+        alpha: Largest possible length penalty, in [0, 1]: if alpha were above 1, a right response could earn less than a wrong one.
         ddof: 0 or 1: the standard deviation of lengths divides by n - ddof, where n is the number of right responses of the group.
     """
 
@@ -81,7 +81,7 @@ class AroraZanette:
 def check_alpha(alpha: Number) -> None:
     """Raise ValueError if alpha, the largest possible length penalty, is outside [0, 1].
 
-    If alpha were above 1, a right answer could earn less than a wrong one.
+    If alpha were above 1, a right response could earn less than a wrong one.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: need 0 <= alpha <= 1, or a right answer may earn less than a wrong one.")

@@ -46,7 +46,7 @@ _GRPO = "the trainer of toolkit.grpo fills it"
 
 
 def _length_source(name: str, unit: str) -> str:
-    """Return the text of ``COLUMN_SOURCES`` that says how to get the column ``{name}_{unit}``, for example ``target_words``.
+    """Return the entry of ``COLUMN_SOURCES`` for the column ``{name}_{unit}``, for example ``target_words``: how to get the column.
 
     Args:
         name: ``"target"``: a target length; ``"low"`` or ``"high"``: the lower or upper end of the range of lengths that match a target.
@@ -190,7 +190,8 @@ class RewardBatch:
         - ``logprob``, if every rollout has log-probabilities: their mean over the response's tokens.
         - ``think_entropy`` and ``answer_entropy``, if every rollout has entropies: their mean over the thinking
           and their mean over the answer.
-        - Each column of ``META_COLUMNS``, if every problem has a number of this name in its ``meta``.
+        - Each column of ``META_COLUMNS``, if every problem has a number of this name in its ``meta``. For ``high_tokens`` and
+          ``high_words``, ``None`` also counts, as infinity.
 
         Args:
             rollouts: The rollouts.
@@ -306,7 +307,7 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 
     Args:
         rewards: Rewards to restore; a reward without an entry in ``saved`` keeps its state.
-        saved: Reward name -> state, as ``state_by_name`` returns it.
+        saved: Reward name -> state, the result of ``state_by_name``.
 
     Raises:
         KeyError: ``saved`` holds the state of a reward that is not among ``rewards``, or that has no state.
@@ -319,10 +320,10 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 
 
 def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
-    """Return the size of a monitoring set that serves all rewards, or ``None`` if no reward needs new responses now.
+    """Return the size of a monitoring set that is large enough for all rewards, or ``None`` if no reward needs new responses now.
 
-    The size is ``(number of problems, responses per problem)``, each the largest that a reward requests. A monitoring set consists of
-    training problems whose sampled responses measure the policy and are not trained on.
+    A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on. The size is
+    ``(number of problems, responses per problem)``, each the largest that a reward requests now.
     """
     sizes = [size for r in rewards if hasattr(r, "monitoring") and (size := r.monitoring())]
     return (max(n for n, _ in sizes), max(n for _, n in sizes)) if sizes else None
@@ -363,7 +364,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Return ``(mean entropy of thinking, mean entropy of the answer)`` in nats per token. The mean of a part without tokens is NaN.
+    """Return ``(mean entropy of thinking, mean entropy of the answer)`` of a rollout, in nats per token; NaN for a part without tokens.
 
     Thinking is everything before the closing tag, including an opening tag. The closing tag counts in neither mean. If the response has no
     think span, all of it is the answer. If thinking was never closed, or if the model has no think tags and its think span is the whole
@@ -385,7 +386,10 @@ def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarra
 
     Args:
         ids: Problem id of each row.
-        problems: Problems, with the values in their ``meta``.
+        problems: Problems, with the values in their ``meta``. If there are none, the result is empty.
+
+    Raises:
+        ValueError: The problem of a row is not among ``problems``.
     """
     if not problems:
         return {}

@@ -55,7 +55,7 @@ class Schedule:
     Attributes:
         start: Weight up to step ``first``.
         end: Weight from step ``last`` on.
-        first: Optimizer step at which the change begins; no effect if ``kind`` is ``"step"``. Steps count from 0.
+        first: Optimizer step at which the change begins, counted from 0. It has no effect if ``kind`` is ``"step"``.
         last: Optimizer step at which the change ends.
         kind: Shape of the change: ``"linear"``, ``"cosine"`` (slow at both ends), or ``"step"`` (a jump from ``start`` to ``end`` at step
             ``last``).
@@ -86,7 +86,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Weighted sum of rewards, ``sum_k w_k(t) r_k`` at optimizer step t.
+    """Weighted sum of rewards, in which a weight may change during training.
 
     The result also holds components, named summands of the reward. They are the components of the combined rewards, each times the weight
     of its reward. Their names are ``REWARD.COMPONENT``, for example ``length_penalty.length``.
@@ -224,7 +224,10 @@ class Gated:
 
 @dataclass(frozen=True)
 class MeanOfAdvantages:
-    """Weighted mean of the advantages of several rewards. An advantage is the reward minus its group mean, divided by its group std.
+    """Weighted mean of the advantages of several rewards. These values are advantages: train on them without normalising again.
+
+    The advantage of a response is its reward minus the mean reward of its group (the responses to the same problem), divided by the
+    group's standard deviation. The function ``advantage`` has the formula.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], formatted=[1, 0, 1, 0])
@@ -232,8 +235,9 @@ class MeanOfAdvantages:
     [1.0, 0.5, -0.5, -1.0]
 
     Attributes:
-        parts: Pairs ``(weight, reward)``; weights are at least 0 and need not add up to 1. The names of the rewards must differ.
-        epsilon: Added to each standard deviation.
+        parts: Pairs ``(weight, reward)``. Weights are at least 0, not all are 0, and they need not add up to 1. The names of the rewards
+            must differ.
+        epsilon: A small constant that is added to each standard deviation.
     """
 
     parts: tuple[tuple[Number, Reward], ...]
@@ -300,7 +304,7 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
     Args:
         values: Rewards, ``[n]``.
         group: Group index of each row, ``[n]``.
-        epsilon: Added to the standard deviation.
+        epsilon: A small constant that is added to the standard deviation.
     """
     centred = values - groups.mean(values, group)
     # Compared directly: rounding can give equal values a tiny standard deviation, and dividing by it large advantages.
@@ -309,7 +313,10 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError if there are no rewards to combine, or if two have the same name: components and states are stored by name."""
+    """Raise ValueError if there are no rewards to combine, or if two have the same name.
+
+    The names must differ because components and states are stored by name.
+    """
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

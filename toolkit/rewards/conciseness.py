@@ -2,7 +2,7 @@
 
 The score k is an input of the conciseness reward function (CRF, module ``crf``, arXiv:2511.09158).
 
-Equations (x: features of a response, a mean of its hidden states; w: weights of the features; i, j: two right answers to one problem;
+Equations (x: features of a response, a mean of its hidden states; w: weights of the features; i, j: two right responses to one problem;
 sigma: the logistic function):
 
     P(i is more concise than j) = sigma(w (x_i - x_j))          a Bradley-Terry model; w by penalised logistic regression (scikit-learn)
@@ -10,10 +10,10 @@ sigma: the logistic function):
 
 Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model scored. Here a linear head is trained on averaged
 hidden states, which the caller provides. In training runs these come from ``grpo.judge.mean_states``: the residual stream after the last
-block, averaged over the positions that predict the response. The features x are standardised for the fit only; w is then converted back to
-the scale of x. The training labels come from lengths: of two right answers to the same problem, the shorter counts as more concise if the
-longer has at least ``ratio`` times its length (``assumed_ratio``). To score a response, the head needs only its features, not its length or
-grade.
+block, averaged over the positions that predict the response's tokens. The features x are standardised for the fit only; w is then converted
+back to the scale of x. The training labels come from lengths: of two right responses to the same problem, the shorter counts as more
+concise if the longer has at least ``ratio`` times its length. The default ratio, ``assumed_ratio``, is our guess. To score a response, the
+head needs only its features, not its length or grade.
 
 Units and signs: higher is more concise; k is in [0.1, 1]. Inputs and outputs are arrays.
 """
@@ -41,13 +41,13 @@ PairRows = Int[ndarray, "pairs 2"]
 
 
 class NoPairsError(ValueError):
-    """There are no pairs to train on: no two right answers to one problem differ enough in length."""
+    """There are no pairs to train on: no two right responses to one problem differ enough in length."""
 
 
 def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> PairRows:
-    """Return all pairs of right answers to the same problem in which one is at least ``ratio`` times as long as the other.
+    """Return all pairs of right responses to the same problem in which one is at least ``ratio`` times as long as the other.
 
-    Each row of the result holds two row indices of the batch: ``(row of the shorter answer, row of the longer one)``. The length is the
+    Each row of the result holds two row indices of the batch: ``(row of the shorter response, row of the longer one)``. The length is the
     column ``tokens``.
 
     >>> pairs_by_length(RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 110, 300, 900])).tolist()
@@ -83,8 +83,8 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
 class ConcisenessHead:
     """A linear head that scores the conciseness of responses from their features. ``fit`` trains it.
 
-    The features of a response are the residual stream after the last block, averaged over the positions that predict the response:
-    ``grpo.judge.mean_states`` computes them. Other features work too, but have to be the same in training and in use.
+    The features of a response are the residual stream after the last block, averaged over the positions that predict the response's tokens:
+    ``grpo.judge.mean_states`` computes them. Other features work too, but ``fit`` and ``score`` must get features of the same kind.
 
     The score of a response with features x is ``0.1 + 0.9 sigma((w x - m) / s)``, where sigma is the logistic function.
 
@@ -105,7 +105,7 @@ class ConcisenessHead:
 
         Args:
             features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
-                predict the response. ``grpo.judge.mean_states`` computes them.
+                predict the response's tokens. ``grpo.judge.mean_states`` computes them.
         """
         return features @ self.weight
 
@@ -116,7 +116,7 @@ class ConcisenessHead:
 
         Args:
             features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
-                predict the response. ``grpo.judge.mean_states`` computes them.
+                predict the response's tokens. ``grpo.judge.mean_states`` computes them.
         """
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
@@ -127,7 +127,7 @@ class ConcisenessHead:
 
         Args:
             features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
-                predict the response. ``grpo.judge.mean_states`` computes them.
+                predict the response's tokens. ``grpo.judge.mean_states`` computes them.
             pairs: Pairs ``(row of the more concise response, row of the less concise one)``, from ``pairs_by_length``. They are row
                 indices of ``features``.
         """
@@ -149,10 +149,10 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
 
     Args:
         features: Features of each response, ``[n, d]``: the residual stream after the last block, averaged over the positions that
-            predict the response. ``grpo.judge.mean_states`` computes them.
+            predict the response's tokens. ``grpo.judge.mean_states`` computes them.
         pairs: Pairs ``(row of the more concise response, row of the less concise one)``, from ``pairs_by_length``. They are row indices of
             ``features``.
-        strength: C of scikit-learn's logistic regression, the inverse of the L2 penalty: a lower value gives smaller weights.
+        strength: Inverse of the strength of the L2 penalty, C in scikit-learn's logistic regression: a lower value gives smaller weights.
 
     Raises:
         NoPairsError: There are no pairs.

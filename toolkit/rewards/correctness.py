@@ -7,9 +7,9 @@ a closed think span):
     length penalty    r = c - alpha L / L_max        for every response, right or wrong
     format            r = 1[well formed]
 
-Correctness alone is the baseline without any length term. The naive penalty is the baseline with one. Short wrong answers earn more than
-long wrong ones, and the penalty ignores the difficulty of a problem. If all responses to a problem are wrong, training on it only shortens
-them.
+Correctness alone is the baseline without any length term. The naive penalty is the baseline with one. Short wrong responses earn more than
+long wrong ones, and the penalty ignores the difficulty of a problem. If all responses to a problem are wrong, their rewards differ only by
+length, so training on the problem only makes responses shorter.
 
 Deviations: these rewards are from no paper. Units and signs: L in tokens; higher is better.
 """
@@ -28,7 +28,7 @@ assumed_longest = 4096  # tokens; our choice
 
 @dataclass(frozen=True)
 class Correctness:
-    """Reward 1 for a right answer and 0 for a wrong one.
+    """Reward 1 for a right response and 0 for a wrong one.
 
     >>> Correctness()(RewardBatch.from_columns(correct=[1, 0])).values.tolist()
     [1.0, 0.0]
@@ -63,7 +63,7 @@ class Format:
 
 @dataclass(frozen=True)
 class LengthPenalty:
-    """The naive length penalty: correctness minus ``alpha`` times the length divided by ``longest``, for right and wrong answers.
+    """The naive length penalty: correctness minus ``alpha`` times the length divided by ``longest``, for right and wrong responses.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[1024, 1024])
     >>> LengthPenalty(longest=4096)(batch).values.tolist()

@@ -4,7 +4,7 @@ Equation (L: length; L_max: a constant; x = min(1, L / L_max); v_short, v_long: 
 
     r = v_long + (v_short - v_long) (1 + cos(pi x)) / 2
 
-with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one. A right answer earns more if it is short. A wrong
+with (v_short, v_long) = (1, 0.5) for a right response and (-1, -0.5) for a wrong one. A right response earns more if it is short. A wrong
 one earns more if it is long, which encourages the model to keep searching. The reward equals TRL's ``get_cosine_scaled_reward``.
 
 Deviations: the four values are TRL's defaults. A response longer than L_max gets the reward of length L_max, as in TRL; the released code
@@ -28,7 +28,7 @@ assumed_longest = 4096  # tokens: ours; TRL has no default
 
 @dataclass(frozen=True)
 class Cosine:
-    """Reward that follows a cosine of the length: it falls with length for right answers, and rises with length for wrong ones.
+    """Reward that follows a cosine of the length: it falls with length for right responses, and rises with length for wrong ones.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[0, 2048, 4096])
     >>> Cosine(longest=4096)(batch).values.tolist()
@@ -36,8 +36,8 @@ class Cosine:
 
     Attributes:
         longest: L_max, tokens; longer responses get the reward of this length.
-        right: Pair ``(v_short, v_long)`` for right answers: the reward at length 0, and the reward at length L_max.
-        wrong: The same pair for wrong answers.
+        right: Pair ``(v_short, v_long)`` for right responses: the reward at length 0, and the reward at length L_max.
+        wrong: The same pair for wrong responses.
     """
 
     longest: Number = assumed_longest

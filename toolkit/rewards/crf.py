@@ -3,14 +3,14 @@
 Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; alpha: a constant; s: a term that falls during
 training; d: a term that depends on the difficulty of the problem; t: optimizer step; T: step at which s reaches 0):
 
-    r = c (1 + alpha k (s + d))        d = exp(share of right answers to the problem)
+    r = c (1 + alpha k (s + d))        d = exp(share of right responses to the problem)
     s(t) = max(0, 1 - t / T)
 
 Deviations: alpha and the schedule of s were not found. We use ``assumed_alpha`` and a linear decay over ``assumed_steps`` steps. The
 formula of d comes from a summary by others, and we could not confirm it. By this formula d is largest for *easy* problems. The score k
 comes from a linear head on hidden states (``rewards.conciseness``); the paper fine-tunes a 3B model.
 
-Units and signs: higher is better; wrong answers get 0 whatever k is. The reward has no state: t is the step of the batch.
+Units and signs: higher is better; wrong responses get 0 whatever k is. The reward has no state: t is the step of the batch.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ assumed_steps = 1000  # optimizer steps until s is 0: ours
 
 @dataclass(frozen=True)
 class CRF:
-    """Reward for right answers, 1 plus a bonus that grows with the conciseness score of the response. Wrong answers get 0.
+    """Reward for right responses, 1 plus a bonus that grows with the conciseness score of the response. Wrong responses get 0.
 
     The bonus is ``alpha k (s + d)``. Here k is the score, from the column ``conciseness``. The term s falls from 1 to 0 during training.
-    The term d is ``exp(accuracy)``, where the accuracy is the share of right answers among the responses to the same problem.
+    The term d is ``exp(accuracy)``, where the accuracy is the share of right responses among the responses to the same problem.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], conciseness=[1.0, 1.0])
     >>> CRF(alpha=0.2)(batch).values.round(2).tolist()

@@ -1,8 +1,8 @@
 """Statistics of groups of rows, vectorised over the groups. Each function returns one number per row, and rows stay in order.
 
 ``values`` holds one number per row, ``[n]``, and ``groups`` the group index of each row, ``[n]``. ``where`` is a mask of rows, ``[n]``:
-only its True rows enter a statistic; ``None`` means all rows. If a group has no row in the mask, the result is NaN, unless the function
-says otherwise.
+only its True rows enter a statistic; ``None`` means all rows. If a group has no row in the mask, the result is NaN, unless the docstring
+of the function says otherwise.
 """
 
 from __future__ import annotations

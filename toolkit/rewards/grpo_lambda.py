@@ -39,12 +39,12 @@ assumed_alpha = 0.6  # from an implementation that is not by the authors
 
 @dataclass(frozen=True)
 class GRPOLambda:
-    """Correctness, minus a length penalty for right answers in those groups of the batch that have the highest accuracy.
+    """Correctness, minus a length penalty for right responses in those groups of the batch that have the highest accuracy.
 
-    A group consists of the responses to one problem. Its accuracy is the share of right answers. The reward is that of GRPO-lambda
+    A group consists of the responses to one problem. Its accuracy is the share of right responses. The reward is that of GRPO-lambda
     (arXiv:2505.18086).
 
-    The penalty is between 0 and ``alpha``, and rises with the length relative to the right answers of the group: see
+    The penalty is between 0 and ``alpha``, and rises with the length relative to the right responses of the group: see
     ``arora_zanette.discount``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 300, 100, 300], problem_id=["easy", "easy", "hard", "hard"])
@@ -53,7 +53,7 @@ class GRPOLambda:
 
     Attributes:
         share: lambda, in (0, 1]: the share of the batch's groups that get a length penalty.
-        alpha: Largest possible length penalty, in [0, 1].
+        alpha: Largest possible length penalty, in [0, 1]: if alpha were above 1, a right response could earn less than a wrong one.
         ddof: 0 or 1 (the paper does not say which): the standard deviation of lengths divides by n - ddof, where n is the number of right
             responses of the group.
     """

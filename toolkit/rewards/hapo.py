@@ -14,10 +14,10 @@ The linear form (``form="linear"``) has another l (t: tolerance; e = (L - (1+t) 
     wrong    l = max(-1, -max(0, e))
 
 Deviations: the paper counts the tokens of the text without special tokens; here the end-of-sequence token counts too. An h of 0 tokens
-counts as 1. The released code also updates h during evaluation, and takes h = 100000 if there is none; we copy neither. The released code
+counts as 1. The released code also updates h during evaluation, and takes h = 100000 for a problem without an h; we copy neither. It also
 has a repetition penalty, off by default: to add it, combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
 
-Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
+Units and signs: lengths in tokens; higher is better. With w <= 1 a right response (at least 1 - 0.7 w) beats a wrong one (at most 0).
 By default (``memory="min"``) h never grows: one short response that is right by chance can set h for the rest of the run. With
 ``memory="mean"``, an option of the released code, h is the mean length of all right responses so far.
 
@@ -56,11 +56,11 @@ class HAPO:
     [1.707, 1.0, -0.707]
 
     Attributes:
-        weight: Weight of the length part, in [0, 1] so that a right answer beats a wrong one.
+        weight: Weight of the length part, in [0, 1] so that a right response beats a wrong one.
         form: Formula of the length part, ``"cosine"`` or ``"linear"``: see ``length_reward``.
         memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response so far, or ``"mean"``,
             the mean length of all right responses so far (an option of the released code).
-        clip: Lower limit of the length part of a right answer; a negative number, -0.7 in the paper.
+        clip: Lower limit of the length part of a right response; a negative number, -0.7 in the paper.
         tolerance: Used only by the linear form: a response longer than h by up to this share of h gets no penalty.
         history: Problem id (as text) -> ``(h in tokens, number of right responses so far)``.
     """

@@ -4,16 +4,16 @@ Equation (c: 1 if right, else 0; L: length; L_min, L_max: shortest and longest l
 length score, from 1/2 for the shortest to -1/2 for the longest; w: weight):
 
     v = 1/2 - (L - L_min) / (L_max - L_min)          0 if L_max = L_min
-    r = c + w v             for a right answer
+    r = c + w v             for a right response
         c + w min(0, v)     for a wrong one
 
-Deviations: none. The paper raises w gradually at the beginning of training. The weighted sum below does this: w rises from 0 to 1
-over 100 steps. ``Kimi`` includes c, so the weight of ``Correctness`` falls from 1 to 0, and c keeps the total weight 1.
+Deviations: the paper raises w gradually at the beginning of training, and w of ``Kimi`` is constant. Use the weighted sum below to raise w
+from 0 to 1 over 100 steps. ``Kimi`` includes c, so the weight of ``Correctness`` falls from 1 to 0, and c keeps the total weight 1.
 
     WeightedSum(((Schedule(1, 0, first=0, last=100), Correctness()), (Schedule(0, 1, first=0, last=100), Kimi())))
 
-Units and signs: lengths in tokens; higher is better. With w < 2 every right answer (at least 1 - w/2) earns more than a wrong one (at most
-0).
+Units and signs: lengths in tokens; higher is better. With w < 2 every right response (at least 1 - w/2) earns more than a wrong one (at
+most 0).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from toolkit.stats import Number
 class Kimi:
     """Correctness plus a length part: from ``+weight / 2`` for the group's shortest response to ``-weight / 2`` for its longest.
 
-    In between, the length part is linear in the length. A wrong answer never gets a positive length part. The group consists of the
+    In between, the length part is linear in the length. A wrong response never gets a positive length part. The group consists of the
     responses to the same problem.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], tokens=[100, 300, 150, 500])
@@ -40,7 +40,7 @@ class Kimi:
     [1.5, 1.0, 0.0, -0.5]
 
     Attributes:
-        weight: w, the weight of the length part. Below 2, every right answer earns more than every wrong one.
+        weight: w, the weight of the length part. Below 2, every right response earns more than every wrong one.
     """
 
     weight: Number = 1.0

@@ -1,7 +1,7 @@
 """L1: controlling how long a reasoning model thinks with reinforcement learning, arXiv:2503.04697.
 
 Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt; alpha: change of the reward per token; delta: L1-Max
-reward of a right answer of length B):
+reward of a right response of length B):
 
     L1-Exact    r = c - alpha |L - B|
     L1-Max      r = c clip(alpha (B - L) + delta, 0, 1)
@@ -29,7 +29,7 @@ PUBLISHED_EXACT_ALPHA, PUBLISHED_MAX_ALPHA, PUBLISHED_DELTA = 0.0003, 0.01, 0.5
 
 @dataclass(frozen=True)
 class L1Exact:
-    """Correctness minus ``alpha`` per token above or below the budget, for right and wrong answers.
+    """Correctness minus ``alpha`` per token above or below the budget, for right and wrong responses.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[1000, 500, 1500], budget=1000)
     >>> L1Exact(alpha=0.0003)(batch).values.tolist()
@@ -58,9 +58,9 @@ class L1Exact:
 
 @dataclass(frozen=True)
 class L1Max:
-    """Reward for right answers that falls linearly with length: ``delta`` at the budget, up to 1 below it, down to 0 above it.
+    """Reward for right responses that falls linearly with length: ``delta`` at the budget, up to 1 below it, down to 0 above it.
 
-    A right answer gets ``alpha (budget - length) + delta``, limited to the range from 0 to 1. Wrong answers get 0.
+    A right response gets ``alpha (budget - length) + delta``, limited to the range from 0 to 1. Wrong responses get 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 980, 1000, 100], budget=1000)
     >>> L1Max(alpha=0.01, delta=0.5)(batch).values.round(2).tolist()
@@ -68,7 +68,7 @@ class L1Max:
 
     Attributes:
         alpha: Decrease of the reward per additional token, where the reward is between 0 and 1.
-        delta: Reward of a right answer at the budget.
+        delta: Reward of a right response at the budget.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 
@@ -90,7 +90,11 @@ class L1Max:
 
 
 def budget_columns(budget: Number | None) -> frozenset[str]:
-    """Return the names of the columns that a reward with a budget needs: ``correct``, ``tokens`` and, if ``budget`` is None, ``budget``."""
+    """Return the names of the columns that a reward with a budget needs: ``correct``, ``tokens``, and possibly ``budget``.
+
+    Args:
+        budget: One budget for all rows, tokens. If it is ``None``, the reward needs the column ``budget``.
+    """
     return frozenset({"correct", "tokens"} | ({"budget"} if budget is None else set()))
 
 

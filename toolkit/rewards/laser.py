@@ -5,17 +5,17 @@ problem's difficulty, adapted during training, see ``laser_targets``):
 
     LASER      r = R + alpha 1[right] 1[L <= L_T]
     LASER-D    r = R + alpha 1[right] 1[L <= L_A]
-    LASER-DE   r = R + alpha (1[right] 1[L <= L_A] + 1[wrong] 1[L > L_A])      also rewards long wrong answers
+    LASER-DE   r = R + alpha (1[right] 1[L <= L_A] + 1[wrong] 1[L > L_A])      also rewards long wrong responses
 
 A response is well formed if an answer that is not empty follows a closed think span; otherwise it is malformed. *Right* and *wrong* refer
 to well-formed responses only: a malformed response has R = -1 and no bonus, whatever its answer.
 
 Deviations: those listed in ``laser_targets``. In the paper the answer must be boxed; here any answer is enough, since the toolkit's tasks
-do not ask for boxes. If a model has no closing think tag, no think span is expected (ours). LASER-DE gives no bonus to a wrong answer that
-repeats itself, as in the released code. That code detects such loops from 4-grams; we do not know its exact test. Here a response loops if
-the share of distinct 4-grams among its 4-grams is below ``distinct`` (``assumed_distinct``).
+do not ask for boxes. If a model has no closing think tag, no think span is expected (ours). LASER-DE gives no bonus to a wrong response
+that repeats itself, as in the released code. That code detects such loops from 4-grams; we do not know its exact test. Here a response
+loops if the share of distinct 4-grams among its 4-grams is below ``distinct``. The default threshold, ``assumed_distinct``, is our guess.
 
-Units and signs: lengths in tokens; higher is better. With alpha <= 1.5 a right answer never earns less than a wrong one.
+Units and signs: lengths in tokens; higher is better. With alpha <= 1.5 a right response never earns less than a wrong one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PUBLISHED_OUTCOME = Outcome()
 
 @dataclass(frozen=True)
 class Laser:
-    """Reward R of the outcome (right, wrong or malformed), plus a bonus for right answers of at most a fixed target length.
+    """Reward R of the outcome (right, wrong or malformed), plus a bonus for right responses of at most a fixed target length.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[4000, 5000, 4000], formatted=True)
     >>> Laser(target=4096)(batch).values.tolist()
@@ -89,12 +89,12 @@ class Laser:
 
 @dataclass(eq=False)
 class LaserD:
-    """Reward R of the outcome (right, wrong or malformed), plus a bonus for right answers within a target length.
+    """Reward R of the outcome (right, wrong or malformed), plus a bonus for right responses within a target length.
 
     There are three target lengths, for easy, medium and hard problems. They are set anew at intervals from the policy's responses to a
     *monitoring set*: training problems whose sampled responses measure the policy and are not trained on. ``TargetSettings.length`` has the
-    rule. Before each batch of training rollouts, the trainer of ``toolkit.grpo`` calls ``monitoring``. If new responses are due, the
-    trainer samples them and passes them to ``monitor``.
+    rule. Before each batch of training rollouts, the trainer of ``toolkit.grpo`` calls ``monitoring``, which says whether new responses are
+    due. If so, the trainer samples them and passes them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -104,7 +104,7 @@ class LaserD:
         alpha: The bonus.
         targets: Settings of the target lengths: first value, candidates, and how often they are set.
         outcome: Values of R for right, wrong and malformed responses.
-        state: Current target lengths, and the response lengths counted since they were last set.
+        state: Current target lengths, and the data from which the next ones are computed.
     """
 
     alpha: Number = PUBLISHED_ALPHA
@@ -151,17 +151,14 @@ class LaserD:
         self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as a dict that can be written as JSON.
+        """Return the field ``state`` as a dict that can be written as JSON.
 
-        The state consists of the current target lengths, the response lengths counted since they were last set, and counts of batches.
+        It holds the current target lengths, the data from which the next ones are computed, and counts of training batches.
         """
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state from ``saved``, the result of ``state_dict``.
-
-        The state consists of the current target lengths, the response lengths counted since they were last set, and counts of batches.
-        """
+        """Restore the field ``state`` from ``saved``, the result of ``state_dict``."""
         self.state.load_state_dict(saved)
 
 

@@ -69,7 +69,7 @@ class TargetSettings:
         samples: K, responses per problem of the monitoring set.
         rounding: How 2K/3 and K/3, the least numbers of right responses of an easy and of a medium problem, become integers: ``"ceil"``
             (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
-        problems: Number of training problems in the monitoring set; if there are fewer, all of them.
+        problems: Number of training problems in the monitoring set. If the training set has fewer, all of it is the monitoring set.
     """
 
     base: int = 4096
@@ -173,16 +173,16 @@ class TargetState:
     def lengths(self) -> list[int]:
         """Target lengths for easy, medium and hard problems, in that order, in tokens.
 
-        Each is at most the length of the longest response of the newest training batch. Before the first batch, this limit is
-        ``TargetSettings.longest``.
+        No target length is above the length of the longest response of the newest training batch. Before the first batch, no target length
+        is above ``TargetSettings.longest``.
         """
         return self.lengths_for(self._longest)
 
     def lengths_for(self, longest: int) -> list[int]:
-        """Return the target lengths for easy, medium and hard problems, in that order, in tokens, for a batch of responses.
+        """Return the target lengths for easy, medium and hard problems, in that order, in tokens: each at most ``longest``.
 
         Args:
-            longest: Length of the longest response of the batch, tokens: the upper limit of the target lengths.
+            longest: Length of the longest response of the batch that is scored, tokens.
         """
         return [capped(length, longest) for length in self._sufficient]
 
@@ -247,7 +247,7 @@ class TargetState:
     def state_dict(self) -> dict[str, Any]:
         """Return the state as a dict that can be written as JSON.
 
-        The state consists of the target lengths, the histograms of response lengths, and counts of batches.
+        The state consists of the target lengths, the histograms of response lengths, and counts of training batches.
         """
         return {
             "enough": list(self._sufficient),
@@ -259,7 +259,7 @@ class TargetState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state from ``saved``, the result of ``state_dict``: target lengths, histograms and counts of batches."""
+        """Restore the state from ``saved``, the result of ``state_dict``."""
         self._sufficient, self._longest = list(saved["enough"]), saved["longest"]
         self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]

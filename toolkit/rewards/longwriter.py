@@ -10,8 +10,8 @@ The paper has two more rewards, for writing quality and for format, and averages
 ``combine.MeanOfAdvantages``.
 
 Deviations: as printed, the reward is negative beyond L_max; here its minimum is 0 (ours). L_max is probably the paper's output limit of
-14000 tokens, but we could not confirm it (``assumed_longest``). In the paper a model predicts the target range. Here the range comes from
-columns or parameters.
+14000 tokens, but we could not confirm it; this value is the default, ``assumed_longest``. In the paper a model predicts the target range.
+Here the range comes from columns or parameters.
 
 Units and signs: ``unit="words"`` measures the answer in words (runs of letters, digits and underscores), as published. ``unit="tokens"``
 measures the whole response in tokens. Higher is better. The reward falls for responses that are too short, so it does not favour brevity.

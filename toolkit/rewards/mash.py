@@ -14,11 +14,11 @@ no loss of reward):
 cheapest right response so far. On a problem whose right responses are all long, n is large, and a long response may lose little.
 ``linear``, and ``otc`` if n = 0, depend on the cost alone. In the linear form, C is the largest cost with a reward.
 
-Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response
-(``assumed_block``). Here n is the least cost over all batches so far; in the released code it is that of the current batch. The
-released code also has a branch for m < n that cannot be reached; we leave it out.
+Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response. The default
+block, ``assumed_block``, is our choice. Here n is the least cost over all batches so far; in the released code it is that of the current
+batch. The released code also has a branch for m < n that cannot be reached; we leave it out.
 
-Units and signs: costs in blocks of tokens; a higher reward is better; a wrong answer gets 0 at any cost.
+Units and signs: costs in blocks of tokens; a higher reward is better; a wrong response gets 0 at any cost.
 
 State: n of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of the batch.
 """
@@ -59,7 +59,7 @@ def penalty(
 
     Args:
         m: Cost of each response, in blocks of tokens.
-        n: Least cost so far of a right response to the same problem, in blocks of tokens; at most m.
+        n: Least cost of a right response to the same problem, in this batch or an earlier one, in blocks of tokens; at most m.
         kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
         decay: Used only by ``"exp"``: each block above n multiplies the factor by this number, in (0, 1].
         cap: Used only by ``"linear"`` and ``"otc"``, in blocks of tokens: a larger cap gives a slower fall with the cost.

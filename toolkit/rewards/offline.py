@@ -1,7 +1,7 @@
 """Score existing rollouts with rewards, without training, and compare the rewards.
 
 Some rewards have a state that training updates, such as the length of the shortest right response to each problem. By default
-(``split="eval"``), scoring does not change this state. A new reward object then scores all rollouts as in the first step of training. With
+(``split="eval"``), scoring does not change this state, so a new reward object scores all rollouts as in the first step of training. With
 ``split="train"`` each call of ``score`` updates the state, as a training step does.
 """
 
@@ -35,6 +35,8 @@ def score(
 
     Columns: ``problem_id``, ``sample`` (index of the response among those to the problem), ``correct``, ``tokens`` (of the response),
     ``think_tokens``, ``finish``, ``reward``, and ``component.NAME`` for each component of the reward. The components add up to ``reward``.
+
+    The example is one right response of 4 tokens. Its reward is 1 minus a penalty of 4/16.
 
     >>> from toolkit.rewards.correctness import LengthPenalty
     >>> from toolkit.types import Span
@@ -91,16 +93,15 @@ def compare(
 
 
 def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean GRPO advantage that each reward gives to four kinds of responses: a table with one row per reward.
+    """Return a table with one row per reward: the mean GRPO advantage of right and wrong, shorter and longer responses.
 
-    The table shows which responses a reward makes more likely in training: those of positive advantage. The index is the name of the
-    reward. The columns are:
+    Responses of positive advantage become more likely in training. The index is the name of the reward. The columns are:
 
     - ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer``: mean advantage of the right or wrong responses that are
       shorter or longer, in tokens, than the median response to the same problem. NaN if there are none. Responses of exactly the median
       length are in no column.
-    - ``no push``: share of problems, from 0 to 1, whose responses all get the same reward. All their advantages are 0, so these problems
-      train nothing.
+    - ``no push``: share of problems, from 0 to 1, whose responses all get the same reward. All their advantages are 0, so training on
+      these problems has no effect.
 
     The advantage of a response with reward r is ``(r - mean) / (std + 1e-4)``, as in TRL. Mean and standard deviation (with Bessel's
     correction) are those of the rewards of all responses to the same problem.

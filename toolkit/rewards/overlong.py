@@ -11,7 +11,7 @@ before the limit):
 The component ``overlong`` of the reward is p; it equals TRL's ``get_soft_overlong_punishment``. It penalises responses that are too long,
 and never rewards short ones.
 
-Deviations: in DAPO a right answer earns 1 and a wrong one -1, a difference of 2. Here they earn 1 and 0, a difference of 1. Correctness
+Deviations: in DAPO a right response earns 1 and a wrong one -1, a difference of 2. Here they earn 1 and 0, a difference of 1. Correctness
 therefore has half of DAPO's weight relative to p. With ``correctness=2`` the difference is 2 and the advantages are those of DAPO.
 
 Units and signs: lengths in tokens; higher is better.
@@ -42,7 +42,7 @@ class Overlong:
         longest: L_max, the length limit, tokens. Longer responses have the penalty 1.
         cache: L_cache, the number of tokens before the limit over which the penalty grows linearly from 0 to 1. With 0 there is no such
             slope: only a response longer than the limit is penalised.
-        correctness: Reward of a right answer before the penalty is subtracted; a wrong answer gets 0.
+        correctness: Reward of a right response before the penalty is subtracted; a wrong response gets 0.
     """
 
     longest: Number = PUBLISHED_LONGEST

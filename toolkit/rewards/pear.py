@@ -1,14 +1,15 @@
 """PEAR: phase entropy aware reward for efficient reasoning, arXiv:2510.08026.
 
 Equations (H_think, H_answer: mean entropy of the policy over the tokens before and after the closing think tag, as in
-``methods.phase_entropy``; P: excess entropy of thinking; alpha, s: constants; r_fmt: reward of a wrong answer, the paper's format reward):
+``methods.phase_entropy``; P: excess entropy of thinking; alpha, s: constants; r_fmt: reward of a wrong response, called the format reward
+in the paper):
 
     P = max(0, H_think - alpha H_answer)
     r = min(1, s - P) if right, r_fmt if wrong
 
-Deviations: the value of r_fmt was not found (``assumed_format_reward``). The entropy of a missing phase (no thinking, or no answer) counts
-as 0. By the printed formula, a right answer after thinking of high entropy can earn less than a wrong one, although the paper's text
-says that r stays in [0, 1]. With ``lowest=0`` no right answer earns less than 0 (ours, off by default).
+Deviations: the value of r_fmt was not found; the default, ``assumed_format_reward``, is our guess. The entropy of a missing phase (no
+thinking, or no answer) counts as 0. By the printed formula, a right response after thinking of high entropy can earn less than a wrong one,
+although the paper's text says that r stays in [0, 1]. With ``lowest=0`` no right response earns less than 0 (ours, off by default).
 
 Units and signs: entropies in nats, at the temperature at which they were measured; higher is better.
 """
@@ -29,9 +30,9 @@ assumed_format_reward = 0.0
 
 @dataclass(frozen=True)
 class PEAR:
-    """Reward for right answers that falls with the excess entropy: entropy of thinking minus ``alpha`` times entropy of the answer.
+    """Reward for right responses that falls with the excess entropy: entropy of thinking minus ``alpha`` times entropy of the answer.
 
-    A right answer gets ``min(1, scale - excess)``, where a negative excess counts as 0. A wrong answer gets ``wrong``. The columns
+    A right response gets ``min(1, scale - excess)``, where a negative excess counts as 0. A wrong response gets ``wrong``. The columns
     ``think_entropy`` and ``answer_entropy`` hold the mean entropy per token of each part, in nats.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
@@ -40,9 +41,9 @@ class PEAR:
 
     Attributes:
         alpha: Weight of the answer's entropy.
-        scale: Reward of a right answer without excess entropy, 1 in the paper. No right answer earns more than 1.
-        wrong: Reward of a wrong answer, in the paper a format reward.
-        lowest: Smallest reward of a right answer; ``None`` for no lower limit.
+        scale: Reward of a right response without excess entropy, 1 in the paper. No right response earns more than 1.
+        wrong: Reward of a wrong response, r_fmt in the paper.
+        lowest: Smallest reward of a right response; ``None`` for no lower limit.
     """
 
     alpha: Number = PUBLISHED_ALPHA

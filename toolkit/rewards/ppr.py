@@ -55,7 +55,7 @@ def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
 
 @dataclass(frozen=True)
 class ReNorm:
-    """Process reward plus correctness minus 1: from 0 to 1 for right answers, from -1 to 0 for wrong ones.
+    """Process reward plus correctness minus 1: from 0 to 1 for right responses, from -1 to 0 for wrong ones.
 
     >>> from toolkit.rewards.longwriter import LongWriter
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[50, 50])

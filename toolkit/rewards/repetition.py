@@ -4,7 +4,7 @@ Equations (d: number of different n-grams of a response divided by the number of
 right, else 0; most: largest possible penalty):
 
     RepetitionPenalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
-    Repetition         r = c d                after R^3, arXiv:2402.03469
+    Repetition         r = c d                after R^3 (see below), arXiv:2402.03469
     Distinct           r = d                  the factor alone, for other rewards
 
 Combine one of these with any reward that favours long responses: repetition is an easy way to make a response long.

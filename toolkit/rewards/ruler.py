@@ -29,7 +29,7 @@ from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed
 
 @dataclass(frozen=True)
 class Ruler:
-    """Reward 1 if the length is within a range around the target, the length that the prompt requests, else 0.
+    """Reward 1 if the length is within a range around the target, else 0. The target is the length that the prompt requests.
 
     The lower end of the range does not belong to it; the upper end does.
 
@@ -38,9 +38,9 @@ class Ruler:
     [1.0, 0.0]
 
     Attributes:
-        ranges: Table from target T to ``(low, high)``: ``stats.RULER_FLEXIBLE`` or ``stats.RULER_PRECISE``, both in words, or one of your
-            own. A target that is missing in the table has the range from ``(1 - share) T`` to ``(1 + share) T``. ``None``: all targets
-            have this range.
+        ranges: Table from target T to ``(low, high)``: ``stats.RULER_FLEXIBLE`` or ``stats.RULER_PRECISE``, which need ``unit="words"``,
+            or one of your own. A target that is missing in the table has the range from ``(1 - share) T`` to ``(1 + share) T``. With
+            ``None``, all targets have such a range.
         share: Half width of the range of a target that is missing in the table, as a share of the target T, in (0, 1].
         unit: Unit of all lengths: ``"words"`` of the answer, or ``"tokens"`` of the response.
         target: One target for all rows; ``None`` reads the column ``target_words`` or ``target_tokens``.

@@ -9,13 +9,13 @@ without the question in the prompt; ppl: perplexity, exp(-lp); R_SA: self-aligne
 R_SA is high if the response is much more likely with the question than without it: its content is then specific to the question. Filler
 text is about as likely without the question, and lowers R_SA.
 
-Deviations: the released code adds 1e-9 to the denominator, which makes no difference since ppl >= 1. We compute R_SA by the second form, so
-that no perplexity can overflow. An empty response has R_SA = 0 (ours). lp(a) is computed with an empty user message and the same
-system prompt.
+Deviations: the released code adds 1e-9 to the denominator, which makes no difference since ppl >= 1. We compute R_SA by the second form of
+the equation, in which no perplexity can overflow. An empty response has R_SA = 0 (ours). lp(a) is computed with an empty user message and
+the same system prompt.
 
 Units and signs: mean log-probabilities are in nats per token. A higher reward is better. R_SA is in [-1, 1]. It does not depend on
-correctness: a wrong answer can earn it too. Use advantages that are not divided by the standard deviation (as in Dr. GRPO). In a group
-without a right answer, the division would turn tiny differences of R_SA into large advantages.
+correctness: a wrong response can earn it too. Use advantages that are not divided by the standard deviation (as in Dr. GRPO). In a group
+without a right response, the division would turn tiny differences of R_SA into large advantages.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Correctness plus a bonus for right answers: ``alpha`` for the shortest right answer of the group, falling to 0 for the longest.
+    """Correctness plus a bonus for right responses: ``alpha`` for the shortest right response of the group, falling to 0 for the longest.
 
-    The group consists of the responses to the same problem. This is the reward ``slpo.SLPO`` under another name. It replaces the reward
+    The group consists of the responses to the same problem. The reward is ``slpo.SLPO`` under another name. It stands in for the reward
     "self-rewarded efficiency RL" (arXiv:2506.15647), whose formula we did not find.
 
     >>> from toolkit.rewards.batch import RewardBatch

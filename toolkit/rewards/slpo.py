@@ -9,7 +9,8 @@ responses to the same problem; alpha: largest bonus):
     r = 1                                              if right and L_min = L_max
     r = 1 + alpha (L_max - L) / (L_max - L_min)        if right and L_min < L_max
 
-Deviations: alpha was not found (``assumed_alpha``). The paper implies that wrong answers get 0, but does not say so.
+Deviations: alpha was not found; the default, ``assumed_alpha``, is our guess. The paper implies that wrong responses get 0, but does not
+say so.
 
 Units and signs: lengths in tokens; higher is better. If only one response of a group is right, it gets 1, the same as
 the *longest* right response of a group with several.
@@ -31,17 +32,17 @@ assumed_alpha = 0.5  # ours
 
 @dataclass(frozen=True)
 class SLPO:
-    """Correctness plus a bonus for right answers: ``alpha`` for the shortest right answer of the group, falling to 0 for the longest.
+    """Correctness plus a bonus for right responses: ``alpha`` for the shortest right response of the group, falling to 0 for the longest.
 
-    The group consists of the responses to the same problem. If all right answers of the group have the same length, or only one answer is
-    right, the bonus is 0.
+    The group consists of the responses to the same problem. If all right responses of the group have the same length, or only one is right,
+    the bonus is 0.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> SLPO(alpha=0.5)(batch).values.tolist()
     [1.5, 1.25, 1.0, 0.0]
 
     Attributes:
-        alpha: Bonus of the shortest right answer, at least 0.
+        alpha: Bonus of the shortest right response, at least 0.
     """
 
     alpha: Number = assumed_alpha

@@ -50,7 +50,7 @@ class Surrogate:
 
     Attributes:
         longest: L_max, tokens: the length part is -1 at this length and above.
-        best: The length at which the length part is highest, as a share of L_max, in (0, 1).
+        best: p, the length at which the length part is highest, as a share of L_max, in (0, 1).
         format: Reward for an answer that parses: 1 in the paper, 0.5 (``SCRIPT_FORMAT``) in the released code.
         shape: Curve of the length part over the length: ``"parabola"``, or ``"polyline"``, two straight lines. The polyline has its
             maximum at 1/2, so any other ``best`` is an error.

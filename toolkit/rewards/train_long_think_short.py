@@ -17,7 +17,7 @@ Deviations: we did not find the weights of the paper's main run, nor R, a_think 
 of an ablation that stresses correctness. The defaults w_f = 0.1, R = 1 and a_think = a_answer = 1/2 are ours (``assumed_...``). A fixed
 ``budget`` can replace the column ``budget``, for example if rollouts are scored without training.
 
-Units and signs: lengths in tokens; higher is better. R_len does not depend on correctness: a wrong answer of length B also earns
+Units and signs: lengths in tokens; higher is better. R_len does not depend on correctness: a wrong response of length B also earns
 w_l R. The triangle penalises short responses. The reward reads B from a column and never computes it from the step, since B has to be the
 budget *in the prompt*.
 """
@@ -48,7 +48,7 @@ SHAPES = ("triangle", "band")
 def budget_at(
     step: int, *, start: Number = PUBLISHED_START, gamma: Number = PUBLISHED_GAMMA, every: int = PUBLISHED_EVERY
 ) -> float:
-    """Return the token budget that prompts state at an optimizer step of the curriculum, not rounded to whole tokens.
+    """Return the token budget at an optimizer step of the curriculum, before ``stated_budget`` rounds it for the prompt.
 
     The budget is ``max(1, start * gamma**k)`` after k drops, and there is one drop after every ``every`` steps.
 
@@ -65,7 +65,7 @@ def budget_at(
 
 
 def budget_after(drops: int, *, start: Number, factor: Number) -> float:
-    """Return the token budget after a number of drops, ``max(1, start * factor**drops)``, not rounded to whole tokens.
+    """Return the token budget after a number of drops, ``max(1, start * factor**drops)``, before ``stated_budget`` rounds it.
 
     Args:
         drops: Number of drops so far.

@@ -66,7 +66,8 @@ def as_trl(
             ``{"correct": lambda completions, answer, **_: [...]}``.
         group: Name of the dataset column with problem ids.
         generations: Number of completions per problem, needed only if the dataset has no problem ids: TRL's ``num_generations``, or the
-            pair ``(num_generations, num_generations_eval)`` if they differ.
+            pair ``(num_generations, num_generations_eval)`` if they differ. A reward that stores a state by problem id needs a dataset
+            with ids.
         stop_ids: End-of-sequence token ids, for rewards that need the column ``finish``.
         gather: ``accelerate.utils.gather_object`` in a run of several processes; ``None`` in a run of one process.
         close: Closing think tag of the model, for rewards that need ``answer_text``; ``None`` if the model has none.
@@ -81,7 +82,7 @@ def as_trl(
 class TRLReward:
     """A reward as a function for TRL, returned by ``as_trl``. Its fields are the arguments of ``as_trl``.
 
-    It has no state besides that of the reward. It can be pickled if the reward and the functions in ``columns`` can.
+    It has no state besides that of the reward. It can be pickled if the reward and the functions in ``columns`` can be pickled.
     """
 
     reward: Reward
@@ -110,8 +111,10 @@ class TRLReward:
             **extra: Dataset columns by name, and TRL's ``trainer_state`` and ``log_metric``.
 
         Raises:
-            MissingColumnError: A column that the reward needs is neither in the dataset nor in ``columns``.
-            ValueError: Groups cannot be determined, or a reward is not finite.
+            MissingColumnError: A column that the reward needs is neither in the dataset nor in ``columns``, and cannot be computed from
+                the completions.
+            ValueError: The problem ids are missing and cannot be made (see ``as_trl``), the splits of the rows differ, or a reward is not
+                finite.
         """
         arguments = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **extra)
         split, step = batch_split(extra), getattr(extra.get("trainer_state"), "global_step", 0)
@@ -166,11 +169,15 @@ class TRLReward:
     def _problem_ids(self, arguments: Mapping[str, Any], split: str) -> ndarray:
         """Return the problem id of each completion.
 
-        If the dataset has no ids, every ``generations`` consecutive completions get one new id.
+        If the dataset has no ids, each run of ``generations`` consecutive completions gets one new id.
 
         Args:
             arguments: The keyword arguments with which TRL calls a reward function, dataset columns included.
             split: ``"train"`` or ``"eval"``; the two may differ in the number of completions per problem.
+
+        Raises:
+            ValueError: The dataset has no ids, and either the completions cannot be divided into groups of ``generations``, or the reward
+                stores a state by problem id, for which new ids would not do.
         """
         if self.group in arguments:
             return object_array(arguments[self.group])

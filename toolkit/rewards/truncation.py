@@ -7,7 +7,8 @@ Equation (c: 1 if right, else 0; L: length; L_T: length limit; rho: reward of a 
 
 ThinkPrune lowers L_T in stages: 4096, 3072, 2048 tokens. The formula with rho is from the LASER paper (arXiv:2505.15612).
 
-Deviations: the number of steps per stage was not found (``assumed_stage_steps``). The last stage lasts until the end of training.
+Deviations: the number of steps per stage was not found; the default, ``assumed_stage_steps``, is our guess. The last stage lasts until the
+end of training.
 
 Units and signs: lengths in tokens; higher is better. Do not mask truncated responses in the loss (keep TRL's
 ``mask_truncated_completions=False``): the penalty would then have no effect on them.
