@@ -1,0 +1,144 @@
+"""Test the five properties of retrieval heads on the shipped models: ``python data/retrieval-heads/properties.py``.
+
+Writes ``properties.json`` here and the tables in ``README.md`` beside it. Needs ``make smol``. Copy scores are measured on needles in filler
+text (SmolLM2) or on variable lookup (tiny reasoner), on the dev split, for
+
+* SmolLM2-135M-Instruct,
+* the smol reasoner (SmolLM2 after fine-tuning),
+* SmolLM2 and the tiny reasoner with their context doubled: rotary frequencies by parts (arXiv:2308.10882), nothing trained,
+* the tiny reasoner.
+
+Effects of masking are read from committed results; only SmolLM2 with doubled context is masked here. Responses and scores are kept in
+``runs/retrieval-properties``, so after a stop the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from toolkit import claims, needles, report, store
+from toolkit import lm as lms
+from toolkit.claims import Claim
+from toolkit.generate import rollouts
+from toolkit.jobs import masking, retrieval_claims
+from toolkit.jobs.retrieval import Search
+from toolkit.jobs.retrieval_claims import CopyScores
+from toolkit.lm import LM
+from toolkit.methods import giraffe, retrieval_heads
+from toolkit.tasks.haystack import Haystack
+from toolkit.types import HeadScores
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "data"))
+import publish  # noqa: E402
+
+WORK = ROOT / "runs" / "retrieval-properties"
+NEEDLES = Search(task="needle", instances=45, lengths=(256, 384, 512), max_new_tokens=32, batch_size=5)
+LOOKUPS = Search(task="lookup", instances=100)
+MASKED, HEADS, DRAWS = 20, 5, 3  # haystacks, masked heads and random controls of the model with doubled context
+SCALE = 2.0  # factor by which the context grows
+SMOL, TUNED, LONG, TINY, TINY_LONG = (
+    "SmolLM2",
+    "smol reasoner",
+    "SmolLM2, context doubled",
+    "tiny reasoner",
+    "tiny reasoner, context doubled",
+)
+
+
+def load() -> dict[str, tuple[LM, Search]]:
+    """Return every model with the haystacks to measure it on."""
+    base = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
+    tiny = lms.load(lms.TINY_REASONER, device="cpu")
+    return {
+        TINY: (tiny, LOOKUPS),
+        TINY_LONG: (giraffe.with_parts(tiny, SCALE), LOOKUPS),
+        SMOL: (base, NEEDLES),
+        TUNED: (lms.load(lms.SMOL_REASONER, device="cpu"), NEEDLES),
+        LONG: (giraffe.with_parts(base, SCALE), NEEDLES),
+    }
+
+
+def kind(haystack: Haystack) -> str:
+    """Return the kind of a haystack: the first two words of the question, or the number of steps of a lookup."""
+    question = haystack.problem.meta.get("question")
+    return " ".join(question.split()[:2]) if question else str(haystack.problem.meta["difficulty"])
+
+
+def measured(name: str, lm: LM, search: Search) -> tuple[CopyScores, dict[str, Any]]:
+    """Return a model's copy scores and a summary of them. Kept scores of the same model and haystacks are read."""
+    haystacks = search.haystacks(lm, "dev")
+    where = WORK / store.key([lm.fingerprint, store.jsonable(search)])
+    file = where / "copy.json"
+    if not file.exists():
+        answers = rollouts(lm, [h.problem for h in haystacks], search.sampling, out=where / "rollouts")
+        # Without control prompts and questions, one pass over each response is enough.
+        examples = [replace(e, control=None, query=None) for e in needles.examples(haystacks, answers, whole=False)]
+        metrics = retrieval_heads.measure(lm, examples, success=lambda e: bool(e.rollout.correct))
+        scores = retrieval_claims.copy_scores(name, metrics, [kind(h) for h in haystacks])
+        found = {
+            "copy": scores.copy.tolist(),
+            "layers": scores.layers.tolist(),
+            "statistics": retrieval_heads.statistics(metrics.select("copy")),
+            "accuracy": sum(metrics.success) / len(metrics.success),
+            "ranked": retrieval_heads.scores(metrics).ranked()[:HEADS],
+        }
+        store.write_json(found, file)
+    found = store.read_json(file)
+    scores = CopyScores(
+        name, pd.DataFrame(found["copy"]).to_numpy(float), pd.Series(found["layers"]).to_numpy(), tuple(map(kind, haystacks))
+    )
+    about = {"accuracy": found["accuracy"], "strongest": found["ranked"], **found["statistics"]}
+    return scores, about | {"search": search, "provenance": lm.provenance(search.seed)}
+
+
+def masked(lm: LM, search: Search, strongest: list[list[int]]) -> dict[str, float]:
+    """Return the effect of masking the heads with the highest copy scores, beside random heads of the same layers."""
+    score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads)
+    for rank, (layer, head) in enumerate(strongest):
+        score[layer, head] = HEADS - rank
+    plan = retrieval_heads.mask_plan(HeadScores(score, "retrieval_copy", "rank", lm.provenance()), HEADS)
+    few = replace(search, instances=MASKED, draws=DRAWS)
+    problems = [h.problem for h in few.haystacks(lm, "test")]
+    return masking.plan_effect(lm, plan, few, problems, out=WORK / "masked" / lm.fingerprint[:12])
+
+
+def committed() -> list[Claim]:
+    """Return the causal claims of masks that were measured before."""
+    made = []
+    for model, file, heads in ((SMOL, "smollm2", 5), (TINY, "tiny-reasoner", 4)):
+        for row in store.read_json(HERE / f"{file}.json")["masking"]:
+            if (row["heads"], row["op"], row["during"]) == (heads, "uniform", "decode only"):
+                made += retrieval_claims.causal(f"{model}, {heads} heads by {row['ranking']}", row)
+    return made
+
+
+def main() -> None:
+    """Measure every model, then write the claims."""
+    models = load()
+    scores, about = {}, {}
+    for name, (lm, search) in models.items():
+        scores[name], about[name] = measured(name, lm, search)
+        print(name, {k: v for k, v in about[name].items() if k not in ("search", "provenance")}, flush=True)
+    found = [c for s in scores.values() for c in (*retrieval_claims.universal(s), *retrieval_claims.sparse(s))]
+    for base, derived in ((SMOL, TUNED), (SMOL, LONG), (TINY, TINY_LONG)):
+        found += retrieval_claims.intrinsic(scores[base], scores[derived])
+    found += [c for s in scores.values() for c in retrieval_claims.dynamic(s)]
+    row = masked(*models[LONG], about[LONG]["strongest"])
+    found += [*committed(), *retrieval_claims.causal(f"{LONG}, {HEADS} heads by copy, as published", row)]
+    print(claims.verdict_table(found).to_string())
+    code = store.code_of("toolkit.jobs.retrieval_claims", "toolkit.methods.retrieval_heads", "toolkit.jobs.masking")
+    result = {"made_by": store.made_by(code), "models": about, "masking": {LONG: row}, "claims": claims.json_records(found)}
+    store.write_json(result, HERE / "properties.json")
+    publish.splice("properties", report.markdown(claims.verdict_table(found)), HERE / "README.md")
+
+
+if __name__ == "__main__":
+    main()
