@@ -108,6 +108,19 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 
 
 @contextmanager
+def rewrite_inputs(rewrites: Mapping[nn.Module, Rewrite]) -> Iterator[None]:
+    """Replace the input of each module by the result of its function, in every forward pass inside the context.
+
+    Args:
+        rewrites: Module with one input tensor -> function of this input, see ``Rewrite``. Both of its arguments are the input.
+    """
+    with ExitStack() as handles:
+        for module, fn in rewrites.items():
+            handles.callback(module.register_forward_pre_hook(_on_input(fn), with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
 def around_passes(
     model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]
 ) -> Iterator[None]:

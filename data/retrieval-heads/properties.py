@@ -8,8 +8,8 @@ text (SmolLM2) or on variable lookup (tiny reasoner), on the dev split, for
 * SmolLM2 and the tiny reasoner with their context doubled: rotary frequencies by parts (arXiv:2308.10882), nothing trained,
 * the tiny reasoner.
 
-Effects of masking are read from committed results; only SmolLM2 with doubled context is masked here. Responses and scores are kept in
-``runs/retrieval-properties``, so after a stop the same command goes on.
+Nothing is masked here: effects of masking are read from the committed results of ``toolkit retrieval-heads`` and of the smol reasoner.
+Responses and scores are kept in ``runs/retrieval-properties``, so after a stop the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from toolkit import claims, needles, report, store
 from toolkit import lm as lms
 from toolkit.claims import Claim
 from toolkit.generate import rollouts
-from toolkit.jobs import masking, retrieval_claims
+from toolkit.jobs import retrieval_claims
 from toolkit.jobs.retrieval import Search
 from toolkit.jobs.retrieval_claims import CopyScores
 from toolkit.lm import LM
 from toolkit.methods import giraffe, retrieval_heads
 from toolkit.tasks.haystack import Haystack
-from toolkit.types import HeadScores
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -42,7 +40,7 @@ import publish  # noqa: E402
 WORK = ROOT / "runs" / "retrieval-properties"
 NEEDLES = Search(task="needle", instances=45, lengths=(256, 384, 512), max_new_tokens=32, batch_size=5)
 LOOKUPS = Search(task="lookup", instances=100)
-MASKED, HEADS, DRAWS = 20, 5, 3  # haystacks, masked heads and random controls of the model with doubled context
+STRONGEST = 5  # heads to name
 SCALE = 2.0  # factor by which the context grows
 SMOL, TUNED, LONG, TINY, TINY_LONG = (
     "SmolLM2",
@@ -88,7 +86,7 @@ def measured(name: str, lm: LM, search: Search) -> tuple[CopyScores, dict[str, A
             "layers": scores.layers.tolist(),
             "statistics": retrieval_heads.statistics(metrics.select("copy")),
             "accuracy": sum(metrics.success) / len(metrics.success),
-            "ranked": retrieval_heads.scores(metrics).ranked()[:HEADS],
+            "ranked": retrieval_heads.scores(metrics).ranked()[:STRONGEST],
         }
         store.write_json(found, file)
     found = store.read_json(file)
@@ -99,17 +97,6 @@ def measured(name: str, lm: LM, search: Search) -> tuple[CopyScores, dict[str, A
     return scores, about | {"search": search, "provenance": lm.provenance(search.seed)}
 
 
-def masked(lm: LM, search: Search, strongest: list[list[int]]) -> dict[str, float]:
-    """Return the effect of masking the heads with the highest copy scores, beside random heads of the same layers."""
-    score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads)
-    for rank, (layer, head) in enumerate(strongest):
-        score[layer, head] = HEADS - rank
-    plan = retrieval_heads.mask_plan(HeadScores(score, "retrieval_copy", "rank", lm.provenance()), HEADS)
-    few = replace(search, instances=MASKED, draws=DRAWS)
-    problems = [h.problem for h in few.haystacks(lm, "test")]
-    return masking.plan_effect(lm, plan, few, problems, out=WORK / "masked" / lm.fingerprint[:12])
-
-
 def committed() -> list[Claim]:
     """Return the causal claims of masks that were measured before."""
     made = []
@@ -117,7 +104,14 @@ def committed() -> list[Claim]:
         for row in store.read_json(HERE / f"{file}.json")["masking"]:
             if (row["heads"], row["op"], row["during"]) == (heads, "uniform", "decode only"):
                 made += retrieval_claims.causal(f"{model}, {heads} heads by {row['ranking']}", row)
-    return made
+    tuned = {row["effect"]: row["estimate"] for row in store.read_json(ROOT / "data/smol-reasoner/results/claims.json")}
+    effects = {
+        "lost": tuned["4 retrieval heads (our score) masked: needles lost"],
+        "more_than_random": tuned["more needles lost than with random heads"],
+    }
+    ends = {"mean": "", "low": "_low", "high": "_high"}
+    row = {f"{column}{end}": e[key] for column, e in effects.items() for key, end in ends.items()}
+    return [*made, *retrieval_claims.causal(f"{TUNED}, 4 heads by write (ours)", row)]
 
 
 def main() -> None:
@@ -131,11 +125,10 @@ def main() -> None:
     for base, derived in ((SMOL, TUNED), (SMOL, LONG), (TINY, TINY_LONG)):
         found += retrieval_claims.intrinsic(scores[base], scores[derived])
     found += [c for s in scores.values() for c in retrieval_claims.dynamic(s)]
-    row = masked(*models[LONG], about[LONG]["strongest"])
-    found += [*committed(), *retrieval_claims.causal(f"{LONG}, {HEADS} heads by copy, as published", row)]
+    found += committed()
     print(claims.verdict_table(found).to_string())
-    code = store.code_of("toolkit.jobs.retrieval_claims", "toolkit.methods.retrieval_heads", "toolkit.jobs.masking")
-    result = {"made_by": store.made_by(code), "models": about, "masking": {LONG: row}, "claims": claims.json_records(found)}
+    code = store.code_of("toolkit.jobs.retrieval_claims", "toolkit.methods.retrieval_heads")
+    result = {"made_by": store.made_by(code), "models": about, "claims": claims.json_records(found)}
     store.write_json(result, HERE / "properties.json")
     publish.splice("properties", report.markdown(claims.verdict_table(found)), HERE / "README.md")
 

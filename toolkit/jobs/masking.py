@@ -146,21 +146,6 @@ def masking_effects(
     return pd.DataFrame(rows, columns=["ranking", "heads", "op", "during", *JUDGED])
 
 
-def plan_effect(lm: LM, plan: Plan, search: Search, problems: Sequence[Problem], *, out: Path | None = None) -> dict[str, float]:
-    """Return the row of ``masking_effects`` for one plan, masked as in arXiv:2404.15574: ``uniform``, at the newest position only.
-
-    Keys are the columns of ``masking_effects`` that hold numbers. The arguments are those of ``masking_effects``; ``plan`` has the heads.
-    """
-
-    def outcomes(masked: Plan | None) -> ndarray:
-        name = "base" if masked is None else "-".join(f"{layer}.{head}" for layer, head in sorted(masked.heads))
-        interventions = () if masked is None else (masks.masking(masked, "uniform", during="newest"),)
-        return _outcomes(lm, Condition(lm, interventions), problems, search.sampling, out and out / name)
-
-    noise = [outcomes(control) for control in controls(plan, lm, search.draws, search.seed)]
-    return dict(zip(JUDGED, _judged(outcomes(None), outcomes(plan), noise, search.seed), strict=True))
-
-
 def _outcomes(lm: LM, condition: Condition, problems: Sequence[Problem], sampling: Sampling, out: Path | None) -> ndarray:
     """Return correctness (1 or 0) and length (response tokens) of every response, as ``[2, problems, samples]``."""
     answers = rollouts(condition, problems, sampling, out=out)

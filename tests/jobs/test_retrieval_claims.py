@@ -1,0 +1,131 @@
+"""The five properties of retrieval heads as claims: made-up scores that have a property, or lack it, get the verdict that says so."""
+
+from __future__ import annotations
+
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+
+from toolkit.jobs import retrieval
+from toolkit.jobs.retrieval_claims import (
+    CopyScores,
+    causal,
+    copy_scores,
+    dynamic,
+    held_out,
+    intrinsic,
+    sparse,
+    top,
+    universal,
+)
+from toolkit.methods import retrieval_heads
+
+LAYERS = np.repeat(np.arange(5), 8)  # 40 heads
+N = 24
+
+
+def model(strong: dict[int, float], *, noise: float = 0.0, seed: int = 0, kinds=("one", "two")) -> CopyScores:
+    """Scores in which the given heads copy with this probability, and all others with the probability ``noise``."""
+    rng = np.random.default_rng(seed)
+    chance = np.full(40, noise)
+    chance[list(strong)] = list(strong.values())
+    return CopyScores("M", (rng.random((N, 40)) < chance).astype(float), LAYERS, tuple(np.resize(kinds, N)))
+
+
+def verdicts(claims) -> list[str]:
+    return [claim.verdict for claim in claims]
+
+
+def test_a_strong_head_is_universal_and_heads_that_copy_by_chance_are_not():
+    assert verdicts(universal(model({3: 0.8}))) == ["reproduced", "reproduced"]
+    weak = universal(model({}, noise=0.03))
+    assert weak[0].verdict != "reproduced" and weak[1].verdict != "reproduced"
+    assert weak[1].estimate.mean < 0.1, "held out: the best of 40 heads is no better than the others"
+
+
+def test_a_selected_head_is_judged_on_the_other_half():
+    copy = np.zeros((4, 3))
+    copy[0::2, 0], copy[1::2, 1] = 1.0, 1.0  # each half has a head of its own
+    assert held_out(copy, top(1)).tolist() == [[False, True, False], [True, False, False]] * 2
+    assert universal(CopyScores("M", copy, np.zeros(3, int), ("",) * 4))[0].estimate.mean == 0
+
+
+def test_the_share_of_retrieval_heads_is_counted_and_compared_with_5_percent():
+    one, many = sparse(model({3: 0.8})), sparse(model(dict.fromkeys(range(8), 0.8)))
+    assert one[0].estimate.mean == pytest.approx(-1 / 40) and many[0].estimate.mean == pytest.approx(-8 / 40)
+    assert one[0].verdict == "reproduced" and many[0].verdict == "contradicted"
+    # The top 2 of 8 equally strong heads do a quarter of the copying.
+    assert one[1].estimate.mean == pytest.approx(1 - 2 / 40) and many[1].estimate.mean == pytest.approx(0.25 - 2 / 40, abs=0.08)
+    assert sparse(model({}))[1].estimate.mean == 0, "nothing is copied"
+
+
+def test_correlation_with_a_derived_model_is_pearsons_and_the_control_its_mean_over_shuffles():
+    rng = np.random.default_rng(1)
+    layers = np.array([0, 0, 0, 1, 1])
+    a, b = (CopyScores(name, rng.random((6, 5)), layers, ("",) * 6) for name in "ab")
+    real, above = intrinsic(a, b)
+    x, y = a.copy.mean(axis=0), b.copy.mean(axis=0)
+    assert real.estimate.mean == pytest.approx(np.corrcoef(x, y)[0, 1])
+    shuffles = [[*p, *q] for p in permutations(range(3)) for q in permutations(range(3, 5))]
+    control = np.mean([np.corrcoef(x, y[order])[0, 1] for order in shuffles])
+    assert above.estimate.mean == pytest.approx(real.estimate.mean - control)
+
+
+def test_the_same_heads_are_intrinsic_and_other_heads_are_not():
+    strong = {3: 0.9, 20: 0.6}
+    assert verdicts(intrinsic(model(strong), model(strong, seed=1))) == ["reproduced", "reproduced"]
+    assert intrinsic(model(strong), model({7: 0.9, 33: 0.6}, seed=1))[0].verdict == "contradicted"
+    with pytest.raises(ValueError, match="same heads"):
+        intrinsic(model(strong), CopyScores("other", np.zeros((N, 8)), np.zeros(8, int), ("",) * N))
+
+
+def test_heads_that_are_active_by_kind_are_dynamic_and_always_active_ones_are_not():
+    kinds = tuple("ab"[i // 2 % 2] for i in range(N))  # both kinds are in both halves (examples of even and of odd index)
+    by_kind = np.zeros((N, 40))
+    by_kind[:, 0] = 1.0
+    for i, kind in enumerate(kinds):
+        by_kind[i, 5 if kind == "a" else 6] = 1.0
+    found = dynamic(CopyScores("M", by_kind, LAYERS, kinds))
+    assert found[1].verdict == found[2].verdict == found[3].verdict == "reproduced"
+    assert found[0].estimate.mean == 1.0 and found[2].estimate.mean == pytest.approx(1 / 3)
+    always = dynamic(model({0: 1.0, 1: 1.0}))
+    assert always[2].estimate.mean == 0 and always[3].estimate.mean == 0
+
+
+def test_overlap_by_kind_is_the_mean_over_pairs_of_examples():
+    scores = model({0: 0.9, 1: 0.5, 2: 0.5, 3: 0.5}, kinds=("a", "a", "b"))
+    retrieval_head = scores.copy.mean(axis=0) > 0.1
+    sets = [set(np.flatnonzero(row)) for row in scores.copy[:, retrieval_head] > 0]
+    same, different = [], []
+    for i, j in combinations(range(N), 2):
+        union = sets[i] | sets[j]
+        (same if scores.kinds[i] == scores.kinds[j] else different).append(len(sets[i] & sets[j]) / len(union) if union else 1.0)
+    assert dynamic(scores)[3].estimate.mean == pytest.approx(np.mean(same) - np.mean(different))
+
+
+def test_without_two_retrieval_heads_only_the_most_active_head_is_judged():
+    assert len(dynamic(model({3: 0.8}))) == 2
+
+
+def test_causal_claims_are_the_numbers_of_the_masking_table_and_need_controls():
+    row = {"lost": 0.5, "lost_low": 0.3, "lost_high": 0.7, "more_than_random": None}
+    assert verdicts(causal("M", row)) == ["reproduced"]
+    row |= {"more_than_random": -0.4, "more_than_random_low": -0.5, "more_than_random_high": -0.3}
+    assert verdicts(causal("M", row)) == ["reproduced", "contradicted"]
+
+
+def test_too_few_examples_and_scores_without_a_layer_are_refused():
+    with pytest.raises(ValueError, match="at least 4 examples"):
+        CopyScores("M", np.zeros((3, 2)), np.zeros(2, int), ("",) * 3)
+    with pytest.raises(ValueError, match="one layer per head"):
+        CopyScores("M", np.zeros((5, 2)), np.zeros(3, int), ("",) * 5)
+
+
+def test_measured_scores_become_copy_scores(tiny):
+    search = retrieval.Search(instances=6, counts=(1,), draws=1, max_new_tokens=40)
+    measurement = retrieval.measure_retrieval(tiny, search)
+    metrics = measurement.measured["copy, as published"]
+    scores = copy_scores("tiny", metrics, ["kind"] * 6)
+    assert scores.copy.shape == (6, 32) and scores.layers.tolist() == sorted([*range(4)] * 8)
+    assert scores.copy.mean(axis=0) == pytest.approx(retrieval_heads.scores(metrics).score.flatten().numpy())
