@@ -5,7 +5,8 @@ text (SmolLM2) or on variable lookup (tiny reasoner), on the dev split, for
 
 * SmolLM2-135M-Instruct,
 * the smol reasoner (SmolLM2 after fine-tuning),
-* SmolLM2 and the tiny reasoner with their context doubled: rotary frequencies by parts (arXiv:2308.10882), nothing trained,
+* SmolLM2 and the tiny reasoner with their context doubled: rotary frequencies by parts (arXiv:2308.10882), nothing trained; they read the
+  responses of the unchanged models,
 * the tiny reasoner.
 
 Nothing is masked here: effects of masking are read from the committed results of ``toolkit retrieval-heads`` and of the smol reasoner.
@@ -51,16 +52,16 @@ SMOL, TUNED, LONG, TINY, TINY_LONG = (
 )
 
 
-def load() -> dict[str, tuple[LM, Search]]:
-    """Return every model with the haystacks to measure it on."""
+def load() -> dict[str, tuple[LM, LM, Search]]:
+    """Return every model, the model whose responses it reads, and the haystacks to measure it on."""
     base = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
-    tiny = lms.load(lms.TINY_REASONER, device="cpu")
+    tiny, tuned = (lms.load(name, device="cpu") for name in (lms.TINY_REASONER, lms.SMOL_REASONER))
     return {
-        TINY: (tiny, LOOKUPS),
-        TINY_LONG: (giraffe.with_parts(tiny, SCALE), LOOKUPS),
-        SMOL: (base, NEEDLES),
-        TUNED: (lms.load(lms.SMOL_REASONER, device="cpu"), NEEDLES),
-        LONG: (giraffe.with_parts(base, SCALE), NEEDLES),
+        TINY: (tiny, tiny, LOOKUPS),
+        TINY_LONG: (giraffe.with_parts(tiny, SCALE), tiny, LOOKUPS),
+        SMOL: (base, base, NEEDLES),
+        TUNED: (tuned, tuned, NEEDLES),
+        LONG: (giraffe.with_parts(base, SCALE), base, NEEDLES),
     }
 
 
@@ -70,13 +71,13 @@ def kind(haystack: Haystack) -> str:
     return " ".join(question.split()[:2]) if question else str(haystack.problem.meta["difficulty"])
 
 
-def measured(name: str, lm: LM, search: Search) -> tuple[CopyScores, dict[str, Any]]:
-    """Return a model's copy scores and a summary of them. Kept scores of the same model and haystacks are read."""
-    haystacks = search.haystacks(lm, "dev")
-    where = WORK / store.key([lm.fingerprint, store.jsonable(search)])
-    file = where / "copy.json"
+def measured(name: str, lm: LM, writer: LM, search: Search) -> tuple[CopyScores, dict[str, Any]]:
+    """Return a model's copy scores while it reads the responses of ``writer``, and a summary. Kept scores are read."""
+    haystacks = search.haystacks(writer, "dev")
+    where = WORK / store.key([writer.fingerprint, store.jsonable(search)])
+    file = where / f"copy-{lm.fingerprint[:12]}.json"
     if not file.exists():
-        answers = rollouts(lm, [h.problem for h in haystacks], search.sampling, out=where / "rollouts")
+        answers = rollouts(writer, [h.problem for h in haystacks], search.sampling, out=where / "rollouts")
         # Without control prompts and questions, one pass over each response is enough.
         examples = [replace(e, control=None, query=None) for e in needles.examples(haystacks, answers, whole=False)]
         metrics = retrieval_heads.measure(lm, examples, success=lambda e: bool(e.rollout.correct))
@@ -93,7 +94,7 @@ def measured(name: str, lm: LM, search: Search) -> tuple[CopyScores, dict[str, A
     scores = CopyScores(
         name, pd.DataFrame(found["copy"]).to_numpy(float), pd.Series(found["layers"]).to_numpy(), tuple(map(kind, haystacks))
     )
-    about = {"accuracy": found["accuracy"], "strongest": found["ranked"], **found["statistics"]}
+    about = {"accuracy of the responses": found["accuracy"], "strongest": found["ranked"], **found["statistics"]}
     return scores, about | {"search": search, "provenance": lm.provenance(search.seed)}
 
 
@@ -118,8 +119,8 @@ def main() -> None:
     """Measure every model, then write the claims."""
     models = load()
     scores, about = {}, {}
-    for name, (lm, search) in models.items():
-        scores[name], about[name] = measured(name, lm, search)
+    for name, (lm, writer, search) in models.items():
+        scores[name], about[name] = measured(name, lm, writer, search)
         print(name, {k: v for k, v in about[name].items() if k not in ("search", "provenance")}, flush=True)
     found = [c for s in scores.values() for c in (*retrieval_claims.universal(s), *retrieval_claims.sparse(s))]
     for base, derived in ((SMOL, TUNED), (SMOL, LONG), (TINY, TINY_LONG)):

@@ -227,11 +227,11 @@ def similarity(a: Float[ndarray, " components"], b: Float[ndarray, " components"
     p, q = np.maximum(a, 0.0), np.maximum(b, 0.0)
     ranks = stats.spearman(a, b)
     values = {
-        "jaccard": _ratio((s & t).sum(), (s | t).sum()),
-        "overlap": _ratio((s & t).sum(), min(s.sum(), t.sum())),
-        "weighted": _ratio(np.minimum(p, q).sum(), np.maximum(p, q).sum()),
+        "jaccard": _ratio(float((s & t).sum()), float((s | t).sum())),
+        "overlap": _ratio(float((s & t).sum()), float(min(s.sum(), t.sum()))),
+        "weighted": _ratio(float(np.minimum(p, q).sum()), float(np.maximum(p, q).sum())),
         "top": len(tops[0] & tops[1]) / count,
-        "cosine": _ratio(a @ b, float(np.linalg.norm(a) * np.linalg.norm(b))),
+        "cosine": _ratio(float(a @ b), float(np.linalg.norm(a) * np.linalg.norm(b))),
         "spearman": 0.0 if np.isnan(ranks) else ranks,
     }
     return {name: float(values[name]) for name in SIMILARITIES}
