@@ -16,6 +16,7 @@ Responses and scores are kept in ``runs/retrieval-properties``, so after a stop 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,25 @@ def committed() -> list[Claim]:
     return [*made, *retrieval_claims.causal(f"{TUNED}, 4 heads by write (ours)", row)]
 
 
+def page(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of the README, by mark."""
+    table = pd.DataFrame(result["claims"])[list(claims.COLUMNS)].set_index("effect")
+    rows = {
+        name: {
+            "accuracy of the responses, %": f"{100 * about['accuracy of the responses']:.0f}",
+            "retrieval heads, % of heads": f"{100 * about['share_retrieval']:.1f}",
+            "heads that never copy, %": f"{100 * about['share_zero']:.1f}",
+            "always active": about["always"],
+            "strongest (layer-head)": ", ".join(f"{layer}-{head}" for layer, head in about["strongest"]),
+        }
+        for name, about in result["models"].items()
+    }
+    return {
+        "models": report.markdown(pd.DataFrame.from_dict(rows, orient="index")),
+        "properties": report.markdown(table),
+    }
+
+
 def main() -> None:
     """Measure every model, then write the claims."""
     models = load()
@@ -131,7 +151,8 @@ def main() -> None:
     code = store.code_of("toolkit.jobs.retrieval_claims", "toolkit.methods.retrieval_heads")
     result = {"made_by": store.made_by(code), "models": about, "claims": claims.json_records(found)}
     store.write_json(result, HERE / "properties.json")
-    publish.splice("properties", report.markdown(claims.verdict_table(found)), HERE / "README.md")
+    for mark, text in page(store.read_json(HERE / "properties.json")).items():
+        publish.splice(mark, text, HERE / "README.md")
 
 
 if __name__ == "__main__":

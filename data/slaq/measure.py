@@ -37,8 +37,8 @@ import publish  # noqa: E402
 
 WORK = ROOT / "runs" / "slaq"
 FACTS, NOISE = 3, 0  # facts per long question, and further facts in the prompt: with more, SmolLM2 gets nearly all short ones wrong
-PAIRS = 30
-GREEDY = Sampling(temperature=0.0, max_new_tokens=60)
+PAIRS = 20
+GREEDY = Sampling(temperature=0.0, max_new_tokens=60, batch_size=40)
 CHECKED = 12  # prompts of the tiny reasoner
 
 

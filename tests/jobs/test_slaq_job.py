@@ -61,9 +61,9 @@ def test_a_row_compares_the_two_forms_of_its_fact_and_a_second_call_reads_it(pla
     first = method.attribute(plain, *job.right_response(plain, PAIRS[0].long))[0]
     assert row["other neurons cosine"] == pytest.approx(method.similarities(short, first)["neurons cosine"])
     assert (row["short_log_odds"], row["long_log_odds"]) == pytest.approx((short.log_odds, long.log_odds))
-    monkeypatch.setattr(job, "_measure_pair", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr(job, "_compare_forms", lambda *given: pytest.fail("measured again"))
     pd.testing.assert_frame_equal(job.measure(plain, PAIRS, GREEDY, out=tmp_path), facts)
-    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert len(list((tmp_path / "pairs").glob("*.json"))) == 2
 
 
 def test_a_model_that_thinks_and_several_samples_are_refused(tiny, plain):

@@ -90,6 +90,16 @@ def test_a_newcomer_reads_at_most_900_words_before_the_reference():
     assert len(README.split("# Reference")[0].split()) <= 900
 
 
+@pytest.mark.parametrize(
+    ("made_by", "results"), [("slaq/measure", "slaq/smollm2"), ("retrieval-heads/properties", "retrieval-heads/properties")]
+)
+def test_a_table_of_a_page_in_data_is_made_from_the_results_beside_it(made_by, results):
+    path = ROOT / f"data/{made_by}.py"
+    page = (path.parent / "README.md").read_text()
+    for mark, text in script(path).page(TABLES.read(f"data/{results}.json")).items():
+        assert f"<!-- {mark}: begin -->\n\n{text}\n\n<!-- {mark}: end -->" in page
+
+
 # --- sentences without numbers: each is a property of committed results -------------------------------------------
 
 

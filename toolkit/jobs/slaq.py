@@ -22,7 +22,7 @@ from toolkit.probes import Protocol
 from toolkit.stats import Estimate
 from toolkit.tasks import slaq
 from toolkit.tasks.slaq import ShortLong
-from toolkit.types import Problem, Span
+from toolkit.types import Problem, Rollout, Span
 
 FEATURES = tuple(f"{part} {name}" for part in ("components", "neurons") for name in method.SIMILARITIES)
 PAIR = Mapping[str, Any]  # what the file of a pair holds
@@ -31,13 +31,13 @@ PAIR = Mapping[str, Any]  # what the file of a pair holds
 def measure(lm: LM, pairs: Sequence[ShortLong], sampling: Sampling, *, out: Path | None = None) -> pd.DataFrame:
     """Answer every question of some pairs, and compare the components that contribute to the right answer in both forms.
 
-    After a stop, the same call goes on after the last finished pair.
+    After a stop, the same call goes on after the last finished batch of answers, or the last finished pair.
 
     Args:
         lm: A model without think tags, whose answers begin at once.
         pairs: Pairs of one long question and its short ones, all with equally many facts.
         sampling: How to answer; one sample per question.
-        out: Directory to save each finished pair in; ``None`` saves nothing.
+        out: Directory to save answers and finished pairs in; ``None`` saves nothing.
 
     Returns:
         One row per fact. Columns: ``pair`` (id), ``position`` (of the fact in the long question, from 0), ``short`` and ``long`` (whether
@@ -54,11 +54,14 @@ def measure(lm: LM, pairs: Sequence[ShortLong], sampling: Sampling, *, out: Path
         )
     if sampling.n != 1:
         raise ValueError(f"{sampling.n} samples per question: use Sampling(n=1).")
+    # All questions are answered together, since large batches are much faster.
+    answers = iter(rollouts(lm, [p for pair in pairs for p in pair.problems], sampling, out=out and out / "rollouts"))
     rows: list[dict[str, Any]] = []
     for pair in tqdm(pairs, desc="pairs", unit="pair", disable=len(pairs) < 4):
-        file = out and out / f"{store.key([lm.fingerprint, pair.long.id, store.jsonable(sampling)])}.json"
+        given = [next(answers) for _ in pair.problems]
+        file = out and out / "pairs" / f"{store.key([lm.fingerprint, pair.long.id, [r.token_ids for r in given]])}.json"
         if file is None or not file.exists():
-            found = _measure_pair(lm, pair, sampling)
+            found = _compare_forms(lm, pair, given)
             if file is None:
                 rows += found
                 continue
@@ -67,8 +70,8 @@ def measure(lm: LM, pairs: Sequence[ShortLong], sampling: Sampling, *, out: Path
     return pd.DataFrame(rows)
 
 
-def _measure_pair(lm: LM, pair: ShortLong, sampling: Sampling) -> list[dict[str, Any]]:
-    answers = rollouts(lm, pair.problems, sampling, progress=False)
+def _compare_forms(lm: LM, pair: ShortLong, answers: Sequence[Rollout]) -> list[dict[str, Any]]:
+    """Return one row of ``measure`` per fact of a pair. ``answers`` has the response to the long question, then those to the short ones."""
     right = [
         slaq.judge_answer(p, lm.text(r.token_ids[r.prompt_len :], special=False))
         for p, r in zip(pair.problems, answers, strict=True)
