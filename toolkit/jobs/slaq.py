@@ -185,7 +185,9 @@ def summary(facts: pd.DataFrame, *, shuffles: int = 50, protocol: Protocol = Pro
             }
             for name in FEATURES
         },
-        "correlation": {name: stats.correlation(facts[name], flat, facts["pair"].to_numpy(), kind="spearman") for name in FEATURES},
+        "correlation": {
+            name: stats.correlation(facts[name].to_numpy(), flat, facts["pair"].to_numpy(), kind="spearman") for name in FEATURES
+        },
         "prediction": {
             name: method.predict_alignment(grid(*columns), aligned, shuffles=shuffles, protocol=protocol)
             for name, columns in sets.items()

@@ -213,7 +213,7 @@ def minimal_set(attribution: Float[ndarray, " components"], share: float = assum
     return mask
 
 
-def similarity(a: Float[ndarray, " components"], b: Float[ndarray, " components"]) -> dict[str, float]:
+def similarity(a: Float[ndarray, " components"], b: Float[ndarray, " _"]) -> dict[str, float]:
     """Return the six similarities of two attributions (``SIMILARITIES``; the module docstring defines them). Undefined ones are 0.
 
     Raises:
@@ -284,7 +284,7 @@ class Prediction:
 
 def predict_alignment(
     features: Float[ndarray, "pairs facts features"],
-    aligned: Bool[ndarray, "pairs facts"],
+    aligned: Bool[ndarray, "_ _"],
     *,
     shuffles: int = 20,
     protocol: Protocol = Protocol(),
@@ -293,7 +293,7 @@ def predict_alignment(
 
     Args:
         features: Such as the ``similarities`` of each fact's two attributions.
-        aligned: Whether both answers about the fact are right, or both are wrong.
+        aligned: Whether both answers about the fact are right, or both are wrong, ``[pairs, facts]``.
         shuffles: Number of controls. Each exchanges the labels between pairs, and within them.
         protocol: Folds, penalty, and seed.
 
@@ -333,7 +333,7 @@ def predict_alignment(
 # --- position and momentum -----------------------------------------------------------------------------------
 
 
-def position_effect(short: Bool[ndarray, "pairs facts"], long: Bool[ndarray, "pairs facts"]) -> Mapping[str, Estimate]:
+def position_effect(short: Bool[ndarray, "_ _"], long: Bool[ndarray, "pairs facts"]) -> Mapping[str, Estimate]:
     """Return how much accuracy falls from the first to the last position of the long answer, by a straight line through all positions.
 
     Args:
