@@ -89,7 +89,7 @@ def table(pairs: int, seed: int = 0) -> pd.DataFrame:
 def test_the_summary_counts_facts_and_does_not_depend_on_the_order_of_rows():
     facts = table(30)
     found = job.summary(facts, shuffles=5, protocol=Protocol(times=50))
-    scores = slaq.alignment_scores(facts["short"], facts["long"])
+    scores = slaq.alignment_scores(facts["short"].tolist(), facts["long"].tolist())
     assert {k: e.mean for k, e in found["accuracy"].items()} == pytest.approx(
         {"short": scores.short, "long": scores.long, "aligned": scores.aligned}
     )

@@ -165,10 +165,10 @@ def made_up(pairs: int, strength: float, seed: int = 0):
 
 
 def test_a_feature_that_tells_alignment_is_found_and_noise_is_not():
-    settings = {"shuffles": 20, "protocol": Protocol(times=100)}
-    real = slaq.predict_alignment(*made_up(50, 3.0), **settings)
-    assert real.auc.low > 0.85 and real.above.low > 0.2 and real.p == pytest.approx(1 / 21)
-    noise = slaq.predict_alignment(*made_up(50, 0.0), **settings)
+    settings = {"shuffles": 19, "protocol": Protocol(times=50)}
+    real = slaq.predict_alignment(*made_up(40, 3.0), **settings)
+    assert real.auc.low > 0.85 and real.above.low > 0.2 and real.p == pytest.approx(1 / 20)
+    noise = slaq.predict_alignment(*made_up(40, 0.0), **settings)
     assert noise.above.low < 0 and noise.p > 0.05
     assert abs(real.shuffled - 0.5) < 0.1
 
@@ -219,12 +219,12 @@ def test_momentum_is_what_one_counts_and_chance_its_counts_over_all_orders(rows)
 
 def test_streaks_have_momentum_beyond_chance_and_easy_pairs_alone_have_none():
     rng = np.random.default_rng(0)
-    easy = rng.random((2000, 5)) < rng.choice([0.2, 0.9], size=(2000, 1))  # parts of a pair are independent
+    easy = rng.random((400, 5)) < rng.choice([0.2, 0.9], size=(400, 1))  # parts of a pair are independent
     found = slaq.momentum(easy)
-    assert found["momentum"].low > 0.2 and abs(found["momentum - chance"].mean) < 0.03
-    streaks = rng.random((2000, 5)) < 0.5
+    assert found["momentum"].low > 0.2 and found["momentum - chance"].low < 0 < found["momentum - chance"].high
+    streaks = rng.random((400, 5)) < 0.5
     for t in range(1, 5):
-        keep = rng.random(2000) < 0.6
+        keep = rng.random(400) < 0.6
         streaks[keep, t] = streaks[keep, t - 1]
     assert slaq.momentum(streaks)["momentum - chance"].low > 0.1
 

@@ -49,7 +49,7 @@ class CopyScores:
 
     name: str
     copy: Float[ndarray, "examples heads"]
-    layers: Int[ndarray, " heads"]
+    layers: Int[ndarray, " _"]
     kinds: tuple[str, ...]
 
     def __post_init__(self) -> None:
