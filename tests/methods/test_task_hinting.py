@@ -78,7 +78,7 @@ def test_relabelling_is_one_permutation_that_says_nothing_of_the_order():
     assert sorted(labels) == list(range(64)) and abs(torch.corrcoef(torch.tensor([range(64), labels]).float())[0, 1]) < 0.3
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0, 0), (0.25, 8), (0.5, 16), (1, 32)])
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 8), (0.5, 16), (1.0, 32)])
 def test_the_share_of_hints_in_a_batch_is_exact(share, expected):
     batch = th.mixed(random.Random(0), sequences.sort, th.successor, [3] * 32, share)
     assert len(batch) == 32 and sum(ASK in e.prompt for e in batch) == expected
