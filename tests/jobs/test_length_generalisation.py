@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from toolkit import figures
+from toolkit import figures, store
 from toolkit.jobs import length_generalisation as job
 from toolkit.jobs import length_tables as tables
 from toolkit.jobs.length_generalisation import Run, Size
 from toolkit.methods.positional_encodings import ENCODINGS, attention_js
 from toolkit.tasks.generators.sequences import BEGIN, END, THEN
 
+FOLDER = Path(__file__).parents[2] / "data" / "length-generalisation"
 TOY = Size(longest=2, steps=60, batch=16, rate=1e-2, tested=12, mapped=2, width=16, heads=2)
 
 
@@ -158,3 +161,48 @@ def test_likeness_names_the_encoding_whose_attention_is_as_far_as_it_is():
     assert table.loc["alibi", "verdict"] == "holds" and table.loc["t5", "mean"] < table.loc["alibi", "mean"]
     assert table.loc["none", "mean"] > 0.0, "another seed, never the decoder itself"
     assert set(ENCODINGS) > set(table.index)
+
+
+# --- the committed study ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("length_study", FOLDER / "study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_shows_the_tables_of_the_committed_results(study):
+    results = store.read_json(FOLDER / "results.json", dict)
+    assert f"<!-- study: begin -->\n\n{study.page(results, results)}\n\n<!-- study: end -->" in (FOLDER / "README.md").read_text()
+
+
+def test_the_committed_tables_are_those_of_the_committed_runs(study):
+    committed = store.read_json(FOLDER / "results.json", dict)
+    results = tables.complete(committed["runs"], committed["seeds"])
+    for name, table in (
+        ("accuracy", tables.accuracies),
+        ("orderings", tables.encodings_compared),
+        ("hints", tables.hints_compared),
+    ):
+        for row, again in zip(committed[name], study.store_rows(table(results)), strict=True):
+            assert row == {k: v if isinstance(v, str) else pytest.approx(v, rel=1e-9, abs=1e-9) for k, v in again.items()}
+
+
+def test_a_run_is_kept_and_done_again_only_if_its_settings_change(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "KEPT", tmp_path)
+    monkeypatch.setattr(study, "SIZE", Size(longest=2, steps=2, batch=4, tested=2, mapped=2, width=16, heads=2))
+    run = Run(task="sort", encoding="none")
+    assert study.kept(run) is None
+    study.perform(run)
+    assert study.kept(run)["task"] == "sort" and study.kept(Run(task="sort", encoding="none", seed=1)) is None
+    monkeypatch.setattr(study, "SIZE", Size(longest=2, steps=3, batch=4, tested=2, mapped=2, width=16, heads=2))
+    assert study.kept(run) is None
+
+
+def test_every_hint_that_is_compared_is_planned_with_its_control(study):
+    planned = {(run.task, run.hint) for run in study.planned()}
+    assert {hint for _, hint in planned} >= {hint for pair in tables.HINTS for hint in pair}
+    assert len({run.name for run in study.planned()}) == len(study.planned())

@@ -68,7 +68,7 @@ def accuracies(results: Results) -> pd.DataFrame:
     for (task, encoding, hint), runs in results.items():
         for multiple, length in enumerate(runs[0]["answer_tokens"], 1):
             for metric in METRICS:
-                e = stats.mean_effect(outcomes(runs, multiple, metric)).within((0, 1))
+                e = stats.mean_effect(outcomes(runs, multiple, metric)).within((0.0, 1.0))
                 about = {"task": task, "encoding": encoding, "hint": hint, "multiple": multiple, "length": int(length)}
                 rows.append(about | {"metric": metric, "mean": e.mean, "low": e.low, "high": e.high})
     return pd.DataFrame(rows)
@@ -129,7 +129,8 @@ def map_distance(a: Float[Tensor, "layers examples heads T T"], c: Float[Tensor,
 def likeness(maps: Mapping[tuple[str, str], Sequence[Tensor]]) -> pd.DataFrame:
     """Return how far attention of decoders without encoding (NoPE) is from that of each other encoding, in nats, task by task.
 
-    The encoding ``none`` stands for another seed of NoPE: the reference. ``further``: how much further an encoding is than T5's, which
+    Every decoder is compared with one of the next seed, because decoders of one seed begin with equal weights. So the encoding ``none``,
+    another seed of NoPE, is the reference. ``further``: how much further an encoding is than T5's, which
     should be the nearest (arXiv 2305.19466), with its interval.
 
     Args:
@@ -139,7 +140,7 @@ def likeness(maps: Mapping[tuple[str, str], Sequence[Tensor]]) -> pd.DataFrame:
     for task in dict.fromkeys(task for task, encoding in maps if (task, "none") in maps):
         nope = maps[task, "none"]
         found = {
-            encoding: np.array([map_distance(a, c) for a, c in zip(nope, _rolled(others, encoding), strict=True)])
+            encoding: np.array([map_distance(a, c) for a, c in zip(nope, [*others[1:], others[0]], strict=True)])
             for (name, encoding), others in maps.items()
             if name == task
         }
@@ -151,11 +152,6 @@ def likeness(maps: Mapping[tuple[str, str], Sequence[Tensor]]) -> pd.DataFrame:
                 row |= {"further": d.mean, "further_low": d.low, "further_high": d.high, "verdict": _verdict(d)}
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _rolled(maps: Sequence[Tensor], encoding: str) -> Sequence[Tensor]:
-    """Return maps by seed; those of NoPE moved by one seed, so that no decoder is compared with itself."""
-    return [*maps[1:], maps[0]] if encoding == "none" else maps
 
 
 def _compared(pairs: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]) -> pd.DataFrame:
