@@ -206,3 +206,15 @@ def test_every_hint_that_is_compared_is_planned_with_its_control(study):
     planned = {(run.task, run.hint) for run in study.planned()}
     assert {hint for _, hint in planned} >= {hint for pair in tables.HINTS for hint in pair}
     assert len({run.name for run in study.planned()}) == len(study.planned())
+
+
+def test_sentences_on_sorting_are_those_of_the_committed_results():
+    committed = store.read_json(FOLDER / "results.json", dict)
+    verdicts = {(r["where"], r["ordering"], r["metric"]): r["verdict"] for r in committed["orderings"]}
+    for better in ("none", "t5"):
+        for worse, verdict in (("rope", "holds"), ("absolute", "holds"), ("alibi", "no effect detectable")):
+            assert verdicts["sort", f"{better} over {worse}", "tokens"] == verdict
+            assert verdicts["sort", f"{better} over {worse}", "exact"] == "no effect detectable"
+    assert {r["verdict"] for r in committed["likeness"] if r["task"] == "sort" and "verdict" in r} == {"no effect detectable"}
+    hinted = [r for r in committed["hints"] if r["where"].startswith("sort,") and r["ordering"] == "successor over any element"]
+    assert hinted and {r["verdict"] for r in hinted} == {"no effect detectable"}
