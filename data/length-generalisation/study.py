@@ -1,7 +1,7 @@
 """Which positional encodings and hints let a small decoder handle longer inputs? ``python data/length-generalisation/study.py``
 
 Performs every run of ``planned()`` that has no result yet, about 8 seconds of CPU time each, in ``runs/length-generalisation``; after a
-stop, the same command goes on. Then writes ``results.json``, the tables of ``README.md`` and ``accuracy.png`` here, from all combinations
+stop, the same command goes on. Then writes ``results.json``, ``runs.jsonl``, the tables of ``README.md`` and ``accuracy.png`` here, from all combinations
 whose three seeds are there. ``--tables`` trains nothing.
 """
 
@@ -96,7 +96,8 @@ def write(results: length_tables.Results, seconds: float) -> None:
         "cpu_seconds": seconds,
     }
     rows = {name: store_rows(table) for name, table in tables.items()}
-    store.write_json(about | rows | {"runs": [run for runs in results.values() for run in runs]}, HERE / "results.json")
+    store.write_json(about | rows, HERE / "results.json")
+    store.write_rows((run for runs in results.values() for run in runs), HERE / "runs.jsonl")
     publish.splice("study", page(about, rows), HERE / "README.md")
     tasks = numbers["task"].nunique()
     publish.draw(figures.accuracy_by_length(numbers, metric="tokens"), HERE / "accuracy.png", 260 + 280 * tasks, 420)

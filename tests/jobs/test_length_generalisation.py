@@ -181,7 +181,7 @@ def test_the_readme_shows_the_tables_of_the_committed_results(study):
 
 def test_the_committed_tables_are_those_of_the_committed_runs(study):
     committed = store.read_json(FOLDER / "results.json", dict)
-    results = tables.complete(committed["runs"], committed["seeds"])
+    results = tables.complete(store.read_rows(FOLDER / "runs.jsonl"), committed["seeds"])
     for name, table in (
         ("accuracy", tables.accuracies),
         ("orderings", tables.encodings_compared),
