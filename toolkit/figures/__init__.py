@@ -8,7 +8,7 @@ from toolkit.figures.base import COLOURS
 from toolkit.figures.board import chain_accuracy, head_change, metric_differences, pareto, state_shifts
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
-from toolkit.figures.length import by_layer, differences, direction_norms, length_accuracy, length_distribution
+from toolkit.figures.length import accuracy_by_length, by_layer, differences, direction_norms, length_accuracy, length_distribution
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, sparsity, stability, thinking_or_not
 from toolkit.figures.rewards import reward_by_length, reward_pushes
 from toolkit.figures.steering import damage, dose_response, target_lengths
@@ -16,6 +16,7 @@ from toolkit.figures.training import learning_curves, length_against_accuracy
 
 __all__ = [
     "COLOURS",
+    "accuracy_by_length",
     "agreement",
     "attention",
     "by_layer",

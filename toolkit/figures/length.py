@@ -1,4 +1,4 @@
-"""Figures of think length: histogram, accuracy against length, differences from base, and directions of thinking length by layer."""
+"""Figures of length: of thinking (histogram, accuracy, differences from base, directions by layer) and of inputs (accuracy by length)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from toolkit.figures.base import COLOURS, GREY, LONG_COLOUR, SHORT_COLOUR, styled
 from toolkit.types import Direction, Rollout
@@ -121,3 +122,40 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
     return styled(
         figure, f"{metric.replace('_', ' ')}: difference from {base}", xaxis_title=f"condition minus {base}, paired, 95 % interval"
     ).update_layout(yaxis={"automargin": True}, margin={"l": 20})
+
+
+def accuracy_by_length(table: pd.DataFrame, *, metric: str = "exact") -> go.Figure:
+    """Line plots of accuracy against test length with 95 % intervals: one panel per task, one line per encoding (without hints).
+
+    A dotted line marks the longest trained length.
+
+    Args:
+        table: Table from ``jobs.length_tables.accuracies``.
+        metric: Metric to draw: ``"exact"`` or ``"tokens"``.
+    """
+    rows = table[(table["metric"] == metric) & (table["hint"] == "none")]
+    tasks, encodings = list(rows["task"].unique()), list(rows["encoding"].unique())
+    figure = make_subplots(rows=1, cols=max(1, len(tasks)), subplot_titles=tasks, shared_yaxes=True)
+    for column, task in enumerate(tasks, 1):
+        for i, encoding in enumerate(encodings):
+            line = rows[(rows["task"] == task) & (rows["encoding"] == encoding)].sort_values("length")
+            error = {
+                "type": "data",
+                "symmetric": False,
+                "array": line["high"] - line["mean"],
+                "arrayminus": line["mean"] - line["low"],
+                "thickness": 1,
+            }
+            look = {
+                "name": encoding,
+                "legendgroup": encoding,
+                "showlegend": column == 1,
+                "line": {"color": COLOURS[i % len(COLOURS)]},
+            }
+            figure.add_scatter(x=line["length"], y=line["mean"], error_y=error, mode="lines+markers", **look, row=1, col=column)
+        trained = rows.loc[(rows["task"] == task) & (rows["multiple"] == 1), "length"].max()
+        figure.add_vline(x=trained, line={"color": GREY, "dash": "dot"}, row=1, col=column)
+        figure.update_xaxes(title="length", row=1, col=column)
+    figure.update_yaxes(range=[-0.02, 1.02])
+    figure.update_yaxes(title="accuracy" if metric == "exact" else "share of right tokens", row=1, col=1)
+    return styled(figure, "Accuracy on longer inputs, by positional encoding").update_layout(margin={"t": 90})
