@@ -64,7 +64,10 @@ def _level(level: object) -> int:
 
 
 def _half(question: str) -> str:
-    """Return the split, train or dev, of a question in GSM8K's training set. Questions that the hash puts into test go to train."""
+    """Return the split, train or dev, of a question in GSM8K's training set.
+
+    A hash of the question decides, as for other tasks. But questions with a hash for test are put into train.
+    """
     return "dev" if splits.split_of(question) == "dev" else "train"
 
 

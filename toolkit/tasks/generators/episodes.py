@@ -90,7 +90,8 @@ def running_sum_episodes(
         size: Number of keys in the dictionary.
 
     Raises:
-        ValueError: unknown split, a number below 1, or a dictionary larger than the list of words.
+        ValueError: unknown split; ``n``, ``horizon``, ``keys_per_turn`` or ``size`` below 1; or ``size`` above the number of words in our
+            list.
     """
     splits.check_split(split)
     if n < 1 or horizon < 1 or keys_per_turn < 1 or not 1 <= size <= len(WORDS):
@@ -207,7 +208,7 @@ def inject_history_errors(
         noise: Largest error: a wrong total is 1 to ``noise`` too high or too low.
 
     Raises:
-        ValueError: ``rate`` is outside 0..1, ``noise`` is below 1, or the history has no answer.
+        ValueError: ``rate`` is outside 0..1, ``noise`` is below 1, or no message of the assistant holds a total in answer tags.
     """
     if not 0 <= rate <= 1 or noise < 1:
         raise ValueError(f"rate={rate}, noise={noise}: need a rate from 0 to 1, and noise of at least 1.")
