@@ -118,7 +118,7 @@ class Steering:
         The value is given for every layer of the model, also for layers that are not steered.
 
         Args:
-            scale: Typical norm (root mean square) of the activations per layer, from ``collect.typical_norm``.
+            scale: Typical norm (root mean square) of the activations per layer at the site that is steered, from ``collect.typical_norm``.
         """
         return abs(self.strength) * self.direction.norms / scale
 

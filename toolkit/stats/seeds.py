@@ -55,8 +55,9 @@ class Effect(Estimate):
 
     Attributes:
         p: The p-value; NaN if there are too few seeds, or if the estimate is NaN.
-        note: Remark on the interval or the p-value, or "". ``"2 seeds"`` means too few seeds for a p-value. ``"no variance"`` means that
-            the results vary neither over problems nor over seeds, so the interval has width 0. Two remarks are joined by a comma.
+        note: Remark on the interval or the p-value, or "". ``"1 seed"`` and ``"2 seeds"`` mean too few seeds for a p-value.
+            ``"no variance"`` means that the results vary neither over problems nor over seeds, so the interval has width 0. Two remarks are
+            joined by a comma.
     """
 
     p: float
@@ -75,7 +76,7 @@ class Effect(Estimate):
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
     """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value.
 
-    The p-value tests whether the true value is 0. It is of use if the statistic is a difference, such as that from the base model.
+    The p-value tests whether the true value is 0. This makes sense if the statistic is a difference, such as condition minus base.
     Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
     equations.
 

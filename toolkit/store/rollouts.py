@@ -155,7 +155,7 @@ def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Overwrite stored rollouts with changed ones. Every part file is replaced atomically.
+    """Overwrite stored rollouts with changed ones. Part files with a changed rollout are replaced, each atomically.
 
     Args:
         changed: The new rollouts. Each replaces the stored one with the same problem id and sample index; if there is none, it is ignored.

@@ -107,8 +107,8 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
 
     Raises:
         ImportError: the task needs reasoning-gym or ``datasets``, which is not installed.
-        ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, or fewer than ``n`` different
-            problems (not for ``gsm8k``, ``math500`` and files).
+        ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, a line of the file that is not a
+            problem, or fewer than ``n`` different problems (not for ``gsm8k``, ``math500`` and files).
 
     >>> [p.messages[0]["content"] for p in load("arithmetic", "test", n=2)]
     ['30+40-27-34-7=?', 'please 20+42+33+2-1-25-31+7=?']

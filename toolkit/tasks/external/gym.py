@@ -30,7 +30,7 @@ UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, A
 
 
 class GymError(ValueError):
-    """A data set of reasoning-gym cannot be used for the request.
+    """A data set of reasoning-gym cannot be used as requested.
 
     For example, the data set or a setting does not exist, the data set has too few problems, or the installed version of reasoning-gym
     draws another question than a stored problem has.

@@ -1,7 +1,7 @@
 """Chains of thought (*traces*) that solve countdown problems with exactly k dead ends.
 
-After "How Much Backtracking is Enough?" (arXiv 2505.24273). A trace writes the steps of the solution. At k places it first tries other
-steps, a *dead end*, and then goes back. With the numbers 3, 4, 7, 25 and the target 110::
+After "How Much Backtracking is Enough?" (arXiv 2505.24273). A trace writes the steps of the solution. In between, it tries other steps (a
+*dead end*) and goes back, k times in all. Example for k = 1, with the numbers 3, 4, 7, 25 and the target 110::
 
     Step 1: 4 * 25 = 100.
     Step 2: 100 - 7 = 93.
