@@ -93,8 +93,7 @@ def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
 
     A format fits if the chat template contains all of its marks (``Format.marks``: the tags themselves, or special tokens in them). The
     format ``<think>`` also fits a template that contains only ``</think>``: some models write the opening tag themselves, so their template
-    does not contain it. The vocabulary is used only if no format fits the template: a format then fits if all of its marks are tokens of the
-    vocabulary.
+    does not contain it. If no format fits the template, the vocabulary decides: a format then fits if all of its marks are tokens of it.
 
     Raises:
         ValueError: several formats fit; the message names them.

@@ -84,8 +84,8 @@ def _centred(values: ndarray, which: ndarray) -> ndarray:
     """Return each value minus the mean of its group, divided by the largest absolute value in ``values`` and rounded to 12 decimals.
 
     Floating-point error can make equal differences unequal. Rounding makes them equal again, which ranks and the check for constant columns
-    need. The error is proportional to the size of the values, so the differences are divided by it before rounding. Dividing all of them by
-    one number does not change correlations.
+    need. The error is proportional to the largest value, so the differences are divided by that value before rounding. Dividing all of them
+    by one number does not change correlations.
 
     Args:
         values: One number per row.

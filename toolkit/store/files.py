@@ -221,9 +221,8 @@ def read_lines(path: str | Path) -> list[str]:
 def append_line(value: Any, path: str | Path) -> Path:
     """Append an object, such as a dict or a dataclass, to a file as one line of JSON, and return the file's path.
 
-    The file is created if it is missing.
-
-    If the process is killed while it writes, the last line may be incomplete; ``read_rows`` skips such a line.
+    The file is created if it is missing. If the process is killed while it writes, the last line may be incomplete; ``read_rows`` skips
+    an incomplete last line.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
