@@ -1,6 +1,6 @@
 """Think and answer spans of a sequence of token ids, and the phase (prompt, think or answer) of a response while it is generated.
 
-A tag that is a single token of the vocabulary is searched by token id, any other tag in the decoded text of the tokens.
+A tag that is a single token of the vocabulary is found by its token id. Any other tag is found in the decoded text of the tokens.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
 
     - If the prompt closes thinking (some chat templates switch thinking off in this way), the think span is empty and the whole response is
       the answer.
-    - If the prompt opens thinking, by a tag at its end or in an unfinished assistant message there, thinking starts with the response. It
-      also does if the model has only a closing tag.
-    - The first closing tag ends thinking. If there is none, the think span runs to the end, and there is no answer.
+    - Otherwise, thinking starts with the response in two cases: the model has only a closing tag; or the prompt opens thinking, by a tag at
+      its end or in an unfinished assistant message there.
+    - Once thinking has started, the first closing tag ends it. Without a closing tag, the think span runs to the end, and there is no
+      answer.
 
     For models with both tags, if the prompt neither opens nor closes thinking:
 
@@ -141,10 +142,10 @@ def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
 
     The first rule that applies decides:
 
-    - If the model has no tags, the phase is ANSWER.
+    - If the model has no tags (``lm.tags`` is ``None``), the phase is ANSWER.
     - If the prompt ends with a tag, or with an unfinished assistant message that contains tags, the last of these tags decides: THINK after
       an opening tag, ANSWER after a closing one.
-    - If the model has a closing tag only, the phase is THINK.
+    - If ``lm.tags`` has no opening tag, the phase is THINK.
     - Otherwise the phase is PROMPT.
     """
     tags = lm.tags
@@ -161,7 +162,7 @@ def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
 def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
     """Return the tokens of the assistant message at the end of a prompt: those after the last start of an assistant turn.
 
-    They are empty if the prompt ends at that start, or if no assistant turn starts in the prompt.
+    The result is empty if the prompt ends directly after that start, or if no assistant turn starts in the prompt.
     """
     turn, ids = lm.turn, tuple(prompt)
     size = len(turn)
@@ -177,7 +178,7 @@ class Reader:
     Attributes:
         phase: Phase of the next token: PROMPT until thinking is opened, then THINK, and ANSWER once thinking is closed.
         written: Number of think tokens so far. A closing tag is recognised only when it is complete. So if it has several tokens, all but
-            the last are counted as think tokens.
+            the last are counted here, although the think span does not contain them.
         forced: Number of sampled tokens that were replaced by decoding rules, all rules together. A decoding rule puts other tokens in
             place of a sampled one, such as "Wait" for a closing tag. ``generate`` updates this number.
         placed: Decoding rule -> number of sampled tokens that it has replaced. A rule updates its own entry, if it needs the number.

@@ -118,7 +118,7 @@ class Steering:
         The value is given for every layer of the model, also for layers that are not steered.
 
         Args:
-            scale: Typical norm (root mean square) of the activations per layer, from ``collect.typical_norm``.
+            scale: Typical norm (root mean square) of the activations per layer at the site that is steered, from ``collect.typical_norm``.
         """
         return abs(self.strength) * self.direction.norms / scale
 
@@ -138,7 +138,7 @@ def steering(
     op: str = "add",
     value: float = 0.0,
 ) -> Steering:
-    """Return an intervention along a direction. Example: ``Condition(lm, (steering(v, 0.5, during="think"),))``.
+    """Return an intervention along a direction. Example, for a direction ``v``: ``Condition(lm, (steering(v, 0.5, during="think"),))``.
 
     With ``op="add"``, a positive strength lengthens thinking and a negative strength shortens it. The operations, for each layer, with h
     the activation at a position, v the direction and u = v / |v|::
@@ -224,7 +224,10 @@ def transfer(direction: Direction, lm: LM) -> Direction:
 
 
 def in_words(direction: Direction | None) -> str:
-    """Return text that identifies a direction: estimator, site, positions, and a hash of its vectors. ``None`` gives ``"no direction"``."""
+    """Return text that identifies a direction; ``"no direction"`` for ``None``.
+
+    The text holds the estimator, the site and the positions at which the direction was measured, and a hash of its vectors.
+    """
     if direction is None:
         return "no direction"
     return f"{direction.estimator} {direction.kind} {direction.positions} {identity.hash_of(direction.vector)}"

@@ -41,7 +41,7 @@ class ThinkTags:
 
         - ``"OPEN,CLOSE"``: the two tags.
         - ``",CLOSE"``: no opening tag; thinking starts with the response.
-        - ``"response"``: no tags; the whole response counts as thinking.
+        - ``"response"``: ``ThinkTags(None, None)``, with which the whole response counts as thinking.
 
         Raise ValueError for any other text.
 
@@ -93,7 +93,7 @@ def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
 
     A format fits if the chat template contains all of its marks (``Format.marks``: the tags themselves, or special tokens in them). The
     format ``<think>`` also fits a template that contains only ``</think>``: some models write the opening tag themselves, so their template
-    does not contain it. If no format fits the template, a format fits if all of its marks are tokens of the vocabulary.
+    does not contain it. If no format fits the template, the vocabulary decides: a format then fits if all of its marks are tokens of it.
 
     Raises:
         ValueError: several formats fit; the message names them.

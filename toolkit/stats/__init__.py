@@ -1,8 +1,8 @@
 """Statistics of rollouts: paired bootstrap, effects with p-values, correlations, scores of predictions, scores of length control.
 
 Arrays of outcomes are ``[problems, samples]``. Confidence intervals come from a bootstrap that resamples *problems*; all samples of a
-problem stay together. The accuracy of the shortest responses (``shortest_accuracy``) does not depend on the order of the problems: it is
-averaged over all orders of responses that tie.
+problem stay together. ``shortest_accuracy`` is the accuracy of the responses with the shortest thinking. If equally long responses compete
+for the last place, it is averaged over all their orders. So it does not depend on the order of the problems.
 """
 
 from toolkit.stats.correlations import correlation

@@ -81,10 +81,11 @@ def correlation(
 
 
 def _centred(values: ndarray, which: ndarray) -> ndarray:
-    """Return each value minus the mean of its group, divided by the largest absolute value and rounded to 12 digits.
+    """Return each value minus the mean of its group, divided by the largest absolute value in ``values`` and rounded to 12 decimals.
 
     Floating-point error can make equal differences unequal. Rounding makes them equal again, which ranks and the check for constant columns
-    need. The error is proportional to the values, so they are divided by the largest one before rounding. Correlations do not change.
+    need. The error is proportional to the largest value, so the differences are divided by that value before rounding. Dividing all of them
+    by one number does not change correlations.
 
     Args:
         values: One number per row.

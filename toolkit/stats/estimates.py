@@ -47,7 +47,7 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """True if the interval does not contain zero.
 
-        It is False for an interval of width 0. Such an interval means that all resamples gave the same value, so it shows no uncertainty.
+        It is False for an interval of width 0. All resamples then gave the same value, so the interval does not measure the uncertainty.
         """
         return self.low < self.high and (self.low > 0 or self.high < 0)
 

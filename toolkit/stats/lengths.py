@@ -143,8 +143,8 @@ def length_match(
 
     The scores are those of the paper Ruler (arXiv:2409.18943). So are the default ranges and levels; they are for lengths in words. For
     lengths in tokens, or for other targets, pass your own ranges and levels. ``ranges_around(targets, 0.1)`` makes a range of +- 10 %
-    around each target. Our own choice, not from a paper, is 0.1 (``assumed_precise``) for narrow ranges and 0.2 (``assumed_flexible``) for
-    wide ones.
+    around each target. For such ranges, the toolkit uses 10 % (``assumed_precise``) as narrow and 20 % (``assumed_flexible``) as wide. Both
+    are our choice, not from a paper.
 
     Args:
         lengths: Length of each response, in the unit of the ranges.

@@ -94,7 +94,7 @@ def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
 def permutation_p(as_extreme: ndarray) -> float:
     """Return the p-value of a permutation test: ``(b + 1) / (m + 1)`` if b of m random permutations are at least as extreme as the data.
 
-    The 1 stands for the observed data, which count as one more permutation. So the p-value is never 0.
+    The added 1 in numerator and denominator stands for the observed data, which count as one more permutation. So the p-value is never 0.
 
     Args:
         as_extreme: One entry per permutation: True if its statistic is at least as extreme as the observed one.

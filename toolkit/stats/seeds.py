@@ -18,9 +18,9 @@ The variance over seeds is included because a conclusion about a *method* must h
 degrees of freedom (Banerjee, 1960, Sankhya 22). The coverage is then at least nominal. This holds for any ratio of the two variances and at
 any level, including the small a that Holm's correction uses.
 
-Satterthwaite's approximation is not used. It pools both variances, with estimated degrees of freedom. Its p-values can be too small. In a
-simulation (``tests/simulate_seeds.py``), small p-values were too small by a factor of 7. There were three seeds, and they differed far more
-than problems did.
+Satterthwaite's approximation is not used. It pools both variances, with estimated degrees of freedom. Its p-values can be too small. In our
+simulation of three seeds that differ far more than the problems do (``tests/simulate_seeds.py``), its small p-values were too small by a
+factor of 7.
 
 A random or trained condition with fewer than ``FEW_SEEDS`` (3) seeds has the p-value NaN. It still has an interval, and ``Effect.note``
 gives the number of seeds. With one seed, the interval covers only the variation over problems.
@@ -55,8 +55,9 @@ class Effect(Estimate):
 
     Attributes:
         p: The p-value; NaN if there are too few seeds, or if the estimate is NaN.
-        note: Remark on the interval or the p-value, or "". ``"2 seeds"`` means too few seeds for a p-value. ``"no variance"`` means that
-            the results vary neither over problems nor over seeds, so the interval has width 0. Two remarks are joined by a comma.
+        note: Remark on the interval or the p-value, or "". ``"1 seed"`` and ``"2 seeds"`` mean too few seeds for a p-value.
+            ``"no variance"`` means that the results vary neither over problems nor over seeds, so the interval has width 0. Two remarks are
+            joined by a comma.
     """
 
     p: float
@@ -75,7 +76,7 @@ class Effect(Estimate):
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
     """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value.
 
-    The p-value tests whether the true value is 0. It is of use if the statistic is a difference, such as that from the base model.
+    The p-value tests whether the true value is 0. This makes sense if the statistic is a difference, such as condition minus base.
     Interval and p-value cover the variation over problems and over seeds. The module docstring of ``toolkit.stats.seeds`` has the
     equations.
 
@@ -165,8 +166,8 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
     """Return the mean of a statistic over the seeds of a condition, with its 95 % interval and its p-value for the hypothesis that it is 0.
 
-    The result equals that of ``effect``. But the function ``draws`` has already evaluated the statistic on all resamples, so that several
-    comparisons can share its values.
+    The result equals that of ``effect``, which takes statistics. Here the function ``draws`` has already evaluated them on all resamples.
+    So several comparisons can share these values.
 
     Args:
         seeds: Values of the statistic, one ``Draws`` per seed of the condition.

@@ -1,4 +1,4 @@
-"""Files of a model directory: read the names, dtypes and shapes of tensors without loading the tensors, and copy other files."""
+"""Files of a model directory: read the names, dtypes and shapes of tensors without loading the tensors, and copy chosen files."""
 
 from __future__ import annotations
 

@@ -56,7 +56,10 @@ class Module:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the module's code without docstrings and comments, as 12 hexadecimal digits."""
+        """Hash of the module's code without docstrings and comments, as 12 hexadecimal digits.
+
+        If the module is in ``CLASSES_ONLY``, only its classes are hashed.
+        """
         # counted: the statements to hash.
         counted = [n for n in self.tree.body if isinstance(n, ast.ClassDef)] if self.name in CLASSES_ONLY else self.tree.body
         return _digest(list(counted))
@@ -121,13 +124,13 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return ``{module: hash of its code}`` for ``roots`` and all modules of the toolkit that they import, directly or indirectly.
 
     If a name is imported from a package, the module that defines the name is included, not the whole package. Modules that cannot change a
-    number in a result are left out (``code.NO_NUMBERS``). Imports of modules that only list the members of a package are not followed
-    (``code.LISTS``).
+    number in a result (``code.NO_NUMBERS``) are left out, even if they are in ``roots``. Modules that only list the members of a package
+    (``code.LISTS``) are left out if another module imports them, and their own imports are not followed.
 
     Args:
         roots: Dotted names such as ``"toolkit.generate"``. ``"module:function"`` stands for one function and the definitions in the same
             module that it uses; nothing that it imports is included.
-        without: Other modules and packages to leave out. Roots are never left out.
+        without: Other modules and packages to leave out where they are imported. A root is included even if it is in ``without``.
 
     Raises:
         ValueError: a root is not a module of the toolkit.

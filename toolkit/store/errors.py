@@ -14,7 +14,7 @@ class DamagedFileError(StoreError):
 
 
 class WrongModelError(StoreError):
-    """The content of the file (a direction, plan, rollouts, ...) was made with another model, other problems or other settings."""
+    """A value (a direction, plan, rollouts, ...), from a file or in memory, was made with another model, other problems or settings."""
 
 
 class DiskFullError(OSError):

@@ -219,9 +219,10 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def append_line(value: Any, path: str | Path) -> Path:
-    """Append an object, such as a dict or a dataclass, to a file as one line of JSON. Create the file if it is missing.
+    """Append an object, such as a dict or a dataclass, to a file as one line of JSON, and return the file's path.
 
-    If the process is killed while it writes, the last line may be incomplete; ``read_rows`` skips such a line.
+    The file is created if it is missing. If the process is killed while it writes, the last line may be incomplete; ``read_rows`` skips
+    an incomplete last line.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +288,7 @@ def remove(path: str | Path) -> None:
 
 
 def move(path: str | Path, target: str | Path) -> Path:
-    """Move a file. The directory of ``target`` is created if needed."""
+    """Move a file to ``target``, and return its new path. The directory of ``target`` is created if needed."""
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.move(path, target))
 
@@ -296,7 +297,7 @@ def safe_name(text: str) -> str:
     """Return a text as a safe name of a file or directory: every character except letters, digits and ``+-._`` becomes ``_``.
 
     A text of more than 80 characters is cut. If the name differs from the text, it ends in a hash of the text, so that different texts get
-    different names.
+    different names. Such a name does not begin with a dot.
 
     >>> safe_name("budget_12"), safe_name("a/b")
     ('budget_12', 'a_b-c14cdd')
@@ -309,7 +310,7 @@ def safe_name(text: str) -> str:
 
 
 def key(value: Any) -> str:
-    """Return a hash of a value as 12 hexadecimal digits, for cache keys. The value is written as JSON with sorted keys, which is hashed."""
+    """Return a hash of a value as 12 hexadecimal digits, for cache keys. The hash is that of the value's JSON text with sorted keys."""
     text = json.dumps(value, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -318,8 +319,8 @@ def key(value: Any) -> str:
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
     """Context manager that holds a lock while its body runs. It yields True if this process holds the lock, False if another one does.
 
-    The lock does not protect ``path`` from processes that do not call this function. It is a lock on the file ``PATH.lock``. It is released
-    when the body ends, or when the process ends for any reason.
+    The lock is on the file ``PATH.lock``, not on ``path`` itself. So it excludes only processes that also call this function. It is
+    released when the body ends, or when the process ends for any reason.
 
     Args:
         path: Name of the lock, usually the file or directory to protect. It need not exist.

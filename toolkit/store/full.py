@@ -20,7 +20,9 @@ _TORCH = re.compile("iostream error|inline_container|file write failed")  # torc
 
 @contextmanager
 def explain_full_disk(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
-    """Context manager that raises DiskFullError if its body fails because the disk is full. Other errors are raised unchanged.
+    """Context manager that raises DiskFullError if its body fails for lack of disk space. Other errors are raised unchanged.
+
+    The disk may be full, the user's quota may be used up, or the file may have reached the largest size allowed.
 
     Args:
         target: File or directory that the error message names.

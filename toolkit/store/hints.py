@@ -24,7 +24,7 @@ def read_from(path: str | Path, remedy: str) -> Iterator[None]:
     """Context manager that raises DamagedFileError if its body raises Misfit (a value does not fit its type hint).
 
     Args:
-        path: File that is read, put at the start of the error message. The message of the Misfit follows.
+        path: Path of the file that is read; put at the start of the error message, before the message of the Misfit.
         remedy: Advice to the user, put at the end of the error message.
     """
     try:
@@ -125,7 +125,7 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
 def _inside(at: str, name: str) -> str:
     """Return the place of a field, such as ``meta.task`` for the field ``task`` of the object at ``meta``.
 
-    The place of a field of the outermost object is only the field's name, because the place of that object is a phrase ("the file").
+    For a field of the outermost object, the place is the field's name alone. The place ``at`` is then a phrase, such as "the file".
     """
     return name if at.startswith(("the ", "its ")) else f"{at}.{name}"
 

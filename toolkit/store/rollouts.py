@@ -61,8 +61,8 @@ log = logging.getLogger(__name__)
 def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
     """Return rollouts as a table with one row per rollout.
 
-    The columns are the fields of ``Rollout``. In place of a span there are two columns of token indices: ``think_start`` and
-    ``think_stop`` (exclusive), ``answer_start`` and ``answer_stop``. Both are -1 if there is no such span.
+    The columns are the fields of ``Rollout``, except ``think`` and ``answer``. Each of these spans becomes two columns of token indices:
+    ``think_start`` and ``think_stop`` (exclusive), ``answer_start`` and ``answer_stop``. Both are -1 if the rollout lacks the span.
     """
     rows = []
     for r in rollouts:
@@ -116,7 +116,8 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
         vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:
-        WrongModelError: the rollouts in the directory are from another model, other problems or other sampling settings.
+        WrongModelError: a field in ``IDENTITY`` or ``ENGINE`` differs, for example because the stored rollouts are from another model,
+            other problems, other sampling settings or another server.
         DamagedFileError: the header or a part is not valid, or there are parts but no header.
     """
     path = writable(directory) / HEADER
@@ -154,7 +155,7 @@ def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Overwrite stored rollouts with changed ones. Every part file is replaced atomically.
+    """Overwrite stored rollouts with changed ones. Part files with a changed rollout are replaced, each atomically.
 
     Args:
         changed: The new rollouts. Each replaces the stored one with the same problem id and sample index; if there is none, it is ignored.
@@ -197,8 +198,8 @@ def load_header(directory: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no header.
-        DamagedFileError: the header is not a JSON object, or one of its fields is missing or has the wrong type. The message names the
-            field.
+        DamagedFileError: the header is not a JSON object, lacks a field of ``IDENTITY``, or has a field of the wrong type. The message
+            names the field.
     """
     path = existing_file(Path(directory) / HEADER)
     header = read_json(path, IDENTITY, remedy=ELSEWHERE)

@@ -175,9 +175,9 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 
 def _row(line: str) -> Any:
-    """Return the JSON value of a line, with a float in the field ``answer`` or ``id`` replaced by text without an exponent.
+    """Return the JSON value of a line. A float in the field ``answer`` or ``id`` becomes text without an exponent.
 
-    Without this, Python would write 0.00001 as 1e-05, and a grader might read that as the number 5.
+    Otherwise Python would write 0.00001 as 1e-05, and a grader might read that as the number 5.
     """
     row = parsed(line)
     numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]

@@ -187,7 +187,7 @@ def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 
 def _plain(body: Any) -> Any:
-    """Undo ``_encode`` for provenance notes, which are plain JSON values without tensors, and return the notes."""
+    """Return provenance notes as they were before ``_encode``. Notes are plain JSON values without tensors, so no type hint is needed."""
     if isinstance(body, list):
         return [_plain(item) for item in body]
     if isinstance(body, Mapping):

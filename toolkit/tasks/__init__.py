@@ -62,7 +62,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
 
 
 def check(name: str, *split_names: str) -> None:
-    """Check that a task or file of problems exists and has all the splits ``split_names``; raise an error if not. Loads no model.
+    """Check that a task or file of problems exists and has all the splits ``split_names``; raise an error if not. No model is needed.
 
     Raises:
         ValueError: ``name`` is neither a task nor a file, or one of the splits does not exist.
@@ -95,8 +95,8 @@ def modules(name: str) -> list[str]:
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
     """Return ``n`` problems from one split of a task. Equal seeds give equal problems.
 
-    If there are fewer than ``n`` problems, ``gsm8k``, ``math500`` and files give all they have, and a warning is logged. Every other task
-    raises ValueError.
+    If the split has fewer than ``n`` problems, the result depends on the task. ``gsm8k``, ``math500`` and files give all problems of the
+    split, and a warning is logged. Every other task raises ValueError.
 
     Args:
         name: One of ``NAMES``, such as ``"arithmetic"``; ``"gym:NAME"`` for the data set NAME of reasoning-gym; or the path of a JSONL
@@ -107,8 +107,8 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
 
     Raises:
         ImportError: the task needs reasoning-gym or ``datasets``, which is not installed.
-        ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, or fewer than ``n`` different
-            problems (not for ``gsm8k``, ``math500`` and files).
+        ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, a line of the file that is not a
+            problem, or fewer than ``n`` different problems (not for ``gsm8k``, ``math500`` and files).
 
     >>> [p.messages[0]["content"] for p in load("arithmetic", "test", n=2)]
     ['30+40-27-34-7=?', 'please 20+42+33+2-1-25-31+7=?']

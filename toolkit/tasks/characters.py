@@ -195,8 +195,9 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
 
     Returns:
         Three numbers by name. ``n_tokens``: number of tokens that contain a character of the word. ``chars_per_token``: length of the word
-        in characters, divided by ``n_tokens``. ``target_token_len``: if the question is of the kind ``"first"`` or ``"last"`` (where a
-        character first or last occurs), the number of the word's characters in the token that holds this occurrence, else NaN.
+        in characters, divided by ``n_tokens``. ``target_token_len``: for a question that asks for an index (kind ``"first"`` or
+        ``"last"``), length in characters of the token that holds the character at this index; NaN for other kinds. Only the token's
+        characters inside the word are counted.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets.
@@ -241,7 +242,7 @@ def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *
         seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: no problems, or different numbers of problems and answers.
+        ValueError: there are no problems, or ``correct`` does not have one flag per problem.
     """
     if not problems or len(problems) != len(correct):
         raise ValueError(f"{len(correct)} answers to {len(problems)} problems: give one each, and at least one.")

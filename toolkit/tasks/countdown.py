@@ -3,8 +3,9 @@
 The task is that of arXiv 2505.24273. ``generators/backtracking.py`` writes chains of thought with a given number of *dead ends*: steps that
 are tried, do not reach the target, and are given up. ``grading/countdown.py`` checks answers.
 
-Deviations: the solution in ``meta["moves"]`` has only whole, positive intermediate results, and none of them equals the target (both are
-our choice). The paper's checker demands that an answer uses every number, although its prompt allows fewer. Our checker allows fewer.
+Deviations: the intermediate results of the solution in ``meta["moves"]`` are whole and positive, and none of them equals the target. These
+conditions are our choice. The paper's checker demands that an answer uses every number, although its prompt allows fewer. Our checker
+allows fewer.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def expression(operations: Sequence[Operation]) -> str:
 def random_chain(rng: random.Random, numbers: Sequence[int]) -> list[Operation] | None:
     """Combine the numbers from left to right with random operators, and return the operations.
 
-    Return ``None`` if any result is not whole, is below 1 or is above ``LARGEST`` (9999).
+    Return ``None`` if the result of any operation is not whole, is below 1 or is above ``LARGEST`` (9999).
     """
     operations, value = [], numbers[0]
     for right in numbers[1:]:

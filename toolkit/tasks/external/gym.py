@@ -1,8 +1,8 @@
 """Data sets of reasoning-gym (arXiv 2505.24760) as problems, graded by each data set's own ``score_answer``.
 
 reasoning-gym is installed with ``pip install 'reasoning-length-toolkit[tasks]'`` and imported on first use. An *entry* is one question of a
-data set, with the data that its grader needs. A problem does not store its entry, only how to draw it (name of the data set, settings,
-seed, size, index). So problems can be written to files. To grade an answer, the entry is drawn again.
+data set, with the data that its grader needs. A problem does not store its entry. It stores only how to draw it: name, settings, seed and
+size of the data set, and index of the entry. So problems can be written to files. To grade an answer, the entry is drawn again.
 
 reasoning-gym has no splits. Here a hash of the question decides the split, so a question is in one split only.
 
@@ -30,7 +30,7 @@ UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, A
 
 
 class GymError(ValueError):
-    """A data set of reasoning-gym cannot be used for the request.
+    """A data set of reasoning-gym cannot be used as requested.
 
     For example, the data set or a setting does not exist, the data set has too few problems, or the installed version of reasoning-gym
     draws another question than a stored problem has.
@@ -62,8 +62,8 @@ def load(
     Equal seeds give equal problems as long as the version of reasoning-gym is the same.
 
     Args:
-        level: Level of the data set's curriculum, from 0. It is recorded as ``meta["difficulty"]``. Default: the data set's default
-            settings, also recorded as difficulty 0.
+        level: Level of the data set's curriculum, from 0, which becomes ``meta["difficulty"]``. ``None``: the data set's default settings
+            instead of a level; ``meta["difficulty"]`` is then 0.
         settings: Fields of the data set's config, such as ``{"min_terms": 3, "max_terms": 3}``. They override the settings of the level.
 
     Raises:
@@ -112,8 +112,8 @@ def score(problem: Problem, answer: str) -> float:
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: the problem is not from reasoning-gym. Or the installed version of reasoning-gym, which draws the problem again from its
-            seed, draws another question.
+        GymError: the problem is not from reasoning-gym, or the installed version of reasoning-gym draws another question than the problem
+            has.
     """
     recipe = problem.meta.get("gym")
     if recipe is None:
@@ -138,8 +138,8 @@ def verify(problem: Problem, answer: str) -> bool:
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: the problem is not from reasoning-gym. Or the installed version of reasoning-gym, which draws the problem again from its
-            seed, draws another question.
+        GymError: the problem is not from reasoning-gym, or the installed version of reasoning-gym draws another question than the problem
+            has.
     """
     return score(problem, answer) >= FULL
 
@@ -158,7 +158,7 @@ def _seed(seed: int) -> int:
 
 
 def _level(name: str, level: int | None) -> dict[str, Any]:
-    """Return those settings of a curriculum level that differ from the data set's default settings. For no level: ``{}``."""
+    """Return those settings of a curriculum level that differ from the data set's default settings; ``{}`` if ``level`` is ``None``."""
     if level is None:
         return {}
     factory = _gym().factory

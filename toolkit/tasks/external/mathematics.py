@@ -1,6 +1,6 @@
 """Load problems of GSM8K and MATH-500, from the Hugging Face hub or from a local file with the same columns.
 
-Answers are graded by the package math-verify (the extra ``tasks``).
+Answers are graded by the package math-verify, which ``pip install 'reasoning-length-toolkit[tasks]'`` installs.
 
 Splits: GSM8K's official test set is ``test``; a hash of the question divides its training set into ``train`` and ``dev``. MATH-500 has no
 splits; a hash of the problem's id divides it into train, dev and test (``splits.split_by_id``).
@@ -64,7 +64,10 @@ def _level(level: object) -> int:
 
 
 def _half(question: str) -> str:
-    """Return the split, train or dev, of a question in GSM8K's training set. Questions that the hash puts into test go to train."""
+    """Return the split, train or dev, of a question in GSM8K's training set.
+
+    A hash of the question decides, as for other tasks. But questions with a hash for test are put into train.
+    """
     return "dev" if splits.split_of(question) == "dev" else "train"
 
 

@@ -1,7 +1,7 @@
 """Chains of thought (*traces*) that solve countdown problems with exactly k dead ends.
 
-After "How Much Backtracking is Enough?" (arXiv 2505.24273). A trace writes the steps of the solution. At k places it first tries other
-steps, a *dead end*, and then goes back. With the numbers 3, 4, 7, 25 and the target 110::
+After "How Much Backtracking is Enough?" (arXiv 2505.24273). A trace writes the steps of the solution. In between, it tries other steps (a
+*dead end*) and goes back, k times in all. Example for k = 1, with the numbers 3, 4, 7, 25 and the target 110::
 
     Step 1: 4 * 25 = 100.
     Step 2: 100 - 7 = 93.
@@ -57,7 +57,8 @@ class TraceStep:
 class Trace:
     """A chain of thought that solves a countdown problem, with its dead ends marked.
 
-    A *dead end* is a run of steps that do not reach the target; the chain of thought then goes back to where it began.
+    A *dead end* is a sequence of steps that does not reach the target. After it, the chain of thought returns to the step before the
+    dead end ("Back to step 1").
 
     Attributes:
         text: The text between the think tags.
@@ -76,18 +77,18 @@ class Trace:
 
     @property
     def dead_ends(self) -> int:
-        """Number of times that the chain of thought tries wrong steps and goes back."""
+        """Number of dead ends in the chain of thought."""
         return len({step.dead_end for step in self.steps} - {None})
 
 
 class NoDeadEndError(ValueError):
-    """Fewer different dead ends (wrong attempts at a countdown problem) were found than requested."""
+    """Fewer different dead ends than requested were found for a countdown problem. A *dead end* is a sequence of steps that fails."""
 
 
 def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
-    """Return a chain of thought for the countdown problem ``p`` that goes wrong ``dead_ends`` times before it is finished.
+    """Return a chain of thought that solves the countdown problem ``p`` and contains ``dead_ends`` different dead ends.
 
-    Each time, it tries a different run of steps that do not reach the target (a *dead end*), and goes back. Equal seeds give equal results.
+    In a *dead end*, it tries a sequence of steps that does not reach the target, and then goes back. Equal seeds give equal results.
 
     Raises:
         NoDeadEndError: 2000 random tries found fewer than ``dead_ends`` different dead ends.
@@ -112,8 +113,8 @@ def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
 def _dead_end(rng: random.Random, p: Problem, operations: Sequence[Operation], start: int) -> tuple[Operation, ...] | None:
     """Return a random dead end that branches off the solution before its operation with index ``start``, or ``None``.
 
-    The dead end is a list of operations on the numbers that are still unused at that point. Return ``None`` if the operations drawn are
-    invalid, begin like the rest of the solution, or reach the target.
+    The dead end consists of operations that use up the numbers still unused at that point. Return ``None`` if the operations drawn are
+    invalid, begin with the solution's next operation, or reach the target.
     """
     # Numbers still unused. At start 0 these are all, and the first operation may begin with any of them; later it begins with the total.
     left = [operations[0].left, *(o.right for o in operations)] if start == 0 else [o.right for o in operations[start:]]
@@ -153,11 +154,11 @@ def examples(
     The reply is a chain of thought between think tags, and then the answer.
 
     Args:
-        dead_ends: Number of wrong attempts in each chain of thought (see ``trace``).
+        dead_ends: Number of dead ends (failed sequences of steps) in each chain of thought; see ``trace``.
         tags: Opening and closing think tag.
 
     Raises:
-        NoDeadEndError: for some problem, fewer different wrong attempts were found.
+        NoDeadEndError: for some problem, fewer different dead ends were found.
     """
     rows = []
     for p in problems:

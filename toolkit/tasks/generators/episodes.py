@@ -4,8 +4,8 @@ The user gives a dictionary from five-letter words (*keys*) to integers from -99
 model adds their values to its running total and answers ``<answer>total</answer>``. Wrong answers in the history of a conversation
 (``inject_history_errors``) test whether a model's mistakes cause further mistakes (*self-conditioning*).
 
-Gold answers follow the history: the gold answer of a turn is the last answer in the history, right or wrong, plus the values of the turn.
-``meta["truth"]`` holds the true total.
+Gold answers follow the history: the gold answer of a turn is the last total in the history, right or wrong, plus the values of the keys
+that the turn names. ``meta["truth"]`` holds the true total.
 
 Deviations: the prompts and the list of words are ours. To make an answer wrong, the released code adds a random number, which is 0 in 1 of
 21 cases; here it is never 0.
@@ -90,7 +90,8 @@ def running_sum_episodes(
         size: Number of keys in the dictionary.
 
     Raises:
-        ValueError: unknown split, a number below 1, or a dictionary larger than the list of words.
+        ValueError: unknown split; ``n``, ``horizon``, ``keys_per_turn`` or ``size`` below 1; or ``size`` above the number of words in our
+            list.
     """
     splits.check_split(split)
     if n < 1 or horizon < 1 or keys_per_turn < 1 or not 1 <= size <= len(WORDS):
@@ -117,7 +118,7 @@ def problem(episode: Episode, answers: Sequence[str] | None = None) -> Problem:
 
     Returns:
         A problem that is graded by the last number of the answer. Its gold answer is the last readable total in ``answers`` (0 if there is
-        none) plus the number that the turn adds. ``meta["truth"]`` is the true total.
+        none) plus the values of the turn's keys. ``meta["truth"]`` is the true total.
 
     Raises:
         ValueError: every turn has an answer already.
@@ -207,7 +208,7 @@ def inject_history_errors(
         noise: Largest error: a wrong total is 1 to ``noise`` too high or too low.
 
     Raises:
-        ValueError: ``rate`` is outside 0..1, ``noise`` is below 1, or the history has no answer.
+        ValueError: ``rate`` is outside 0..1, ``noise`` is below 1, or no message of the assistant holds a total in answer tags.
     """
     if not 0 <= rate <= 1 or noise < 1:
         raise ValueError(f"rate={rate}, noise={noise}: need a rate from 0 to 1, and noise of at least 1.")
@@ -229,8 +230,8 @@ def inject_history_errors(
 def with_history_errors(p: Problem, rate: float = ERROR_RATE, seed: int = 0) -> Problem:
     """Return a copy of ``p``, one turn of an episode, in which each answer in the history is made wrong with probability ``rate``.
 
-    The random errors differ between problems. The gold answer is the last total in the history, right or wrong, plus the number that the
-    turn adds.
+    The random errors differ between problems. The gold answer is the last total in the history, right or wrong, plus the values of the keys
+    that the turn names.
 
     Raises:
         ValueError: the problem is not a turn of an episode, its history has no answer, or ``rate`` is outside 0..1.
