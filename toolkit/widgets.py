@@ -60,7 +60,8 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
     """Return a Jupyter widget with controls for steering. It shows the responses at strength 0 and at the chosen strength.
 
     The controls are prompt, strength, layers, phase (the positions to steer, such as ``think``) and temperature. If ipywidgets is not
-    installed (it is in the package's optional dependencies ``notebook``), return the result of ``static``, which has no controls.
+    installed (it is in the package's optional dependencies ``notebook``), return the result of ``static`` instead. It has no controls, and
+    shows the responses at the strengths ``-most``, 0 and ``most``.
 
     Args:
         v: Direction of thinking length to steer along.

@@ -64,7 +64,8 @@ def grade(problem: Problem, answer: str) -> bool:
     ``meta["grader"]`` chooses the comparison. The answer is right if:
 
     - no grader: its last number equals the last number of the gold answer.
-    - ``"math"``: the package math-verify finds the two answers equal (see ``toolkit.expressions``; needs the extra ``tasks``).
+    - ``"math"``: the package math-verify finds the two answers equal (see ``toolkit.expressions``). math-verify is installed
+      with the toolkit's optional dependencies ``tasks``.
     - ``"recall"``: it contains more than half of the gold answer's words (see ``word_recall``).
     - ``"contains"``: it contains the gold answer's words in order and without gaps.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
