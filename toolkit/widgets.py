@@ -39,12 +39,14 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
 
 
 def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
-    """Return HTML for Jupyter that shows greedy responses to a prompt at several steering strengths side by side, without ipywidgets.
+    """Return HTML for Jupyter that shows greedy responses to a prompt side by side, one per steering strength.
+
+    The package ipywidgets is not needed. Each response has at most 400 tokens.
 
     Args:
         v: Direction of thinking length to steer along.
         prompt: Text of the user message.
-        strengths: Steering strengths; + lengthens thinking, 0 is the base model.
+        strengths: Steering strengths. Positive strengths lengthen thinking; at 0 the model is not steered.
         during: Positions at which steering acts, see ``edits.steering``.
 
     Returns:

@@ -102,7 +102,7 @@ class Haystack:
 class Pieces:
     """Pieces of text to locate in a prompt, for ``locate``.
 
-    A range ``(start, stop)`` counts characters of the last user message; ``stop`` is excluded.
+    A range ``(start, stop)`` counts characters of the problem's last user message, from 0; ``stop`` is excluded.
 
     Attributes:
         needed: Ranges of the pieces that the answer depends on, in the order in which a solver uses them.
@@ -290,6 +290,7 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
     """Return ``n`` prompt lengths in tokens, evenly spaced from ``shortest`` to the model's maximum context minus ``response``.
 
     Args:
+        n: Number of lengths. With 1, only ``shortest`` is returned.
         shortest: Smallest prompt length in tokens.
         response: Tokens of context to leave free for the response.
 

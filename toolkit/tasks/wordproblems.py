@@ -36,8 +36,8 @@ class Step:
     """One operation and its result: ``left op right = result``.
 
     Attributes:
-        apart: True for a side computation, whose result is the right operand of the next step. For example, "three bags of four pens" are
-            first 3 * 4 = 12, and then 12 are added to the total. False for a step that changes the total itself.
+        apart: True for a side computation, whose result is the right operand of the next step. False for a step that gives the new total.
+            For example, "three bags of four more pens" take two steps: 3 * 4 = 12 (``apart``), and then 12 are added to the total.
     """
 
     op: str

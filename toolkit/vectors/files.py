@@ -94,7 +94,7 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: the file is truncated or damaged.
+        DamagedFileError: the file is truncated or damaged, or a field of its header is missing, unknown or unreadable.
         ForeignFileError: the file has another format, or fields of its header (``apply_site``, ``sign``, ``norm``, ``scale``) contradict
             each other or the vectors.
         WrongModelError: the direction was made from other weights than those of ``lm``, or its shape does not fit ``lm``.
@@ -154,7 +154,7 @@ def written(
 
 
 def restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
-    """Return the direction that the vectors and the header of a file describe: the inverse of ``written``.
+    """Return the direction that the vectors and the header of a file describe: the inverse of ``written``. ``load`` lists the errors.
 
     Args:
         rows: Layer -> vector ``[d_model]``.

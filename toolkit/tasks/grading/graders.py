@@ -76,7 +76,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
-    The two graders of identifiers ignore those in ``meta["asked"]``: an answer may repeat the keys that it was asked about.
+    ``"identifiers"`` and ``"identifier set"`` ignore the words in ``meta["asked"]``: an answer may repeat the keys asked about.
 
     >>> grade(Problem("sum", ({"role": "user", "content": "17+5=?"},), "22"), "17 + 5 = 22")
     True
