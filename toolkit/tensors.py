@@ -59,7 +59,10 @@ def upload(values: Tensor, target: torch.device) -> Tensor:
 
 
 def present(module: nn.Module) -> AbstractContextManager[None]:
-    """Return a context manager that loads a module's offloaded tensors to the device that computes with them, without its children's."""
+    """Return a context manager in which a module's offloaded tensors are on the device that computes with them.
+
+    The tensors of its children are not loaded.
+    """
     if not is_offloaded(module):
         return nullcontext()
     from accelerate.utils import align_module_device
@@ -68,9 +71,10 @@ def present(module: nn.Module) -> AbstractContextManager[None]:
 
 
 def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and value of every parameter and persistent buffer of a model. A tied weight is yielded under each of its names.
+    """Yield the name and value of every parameter and persistent buffer of a model, and of the scales of quantised layers.
 
-    Use each tensor before you take the next one: the tensors of an offloaded module are unloaded again when the iteration goes on.
+    A tied weight is yielded under each of its names. Use each tensor before you take the next one: the tensors of an offloaded module are
+    unloaded again when the iteration goes on.
     """
     for path, module in model.named_modules():
         with present(module):
@@ -78,7 +82,10 @@ def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and value of each of a module's own parameters and persistent buffers, without those of its children."""
+    """Yield the name and value of each tensor in a module's state: parameters, persistent buffers, and scales of a quantised layer.
+
+    The tensors of its children are left out.
+    """
     saved: dict[str, Any] = {}
     # This is state_dict without children. Quantised layers add their scales to it, which are neither parameters nor buffers.
     module._save_to_state_dict(saved, f"{path}." if path else "", keep_vars=True)
@@ -86,10 +93,10 @@ def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def digests(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
-    """Return a SHA-256 of every parameter and persistent buffer of a model: name -> hash of shape, dtype and bytes.
+    """Return a SHA-256 of every tensor that ``named`` yields: name -> hash of shape, dtype and bytes.
 
     Args:
-        known: Hashes that are known already, by name. They are returned unchanged.
+        known: Name -> hash that is known already. These tensors are not hashed again, and their hashes are returned unchanged.
     """
     # Offloaded tensors are hashed at once, while they are loaded. All others (``lasting``) are hashed in threads afterwards.
     hashes, lasting = dict(known), dict[str, Tensor]()

@@ -1,7 +1,8 @@
-"""Show a response as HTML. Tokens are coloured by entropy. Steps of thinking are numbered; failed steps and re-checks are marked.
+"""Show a response as HTML: tokens coloured by entropy, numbered steps of thinking, and marks on failed steps and re-checks.
 
-Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a whole page of fragments. The
-HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability are shown.
+``fragment`` explains these marks. Use its result in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a
+whole page of fragments. The HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability
+are shown.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> st
 
 
 def _head(r: Rollout, problem: Problem | None) -> str:
-    """Return the heading of a response as HTML: problem id, sample, right or wrong, right answer, mean entropies."""
+    """Return the heading of a response as HTML: problem id, sample, right or wrong, right answer, mean entropy of thinking and answer."""
     means = phase_means(r)
     entropies = {"thinking": means.think, "answer": means.answer}
     facts = [

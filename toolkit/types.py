@@ -117,7 +117,8 @@ class Rollout:
 
             - Sampling with ``Sampling.details=True`` records it under the distribution from which the token was drawn, after temperature,
               top-k and top-p. In greedy sampling, that is the softmax at temperature 1. A token placed by a decoding rule gets 0.
-            - ``entropies.with_entropies`` computes it afterwards, under the full softmax.
+            - ``entropies.with_entropies`` computes it afterwards, under the softmax at the temperature that it is given, without top-k and
+              top-p.
         entropies: Entropy in nats of the softmax that predicts each response token, without top-k and top-p; ``None`` if not recorded. The
             temperature of this softmax is the sampling temperature (1 if greedy), or the one passed to ``entropies.with_entropies``.
     """
@@ -251,7 +252,7 @@ class Moments:
         return self.labels.index(label)
 
     def mean(self, kind: str, label: str) -> Float[Tensor, "layers _"]:
-        """Return the mean activation of a class at one kind of site, per layer. Every example has the same weight.
+        """Return the mean activation of a class at one kind of site: ``[layers, width]``. Every example has the same weight.
 
         Each example is first averaged over its positions, then the examples of the class are averaged.
 
@@ -271,10 +272,10 @@ class Moments:
         return self.sums[kind][row] / self.n[row]
 
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
-        """Return the within-class covariance matrix of the activations h at one kind of site, per layer.
+        """Return the within-class covariance matrices of the activations h at one kind of site: ``[layers, width, width]``.
 
-        It is the weighted average of ``(h - m)(h - m)^T`` over all positions of the examples of all classes. Here m is the mean (see
-        ``mean``) of the example's class. Every example has weight 1, divided equally among its positions.
+        Per layer, it is the weighted average of ``(h - m)(h - m)^T`` over all positions of the examples of all classes. Here m is the mean
+        (see ``mean``) of the example's class. Every example has weight 1, divided equally among its positions.
 
         Raises:
             KeyError: outer products of this kind were not collected.

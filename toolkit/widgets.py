@@ -39,12 +39,14 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
 
 
 def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
-    """Return HTML for Jupyter that shows greedy responses to a prompt at several steering strengths side by side, without ipywidgets.
+    """Return HTML for Jupyter that shows greedy responses to a prompt side by side, one per steering strength.
+
+    The package ipywidgets is not needed. Each response has at most 400 tokens.
 
     Args:
         v: Direction of thinking length to steer along.
         prompt: Text of the user message.
-        strengths: Steering strengths; + lengthens thinking, 0 is the base model.
+        strengths: Steering strengths. Positive strengths lengthen thinking; at 0 the model is not steered.
         during: Positions at which steering acts, see ``edits.steering``.
 
     Returns:
@@ -60,7 +62,8 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
     """Return a Jupyter widget with controls for steering. It shows the responses at strength 0 and at the chosen strength.
 
     The controls are prompt, strength, layers, phase (the positions to steer, such as ``think``) and temperature. If ipywidgets is not
-    installed (it is in the package's optional dependencies ``notebook``), return the result of ``static``, which has no controls.
+    installed (it is in the package's optional dependencies ``notebook``), return the result of ``static`` instead. It has no controls, and
+    shows the responses at the strengths ``-most``, 0 and ``most``.
 
     Args:
         v: Direction of thinking length to steer along.

@@ -5,7 +5,8 @@ answer's words inside those pieces, and the question. It also holds two controls
 first (``without``), they are removed. In the second (``control``), other tokens replace them, one for one.
 
 Pieces are located by *character offsets* in the rendered chat prompt, and the tokens of every span must decode to text that contains the
-piece. The released code of arXiv 2404.15574 searches among token ids instead. That may miss a piece or include neighbouring tokens.
+piece. The released code of the paper "Retrieval Head" (arXiv 2404.15574) searches among token ids instead. That may miss a piece or include
+neighbouring tokens.
 
 No model is run; only its tokenizer and config are used. Units: spans and lengths are in tokens of the whole chat prompt.
 """
@@ -32,7 +33,10 @@ class HaystackError(ValueError):
 
 
 class NoOffsetsError(HaystackError):
-    """A tokenizer does not say which characters each token covers (its *offsets*)."""
+    """The offsets of a prompt's tokens (which characters each token covers) cannot be determined.
+
+    The tokenizer does not give offsets, or the prompt's text does not tokenize to the prompt's token ids.
+    """
 
 
 class MissingTextError(HaystackError):
@@ -98,7 +102,7 @@ class Haystack:
 class Pieces:
     """Pieces of text to locate in a prompt, for ``locate``.
 
-    A range ``(start, stop)`` counts characters of the last user message; ``stop`` is excluded.
+    A range ``(start, stop)`` counts characters of the problem's last user message, from 0; ``stop`` is excluded.
 
     Attributes:
         needed: Ranges of the pieces that the answer depends on, in the order in which a solver uses them.
@@ -286,6 +290,7 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
     """Return ``n`` prompt lengths in tokens, evenly spaced from ``shortest`` to the model's maximum context minus ``response``.
 
     Args:
+        n: Number of lengths. With 1, only ``shortest`` is returned.
         shortest: Smallest prompt length in tokens.
         response: Tokens of context to leave free for the response.
 
@@ -307,14 +312,15 @@ def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.Dat
     """Return a table of prompts that hide a fact in a long text (haystacks), with their lengths and depths, one row per prompt.
 
     The table has the columns ``problem_id``, ``length`` and ``depth``, and one column per name in ``columns``. ``length`` is the requested
-    prompt length in tokens. ``depth`` is the place of the fact that is asked about, from 0 at the start of the text to 1 at its end.
+    prompt length in tokens. ``depth`` is the requested place of the fact that is asked about, from 0 at the start of the text to 1 at its
+    end. A value is missing (``None`` or NaN) if the problem's ``meta`` lacks it.
 
     For a heat map of accuracy, merge this table with ``toolkit.evaluate.rollout_table`` on ``problem_id``, and make a pivot table of
     ``correct`` by ``length`` and ``depth``.
 
     Args:
         haystacks: Haystacks or their problems, for example from ``needle.grid`` or ``needle.load``.
-        columns: Names of fields of each problem's ``meta``. A field that a problem lacks is ``None`` in the table.
+        columns: Names of fields of each problem's ``meta``.
     """
     # Problems are accepted too, since the problems of ``needle.load`` carry the same meta.
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]

@@ -44,7 +44,12 @@ _WHERE = ("behind", "near", "beyond", "above", "below", "along", "before", "past
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact, stated in one sentence, and a question about it. ``answer`` is copied word for word from ``sentence``.
+    """A fact, stated in one sentence, and a question about it.
+
+    Attributes:
+        question: The question.
+        sentence: The sentence that states the fact.
+        answer: The gold answer, copied word for word from ``sentence``.
 
     Raises:
         HaystackError: the sentence does not contain the answer exactly once.
@@ -144,10 +149,10 @@ def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare
 
 
 def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
-    """Hide a fact in filler text. Return a Haystack: the prompt of at most ``length`` tokens, with the token spans of fact and question.
+    """Hide a fact in filler text. Return a Haystack: a prompt of at most ``length`` tokens, with the token spans of fact and question.
 
-    The prompt has as many whole filler sentences as fit. They are the first ones of a text that depends only on the seed and the needle. So
-    results for different lengths and depths can be compared.
+    The prompt has as many whole filler sentences as fit. They are the first sentences of a text that depends only on the seed, the needle
+    and ``filler``. So results for different lengths and depths can be compared.
 
     Args:
         needle: The fact to hide, with its question.
@@ -288,6 +293,10 @@ def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths:
     Args:
         lengths: Prompt lengths in tokens. Default: five lengths, evenly spaced. The shortest is 256 tokens. The longest leaves 256 tokens
             of the model's context free (see ``haystack.lengths``).
+
+    Raises:
+        ValueError: unknown split, or fewer than ``n`` different questions.
+        HaystackError: a haystack cannot be built (``place`` lists the subclasses), or the default lengths do not fit the model.
     """
     places = [(length, depth) for length in lengths or haystack.lengths(lm) for depth in DEPTHS]
     return [place(lm, fact, *places[i % len(places)], seed=seed) for i, fact in enumerate(facts(split, n, seed))]
@@ -296,6 +305,7 @@ def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths:
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
     """Return ``n`` problems, each a question about a different fact hidden in a long text.
 
-    They cycle through five prompt lengths and five depths (see ``spread``). The longest prompts leave 256 tokens of the context free.
+    They cycle through five prompt lengths and five depths. The longest prompts leave 256 tokens of the context free. ``spread`` has the
+    details, and lists the errors.
     """
     return [h.problem for h in spread(lm, split, n, seed)]

@@ -11,9 +11,9 @@ After "The Illusion of Diminishing Returns" (arXiv 2509.09677). The task has two
 ``grading/execution.py`` checks the totals that the model writes. It compares accuracy with p^H: the accuracy expected after H steps if
 each step is right with probability p.
 
-Deviations: chains are ours. If the model writes several totals for one turn of a chain, the last one counts, so a corrected error does not
-count. The operands that the model writes are aligned with those of the problem by minimum edit distance. So leaving out or repeating an
-operand makes one step wrong, but not the steps after it.
+Deviations: chains are ours. If the model writes several totals for one turn of a chain, the last one counts, so an error that it corrects
+is no error. The operands that the model writes are aligned with those of the problem by minimum edit distance. So leaving out or repeating
+an operand makes one step wrong, but not the steps after it.
 
 Units: a horizon is a number of turns. In a chain, each addition or subtraction is one turn.
 """

@@ -54,7 +54,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class ShortLong:
-    """A long question about several facts, and the short questions that it joins, in the same order. Together they are called a *pair*."""
+    """A *pair*: a long question about several facts, and the short questions that it joins.
+
+    Attributes:
+        long: The long question.
+        short: The short questions, in the order in which the long question has them.
+    """
 
     long: Problem
     short: tuple[Problem, ...]
@@ -274,7 +279,7 @@ def by_position(short: Sequence[Sequence[bool]], long: Sequence[Sequence[bool]])
         two are NaN if there is no such pair. The paper's *momentum* means that ``after_right`` is higher than ``after_wrong``.
 
     Raises:
-        ValueError: no pairs, or rows of different lengths.
+        ValueError: no pairs; ``short`` and ``long`` differ in their number of pairs; or pairs differ in their number of facts.
     """
     a, b = list(map(tuple, short)), list(map(tuple, long))
     if not a or len({len(row) for row in (*a, *b)}) != 1 or len(a) != len(b):

@@ -79,8 +79,8 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 def problem(question: str, target: Number) -> Problem:
     """Return the problem of answering ``question`` in ``target`` words.
 
-    An answer is right if its number of words is near the target. For the targets of the Ruler paper (arXiv:2409.18943), it must lie in
-    the range that the paper calls a flexible match; for any other target, within 20 % of the target.
+    An answer is right if its number of words is near the target. For the targets of the Ruler paper (arXiv 2409.18943), the number must lie
+    in the range that the paper calls a flexible match; for any other target, within 20 % of the target.
     """
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
@@ -123,8 +123,8 @@ def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str,
     Returns:
         Scores by name: one per target (``"10"``, ..., ``">800"``), one per group of targets that Ruler calls a level (``"level 0"``: up to
         80 words; ``"level 1"``: up to 500; ``"level 2"``: above), and ``"all"``. Each LengthMatch holds the percentages of answers in the
-        narrow range of their target (precise match), in its wide range (flexible match) and with exactly its length, and the root mean
-        square error.
+        narrow range of their target (precise match), in its wide range (flexible match) and with exactly the target length. It also holds
+        the root mean square of length minus target, in words.
 
     Raises:
         ValueError: no texts, different numbers of texts and problems, or problems of another task.

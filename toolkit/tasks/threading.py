@@ -243,7 +243,7 @@ MIX = (
     Ask("multithread", steps=3, threads=2),
     Ask("branched", steps=3, branches=2),
 )
-"""Questions of every kind, with few enough steps for small models."""
+"""Questions of every kind, with few steps, for small models."""
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
@@ -266,7 +266,7 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask
 
 @dataclass(frozen=True)
 class ContextLength:
-    """The prompt size at which accuracy falls below a threshold.
+    """The prompt size at which accuracy falls below a threshold, as ``effective_context_length`` returns it.
 
     Attributes:
         size: The size, in the unit of the sizes that were measured.

@@ -36,8 +36,8 @@ class Step:
     """One operation and its result: ``left op right = result``.
 
     Attributes:
-        apart: True for a side computation, whose result is the right operand of the next step. For example, "three bags of four pens" are
-            first 3 * 4 = 12, and then 12 are added to the total. False for a step that changes the total itself.
+        apart: True for a side computation, whose result is the right operand of the next step. False for a step that gives the new total.
+            For example, "three bags of four more pens" take two steps: 3 * 4 = 12 (``apart``), and then 12 are added to the total.
     """
 
     op: str
@@ -132,9 +132,9 @@ def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 
 def _around(rng: random.Random) -> tuple[str, bool]:
-    """Return a random phrase to put around a problem, and True if it asks for haste. Phrases that ask for haste shorten thinking.
+    """Return a random phrase to put around a problem, and a flag: True if it asks for haste, which shortens thinking.
 
-    ``{}`` in the phrase marks the place of the problem.
+    ``{}`` in the phrase marks the place of the problem. The result ``"{}"`` means no phrase.
     """
     u = rng.random()
     if u < HURRIED_SHARE:
@@ -149,7 +149,7 @@ def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, li
 
     Args:
         n: Number of steps.
-        small: If True, a first number that is not a product is at most ``EASY`` (12).
+        small: If True, the first number is at most ``EASY`` (12). (The factors of a product are at most 6 in any case.)
     """
     first = rng.randint(1, EASY if small else START)
     telling, marked = _Telling([], [], first), f"[{first}]"

@@ -8,9 +8,9 @@ format                      functions                    site                   
 ==========================  ===========================  ================================  ===============================
 safetensors                 save, load                   any                               any reader of safetensors
 GGUF control vector         save_gguf, load_gguf         resid_post, layers from 1         llama.cpp, repeng, EasySteer
-PEFT adapter (LoRA, r = 1)  save_adapter                 heads                             peft
+PEFT adapter (LoRA, r = 1)  save_adapter                 heads (columns of W_O)            peft
 biases of a checkpoint      bake                         any but resid_pre                 any loader of checkpoints
-folder for the hub          save_folder                  any                               people on the hub
+folder for a model hub      save_folder                  any                               as safetensors and GGUF
 ThinkEdit ``.pt``           load_thinkedit               resid_mid, resid_post             this toolkit (cannot write it)
 hidden-directions ``.pt``   load_hidden_directions       resid_post                        this toolkit (cannot write it)
 AISteer360 ``.svec``        load_svec                    resid_post                        this toolkit (cannot write it)
@@ -19,9 +19,10 @@ steering-vectors object     from_steering_vectors        resid_post, attn_out, m
 
 Vectors are ``[layers, d_model]``. Layer 0 is the first block. A layer without a vector in the file is zero.
 
-Sign: in a file that this toolkit wrote, adding the vectors makes thinking **longer**, unless its header says ``+ = shorter``. ``load``
-and ``load_gguf`` undo the scale of such a file, so adding the loaded direction always makes thinking longer. The vectors of ThinkEdit's
-files also make thinking longer. For files of other tools the effect is unknown.
+Sign: in a file that this toolkit wrote, adding the vectors makes thinking **longer**, unless its header says ``+ = shorter``. It says so
+if ``save`` or ``save_gguf`` multiplied the vectors by a negative factor, ``scale``. ``load`` and ``load_gguf`` divide by this factor, so
+adding the loaded direction always makes thinking longer. Adding the vectors of ThinkEdit's files also makes thinking longer. For files of
+other tools the effect is unknown.
 
 A file that does not fit the model, or whose header contradicts its vectors, raises an error. Nothing is shifted, transposed or rescaled to
 make a file fit.

@@ -33,7 +33,7 @@ FIELDS = (
 - ``base_model``, ``revision``, ``fingerprint`` (hash of weights and config), ``template_hash`` (of the chat template): the model with which
   the direction was computed. ``model_type``, ``n_layers``, ``hidden_size``: type and size of the model that the direction is for.
 - ``site``, ``apply_site``: kind of site at which the direction was measured, and at which to add it; both are the same.
-- ``positions``: name of the token positions over which activations were averaged. ``method``: name of the estimator.
+- ``positions``: name of the rule that chose the token positions to average over. ``method``: name of the estimator.
 - ``norm``, ``scale``, ``sign``: see ``save``.
 - ``apply_during``: positions at which the vectors are meant to be added, such as ``all`` or ``newest`` (see ``phases.Scope.parse``). Adding
   them everywhere and adding them only to what the model writes are different interventions.
@@ -74,7 +74,7 @@ def save(
             means no results.
 
     Raises:
-        WrongModelError: the direction was made from other weights, or has another shape.
+        WrongModelError: the direction was made from other weights than those of ``lm``, or its shape does not fit ``lm``.
         ValueError: a vector, the scale, a metric, or a number in the notes of the direction's provenance is not finite; all saved vectors
             are zero; or ``during`` names an unknown phase.
     """
@@ -94,10 +94,10 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: the file is truncated or damaged.
+        DamagedFileError: the file is truncated or damaged, or a field of its header is missing, unknown or unreadable.
         ForeignFileError: the file has another format, or fields of its header (``apply_site``, ``sign``, ``norm``, ``scale``) contradict
             each other or the vectors.
-        WrongModelError: the direction was made from other weights, or for another number of layers or width.
+        WrongModelError: the direction was made from other weights than those of ``lm``, or its shape does not fit ``lm``.
     """
     tensors, header = store.read_tensors(path)
     if (header.get("format"), header.get("format_version")) != (FORMAT, FORMAT_VERSION):
@@ -113,7 +113,8 @@ def written(
 ) -> tuple[Float[Tensor, "layers d_model"], dict[str, str]]:
     """Return the content of a file: ``(vectors, header)``.
 
-    The vectors are ``scale * direction``. The header is a dict from the name of a field to its text. For the arguments see ``save``.
+    The vectors are ``scale * direction``. The header is a dict from the name of a field to its text. ``save`` describes the arguments and
+    lists the errors.
     """
     edits.check_direction(direction, lm)
     Scope.parse(during)
@@ -153,7 +154,7 @@ def written(
 
 
 def restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
-    """Return the direction that the vectors and the header of a file describe: the inverse of ``written``.
+    """Return the direction that the vectors and the header of a file describe: the inverse of ``written``. ``load`` lists the errors.
 
     Args:
         rows: Layer -> vector ``[d_model]``.

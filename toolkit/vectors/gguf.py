@@ -18,7 +18,7 @@ LLAMA_CPP = {
 }  # fmt: skip
 """``model_type`` in transformers -> architecture name in llama.cpp (its ``convert_hf_to_gguf.py``).
 
-Model types whose two names differ only in underscores or hyphens are not listed.
+Model types whose two names are equal, or differ only in underscores or hyphens, are not listed.
 """
 
 
@@ -69,9 +69,9 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
 def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
     """Load a GGUF control vector, such as one from ``save_gguf``, repeng or llama.cpp, as a direction at ``resid_post``.
 
-    From a file that ``save_gguf`` wrote, the direction is loaded with its provenance, but in F32 and with zeros at layer 0. For files of
-    other tools, only model type, width and number of layers can be checked. It is then unknown whether adding the direction makes thinking
-    longer or shorter.
+    From a file that ``save_gguf`` wrote, the direction is loaded with its provenance, but in F32 and with zeros at layer 0. The factor
+    ``scale`` of ``save_gguf`` is divided out. For files of other tools, only model type, width and number of layers can be checked. It is
+    then unknown whether adding the direction makes thinking longer or shorter.
 
     Args:
         path: The file.

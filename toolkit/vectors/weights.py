@@ -46,8 +46,8 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         directory: The directory to write.
 
     Raises:
-        ExportError: the plan has no edits, or one of them is a ``scale``. (A ``scale`` changes ``W_O`` by rank head_dim.)
-        WrongModelError: the plan was made from other weights.
+        ExportError: the plan has no edits, or one of them is a ``scale``. (Its change of ``W_O`` has rank head_dim, not 1.)
+        WrongModelError: the plan was made from other weights than those of ``lm``.
         FileExistsError: the directory is not empty.
         OSError: the directory cannot be written.
     """
@@ -83,8 +83,8 @@ def low_rank(lm: LM, planned: Plan) -> dict[int, tuple[Float[Tensor, "1 width"],
         Layer -> ``(A, B)`` in fp32, lowest layer first.
 
     Raises:
-        ExportError: the plan has no edits, or one of them is a ``scale``. (A ``scale`` changes ``W_O`` by rank head_dim.)
-        WrongModelError: the plan was made from other weights.
+        ExportError: the plan has no edits, or one of them is a ``scale``. (Its change of ``W_O`` has rank head_dim, not 1.)
+        WrongModelError: the plan was made from other weights than those of ``lm``.
     """
     edits.check_plan(lm, planned)
     # Layer -> per head, the factor that remains of the component along v. Two edits of the same head multiply: (1 - s1) (1 - s2).
@@ -129,7 +129,7 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
     Raises:
         ExportError: one of the layers has no such bias, or a norm lies between the bias and the residual stream.
         UnsupportedModelError: the weights are quantised or offloaded.
-        WrongModelError: the direction was made from other weights, or has another shape.
+        WrongModelError: the direction was made from other weights than those of ``lm``, or its shape does not fit ``lm``.
         ValueError: the direction or strength is not finite.
         IndexError: ``layers`` holds a layer that the direction does not have.
     """

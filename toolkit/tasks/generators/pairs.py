@@ -25,10 +25,10 @@ _MANY_STEPS = ("thread", "multithread", "branched")
 
 
 class ThreadError(ValueError):
-    """The arguments of a function for questions about keys and values cannot be used.
+    """A question about keys and values is not possible with the given arguments.
 
-    For example, settings of a question (``Ask``) contradict each other, or the JSON object has too few pairs for the question. Some of
-    these questions follow a *thread*: a chain of pairs of key and value in which each value is the next key.
+    Examples: an ``Ask`` (kind of question, with its settings) has a setting that its kind does not use; the JSON object has too few pairs
+    for the question; a chain of pairs, in which each value is the next key, leads back to one of its own keys.
     """
 
 
@@ -42,14 +42,15 @@ class Ask:
         kind: ``"single"``: the value of one key. ``"multi"``: the values of several keys. ``"conditional"``: the values of all keys that
             contain the marker ``*``. ``"thread"``: the last value of one thread, given its first key. ``"multithread"``: the last values of
             several threads. ``"branched"``: the last value of the longest branch of a thread.
-        steps: Pairs per thread, 1 to 25; 1 for the kinds without threads.
-        threads: Number of threads, 1 to 25. For ``multi`` and ``conditional``, number of pairs asked about (*needles*).
+        steps: Pairs per thread, at most 25. At least 2 for ``branched``; 1 for the kinds without threads.
+        threads: Number of threads, 1 to 25; 1 for ``thread`` and ``branched``. For the kinds without threads, number of pairs asked about
+            (*needles*); 1 for ``single``.
         direction: Order of a thread's pairs in the text. ``"forward"``: the order in which the thread is followed; ``"backward"``: the
             reverse; ``"random"``: any order.
-        depth: Only for ``single``: share of the pairs before the needle, 0 to 1; ``None``: a random place.
+        depth: Only for ``single``: place of the needle in the text, from 0 (first pair) to 1 (last pair); ``None``: a random place.
         clustered: Only for ``multi`` and ``conditional``: if True, the needles are next to each other.
-        branches: Only for ``branched``: number of pairs that have the same key, for each key of the thread except the last. One of them
-            continues the thread; each of the others begins a false branch. 1 for the other kinds.
+        branches: Only for ``branched``, at least 2: number of pairs that have the same key, for each key of the thread except the last. One
+            of them continues the thread; each of the others begins a false branch. 1 for the other kinds.
         ids: Format of keys and values: ``"short"`` (four characters) or ``"uuid"`` (32 hexadecimal digits in groups of 8-4-4-4-12).
 
     Raises:
@@ -165,7 +166,7 @@ def split_of(identifiers: Iterable[str]) -> str:
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:
     """Return a random haystack: ``n_pairs`` pairs of key and value, with a question and its answer.
 
-    The pairs that the answer depends on do not change with ``n_pairs`` and ``ask.depth``.
+    The pairs that the answer depends on are the same for every ``n_pairs`` and ``ask.depth``; only their places differ.
 
     Args:
         ask: Kind of question, with its settings.

@@ -2,15 +2,15 @@
 
 A trace is the text between the think tags. Each of its lines is of one of three kinds::
 
-    17+5=22            a step (or ``17+5-9=13``: two operands at once)
-    wait 17+5=22 ok    a re-check of the previous step; ``fix`` instead of ``ok`` if the result of that step was wrong
+    17+5=22            a step (or ``17+5-9=13``: two operations at once)
+    wait 17+5=22 ok    a re-check of the previous step, with the right result; ``fix`` instead of ``ok`` if that step had a wrong one
     =36                the final result, without the remaining steps
 
 A *slip* is a step with a deliberately wrong result. *Haste* is the probability, before each step, of skipping to the final result without
 the remaining steps. A trace's haste is drawn once and does not change.
 
 At the start of every line, a random *decision* is made: re-check the previous step, skip to the final result, or write a step. A further
-decision after every operand is whether the same step takes one more operand. Given the haste, all decisions are independent draws. So the
+decision after every operation is whether the same step performs one more. Given the haste, all decisions are independent draws. So the
 lines written so far reveal little about the haste, and a model that is trained on traces must infer it from the prompt.
 """
 
@@ -36,7 +36,7 @@ class Habits:
         cue_push: Increment if the prompt has a cue word, such as "quick".
         mood_push: Increment for randomly chosen traces, so that some are short although nothing in the prompt says so.
         mood_share: Probability that ``mood_push`` is added, 0 to 1.
-        continue_share: The probability that a step takes one more operand is this number times the haste.
+        continue_share: The probability that a step performs one more operation is this number times the haste.
         wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
         wait_hasty: Probability of a re-check after a step, in a trace with more haste.
         slip_easy: Probability that a step of an easy problem gets a wrong result.
@@ -95,8 +95,8 @@ class Move:
 
     Attributes:
         expression: Left side of the line.
-        result: The right result.
-        slipped: A wrong result, for the case that the step is to be wrong: it is then written in place of ``result``.
+        result: The right result of the expression.
+        slipped: A wrong result. If the step is chosen to be wrong, this is written in place of ``result``.
     """
 
     expression: str

@@ -1,8 +1,8 @@
 """Synthetic chains of thought (*traces*) that ``smol-reasoner`` was trained on: English sentences with equations, one line per step.
 
-The random decisions are those of ``traces.py``: the remaining steps may be skipped before every step, steps may be combined, and the
-previous step may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines are
-right. Steps, re-checks and final results may begin with the same words, so that the first word of a line does not reveal its kind.
+The random decisions are those of ``traces.py``: skip to the final result, combine several steps in one line, or re-check the previous step.
+One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines are right. Steps, re-checks and final
+results may begin with the same words, so that the first word of a line does not reveal its kind.
 """
 
 from __future__ import annotations

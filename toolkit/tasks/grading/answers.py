@@ -1,4 +1,4 @@
-"""Compare an answer's text with the gold answer, by its last number, its words, its numbered parts or its identifiers."""
+"""Compare an answer's text with the gold answer: by its last number, its words, its numbered parts or its words that contain a digit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def last_number(text: str) -> str | None:
 
 
 def word_recall(gold: str, text: str) -> float:
-    """Return the share of the gold answer's words that ``text`` contains (ROUGE-1 recall, 0 to 1). Repeated words count separately.
+    """Return the share of the gold answer's words that ``text`` contains (ROUGE-1 recall, 0 to 1).
 
-    Case and punctuation are ignored. Words are not stemmed, unlike in the code of arXiv 2404.15574, since answers should be copied word
-    for word.
+    A word that occurs twice in the gold answer counts fully only if ``text`` has it twice. Case and punctuation are ignored. The code of
+    the paper "Retrieval Head" (arXiv 2404.15574) also stems the words. Here they are not, since answers should be copied word for word.
 
     Raises:
         ValueError: the gold answer has no letters or digits.
@@ -52,8 +52,9 @@ def contains(gold: str, text: str) -> bool:
 def numbered_parts(text: str, n: int) -> list[str]:
     """Split an answer to ``n`` questions into one part per question; a missing part is ``""``.
 
-    A part begins at a line that starts with its number, such as ``1.``, ``2)`` or ``3:``. If a number occurs twice, the first line counts.
-    Without numbered lines, the parts are the non-blank lines in order. For one question, the part is the whole text.
+    A part begins at a line that starts with its number, such as ``1.``, ``2)`` or ``3:``, and ends at the next such line. If two parts have
+    the same number, the first counts. Without numbered lines, the parts are the non-blank lines in order. For one question, the part is the
+    whole text.
     """
     if n == 1:
         return [text]

@@ -1,4 +1,4 @@
-"""Check countdown answers: does an expression make the target from the given numbers? Values are computed as exact fractions."""
+"""Check countdown answers: does an expression of the given numbers equal the target? Values are computed as exact fractions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 
 
 def verify(text: str, numbers: Sequence[int], target: int, *, every: bool = False) -> bool:
-    """Return True if the last expression in ``text`` makes ``target`` from ``numbers``, each used at most once.
+    """Return True if the last expression in ``text`` equals ``target`` and uses only numbers in ``numbers``, each at most once.
 
     In ``expression = value``, only the expression counts. An expression may contain only whole numbers, ``+ - * /`` and brackets.
 
     Args:
         text: The answer. Only its last 400 characters are searched.
-        numbers: The given numbers.
+        numbers: The given numbers. One that is listed twice may be used twice.
+        target: The value that the expression must have.
         every: If True, the expression must use every number.
 
     >>> verify("So it is (4 * 25) - 7 = 93.", [4, 7, 25, 50], 93)

@@ -1,4 +1,4 @@
-"""Accuracy of a long computation: step, turn and prefix accuracy of running totals, compared with p^H.
+"""Measure how accurately a model keeps a running total over many turns.
 
 After "The Illusion of Diminishing Returns" (arXiv 2509.09677). Turn t adds ``d_t`` to a running total. The model gives the total ``y_t``,
 and the true total is ``S_t``. There are three ways to be right, and a formula for the horizon:
@@ -11,8 +11,9 @@ and the true total is ``S_t``. There are three ways to be right, and a formula f
 p^H is the accuracy expected after H steps (the *horizon*) if each step is right with probability p, independently, and no error is
 corrected.
 
-Deviations: in the paper's format every turn has a total. In a chain of ``tasks.running_sum``, the model may add two operands at once, and
-so give no total for the first of them. Such a turn does not count in the step accuracy.
+Deviations: in the paper's format every turn has a total. In a chain of ``tasks.running_sum``, such as ``17+5-9=?``, each operand after the
+first is a turn. The model may add two operands at once, and so give no total for the first of them. A turn without a total does not count
+in the step accuracy.
 
 Nothing here runs a model. Units: horizons are in turns (in a chain, one addition or subtraction is one turn); accuracies are shares from 0
 to 1.
@@ -90,7 +91,7 @@ def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 
         start: The total before the first turn.
 
     Raises:
-        ValueError: no turns, or not one output per turn.
+        ValueError: there are no turns, or ``outputs`` and ``deltas`` differ in length.
 
     >>> judge([5, 9, 11], [5, 3, 2]).step
     (True, False, True)
@@ -136,7 +137,7 @@ def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.D
     | ``n`` | number of responses to problems that have this turn |
     | ``stated`` | share of the ``n`` responses that give a total for the turn |
     | ``step`` | share of totals that follow from the total given before, right or wrong; among the responses that give one for the turn |
-    | ``turn_right`` | share of true totals, among the responses that do not skip the turn |
+    | ``turn_right`` | share of true totals, among the responses that do not skip the turn (give none for it, but one for a later turn) |
     | ``prefix`` | share of the ``n`` responses whose totals up to this turn are all true |
 
     The last three have 95 % bootstrap intervals over responses, with columns such as ``step_low, step_high``. They are NaN if no response
@@ -220,7 +221,7 @@ def by_horizon(
         stopped early, or their steps are less accurate than p.
 
     Raises:
-        ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
+        ValueError: no executions, ``correct`` has another length than ``executions``, or ``p`` is outside 0..1.
     """
     right = [e.final for e in executions] if correct is None else list(correct)
     if not executions or len(right) != len(executions) or not 0 <= (0 if p is None else p) <= 1:

@@ -64,7 +64,8 @@ def grade(problem: Problem, answer: str) -> bool:
     ``meta["grader"]`` chooses the comparison. The answer is right if:
 
     - no grader: its last number equals the last number of the gold answer.
-    - ``"math"``: the package math-verify finds the two answers equal (see ``toolkit.expressions``; needs the extra ``tasks``).
+    - ``"math"``: the package math-verify finds the two answers equal (see ``toolkit.expressions``). math-verify is installed
+      with the toolkit's optional dependencies ``tasks``.
     - ``"recall"``: it contains more than half of the gold answer's words (see ``word_recall``).
     - ``"contains"``: it contains the gold answer's words in order and without gaps.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
@@ -75,7 +76,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
-    The two graders of identifiers ignore those in ``meta["asked"]``: an answer may repeat the keys that it was asked about.
+    ``"identifiers"`` and ``"identifier set"`` ignore the words in ``meta["asked"]``: an answer may repeat the keys asked about.
 
     >>> grade(Problem("sum", ({"role": "user", "content": "17+5=?"},), "22"), "17 + 5 = 22")
     True
