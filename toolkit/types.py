@@ -231,10 +231,6 @@ class Moments:
             raise ValueError(f"Moments.sums has the unknown site kind {unknown[0]!r:.40}: expected {', '.join(kinds)}.")
         if extra := [kind for kind in self.outer if kind not in self.sums]:
             raise ValueError(f"Moments.outer has {extra[0]!r:.40}, but Moments.sums does not.")
-
-    def __repr__(self) -> str:
-        examples = ", ".join(f"{count} {label}" for label, count in zip(self.labels, self.n, strict=True))
-        return f"Moments({examples}; positions {self.positions}; {', '.join(self.sums)}; {self.provenance.model})"
         layers = {kind: _checked(f"Moments.sums.{kind}", value, 3).shape[1] for kind, value in self.sums.items()}
         if len(set(layers.values())) > 1:
             raise ValueError(f"The sites in Moments.sums differ in their number of layers: {layers}.")
@@ -244,6 +240,10 @@ class Moments:
                 raise ValueError(f"Moments.sums.{kind} has shape {tuple(value.shape)}, but there are {size[0]} classes.")
             if kind in self.outer and self.outer[kind].shape != (*size, size[2]):
                 raise ValueError(f"Moments.outer.{kind} has shape {tuple(self.outer[kind].shape)}, expected {(*size, size[2])}.")
+
+    def __repr__(self) -> str:
+        examples = ", ".join(f"{count} {label}" for label, count in zip(self.labels, self.n, strict=True))
+        return f"Moments({examples}; positions {self.positions}; {', '.join(self.sums)}; {self.provenance.model})"
 
     def index(self, label: str) -> int:
         """Return the index of a class along the first axis of ``sums`` and ``outer``. Raise KeyError if there is no such class."""
