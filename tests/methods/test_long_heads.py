@@ -189,7 +189,9 @@ def test_the_latest_chunks_alone_are_a_sliding_window(llama):
     changed[0, 4:20] = (changed[0, 4:20] + 1) % llama.vocab_size
     last = {}
     for rule in ("recent", "scores"):
-        chosen = [long_heads.selections(llama, x[0].tolist(), Span(40, 41), LongHeads(4, 20, rule))[0, :, 0] for x in (ids, changed)]
+        chosen = [
+            long_heads.selections(llama, x[0].tolist(), Span(40, 41), LongHeads(4, 20, rule))[0, :, 0] for x in (ids, changed)
+        ]
         last[rule] = chosen
     assert all(torch.equal(c[:, :6], torch.zeros_like(c[:, :6])) for c in last["recent"])
     assert all(bool(c[:, 0].all()) and int(c.sum()) == 5 * len(c) for c in last["scores"])

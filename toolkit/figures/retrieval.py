@@ -193,7 +193,15 @@ def recall_by_length(table: pd.DataFrame) -> go.Figure:
     for i, (name, rows) in enumerate(table.groupby("condition", sort=False)):
         error = {"array": rows["recall_high"] - rows["recall"], "arrayminus": rows["recall"] - rows["recall_low"]}
         figure.add_scatter(
-            x=rows["length"], y=rows["recall"], error_y=error, name=str(name), mode="lines+markers", line={"color": COLOURS[i % len(COLOURS)]}
+            x=rows["length"],
+            y=rows["recall"],
+            error_y=error,
+            name=str(name),
+            mode="lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)]},
         )
-    axes = {"xaxis": {"title": "prompt length", "type": "log"}, "yaxis": {"title": "right responses", "tickformat": ".0%", "range": [0, 1.02]}}
+    axes = {
+        "xaxis": {"title": "prompt length", "type": "log"},
+        "yaxis": {"title": "right responses", "tickformat": ".0%", "range": [0, 1.02]},
+    }
     return styled(figure, "Recall by prompt length", **axes)

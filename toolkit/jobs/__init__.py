@@ -1,7 +1,17 @@
 """The functions behind the ``toolkit`` commands, which a notebook can call too; one file per family of commands."""
 
 from toolkit.jobs.check import Findings, check
-from toolkit.jobs.context import LengthStudy, giraffe_report, length_rows, length_table, nll, read_text, stretched, text_nll
+from toolkit.jobs.context import (
+    ROTARY_FORMS,
+    LengthStudy,
+    giraffe_report,
+    length_rows,
+    length_table,
+    nll,
+    read_text,
+    stretched,
+    text_nll,
+)
 from toolkit.jobs.demonstration import demo
 from toolkit.jobs.edit import (
     DEMO,
@@ -41,6 +51,7 @@ __all__ = [
     "METHODS",
     "OURS",
     "PUBLISHED",
+    "ROTARY_FORMS",
     "STRENGTHS",
     "Atlas",
     "DirectionRecipe",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from toolkit.tasks.generators.traces import Habits
 from toolkit.types import Problem
 
 TASKS = ("lines", "lookup")
-FORMS = ("linear", "parts", "power", "truncated")
+ROTARY_FORMS = ("linear", "parts", "power", "truncated")
 PYTHON = "python"  # the text of this name: Python's language reference, which is part of its standard library
 EXACT = Habits(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # no skips, no re-checks, no wrong steps
+QUESTION = 64  # tokens that a prompt of lookup may have beside the characters that its length counts
 PIECE = 1024  # tokens whose logits are in memory at a time
 
 
@@ -105,7 +107,7 @@ def text_nll(condition: Condition, ids: Sequence[int], edges: Sequence[int]) -> 
             for part, target in zip(states.split(PIECE), row[1:].split(PIECE), strict=True)
         ]
     loss = torch.cat([torch.zeros(1, device=row.device), *losses])  # loss[p]: of the token at position p
-    return [float(loss[max(start, 1) : stop].mean()) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [float(loss[max(start, 1) : stop].mean()) for start, stop in pairwise(edges)]
 
 
 def read_text(name: str) -> str:
@@ -121,7 +123,9 @@ def read_text(name: str) -> str:
     return "\n".join(store.read_lines(store.existing_file(name)))
 
 
-def length_rows(name: str, condition: Condition, study: LengthStudy, length: int, *, out: Path | None = None) -> list[dict[str, Any]]:
+def length_rows(
+    name: str, condition: Condition, study: LengthStudy, length: int, *, out: Path | None = None
+) -> list[dict[str, Any]]:
     """Return one row per problem of one length: ``condition, length, problem_id, tokens, correct, nll, seconds``.
 
     ``correct`` tells whether the greedy response is right; ``nll`` is that of a right response, in nats per token; ``seconds`` is the CPU
@@ -164,7 +168,13 @@ def length_table(rows: pd.DataFrame, *, base: str) -> pd.DataFrame:
     table = []
     for (name, length), group in rows.groupby(["condition", "length"], sort=False):
         of_base = rows[(rows["condition"] == base) & (rows["length"] == length)].set_index("problem_id")
-        row: dict[str, Any] = {"condition": name, "length": length, "n": len(group), "tokens": group["tokens"].mean(), "seconds": group["seconds"].mean()}
+        row: dict[str, Any] = {
+            "condition": name,
+            "length": length,
+            "n": len(group),
+            "tokens": group["tokens"].mean(),
+            "seconds": group["seconds"].mean(),
+        }
         for label, column in (("recall", "correct"), ("nll", "nll")):
             values = group[column].to_numpy(dtype=float)
             change = values - of_base.loc[group["problem_id"], column].to_numpy(dtype=float)
@@ -178,7 +188,9 @@ def length_table(rows: pd.DataFrame, *, base: str) -> pd.DataFrame:
 # --- Giraffe -----------------------------------------------------------------------------------------------------
 
 
-def stretched(lm: LM, form: str, *, scale: float = 4.0, exponent: float = 0.5, context: int | None = None, trained: int | None = None) -> LM:
+def stretched(
+    lm: LM, form: str, *, scale: float = 4.0, exponent: float = 0.5, context: int | None = None, trained: int | None = None
+) -> LM:
     """Return a copy of a model with the rotary frequencies of one form of Giraffe. All weights are shared.
 
     Args:
@@ -193,8 +205,8 @@ def stretched(lm: LM, form: str, *, scale: float = 4.0, exponent: float = 0.5, c
         ValueError: unknown form, or a number that is not positive.
         UnsupportedModelError: the model does not have one set of rotary frequencies, or they were changed already.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r}: choose one of {', '.join(FORMS)}.")
+    if form not in ROTARY_FORMS:
+        raise ValueError(f"form={form!r}: choose one of {', '.join(ROTARY_FORMS)}.")
     theta, base, window = giraffe.trained(lm)
     trained, context = trained or window, context or math.ceil(scale * window)
     match form:
@@ -230,14 +242,20 @@ def giraffe_report(
         ``condition, start, stop, nll, perplexity``.
 
     Raises:
-        ValueError: the text is too short for the longest length.
+        ValueError: the text is too short for the longest length, or the longest prompt does not fit the changed model's context.
     """
+    longest = max(study.lengths) + study.max_new_tokens + QUESTION
+    room = changed.model.config.get_text_config().max_position_embeddings
+    if longest > room:
+        raise ValueError(
+            f"--lengths {max(study.lengths)} and a response take up to {longest} tokens, more than the {room} of the changed model's context: "
+            "give shorter lengths, or a larger --context or --scale."
+        )
     out = store.writable(directory)
     ids = _text_ids(lm, text, max(study.lengths)) if text else []
     if not store.is_whole(out / "model"):
         changed.save(out / "model")
         say(f"saved {out / 'model'}")
-    longest = max(study.lengths) + study.max_new_tokens + 64  # lookup counts characters before the question
     base = _longer(lm, longest)
     rows = []
     conditions = {"as trained": Condition(base), "changed": Condition(changed)}
@@ -250,9 +268,15 @@ def giraffe_report(
     if ids:
         say(f"reading a text of {max(study.lengths)} tokens")
         edges = sorted({0, *study.lengths})
-        spans = list(zip(edges[:-1], edges[1:], strict=True))
-        read = [(name, *span, value) for name, c in conditions.items() for span, value in zip(spans, text_nll(c, ids, edges), strict=True)]
-        tables["text"] = pd.DataFrame(read, columns=["condition", "start", "stop", "nll"]).assign(perplexity=lambda t: np.exp(t["nll"]))
+        spans = list(pairwise(edges))
+        read = [
+            (name, *span, value)
+            for name, c in conditions.items()
+            for span, value in zip(spans, text_nll(c, ids, edges), strict=True)
+        ]
+        tables["text"] = pd.DataFrame(read, columns=["condition", "start", "stop", "nll"]).assign(
+            perplexity=lambda t: np.exp(t["nll"])
+        )
     about = {"study": study, "text": text, "rope_parameters": changed.model.config.get_text_config().rope_parameters}
     records = {name: report.json_records(table) for name, table in tables.items()}
     store.write_json(about | {"provenance": lm.provenance(study.seed)} | records, out / "giraffe.json")

@@ -218,7 +218,10 @@ class _State:
         if full > done:
             part = slice(done * w - self.first, full * w - self.first)
             group = query.shape[0] // key.shape[0]
-            chunked = [_cut(x, w) for x in (queries[:, part], *(x[:, done * w : full * w].repeat_interleave(group, 0) for x in (key, value)))]
+            chunked = [
+                _cut(x, w)
+                for x in (queries[:, part], *(x[:, done * w : full * w].repeat_interleave(group, 0) for x in (key, value)))
+            ]
             self.keys = torch.cat([self.keys[:, :done], chunk_keys(*chunked, scale)], dim=1)
         else:
             self.keys = self.keys[:, :done]
@@ -228,7 +231,10 @@ class _State:
 
 
 def chunk_keys(
-    query: Float[Tensor, "heads chunks w d"], key: Float[Tensor, "heads chunks w d"], value: Float[Tensor, "heads chunks w d"], scale: float
+    query: Float[Tensor, "heads chunks w d"],
+    key: Float[Tensor, "heads chunks w d"],
+    value: Float[Tensor, "heads chunks w d"],
+    scale: float,
 ) -> Float[Tensor, "heads chunks d"]:
     """Return the key c_i of every chunk.
 
@@ -300,10 +306,14 @@ def attend_chunks(
     """
     query, key, value = qkv
     group = query.shape[0] // key.shape[0]
-    return torch.stack([_attend(turns, (query[h], key[h // group], value[h // group]), chosen[h], at, scale) for h in range(len(query))])
+    return torch.stack(
+        [_attend(turns, (query[h], key[h // group], value[h // group]), chosen[h], at, scale) for h in range(len(query))]
+    )
 
 
-def _attend(turns: Turns, qkv: tuple[Tensor, Tensor, Tensor], chosen: Tensor, at: Tensor, scale: float) -> Float[Tensor, "queries v"]:
+def _attend(
+    turns: Turns, qkv: tuple[Tensor, Tensor, Tensor], chosen: Tensor, at: Tensor, scale: float
+) -> Float[Tensor, "queries v"]:
     """Return the output of one head: a softmax over all chosen chunks, summed chunk by chunk.
 
     For each query, ``top`` is its largest logit so far, ``total`` the sum of ``exp(logit - top)``, and ``out`` the same sum of values.

@@ -41,7 +41,9 @@ def record(name: str, number: int) -> str:
 def message(records: Sequence[tuple[str, int]], name: str) -> str:
     """Return the user's message: all records, then the question about the record ``name``."""
     lines = "\n".join(record(*r) for r in records)
-    return f"Here are records, one per line.\n\n{lines}\n\nWhich number is the REGISTER_CONTENT of line {name}? Give only the number."
+    return (
+        f"Here are records, one per line.\n\n{lines}\n\nWhich number is the REGISTER_CONTENT of line {name}? Give only the number."
+    )
 
 
 def load(lm: LM, length: int, n: int = 20, *, split: str = "test", seed: int = 0) -> list[Problem]:
@@ -81,11 +83,22 @@ def _problem(lm: LM, length: int, rng: random.Random, depth: float, split: str) 
     if (least := prompt(low)[1]) > length:
         raise ContextTooShortError(f"Two records take {least} tokens, more than length={length}: ask for at least {least}.")
     if (most := prompt(high)[1]) < length:
-        raise haystack.HaystackError(f"{high} records take {most} tokens, fewer than length={length}: ask for at most {most} tokens.")
+        raise haystack.HaystackError(
+            f"{high} records take {most} tokens, fewer than length={length}: ask for at most {most} tokens."
+        )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if prompt(middle)[1] <= length else (low, middle)
     text, tokens = prompt(low)
     name, number = records[int(depth * low)]
-    meta = {"task": "lines", "split": split, "difficulty": length, "length": length, "tokens": tokens, "records": low, "depth": depth, "name": name}
+    meta = {
+        "task": "lines",
+        "split": split,
+        "difficulty": length,
+        "length": length,
+        "tokens": tokens,
+        "records": low,
+        "depth": depth,
+        "name": name,
+    }
     return Problem(f"lines-{splits.digest(text)}-{length}", ({"role": "user", "content": text},), str(number), meta)

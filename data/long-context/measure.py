@@ -1,0 +1,226 @@
+"""Measure models beyond their trained length, with Giraffe and with LongHeads: ``python data/long-context/measure.py``.
+
+Writes ``results.json`` and the tables of ``README.md`` here. Every finished part is kept in ``runs/long-context``, so after a stop the same
+command resumes. ``--only PART,..`` measures some parts; ``--publish`` writes the results of the parts that are there.
+
+1. *tiny-heads*: recall of the tiny reasoner's lookup task in contexts of 1, 2 and 4 times the longest training text. Full attention,
+   LongHeads, and three controls of the same cost: random chunks, the first and the latest chunks, a sliding window.
+2. *tiny-giraffe*: the same contexts, with the four forms of changed frequencies.
+3. *tiny-overlap*: do the heads that select the needle's chunk have high retrieval scores? Rank correlation over heads, with permutations of
+   heads within their layer.
+4. *smol-text*, *smol-lines*: SmolLM2-135M on LongChat-lines-like records and on Python's language reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from toolkit import jobs, needles, report, stats, store
+from toolkit import lm as lms
+from toolkit.generate import Sampling, rollouts
+from toolkit.jobs import LengthStudy
+from toolkit.lm import LM, Condition
+from toolkit.methods import long_heads, retrieval_heads
+from toolkit.methods.long_heads import LongHeads
+from toolkit.tasks import haystack, lookup
+from toolkit.types import Span
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "data"))
+
+WORK = ROOT / "runs" / "long-context"
+TRAINED = lookup.CONTEXT[1]  # characters before the question in the longest training texts of the tiny reasoner (train.py)
+TINY_LENGTHS = (TRAINED, 2 * TRAINED, 4 * TRAINED)
+TINY = LengthStudy(TINY_LENGTHS, "lookup", instances=30)
+TINY_CHUNKS = {"LongHeads": "scores", "random chunks": "random", "first and latest chunks": "sinks", "sliding window": "recent"}
+TINY_CHUNK, TINY_WINDOW = 32, TRAINED
+SCALE, EXPONENT = 4.0, 0.5
+SMOL_WINDOW = 8192
+SMOL_LENGTHS = (SMOL_WINDOW // 2, 3 * SMOL_WINDOW // 2)
+SMOL = LengthStudy(SMOL_LENGTHS, "lines", instances=2, max_new_tokens=8)
+EDGES = (0, 2048, SMOL_WINDOW, 10240)  # positions in the text, between which perplexity is averaged
+OVERLAP_CONTEXT, OVERLAP_CHUNK, OVERLAP_WINDOW = 2 * TRAINED, 16, 320
+EXAMPLES, PERMUTATIONS = 60, 10_000
+
+Rows = list[dict[str, Any]]
+
+
+def kept(part: str, name: str, measure: Callable[[], Rows]) -> Rows:
+    """Return the rows of one cell of a part; they are measured only if they are not kept yet."""
+    path = store.writable(WORK / part) / f"{store.safe_name(name)}.jsonl"
+    if path.exists():
+        return [dict(row) for row in store.read_rows(path)]
+    print(f"measuring {part}: {name}", flush=True)
+    rows = measure()
+    store.write_rows(rows, path)
+    return rows
+
+
+def lengths_of(part: str, conditions: Mapping[str, Condition], study: LengthStudy) -> Rows:
+    """Return the rows of every condition at every length, shortest first."""
+    return [
+        row
+        for length in study.lengths
+        for name, condition in conditions.items()
+        for row in kept(part, f"{length}-{name}", lambda n=name, c=condition, at=length: jobs.length_rows(n, c, study, at))
+    ]
+
+
+def tiny_heads(lm: LM) -> Rows:
+    """Return recall with full attention and with attention to chunks."""
+    chunked = {name: LongHeads(TINY_CHUNK, TINY_WINDOW, rule) for name, rule in TINY_CHUNKS.items()}
+    return lengths_of("tiny-heads", {"full attention": Condition(lm), **{n: Condition(lm, (h,)) for n, h in chunked.items()}}, TINY)
+
+
+def tiny_giraffe(lm: LM) -> Rows:
+    """Return recall with trained and with changed frequencies."""
+    forms = {
+        form: jobs.stretched(lm, form, scale=SCALE, exponent=EXPONENT, context=4096, trained=TRAINED) for form in jobs.ROTARY_FORMS
+    }
+    return lengths_of("tiny-giraffe", {"as trained": Condition(lm), **{form: Condition(new) for form, new in forms.items()}}, TINY)
+
+
+def tiny_overlap(lm: LM) -> Rows:
+    """Return one row per head: retrieval scores, and how often the head selects the needle's chunk, in each of the examples.
+
+    Retrieval scores are measured on prompts of the trained length, selection on other prompts of twice that length, at the tokens that
+    predict the response.
+    """
+    sampling = Sampling(temperature=0.0, max_new_tokens=TINY.max_new_tokens, batch_size=1)
+    found = [haystack.locate_lookup(lm, p) for p in lookup.load("dev", EXAMPLES, hops=(1, 1), context=(TRAINED, TRAINED))]
+    answers = rollouts(lm, [h.problem for h in found], sampling)
+    scores = {
+        name: retrieval_heads.scores(retrieval_heads.measure(lm, needles.examples(found, answers, whole=whole)), metric).score
+        for name, metric, whole in (("copy", "copy", False), ("write", "write", True))
+    }
+    settings = {
+        name: LongHeads(OVERLAP_CHUNK, OVERLAP_WINDOW, rule) for name, rule in (("selected", "scores"), ("random", "random"))
+    }
+    rates: dict[str, list[torch.Tensor]] = {name: [] for name in settings}
+    for problem in lookup.load("test", EXAMPLES, hops=(1, 1), context=(OVERLAP_CONTEXT, OVERLAP_CONTEXT)):
+        h = haystack.locate_lookup(lm, problem)
+        gold = lm.tokenizer(TINY.gold(problem), add_special_tokens=False)["input_ids"]
+        ids, span = [*h.prompt_ids, *gold], Span(len(h.prompt_ids), len(h.prompt_ids) + len(gold)).predictors()
+        for name, chosen in settings.items():
+            rates[name].append(long_heads.hit_rates(long_heads.selections(lm, ids, span, chosen), span, h.needle, chosen))
+    return [
+        {"layer": layer, "head": head, **{n: float(s[layer, head]) for n, s in scores.items()},
+         **{n: [float(r[layer, head]) for r in each] for n, each in rates.items()}}
+        for layer, head in lm.layout.all_heads
+    ]  # fmt: skip
+
+
+def smol() -> LM:
+    return lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
+
+
+def smol_forms(lm: LM) -> dict[str, Condition]:
+    context = 4 * SMOL_WINDOW
+    forms = {form: jobs.stretched(lm, form, scale=SCALE, exponent=EXPONENT, context=context) for form in ("parts", "linear")}
+    return {"as trained": Condition(long_heads.extended(lm, context)), **{n: Condition(new) for n, new in forms.items()}}
+
+
+def smol_text(lm: LM) -> Rows:
+    """Return the mean negative log-probability of a text between positions, by condition."""
+    ids = lm.tokenizer(jobs.read_text("python"), add_special_tokens=False, verbose=False)["input_ids"]
+
+    def read(name: str, condition: Condition) -> Rows:
+        values = jobs.text_nll(condition, ids, EDGES)
+        return [{"condition": name, "start": a, "stop": b, "nll": v} for a, b, v in zip(EDGES[:-1], EDGES[1:], values, strict=True)]
+
+    chunked = Condition(long_heads.extended(lm, 4 * SMOL_WINDOW), (LongHeads(256, SMOL_WINDOW // 2),))
+    conditions = {**smol_forms(lm), "LongHeads, window 4,096": chunked}
+    return [row for name, c in conditions.items() for row in kept("smol-text", name, lambda n=name, c=c: read(n, c))]
+
+
+def smol_lines(lm: LM) -> Rows:
+    """Return recall of records and the perplexity of the right number, by condition."""
+    return lengths_of("smol-lines", smol_forms(lm), SMOL)
+
+
+PARTS: dict[str, Callable[[], Rows]] = {
+    "tiny-heads": lambda: tiny_heads(lms.load("tiny-reasoner", device="cpu")),
+    "tiny-overlap": lambda: kept("tiny-overlap", "heads", lambda: tiny_overlap(lms.load("tiny-reasoner", device="cpu"))),
+    "tiny-giraffe": lambda: tiny_giraffe(lms.load("tiny-reasoner", device="cpu")),
+    "smol-text": lambda: smol_text(smol()),
+    "smol-lines": lambda: smol_lines(smol()),
+}
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
+def overlap_results(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return rank correlations over heads of selection rates and retrieval scores, with intervals and permutation p-values."""
+    results: dict[str, Any] = {}
+    layers = rows["layer"].to_numpy()
+    rng = np.random.default_rng(0)
+    order = np.stack([np.lexsort((rng.random(len(layers)), layers)) for _ in range(PERMUTATIONS)])  # heads permuted within layers
+    for rule in ("selected", "random"):
+        rates = np.array(rows[rule].tolist(), dtype=float)  # [heads, examples]
+        rate = np.nanmean(rates, axis=1)
+        results[rule] = {"mean rate": float(rate.mean())}
+        for metric in ("copy", "write"):
+            score = rows[metric].to_numpy()
+            value = stats.spearman(rate, score)
+            drawn = np.array([stats.spearman(rate[index], score) for index in order[:1000]])
+            resampled = [
+                stats.spearman(np.nanmean(rates[:, index], axis=1), score) for index in stats.resamples(rates.shape[1], times=1000)
+            ]
+            low, high = np.quantile(resampled, [0.025, 0.975])
+            results[rule][metric] = {
+                "spearman": value, "low": float(low), "high": float(high),
+                "p": stats.permutation_p(np.abs(drawn - drawn.mean()) >= abs(value - drawn.mean())), "permuted mean": float(drawn.mean()),
+            }  # fmt: skip
+            top = np.argsort(-score, kind="stable")[:4]
+            means = np.array([rate[index][top].mean() for index in order])
+            results[rule][metric] |= {
+                "rate of top 4": float(rate[top].mean()), "rate permuted": float(means.mean()),
+                "p of top 4": stats.permutation_p(means >= rate[top].mean()),
+            }  # fmt: skip
+    return results
+
+
+def results() -> dict[str, Any]:
+    """Return all results that are kept so far."""
+    found: dict[str, Any] = {"trained": TRAINED, "sizes": {"tiny": TINY, "smol": SMOL, "scale": SCALE, "exponent": EXPONENT}}
+    for part, base in (("tiny-heads", "full attention"), ("tiny-giraffe", "as trained"), ("smol-lines", "as trained")):
+        rows = [row for path in sorted((WORK / part).glob("*.jsonl")) for row in store.read_rows(path)]
+        of_base = {(row["length"]) for row in rows if row["condition"] == base}
+        if rows := [row for row in rows if row["length"] in of_base]:
+            found[part] = report.json_records(jobs.length_table(pd.DataFrame(rows), base=base))
+    texts = [row for path in sorted((WORK / "smol-text").glob("*.jsonl")) for row in store.read_rows(path)]
+    if texts:
+        found["smol-text"] = texts
+    if (path := WORK / "tiny-overlap" / "heads.jsonl").exists():
+        rows = pd.DataFrame(store.read_rows(path))
+        found["tiny-overlap"] = overlap_results(rows)
+    return found
+
+
+def main() -> None:
+    """Measure the parts that are not kept yet, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to measure, with commas between")
+    parser.add_argument("--publish", action="store_true", help="measure nothing, write what is there")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if not given.publish:
+        for part in given.only.split(","):
+            PARTS[part]()
+    found = results()
+    made_by = store.made_by(store.code_of("toolkit.jobs.context", "toolkit.methods.long_heads"))
+    store.write_json(found | {"made_by": made_by}, HERE / "results.json")
+
+
+if __name__ == "__main__":
+    main()
