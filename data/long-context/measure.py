@@ -8,13 +8,17 @@ command resumes. ``--only PART,..`` measures some parts; ``--publish`` writes th
 2. *tiny-giraffe*: the same contexts, with the four forms of changed frequencies.
 3. *tiny-overlap*: do the heads that select the needle's chunk have high retrieval scores? Rank correlation over heads, with permutations of
    heads within their layer.
-4. *smol-text*, *smol-lines*: SmolLM2-135M on LongChat-lines-like records and on Python's language reference.
+4. *tiny-cost*: CPU time and peak memory of one pass by length.
+5. *smol-text*, *smol-lines*: SmolLM2-135M on LongChat-lines-like records and on Python's language reference.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,26 +34,32 @@ from toolkit.jobs import LengthStudy
 from toolkit.lm import LM, Condition
 from toolkit.methods import long_heads, retrieval_heads
 from toolkit.methods.long_heads import LongHeads
+from toolkit.metrics import with_interval
 from toolkit.tasks import haystack, lookup
 from toolkit.types import Span
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "data"))
+import publish  # noqa: E402
 
 WORK = ROOT / "runs" / "long-context"
 TRAINED = lookup.CONTEXT[1]  # characters before the question in the longest training texts of the tiny reasoner (train.py)
 TINY_LENGTHS = (TRAINED, 2 * TRAINED, 4 * TRAINED)
-TINY = LengthStudy(TINY_LENGTHS, "lookup", instances=30)
+TINY = LengthStudy(TINY_LENGTHS, "lookup", instances=24)
 TINY_CHUNKS = {"LongHeads": "scores", "random chunks": "random", "first and latest chunks": "sinks", "sliding window": "recent"}
 TINY_CHUNK, TINY_WINDOW = 32, TRAINED
+COST_LENGTHS = (640, 2560, 10240)
 SCALE, EXPONENT = 4.0, 0.5
 SMOL_WINDOW = 8192
 SMOL_LENGTHS = (SMOL_WINDOW // 2, 3 * SMOL_WINDOW // 2)
 SMOL = LengthStudy(SMOL_LENGTHS, "lines", instances=2, max_new_tokens=8)
 EDGES = (0, 2048, SMOL_WINDOW, 10240)  # positions in the text, between which perplexity is averaged
 OVERLAP_CONTEXT, OVERLAP_CHUNK, OVERLAP_WINDOW = 2 * TRAINED, 16, 320
-EXAMPLES, PERMUTATIONS = 60, 10_000
+EXAMPLES, PERMUTATIONS = 40, 10_000
+
+BASES = {"tiny-heads": "full attention", "tiny-giraffe": "as trained", "smol-lines": "as trained"}
+"""Part -> the condition that the others are compared with."""
 
 Rows = list[dict[str, Any]]
 
@@ -119,6 +129,28 @@ def tiny_overlap(lm: LM) -> Rows:
     ]  # fmt: skip
 
 
+def cost(lm: LM, length: int, name: str) -> dict[str, Any]:
+    """Return CPU time and additional peak memory of one pass over a random text, in a process of its own."""
+    condition = Condition(lm, (LongHeads(TINY_CHUNK, TINY_WINDOW, TINY_CHUNKS[name]),) if name in TINY_CHUNKS else ())
+    ids = torch.randint(7, lm.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with condition.active() as model, torch.inference_mode():
+        model.body(ids, use_cache=True)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"condition": name, "length": length, "seconds": time.process_time() - start, "megabytes": used / 1024}
+
+
+def tiny_cost(lm: LM) -> Rows:
+    """Return time and memory of one pass by length, for full attention and for attention to chunks."""
+    longer = long_heads.extended(lm, max(COST_LENGTHS))
+    rows = []
+    for length in COST_LENGTHS:
+        for name in ("full attention", "LongHeads", "sliding window"):
+            with multiprocessing.get_context("fork").Pool(1) as pool:  # a new process: peak memory is counted per process
+                rows += kept("tiny-cost", f"{length}-{name}", lambda n=name, at=length, p=pool: [p.apply(cost, (longer, at, n))])
+    return rows
+
+
 def smol() -> LM:
     return lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
 
@@ -150,6 +182,7 @@ def smol_lines(lm: LM) -> Rows:
 PARTS: dict[str, Callable[[], Rows]] = {
     "tiny-heads": lambda: tiny_heads(lms.load("tiny-reasoner", device="cpu")),
     "tiny-overlap": lambda: kept("tiny-overlap", "heads", lambda: tiny_overlap(lms.load("tiny-reasoner", device="cpu"))),
+    "tiny-cost": lambda: tiny_cost(lms.load("tiny-reasoner", device="cpu")),
     "tiny-giraffe": lambda: tiny_giraffe(lms.load("tiny-reasoner", device="cpu")),
     "smol-text": lambda: smol_text(smol()),
     "smol-lines": lambda: smol_lines(smol()),
@@ -193,18 +226,77 @@ def overlap_results(rows: pd.DataFrame) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     """Return all results that are kept so far."""
     found: dict[str, Any] = {"trained": TRAINED, "sizes": {"tiny": TINY, "smol": SMOL, "scale": SCALE, "exponent": EXPONENT}}
-    for part, base in (("tiny-heads", "full attention"), ("tiny-giraffe", "as trained"), ("smol-lines", "as trained")):
+    for part, base in BASES.items():
         rows = [row for path in sorted((WORK / part).glob("*.jsonl")) for row in store.read_rows(path)]
         of_base = {(row["length"]) for row in rows if row["condition"] == base}
         if rows := [row for row in rows if row["length"] in of_base]:
             found[part] = report.json_records(jobs.length_table(pd.DataFrame(rows), base=base))
-    texts = [row for path in sorted((WORK / "smol-text").glob("*.jsonl")) for row in store.read_rows(path)]
-    if texts:
-        found["smol-text"] = texts
+    by_position = [row for path in sorted((WORK / "smol-text").glob("*.jsonl")) for row in store.read_rows(path)]
+    if costs := [row for path in sorted((WORK / "tiny-cost").glob("*.jsonl")) for row in store.read_rows(path)]:
+        found["tiny-cost"] = sorted(costs, key=lambda row: (row["length"], row["condition"]))
+    if by_position:
+        found["smol-text"] = by_position
     if (path := WORK / "tiny-overlap" / "heads.jsonl").exists():
-        rows = pd.DataFrame(store.read_rows(path))
-        found["tiny-overlap"] = overlap_results(rows)
+        found["tiny-overlap"] = overlap_results(pd.DataFrame(store.read_rows(path)))
     return found
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def length_text(rows: list[dict[str, Any]], base: str) -> str:
+    """Return recall and nll by length as a Markdown table."""
+
+    def interval(row: dict[str, Any], name: str, unit: str, sign: str = "") -> str:
+        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], unit, sign=sign, digits=None if unit else 2)
+
+    cells = [
+        {
+            "length": row["length"],
+            "condition": row["condition"],
+            "recall, %": interval(row, "recall", "share"),
+            "change, points": "" if row["condition"] == base else interval(row, "recall_change", "share", "+"),
+            "nll of a right response, nats per token": interval(row, "nll", ""),
+            "change, nats": "" if row["condition"] == base else interval(row, "nll_change", "", "+"),
+            "CPU s per response": f"{row['seconds']:.2f}",
+        }
+        for row in sorted(rows, key=lambda row: (row["length"], row["condition"] != base))
+    ]
+    return report.markdown(pd.DataFrame(cells).set_index("length"))
+
+
+def overlap_text(found: dict[str, Any]) -> str:
+    """Return the agreement of selection and retrieval scores as a Markdown table."""
+    cells = [
+        {
+            "chunks chosen": {"selected": "by score", "random": "at random (control)"}[rule],
+            "retrieval score": metric,
+            "Spearman correlation over heads": with_interval(e["spearman"], e["low"], e["high"], "", sign="+", digits=2),
+            "permuted": f"{e['permuted mean']:+.2f}, p = {e['p']:.3f}",
+            "needle's chunk selected, all heads": f"{found[rule]['mean rate']:.0%}",
+            "top 4 heads": f"{e['rate of top 4']:.0%}",
+            "permuted, top 4": f"{e['rate permuted']:.0%}, p = {e['p of top 4']:.3f}",
+        }
+        for rule in ("selected", "random")
+        for metric, e in ((m, found[rule][m]) for m in ("copy", "write"))
+    ]
+    return report.markdown(pd.DataFrame(cells).set_index("chunks chosen"))
+
+
+def texts(found: dict[str, Any]) -> dict[str, str]:
+    """Return the table of every part that was measured, as Markdown."""
+    tables = {part: length_text(found[part], base) for part, base in BASES.items() if part in found}
+    if "tiny-overlap" in found:
+        tables["tiny-overlap"] = overlap_text(found["tiny-overlap"])
+    if "tiny-cost" in found:
+        costs = pd.DataFrame(found["tiny-cost"]).rename(columns={"seconds": "CPU s", "megabytes": "MB"})
+        tables["tiny-cost"] = report.markdown(costs.round(2).set_index("length"))
+    if "smol-text" in found:
+        rows = pd.DataFrame(found["smol-text"])
+        rows["positions"] = [f"{a:,} to {b:,}" for a, b in zip(rows["start"], rows["stop"], strict=True)]
+        wide = rows.pivot(index="condition", columns="positions", values="nll")[rows["positions"].unique()]
+        tables["smol-text"] = report.markdown(wide)
+    return tables
 
 
 def main() -> None:
@@ -220,6 +312,8 @@ def main() -> None:
     found = results()
     made_by = store.made_by(store.code_of("toolkit.jobs.context", "toolkit.methods.long_heads"))
     store.write_json(found | {"made_by": made_by}, HERE / "results.json")
+    for name in (*BASES, "tiny-overlap", "tiny-cost", "smol-text"):
+        publish.splice(name, texts(found).get(name, "Not measured yet."), HERE / "README.md")
 
 
 if __name__ == "__main__":

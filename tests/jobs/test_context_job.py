@@ -105,6 +105,8 @@ def test_giraffe_saves_a_model_that_loads_and_prints_what_it_writes(tmp_path):
     with torch.inference_mode():
         assert torch.allclose(saved.model(ids).logits, ours.model(ids).logits, atol=1e-5)
     assert saved.model.config.max_position_embeddings == 4 * 4096
+    other = run("giraffe", "-t", "lookup", "--form", "linear", "--lengths", "60", "-o", tmp_path / "out")
+    assert other.exit_code != 0 and "changed in another way" in str(other.exception)
     again = run(*small, "-o", tmp_path / "out")
     assert again.exit_code == 0 and "by prompt length" in again.output
 

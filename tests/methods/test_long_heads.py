@@ -110,7 +110,9 @@ def test_a_chunk_whose_keys_point_along_the_query_is_selected():
     assert 5 in choose(query, keys, torch.tensor([9 * W]), SMALL)[0, 0].tolist()
 
 
-def test_chunked_attention_equals_a_naive_loop_with_consecutive_positions():
+@pytest.mark.parametrize("few", [0, N])
+def test_chunked_attention_equals_a_naive_loop_with_consecutive_positions(few, monkeypatch):
+    monkeypatch.setattr(long_heads, "FEW", few)
     query, key, value = normal(HEADS, N, DIM), normal(KV, N, DIM, seed=1), normal(KV, N, 5, seed=2)
     local = [torch.stack([rotated(x[:, t], t % W) for t in range(N)], dim=1) for x in (query, key)]
     chosen = choose(normal(HEADS, N, DIM, seed=3), normal(HEADS, N // W, DIM, seed=4), torch.arange(N), SMALL)
@@ -163,17 +165,6 @@ def test_passes_from_the_cache_equal_one_pass(name, model_of):
         assert torch.allclose(logits(lm, ids, LongHeads(4, 16), steps), whole, atol=1e-4)
 
 
-def test_a_text_can_be_continued_again_from_its_last_chunk(llama):
-    ids, other = text(llama), text(llama, 50)[:, 40:]
-    settings = LongHeads(4, 16)
-    with torch.inference_mode(), settings(llama):
-        cache = llama.model(ids, use_cache=True).past_key_values
-        for tail in (other, ids[:, :7], other):
-            out = llama.model(tail, past_key_values=cache, use_cache=True).logits
-            cache.crop(40)
-    assert torch.allclose(out, logits(llama, torch.cat([ids, other], dim=1), settings)[:, 40:], atol=1e-4)
-
-
 def test_no_position_is_beyond_the_window(llama, monkeypatch):
     seen = []
     forward = Turns.forward
@@ -205,8 +196,9 @@ def test_greedy_responses_are_those_of_the_model_as_long_as_the_window_holds_the
 
 
 def test_what_it_cannot_read_is_refused(model_of, llama):
-    with pytest.raises(UnsupportedModelError, match="rotary"):
-        LongHeads(4, 16)(model_of("gpt2"))
+    for name in ("gpt2", "mistral", "gemma3"):  # no rotary embeddings, sliding windows, both kinds of layers
+        with pytest.raises(UnsupportedModelError, match="expected one rotary module and full attention"):
+            LongHeads(4, 16)(model_of(name))
     with pytest.raises(ValueError, match="longer than the context"):
         LongHeads(256, 2**24)(llama)
     with pytest.raises(ValueError, match="one sequence at a time"), LongHeads(4, 16)(llama), torch.inference_mode():

@@ -232,8 +232,8 @@ def giraffe_report(
         lm: The model, as it was trained.
         changed: The same model with other frequencies, from ``stretched``.
         study: Task and lengths.
-        directory: Directory to write to: ``model`` (the changed model, which transformers loads), ``giraffe.json`` (tables with
-            provenance), ``report.html`` and ``rows/``.
+        directory: Directory to write to: ``model`` (the changed model, which transformers loads), ``model.json`` (its fingerprint),
+            ``giraffe.json`` (tables with provenance), ``report.html`` and ``rows/``.
         text: Name of a text whose perplexity is measured (see ``read_text``), or ``None``.
         say: Function that is called with one line of progress at a time.
 
@@ -243,6 +243,7 @@ def giraffe_report(
 
     Raises:
         ValueError: the text is too short for the longest length, or the longest prompt does not fit the changed model's context.
+        FileExistsError: the directory holds a model that was changed in another way.
     """
     longest = max(study.lengths) + study.max_new_tokens + QUESTION
     room = changed.model.config.get_text_config().max_position_embeddings
@@ -253,9 +254,8 @@ def giraffe_report(
         )
     out = store.writable(directory)
     ids = _text_ids(lm, text, max(study.lengths)) if text else []
-    if not store.is_whole(out / "model"):
-        changed.save(out / "model")
-        say(f"saved {out / 'model'}")
+    _save(changed, out)
+    say(f"the changed model is in {out / 'model'}")
     base = _longer(lm, longest)
     rows = []
     conditions = {"as trained": Condition(base), "changed": Condition(changed)}
@@ -288,6 +288,17 @@ def giraffe_report(
         out / "report.html",
     )
     return tables
+
+
+def _save(changed: LM, out: Path) -> None:
+    """Save the changed model in ``out / "model"``, unless it is there. Raise FileExistsError if another one is."""
+    about = out / "model.json"
+    remedy = "Choose another --out, or remove it first."
+    if about.exists() and store.read_json(about, {"fingerprint": str}, remedy=remedy)["fingerprint"] != changed.fingerprint:
+        raise FileExistsError(f"{out} holds a model that was changed in another way. {remedy}")
+    store.write_json({"fingerprint": changed.fingerprint}, about)
+    if not (out / "model").exists():
+        changed.save(out / "model")
 
 
 def _text_ids(lm: LM, text: str, longest: int) -> list[int]:

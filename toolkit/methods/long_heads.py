@@ -53,6 +53,7 @@ from toolkit.types import Span
 PUBLISHED_CHUNK, PUBLISHED_WINDOW = 256, 4096  # tokens; released code, for Llama-2 with a context of 4,096
 RULES = ("scores", "random", "sinks", "recent")
 FORCED = 3  # chunks that are always attended: the first, the one before the token's own, and its own
+FEW = 8  # up to so many queries, such as one while decoding, gather their keys; more are grouped by chunk
 SCORE_NUMBERS = 2**24  # largest number of scores in memory at a time: 64 MB in fp32
 TOLERANCE = 1e-3  # of the check at entry: largest difference of logits from full attention, relative to the largest logit
 
@@ -164,7 +165,7 @@ class Turns:
         with torch.inference_mode():
             (cos, sin), (far_cos, far_sin) = (rotary(sample, position_ids=at[None]) for at in (near, far))
         factor = far_cos[0, 0]  # at position 0, cos is 1 times the model's factor
-        return cls(_rotation(lm), cos[0], sin[0], far_cos[0] / factor, far_sin[0] / factor, settings.chunk)
+        return cls(_code(lm).apply_rotary_pos_emb, cos[0], sin[0], far_cos[0] / factor, far_sin[0] / factor, settings.chunk)
 
     def unrotated(self, query: Float[Tensor, "heads queries d"], at: Int[Tensor, " queries"]) -> Float[Tensor, "heads queries d"]:
         """Return queries before their rotation by ``at mod w``, up to a positive factor."""
@@ -180,19 +181,17 @@ class Turns:
 
 @dataclass
 class _State:
-    """Chunk keys of one layer, and the queries that later chunk keys may need.
+    """Chunk keys of one layer, and the queries of the last, unfinished chunk.
 
     Attributes:
         chunk: Tokens per chunk.
         keys: Keys of all full chunks so far, ``[heads, chunks, d]``.
-        queries: Rotated queries of the last full chunk and of the tokens after it, ``[heads, tokens, d]``.
-        first: Position of the first of these queries.
+        queries: Queries of the tokens after them, rotated by their positions within the chunk, ``[heads, tokens, d]``.
     """
 
     chunk: int
-    keys: Tensor = field(default_factory=lambda: torch.empty(0))
-    queries: Tensor = field(default_factory=lambda: torch.empty(0))
-    first: int = 0
+    keys: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    queries: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     def update(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "heads chunks d"]:
         """Add the chunks that a pass completes, and return the keys of all full chunks.
@@ -203,30 +202,25 @@ class _State:
             scale: Factor on attention logits.
 
         Raises:
-            ValueError: the pass does not continue the ones before. It may begin anew, or go back to a token of the last full chunk.
+            ValueError: the pass neither begins a text nor continues the one before.
         """
-        past, full, w = key.shape[1] - query.shape[1], key.shape[1] // self.chunk, self.chunk
+        past, w = key.shape[1] - query.shape[1], self.chunk
         if past == 0:
-            self.first, self.queries, self.keys = 0, query[:, :0], query[:, :0]
-        if not self.first <= past <= self.first + self.queries.shape[1]:
+            self.keys = self.queries = query[:, :0]
+        done = self.keys.shape[1] * w  # tokens in full chunks before this pass
+        if past != done + self.queries.shape[1]:
             raise ValueError(
-                f"A pass begins at token {past}, the passes before reached from {self.first} to {self.first + self.queries.shape[1]}: LongHeads "
-                "needs a text's passes in order. Enter the context again for another text."
+                f"A pass begins at token {past}, the one before ended at token {done + self.queries.shape[1]}: LongHeads needs the passes over "
+                "a text in order."
             )
-        queries = torch.cat([self.queries[:, : past - self.first], query], dim=1)
-        done = min(self.keys.shape[1], past // w)
+        queries = torch.cat([self.queries, query], dim=1)
+        full = key.shape[1] // w * w
         if full > done:
-            part = slice(done * w - self.first, full * w - self.first)
             group = query.shape[0] // key.shape[0]
-            chunked = [
-                _cut(x, w)
-                for x in (queries[:, part], *(x[:, done * w : full * w].repeat_interleave(group, 0) for x in (key, value)))
-            ]
-            self.keys = torch.cat([self.keys[:, :done], chunk_keys(*chunked, scale)], dim=1)
-        else:
-            self.keys = self.keys[:, :done]
-        first = max(full - 1, 0) * w
-        self.queries, self.first = queries[:, first - self.first :].clone(), first
+            cached = (x[:, done:full].repeat_interleave(group, dim=0) for x in (key, value))
+            chunked = (x.unflatten(1, (-1, w)) for x in (queries[:, : full - done], *cached))
+            self.keys = torch.cat([self.keys, chunk_keys(*chunked, scale)], dim=1)
+        self.queries = queries[:, full - done :].clone()
         return self.keys
 
 
@@ -305,10 +299,27 @@ def attend_chunks(
         scale: Factor on attention logits.
     """
     query, key, value = qkv
-    group = query.shape[0] // key.shape[0]
-    return torch.stack(
-        [_attend(turns, (query[h], key[h // group], value[h // group]), chosen[h], at, scale) for h in range(len(query))]
-    )
+    group = torch.arange(len(query), device=query.device) // (len(query) // len(key))  # KV head of each head
+    if query.shape[1] <= FEW:
+        return _attend_few(turns, qkv, chosen, at, scale, group)
+    heads = zip(query, key[group], value[group], chosen, strict=True)
+    return torch.stack([_attend(turns, (q, k, v), own, at, scale) for q, k, v, own in heads])
+
+
+def _attend_few(
+    turns: Turns, qkv: tuple[Tensor, Tensor, Tensor], chosen: Tensor, at: Tensor, scale: float, group: Tensor
+) -> Tensor:
+    """Return the output of all heads for a few queries, such as one while decoding: the keys and values of each query are gathered."""
+    (query, key, value), w, k = qkv, turns.chunk, chosen.shape[2]
+    exists = chosen <= at[-1] // w
+    turn = (exists.sum(dim=2, keepdim=True) - 1 - torch.arange(k, device=at.device)).clamp(min=0)
+    q = turns.forward(query.repeat_interleave(k, dim=1).flatten(0, 1), turn.flatten()).unflatten(0, chosen.shape)
+    places = chosen[..., None] * w + torch.arange(w, device=at.device)
+    hidden = (places > at[:, None, None]) | ~exists[..., None]
+    places, which = places.clamp(max=key.shape[1] - 1), group[:, None, None, None]
+    logits = torch.einsum("hqkd,hqkwd->hqkw", q.float(), key[which, places].float()) * scale
+    weights = logits.masked_fill(hidden, -torch.inf).flatten(2).softmax(dim=-1)
+    return torch.einsum("hqs,hqsd->hqd", weights, value[which, places].float().flatten(2, 3))
 
 
 def _attend(
@@ -397,22 +408,17 @@ def hit_rates(
     return chosen[:, :, free][..., chunks].all(dim=-1).double().mean(dim=-1)
 
 
-def _cut(x: Float[Tensor, "heads tokens d"], w: int) -> Float[Tensor, "heads chunks w d"]:
-    return x.unflatten(1, (-1, w))
-
-
 def _rotary(lm: LM) -> Any:
-    """Return the model's rotary module. Raise UnsupportedModelError unless there is exactly one."""
-    names = tensors.rotary(lm.model)
-    if len(names) != 1 or not hasattr(_code(lm), "apply_rotary_pos_emb"):
+    """Return the model's rotary module. Raise UnsupportedModelError unless there is one for all layers, and no sliding window."""
+    names, config = tensors.rotary(lm.model), lm.model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    slides = {*kinds} != {"full_attention"} if kinds else getattr(config, "sliding_window", None) is not None
+    if len(names) != 1 or slides or not hasattr(_code(lm), "apply_rotary_pos_emb"):
         raise UnsupportedModelError(
-            f"{lm.name} cannot be read in chunks: expected one rotary module for all layers, found {len(names)}."
+            f"{lm.name} cannot be read in chunks: expected one rotary module and full attention in all layers, found {len(names)} rotary "
+            f"modules and {'other' if slides else 'full'} attention."
         )
     return lm.model.get_submodule(names[0])
-
-
-def _rotation(lm: LM) -> Callable[..., tuple[Tensor, Tensor]]:
-    return _code(lm).apply_rotary_pos_emb
 
 
 def _code(lm: LM) -> Any:
