@@ -15,7 +15,7 @@ from toolkit.jobs import LengthStudy, context
 from toolkit.lm import Condition
 from toolkit.methods import giraffe
 from toolkit.tasks import lines
-from toolkit.tasks.haystack import ContextTooShortError
+from toolkit.tasks.haystack import ContextTooShortError, HaystackError
 
 TINY = LengthStudy((60, 100), "lookup", instances=2, max_new_tokens=30)
 
@@ -84,13 +84,15 @@ def test_records_fill_the_length_and_the_asked_one_moves_through_the_prompt(tiny
     assert lines.load(tiny, 1000, 4) == problems != lines.load(tiny, 1000, 4, seed=1)
     with pytest.raises(ContextTooShortError, match="Two records"):
         lines.load(tiny, 50, 1)
+    with pytest.raises(HaystackError, match="no more"):
+        lines.load(tiny, 10**6, 1)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_giraffe_saves_a_model_that_loads_and_prints_what_it_writes(tmp_path):
-    small = ("giraffe", "-t", "lookup", "--form", "parts", "--trained", 640, "--lengths", "60,100", "-n", 2, "--max-new-tokens", 30)
+    small = ("giraffe", "-t", "lookup", "--form", "parts", "--trained", 640, "--lengths", "60,100", "-n", 1, "--max-new-tokens", 20)
     result = run(*small, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     printed, written = json.loads(result.stdout), json.loads((tmp_path / "out" / "giraffe.json").read_text())

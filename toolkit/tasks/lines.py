@@ -79,12 +79,14 @@ def _problem(lm: LM, length: int, rng: random.Random, depth: float, split: str) 
         text = message(records[:count], records[int(depth * count)][0])
         return text, len(lm.prompt_ids([{"role": "user", "content": text}]))
 
-    low, high = 2, len(records)  # the largest number of records that fits, by bisection
+    low = high = 2
     if (least := prompt(low)[1]) > length:
         raise ContextTooShortError(f"Two records take {least} tokens, more than length={length}: ask for at least {least}.")
-    if (most := prompt(high)[1]) < length:
+    while high <= len(records) and prompt(high)[1] <= length:  # then the largest number that fits, by bisection
+        low, high = high, 2 * high
+    if high > len(records):
         raise haystack.HaystackError(
-            f"{high} records take {most} tokens, fewer than length={length}: ask for at most {most} tokens."
+            f"{low} records do not fill length={length} tokens, and there are no more: ask for a shorter prompt."
         )
     while high - low > 1:
         middle = (low + high) // 2
