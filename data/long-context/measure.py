@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from toolkit import jobs, needles, report, stats, store
 from toolkit import lm as lms
@@ -56,7 +57,7 @@ SMOL_LENGTHS = (SMOL_WINDOW // 2, 3 * SMOL_WINDOW // 2)
 SMOL = LengthStudy(SMOL_LENGTHS, "lines", instances=2, max_new_tokens=8)
 EDGES = (0, 2048, SMOL_WINDOW, 10240)  # positions in the text, between which perplexity is averaged
 OVERLAP_CONTEXT, OVERLAP_CHUNK, OVERLAP_WINDOW = 2 * TRAINED, 16, 320
-EXAMPLES, PERMUTATIONS = 20, 10_000
+EXAMPLES, PERMUTATIONS = 12, 10_000
 
 BASES = {"tiny-heads": "full attention", "tiny-giraffe": "full attention", "smol-lines": "as trained"}
 """Part -> the condition that the others are compared with."""
@@ -112,11 +113,8 @@ def tiny_overlap(lm: LM) -> Rows:
         name: retrieval_heads.scores(retrieval_heads.measure(lm, needles.examples(found, answers, whole=whole)), metric).score
         for name, metric, whole in (("copy", "copy", False), ("write", "write", True))
     }
-    settings = {
-        name: LongHeads(OVERLAP_CHUNK, OVERLAP_WINDOW, rule) for name, rule in (("selected", "scores"), ("random", "random"))
-    }
-    rates: dict[str, list[torch.Tensor]] = {name: [] for name in settings}
-    for problem in lookup.load("test", EXAMPLES, hops=(1, 1), context=(OVERLAP_CONTEXT, OVERLAP_CONTEXT)):
+    settings, rates = LongHeads(OVERLAP_CHUNK, OVERLAP_WINDOW), []
+    for problem in tqdm(lookup.load("test", EXAMPLES, hops=(1, 1), context=(OVERLAP_CONTEXT, OVERLAP_CONTEXT))):
         h = haystack.locate_lookup(lm, problem)
         gold = lm.tokenizer(TINY.gold(problem), add_special_tokens=False)["input_ids"]
         ids, span = [*h.prompt_ids, *gold], Span(len(h.prompt_ids), len(h.prompt_ids) + len(gold)).predictors()
