@@ -217,9 +217,11 @@ class _State:
         full = key.shape[1] // w * w
         if full > done:
             group = query.shape[0] // key.shape[0]
-            cached = (x[:, done:full].repeat_interleave(group, dim=0) for x in (key, value))
-            chunked = (x.unflatten(1, (-1, w)) for x in (queries[:, : full - done], *cached))
-            self.keys = torch.cat([self.keys, chunk_keys(*chunked, scale)], dim=1)
+            q, k, v = (
+                x.unflatten(1, (-1, w))
+                for x in (queries[:, : full - done], *(x[:, done:full].repeat_interleave(group, dim=0) for x in (key, value)))
+            )
+            self.keys = torch.cat([self.keys, chunk_keys(q, k, v, scale)], dim=1)
         self.queries = queries[:, full - done :].clone()
         return self.keys
 
