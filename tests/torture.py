@@ -122,6 +122,9 @@ COMMANDS = {
     "retrieval-heads": Command(
         ("retrieval-heads", "-n", "4", "--counts", "1", "--ops", "", "--draws", "1", "--max-new-tokens", "40", "-o", "out"), 1
     ),
+    "giraffe": Command(
+        ("giraffe", "-t", "lookup", "--lengths", "60,90", "-n", "2", "--max-new-tokens", "20", "-o", "out"), 1
+    ),
     "export": Command(("export", "-v", "../inputs/post.safetensors", "--to", "gguf", "--drop-layer-0", "-o", "out/v.gguf"), 1),
     "export --to gguf-lora": Command(("export", *EDIT, "--to", "gguf-lora", "-o", "out/edit.gguf"), 0.5),
     "export --to safetensors": Command(

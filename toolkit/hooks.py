@@ -144,6 +144,26 @@ def around_passes(
         yield
 
 
+@contextmanager
+def rewrite_positions(modules: Iterable[nn.Module], fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the position ids that modules get by ``fn(position_ids)``, in every forward pass inside the context.
+
+    Args:
+        modules: Modules whose second argument is ``position_ids``: those that compute rotary position embeddings.
+        fn: Function of the position ids ``[batch, seq]``.
+    """
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict):
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": fn(kwargs["position_ids"])}
+        return (args[0], fn(args[1]), *args[2:]), kwargs
+
+    with ExitStack() as handles:
+        for module in modules:
+            handles.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """``attend(query, key, value) -> (output, weights)``: the attention function of a layer, with mask and scale already set.
 

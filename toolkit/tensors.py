@@ -6,17 +6,19 @@ additional memory is small: offloaded tensors are loaded for one module at a tim
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 THREADS = min(8, os.cpu_count() or 1)
 """Number of threads that hash tensors. Each thread copies one tensor at a time to the CPU."""
 
@@ -44,6 +46,17 @@ def storage(model: nn.Module) -> str:
     if getattr(model, "is_quantized", False):
         return "quantised"
     return "offloaded" if any(map(is_offloaded, model.modules())) else ""
+
+
+def copied(model: Model) -> Model:
+    """Return a copy of a model's modules and config. It shares all parameters and buffers (the same memory) with the model."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def rotary(model: nn.Module) -> list[str]:
+    """Return the names of the modules that compute rotary position embeddings: those with the buffer ``inv_freq``."""
+    return [name for name, module in model.named_modules() if "inv_freq" in dict(module.named_buffers(recurse=False))]
 
 
 def device(module: nn.Module) -> torch.device:

@@ -9,7 +9,7 @@ from toolkit.figures.board import chain_accuracy, head_change, metric_difference
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import accuracy_by_length, by_layer, differences, direction_norms, length_accuracy, length_distribution
-from toolkit.figures.retrieval import masking_curve, masking_forms, recall, sparsity, stability, thinking_or_not
+from toolkit.figures.retrieval import masking_curve, masking_forms, recall, recall_by_length, sparsity, stability, thinking_or_not
 from toolkit.figures.rewards import reward_by_length, reward_pushes
 from toolkit.figures.steering import damage, dose_response, target_lengths
 from toolkit.figures.training import learning_curves, length_against_accuracy
@@ -42,6 +42,7 @@ __all__ = [
     "pareto",
     "phase_entropy",
     "recall",
+    "recall_by_length",
     "reward_by_length",
     "reward_pushes",
     "sparsity",

@@ -181,3 +181,27 @@ def _bars(rows: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Seque
         "arrayminus": (rows[mean] - rows[low]).tolist(),
         "thickness": 1,
     }
+
+
+def recall_by_length(table: pd.DataFrame) -> go.Figure:
+    """Line plot of the share of right responses by prompt length, one line per condition, with 95 % intervals.
+
+    Args:
+        table: From ``jobs.length_table``: columns ``condition``, ``length``, ``recall``, ``recall_low`` and ``recall_high``.
+    """
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(table.groupby("condition", sort=False)):
+        error = {"array": rows["recall_high"] - rows["recall"], "arrayminus": rows["recall"] - rows["recall_low"]}
+        figure.add_scatter(
+            x=rows["length"],
+            y=rows["recall"],
+            error_y=error,
+            name=str(name),
+            mode="lines+markers",
+            line={"color": COLOURS[i % len(COLOURS)]},
+        )
+    axes = {
+        "xaxis": {"title": "prompt length", "type": "log"},
+        "yaxis": {"title": "right responses", "tickformat": ".0%", "range": [0, 1.02]},
+    }
+    return styled(figure, "Recall by prompt length", **axes)

@@ -1,6 +1,17 @@
 """The functions behind the ``toolkit`` commands, which a notebook can call too; one file per family of commands."""
 
 from toolkit.jobs.check import Findings, check
+from toolkit.jobs.context import (
+    ROTARY_FORMS,
+    LengthStudy,
+    giraffe_report,
+    length_rows,
+    length_table,
+    nll,
+    read_text,
+    stretched,
+    text_nll,
+)
 from toolkit.jobs.demonstration import demo
 from toolkit.jobs.edit import (
     DEMO,
@@ -40,6 +51,7 @@ __all__ = [
     "METHODS",
     "OURS",
     "PUBLISHED",
+    "ROTARY_FORMS",
     "STRENGTHS",
     "Atlas",
     "DirectionRecipe",
@@ -49,6 +61,7 @@ __all__ = [
     "Finding",
     "Findings",
     "Form",
+    "LengthStudy",
     "RolloutDirectory",
     "Say",
     "Search",
@@ -69,19 +82,26 @@ __all__ = [
     "extraction_rollouts",
     "find_heads",
     "form_named",
+    "giraffe_report",
     "is_saved",
+    "length_rows",
+    "length_table",
     "lenses",
     "masking_effects",
     "measure_retrieval",
+    "nll",
     "origin",
     "plan_table",
     "read_doses",
     "read_rollouts",
+    "read_text",
     "retrieval_report",
     "save_edited",
     "separation",
     "steered_responses",
     "steering_conditions",
+    "stretched",
+    "text_nll",
     "thinking_or_not",
     "vector_folder",
 ]

@@ -37,9 +37,8 @@ Cost: none at run time.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +46,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from toolkit import lm as lms
+from toolkit import tensors
 from toolkit.lm import LM
 from toolkit.sites import UnsupportedModelError
 
@@ -237,28 +237,17 @@ def _changed(lm: LM, fields: Mapping[str, Any], base: float, context: int | None
         context: As in ``with_frequencies``.
         name: Name of the copy.
     """
-    model = _sharing(lm)
+    model = tensors.copied(lm.model)
     config = model.config.get_text_config()
     old = dict(config.rope_parameters)
     config.rope_parameters = {**{k: v for k, v in old.items() if k != "rope_type"}, "rope_theta": base, **fields}
     if context is not None:
         config.max_position_embeddings = context
-    for path in _rotary(model):
+    for path in tensors.rotary(model):
         parent, _, attribute = path.rpartition(".")
         module = model.get_submodule(path)
         setattr(model.get_submodule(parent), attribute, type(module)(config=config).to(lm.device))
     return lms.child(lm, model, name)
-
-
-def _sharing(lm: LM) -> Any:
-    """Return a copy of the model's modules and config that shares all parameters and buffers with the model."""
-    shared = {id(t): t for t in (*lm.model.parameters(), *lm.model.buffers())}
-    return copy.deepcopy(lm.model, shared)
-
-
-def _rotary(model: Any) -> Sequence[str]:
-    """Return the names of the modules that compute rotary embeddings: those with the buffer ``inv_freq``."""
-    return [name for name, module in model.named_modules() if "inv_freq" in dict(module.named_buffers(recurse=False))]
 
 
 def _positive(value: float, name: str) -> float:

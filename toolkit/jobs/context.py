@@ -1,0 +1,314 @@
+"""Measure a model inside and beyond the length that it was trained on: retrieval, and the perplexity of right answers and of a text.
+
+``length_table`` compares conditions, such as a model and the same model with other rotary frequencies (Giraffe, arXiv 2308.10882) or with
+attention to chunks (LongHeads, arXiv 2402.10685). ``giraffe_report`` does the work of the command ``toolkit giraffe``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from toolkit import figures, report, stats, store
+from toolkit.generate import Sampling, rollouts
+from toolkit.jobs.study import Say
+from toolkit.lm import LM, Condition
+from toolkit.methods import giraffe
+from toolkit.report import Section
+from toolkit.tasks import lines, lookup
+from toolkit.tasks.generators.traces import Habits
+from toolkit.types import Problem
+
+TASKS = ("lines", "lookup")
+ROTARY_FORMS = ("linear", "parts", "power", "truncated")
+PYTHON = "python"  # the text of this name: Python's language reference, which is part of its standard library
+EXACT = Habits(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # no skips, no re-checks, no wrong steps
+QUESTION = 64  # tokens that a prompt of lookup may have beside the characters that its length counts
+PIECE = 1024  # tokens whose logits are in memory at a time
+
+
+@dataclass(frozen=True)
+class LengthStudy:
+    """Settings for measuring a model at several lengths.
+
+    Attributes:
+        lengths: Lengths of the prompts: tokens for ``lines``, characters before the question for ``lookup`` (one character is one token of
+            the tiny reasoner).
+        task: ``lines`` (records of names and numbers, for language models) or ``lookup`` (variables and values, for the tiny reasoner).
+        instances: Number of problems per length.
+        max_new_tokens: Token budget of a response.
+        seed: Seed of the problems.
+    """
+
+    lengths: tuple[int, ...]
+    task: str = "lines"
+    instances: int = 20
+    max_new_tokens: int = 60
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task={self.task!r}: choose one of {', '.join(TASKS)}.")
+        if not self.lengths or min(self.lengths) < 1 or self.instances < 1 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"lengths={self.lengths}, instances={self.instances}, max_new_tokens={self.max_new_tokens}: all must be at least 1."
+            )
+
+    def problems(self, lm: LM, length: int) -> list[Problem]:
+        """Return the test problems of one length."""
+        if self.task == "lines":
+            return lines.load(lm, length, self.instances, seed=self.seed)
+        return lookup.load("test", self.instances, self.seed, context=(length, length))
+
+    def gold(self, problem: Problem) -> str:
+        """Return a right response to a problem as text: the number, or for ``lookup`` a chain of thought with its answer."""
+        if self.task == "lines":
+            return problem.answer
+        trace = lookup.write_trace(problem, random.Random(0), EXACT)
+        return f"<think>{trace.text}</think>{trace.conclusion}"
+
+
+@torch.inference_mode()
+def nll(condition: Condition, prompt: Sequence[int], response: Sequence[int]) -> float:
+    """Return the mean negative log-probability per token of a response after a prompt, in nats. Its exponential is the perplexity."""
+    with condition.active() as lm:
+        ids = torch.tensor([[*prompt, *response]], device=lm.device)
+        logits = lm.model(ids[:, :-1], use_cache=False, logits_to_keep=len(response)).logits[0].float()
+    return float(torch.nn.functional.cross_entropy(logits, ids[0, -len(response) :]))
+
+
+@torch.inference_mode()
+def text_nll(condition: Condition, ids: Sequence[int], edges: Sequence[int]) -> list[float]:
+    """Return the mean negative log-probability per token of a text, in nats, between each two neighbouring positions of ``edges``.
+
+    The text is read in one pass, so a token at position p is predicted from all p tokens before it.
+
+    Args:
+        ids: Token ids of the text, ``edges[-1]`` of them at least.
+        edges: Ascending positions, from 0 on.
+    """
+    with condition.active() as lm:
+        row = torch.tensor(list(ids[: edges[-1]]), device=lm.device)
+        states = lm.body(row[None, :-1], use_cache=False).last_hidden_state[0]
+        head = lm.model.get_output_embeddings()
+        losses = [
+            torch.nn.functional.cross_entropy(head(part).float(), target, reduction="none")
+            for part, target in zip(states.split(PIECE), row[1:].split(PIECE), strict=True)
+        ]
+    loss = torch.cat([torch.zeros(1, device=row.device), *losses])  # loss[p]: of the token at position p
+    return [float(loss[max(start, 1) : stop].mean()) for start, stop in pairwise(edges)]
+
+
+def read_text(name: str) -> str:
+    """Return the text of a file. The name ``python`` means Python's language reference, which is part of its standard library.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if name == PYTHON:
+        from pydoc_data import topics
+
+        return "\n\n".join(topics.topics[key] for key in sorted(topics.topics))
+    return "\n".join(store.read_lines(store.existing_file(name)))
+
+
+def length_rows(
+    name: str, condition: Condition, study: LengthStudy, length: int, *, out: Path | None = None
+) -> list[dict[str, Any]]:
+    """Return one row per problem of one length: ``condition, length, problem_id, tokens, correct, nll, seconds``.
+
+    ``correct`` tells whether the greedy response is right; ``nll`` is that of a right response, in nats per token; ``seconds`` is the CPU
+    time of the greedy response, prompt included.
+
+    Args:
+        name: Name of the condition in the rows.
+        condition: Model to measure, in its context every prompt must fit.
+        study: Task, number and seed of the problems.
+        length: One of the study's lengths.
+        out: File in which the rows are kept; an existing one is read and not measured again.
+    """
+    if out is not None and out.exists():
+        return store.read_rows(out)
+    sampling = Sampling(temperature=0.0, max_new_tokens=study.max_new_tokens, batch_size=1)
+    rows = []
+    for problem in tqdm(study.problems(condition.lm, length), desc=f"{name}, {length}", leave=False):
+        start = time.process_time()
+        (response,) = rollouts(condition, [problem], sampling, progress=False)
+        seconds = time.process_time() - start
+        prompt = list(response.token_ids[: response.prompt_len])
+        gold = condition.lm.tokenizer(study.gold(problem), add_special_tokens=False)["input_ids"]
+        loss = nll(condition, prompt, gold)
+        rows.append(
+            {"condition": name, "length": length, "problem_id": problem.id, "tokens": len(prompt), "correct": bool(response.correct), "nll": loss,
+             "seconds": seconds}
+        )  # fmt: skip
+    if out is not None:
+        store.write_rows(rows, out)
+    return rows
+
+
+def length_table(rows: pd.DataFrame, *, base: str) -> pd.DataFrame:
+    """Return the means of ``length_rows`` with 95 % intervals, one row per condition and length, and the differences from ``base``.
+
+    Columns: ``condition, length, n, tokens, seconds`` (means); ``recall, recall_low, recall_high`` (share of right responses, 0 to 1),
+    ``nll, nll_low, nll_high`` (nats per token of a right response) and, for both, ``.._change, .._change_low, .._change_high``: the
+    difference from ``base`` on the same problems.
+    """
+    table = []
+    for (name, length), group in rows.groupby(["condition", "length"], sort=False):
+        of_base = rows[(rows["condition"] == base) & (rows["length"] == length)].set_index("problem_id")
+        row: dict[str, Any] = {
+            "condition": name,
+            "length": length,
+            "n": len(group),
+            "tokens": group["tokens"].mean(),
+            "seconds": group["seconds"].mean(),
+        }
+        for label, column in (("recall", "correct"), ("nll", "nll")):
+            values = group[column].to_numpy(dtype=float)
+            change = values - of_base.loc[group["problem_id"], column].to_numpy(dtype=float)
+            for key, numbers in ((label, values), (f"{label}_change", change)):
+                e = stats.over_problems(numbers, group["problem_id"].to_numpy())
+                row |= {key: e.mean, f"{key}_low": e.low, f"{key}_high": e.high}
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+# --- Giraffe -----------------------------------------------------------------------------------------------------
+
+
+def stretched(
+    lm: LM, form: str, *, scale: float = 4.0, exponent: float = 0.5, context: int | None = None, trained: int | None = None
+) -> LM:
+    """Return a copy of a model with the rotary frequencies of one form of Giraffe. All weights are shared.
+
+    Args:
+        lm: The model, as it was trained.
+        form: ``linear`` or ``parts`` (which read ``scale``), ``power`` (which reads ``exponent``) or ``truncated``.
+        scale: Factor by which the context grows.
+        exponent: Exponent k of the power basis.
+        context: New largest number of tokens of a text; ``None`` multiplies the trained one by ``scale``.
+        trained: Length of the texts that the model was trained on, in tokens; ``None`` takes it from the config.
+
+    Raises:
+        ValueError: unknown form, or a number that is not positive.
+        UnsupportedModelError: the model does not have one set of rotary frequencies, or they were changed already.
+    """
+    if form not in ROTARY_FORMS:
+        raise ValueError(f"form={form!r}: choose one of {', '.join(ROTARY_FORMS)}.")
+    theta, base, window = giraffe.trained(lm)
+    trained, context = trained or window, context or math.ceil(scale * window)
+    match form:
+        case "linear":
+            return giraffe.with_linear(lm, scale, context=context)
+        case "parts" if trained == window:
+            return giraffe.with_parts(lm, scale, context=context)
+        case "parts":
+            return giraffe.with_frequencies(lm, giraffe.by_parts(theta, scale, trained, base), context=context)
+        case "power":
+            return giraffe.with_frequencies(lm, giraffe.power(theta, exponent), context=context)
+    return giraffe.with_frequencies(lm, giraffe.truncated(theta, trained), context=context)
+
+
+def giraffe_report(
+    lm: LM, changed: LM, study: LengthStudy, directory: str | Path, *, text: str | None = None, say: Say = lambda line: None
+) -> dict[str, pd.DataFrame]:
+    """Save a model with other rotary frequencies, measure it and the trained model at several lengths, and write a report.
+
+    After a stop, call it again with the same arguments: finished lengths are not measured again.
+
+    Args:
+        lm: The model, as it was trained.
+        changed: The same model with other frequencies, from ``stretched``.
+        study: Task and lengths.
+        directory: Directory to write to: ``model`` (the changed model, which transformers loads), ``model.json`` (its fingerprint),
+            ``giraffe.json`` (tables with provenance), ``report.html`` and ``rows/``.
+        text: Name of a text whose perplexity is measured (see ``read_text``), or ``None``.
+        say: Function that is called with one line of progress at a time.
+
+    Returns:
+        Name -> table: ``lengths`` (see ``length_table``), and with a text ``text``: one row per condition and range of positions, columns
+        ``condition, start, stop, nll, perplexity``.
+
+    Raises:
+        ValueError: the text is too short for the longest length, or the longest prompt does not fit the changed model's context.
+        FileExistsError: the directory holds a model that was changed in another way.
+    """
+    longest = max(study.lengths) + study.max_new_tokens + QUESTION
+    room = changed.model.config.get_text_config().max_position_embeddings
+    if longest > room:
+        raise ValueError(
+            f"--lengths {max(study.lengths)} and a response take up to {longest} tokens, more than the {room} of the changed model's context: "
+            "give shorter lengths, or a larger --context or --scale."
+        )
+    out = store.writable(directory)
+    ids = _text_ids(lm, text, max(study.lengths)) if text else []
+    _save(changed, out)
+    say(f"the changed model is in {out / 'model'}")
+    base = _longer(lm, longest)
+    rows = []
+    conditions = {"as trained": Condition(base), "changed": Condition(changed)}
+    for length in study.lengths:
+        for name, condition in conditions.items():
+            key = store.key([condition.lm.fingerprint, study.task, study.instances, study.seed, study.max_new_tokens, length])
+            say(f"{name}, length {length}")
+            rows += length_rows(name, condition, study, length, out=out / "rows" / f"{key}.jsonl")
+    tables = {"lengths": length_table(pd.DataFrame(rows), base="as trained")}
+    if ids:
+        say(f"reading a text of {max(study.lengths)} tokens")
+        edges = sorted({0, *study.lengths})
+        spans = list(pairwise(edges))
+        read = [
+            (name, *span, value)
+            for name, c in conditions.items()
+            for span, value in zip(spans, text_nll(c, ids, edges), strict=True)
+        ]
+        tables["text"] = pd.DataFrame(read, columns=["condition", "start", "stop", "nll"]).assign(
+            perplexity=lambda t: np.exp(t["nll"])
+        )
+    about = {"study": study, "text": text, "rope_parameters": changed.model.config.get_text_config().rope_parameters}
+    records = {name: report.json_records(table) for name, table in tables.items()}
+    store.write_json(about | {"provenance": lm.provenance(study.seed)} | records, out / "giraffe.json")
+    report.write_page(
+        f"{lm.name} beyond its trained length",
+        "Greedy recall of records in prompts of several lengths, and the perplexity of right answers, with 95 % intervals over problems.",
+        tables["lengths"].round(3).astype(str).set_index("condition"),
+        [Section("Length", "Recall by prompt length.", (figures.recall_by_length(tables["lengths"]),))],
+        out / "report.html",
+    )
+    return tables
+
+
+def _save(changed: LM, out: Path) -> None:
+    """Save the changed model in ``out / "model"``, unless it is there. Raise FileExistsError if another one is."""
+    about = out / "model.json"
+    remedy = "Choose another --out, or remove it first."
+    if about.exists() and store.read_json(about, {"fingerprint": str}, remedy=remedy)["fingerprint"] != changed.fingerprint:
+        raise FileExistsError(f"{out} holds a model that was changed in another way. {remedy}")
+    store.write_json({"fingerprint": changed.fingerprint}, about)
+    if not (out / "model").exists():
+        changed.save(out / "model")
+
+
+def _text_ids(lm: LM, text: str, longest: int) -> list[int]:
+    ids = lm.tokenizer(read_text(text), add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < longest:
+        raise ValueError(f"--text {text} has {len(ids)} tokens, fewer than the longest length, {longest}: give a longer text.")
+    return list(ids)
+
+
+def _longer(lm: LM, context: int) -> LM:
+    """Return the model with room for prompts of ``context`` tokens in its config; its frequencies are those of training."""
+    window = giraffe.trained(lm)[2]
+    return lm if context <= window else giraffe.with_linear(lm, 1.0, context=context)
