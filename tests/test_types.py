@@ -34,9 +34,9 @@ def test_a_value_is_shown_in_one_line_with_its_size_and_model(kind, tiny):
 
 def test_moments_of_other_shapes_are_refused(tiny):
     about = tiny.provenance()
-    with pytest.raises(ValueError, match="Moments.sums.resid_mid has shape"):
+    with pytest.raises(ValueError, match=r"Moments\.sums\.resid_mid has shape"):
         Moments(("long", "short"), (3, 4), "think", {"resid_mid": torch.ones(3, 4, 128)}, {}, about)
-    with pytest.raises(ValueError, match="Moments.outer.resid_mid has shape"):
+    with pytest.raises(ValueError, match=r"Moments\.outer\.resid_mid has shape"):
         Moments(
             ("long", "short"), (3, 4), "think", {"resid_mid": torch.ones(2, 4, 8)}, {"resid_mid": torch.ones(2, 4, 8, 9)}, about
         )
