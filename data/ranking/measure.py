@@ -44,8 +44,8 @@ sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
 WORK = ROOT / "runs" / "ranking"
-SEEDS, PROBLEMS, N, WINDOW, STEP, CLAUSES = (0, 1, 2), 150, 8, 4, 2, (1, 2)
-BASE_STEPS, ARM_STEPS, BATCH, LR, ARM_LR = 900, 250, 48, 1.0, 0.5
+SEEDS, PROBLEMS, N, WINDOW, STEP, CLAUSES = (0, 1, 2), 100, 8, 4, 2, (1, 2)
+BASE_STEPS, ARM_STEPS, BATCH, LR, ARM_LR = 650, 110, 32, 1.0, 0.5
 TOP = 3  # ranks of the second NDCG
 FULL, IN_WINDOWS = "at once", "in windows"
 ARMS: dict[str, tuple[int, int, str, tuple[str, ...]]] = {
