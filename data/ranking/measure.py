@@ -22,7 +22,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
 WORK = ROOT / "runs" / "ranking"
-SEEDS, PROBLEMS, N, WINDOW, STEP, CLAUSES = (0, 1, 2), 100, 8, 4, 2, (1, 2)
-BASE_STEPS, ARM_STEPS, BATCH, LR, ARM_LR = 650, 110, 32, 1.0, 0.5
+SEEDS, PROBLEMS, N, WINDOW, STEP, CLAUSES = (0, 1, 2), 80, 8, 4, 2, (1, 2)
+BASE_STEPS, ARM_STEPS, BATCH, LR, ARM_LR = 380, 80, 32, 1.0, 0.5
 TOP = 3  # ranks of the second NDCG
 FULL, IN_WINDOWS = "at once", "in windows"
 ARMS: dict[str, tuple[int, int, str, tuple[str, ...]]] = {
@@ -178,6 +178,7 @@ def scores(order: Sequence[int], relevance: Sequence[int]) -> dict[str, float]:
     return {"ndcg": ndcg(order, relevance), "ndcg_top": ndcg(order, relevance, TOP)}
 
 
+@cache
 def problems() -> list[Any]:
     """Return the test problems, with the candidates of BM25 in its order."""
     return ranking.load("test", PROBLEMS, 0, candidates=N, clauses=CLAUSES, retrieve=ranking.bm25)
