@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -30,8 +31,8 @@ def test_each_token_has_the_weight_of_its_rank_however_the_text_is_cut():
     rng = random.Random(0)
     for _ in range(50):
         cuts = sorted({0, len(text), *rng.sample(range(1, len(text)), 6)})
-        pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-        expected = [max(of_character[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
+        expected = [max(of_character[a:b]) for a, b in itertools.pairwise(cuts)]
         assert fr.token_weights(pieces) == expected
     assert fr.token_weights([" > ", ""], alpha=0.25) == [0.25, 0.25]
     with pytest.raises(ValueError, match="from 0 to 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_longer_texts_of_a_seed_contain_the_chunks_of_shorter_ones():
     pairs = long_pairs(["XX."], ("good", "bad"), DISTRACTORS, (20, 60, 120), count, seed=3)
     chunks = [set(pair.context.text.split(". ")) for pair in pairs]
     assert [pair.length for pair in pairs] == [20, 60, 120] and {(p.chosen, p.rejected) for p in pairs} == {("good", "bad")}
-    assert all(len(a - b) <= 1 for a, b in zip(chunks, chunks[1:], strict=False))  # the last chunk of a text ends without a space
+    assert all(len(a - b) <= 1 for a, b in itertools.pairwise(chunks))  # the last chunk of a text ends without a space
 
 
 def test_texts_that_cannot_be_padded_are_refused():
