@@ -36,7 +36,7 @@ def test_each_token_has_the_weight_of_its_rank_however_the_text_is_cut():
         assert fr.token_weights(pieces) == expected
     assert fr.token_weights([" > ", ""], alpha=0.25) == [0.25, 0.25]
     with pytest.raises(ValueError, match="from 0 to 1"):
-        fr.token_weights(["x"], alpha=2)
+        fr.token_weights(["x"], alpha=2.0)
 
 
 def naive(logits, labels, weights, n=None):

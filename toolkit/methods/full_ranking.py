@@ -134,7 +134,7 @@ def loss_function(tokenizer: PreTrainedTokenizerBase, *, alpha: float = ALPHA) -
 
     @cache
     def text_of(token: int) -> str:
-        return tokenizer.decode([token])
+        return str(tokenizer.decode([token]))
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: int | Tensor | None = None) -> Tensor:
         weights = label_weights(labels, text_of, alpha=alpha)
