@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
 WORK = ROOT / "runs" / "longrm"
-LENGTHS, PROBLEMS, WRONG, FOLDS, CONTROLS, SEED = (64, 128, 256), 24, 3, 4, 200, 0
+LENGTHS, PROBLEMS, POOL, WRONG, FOLDS, CONTROLS, SEED = (64, 128, 256), 16, 240, 3, 4, 200, 0
 PAIRS = np.array([[0, j] for j in range(1, WRONG + 1)])  # of one context: the right response and each wrong one
 
 
@@ -61,7 +61,7 @@ def states(lm: LM, split: str, lengths: Callable[[int], Sequence[int]]) -> dict[
     Args:
         lengths: Function from a problem's index to the lengths of its contexts.
     """
-    facts, pool = needle.facts(split, PROBLEMS, SEED), needle.facts(split, 10 * PROBLEMS, SEED + 1)
+    facts, pool = needle.facts(split, PROBLEMS, SEED), needle.facts(split, POOL, SEED + 1)
     made: dict[tuple[int, int], np.ndarray] = {}
 
     def ids(text: str) -> list[int]:
@@ -176,7 +176,7 @@ def main() -> None:
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
     train = states(lm, "train", lambda i: sorted({LENGTHS[0], LENGTHS[i % len(LENGTHS)]}))
     test = states(lm, "test", lambda i: LENGTHS)
-    sizes = {"lengths": LENGTHS, "problems": PROBLEMS, "wrong": WRONG, "folds": FOLDS, "controls": CONTROLS, "seed": SEED}
+    sizes = {"lengths": LENGTHS, "problems": PROBLEMS, "pool": POOL, "wrong": WRONG, "folds": FOLDS, "controls": CONTROLS, "seed": SEED}
     code = store.code_of("toolkit.methods.longrm", "toolkit.judging.heads", "toolkit.tasks.needle")
     about = {"sizes": sizes, "fingerprint": lm.fingerprint, "made_by": store.made_by(code)}
     found = results(train, test, lm.fingerprint)
