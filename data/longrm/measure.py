@@ -176,7 +176,15 @@ def main() -> None:
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
     train = states(lm, "train", lambda i: sorted({LENGTHS[0], LENGTHS[i % len(LENGTHS)]}))
     test = states(lm, "test", lambda i: LENGTHS)
-    sizes = {"lengths": LENGTHS, "problems": PROBLEMS, "pool": POOL, "wrong": WRONG, "folds": FOLDS, "controls": CONTROLS, "seed": SEED}
+    sizes = {
+        "lengths": LENGTHS,
+        "problems": PROBLEMS,
+        "pool": POOL,
+        "wrong": WRONG,
+        "folds": FOLDS,
+        "controls": CONTROLS,
+        "seed": SEED,
+    }
     code = store.code_of("toolkit.methods.longrm", "toolkit.judging.heads", "toolkit.tasks.needle")
     about = {"sizes": sizes, "fingerprint": lm.fingerprint, "made_by": store.made_by(code)}
     found = results(train, test, lm.fingerprint)
