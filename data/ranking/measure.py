@@ -1,7 +1,7 @@
 """Measure full ranking beside sliding windows, on small models trained here: ``python data/ranking/measure.py``.
 
 Needs the extra ``ranking`` (BM25). Writes ``results.json`` and the table in ``README.md`` here. Trained models and finished parts are kept in
-``runs/ranking``, so after a stop the same command goes on. About half an hour on one core.
+``runs/ranking``, so after a stop the same command goes on. About a quarter of an hour on one core.
 
 A model is a Qwen3 with 3 layers of width 64 and one token per word, trained from scratch; three seeds. Every seed first trains one base
 model on lists of 2 to 8 passages with the plain loss. Four copies of it then train on:
@@ -77,7 +77,10 @@ def response(order: Sequence[int]) -> list[int]:
 
 
 def lesson(rng: random.Random, n: int) -> tuple[list[int], list[int]]:
-    """Return prompt and response of a random training example with ``n`` passages, most of which contain the subject."""
+    """Return prompt and response of a random training example with ``n`` passages, most of which contain the subject.
+
+    In the test problems about half of them do.
+    """
     while True:
         subject, passages = rng.choice(ranking.SUBJECTS), []
         for passage in ranking.corpus(rng, n, CLAUSES):
