@@ -24,20 +24,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
+from toolkit import stats
 from toolkit.rewards.batch import RewardBatch
 from toolkit.rewards.crf import HIGHEST, LOWEST
-from toolkit.stats import Number
+from toolkit.stats import Number, PairRows
 
 assumed_ratio = 1.25  # a verbose answer is at least this many times as long: ours
 assumed_strength = 0.01  # C of scikit-learn, the inverse of the penalty: ours
-
-PairRows = Int[ndarray, "pairs 2"]
-"""Pairs of responses as row indices: ``(row of the more concise response, row of the less concise one)``."""
 
 
 class NoPairsError(ValueError):
@@ -131,8 +128,7 @@ class ConcisenessHead:
             pairs: Pairs ``(row of the more concise response, row of the less concise one)``, from ``pairs_by_length``. They are row
                 indices of ``features``.
         """
-        z = self.logits(features)[pairs]
-        return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
+        return float(stats.pair_agreement(self.logits(features), pairs).mean())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the head's fields, ``weight``, ``centre`` and ``spread``, as a dict that can be written as JSON."""
@@ -160,17 +156,7 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
     """
     if not len(pairs):
         raise NoPairsError("No pairs to train on: give at least one, from pairs_by_length.")
-    x = np.asarray(features, np.float64)
-    if not np.isfinite(x).all():
-        raise ValueError(f"Row {int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])} of the features is not finite.")
-    used = np.unique(pairs)  # rows of the features that are in at least one pair
-    scale = x[used].std(axis=0)  # per feature; constant features are divided by 1
-    difference = (x[pairs[:, 0]] - x[pairs[:, 1]]) / np.where(scale > 0, scale, 1.0)
-    # Each pair enters in both orders, since the classifier needs examples of both classes.
-    both, truth = np.concatenate([difference, -difference]), np.repeat([1, 0], len(pairs))
-    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=1000).fit(both, truth)
-    # Weights of the standardised features -> weights of the features as given.
-    weight = model.coef_[0] / np.where(scale > 0, scale, 1.0)
-    z = x[used] @ weight
+    weight = stats.bradley_terry(features, pairs, strength=strength)
+    z = np.asarray(features, np.float64)[np.unique(pairs)] @ weight
     # A spread of 0 (all logits equal) becomes 1: score divides by it.
     return ConcisenessHead(weight, float(z.mean()), float(z.std()) or 1.0)

@@ -37,6 +37,7 @@ from toolkit.stats.lengths import (
     ranges_around,
     words,
 )
+from toolkit.stats.preferences import PairRows, bradley_terry, pair_agreement
 from toolkit.stats.scores import auc, balanced_accuracy, holm, permutation_p, r_squared, spearman
 from toolkit.stats.seeds import FEW_SEEDS, Draws, Effect, combine, draws, effect, half_width, mean_effect
 
@@ -54,6 +55,7 @@ __all__ = [
     "Estimate",
     "LengthMatch",
     "Number",
+    "PairRows",
     "Ranges",
     "Statistic",
     "assumed_flexible",
@@ -61,6 +63,7 @@ __all__ = [
     "auc",
     "balanced_accuracy",
     "bootstrap",
+    "bradley_terry",
     "combine",
     "correlation",
     "difference",
@@ -76,6 +79,7 @@ __all__ = [
     "mean_of",
     "mean_of_smallest",
     "over_problems",
+    "pair_agreement",
     "permutation_p",
     "r_squared",
     "ranges_around",

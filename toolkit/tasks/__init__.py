@@ -12,6 +12,7 @@
 | ``characters`` | count or find the characters of a word |
 | ``slaq`` | the same facts asked one by one and all at once |
 | ``target_length`` | questions to be answered in a given number of words |
+| ``ranking`` | put passages in order of how much they say about a subject |
 | ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, because prompts are fitted to its context |
 | ``gsm8k``, ``math500`` | downloaded from the Hugging Face hub with the package ``datasets`` |
 | ``gym:NAME`` | the data set NAME of reasoning-gym |
@@ -39,6 +40,7 @@ from toolkit.tasks import (
     countdown,
     lookup,
     needle,
+    ranking,
     running_sum,
     slaq,
     splits,
@@ -51,7 +53,7 @@ from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length",
+    "running_sum", "characters", "slaq", "target_length", "ranking",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -148,6 +150,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return slaq.load(split, n, seed)
         case "target_length":
             return target_length.load(split, n, seed)
+        case "ranking":
+            return ranking.load(split, n, seed)
         case "needle":
             if lm is None:
                 raise ValueError(

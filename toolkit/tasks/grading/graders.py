@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from toolkit import expressions, stats
 from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks.external import gym
-from toolkit.tasks.grading import countdown
+from toolkit.tasks.grading import countdown, rankings
 from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, word_recall
 from toolkit.types import Problem
 
@@ -22,6 +23,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "identifier set": {},
     "facts": {"golds": list[str], "wrong": list[str]},
     "length": {"low_words": float, "high_words": float | None},
+    "ranking": {"relevance": list[int]},
     "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
 }
 """Name of a grader -> the fields that it requires in a problem's ``meta``, with their types."""
@@ -74,6 +76,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"identifier set"``: its identifiers are those of the gold answer, in any order, and no others.
     - ``"facts"``: each numbered part i contains ``meta["golds"][i]`` and none of the other answers in the list ``meta["wrong"]``.
     - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
+    - ``"ranking"``: it names every passage once, ``[3] > [1] > [2]``, in an order of the highest NDCG for ``meta["relevance"]``.
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
     ``"identifiers"`` and ``"identifier set"`` ignore the words in ``meta["asked"]``: an answer may repeat the keys asked about.
@@ -100,6 +103,9 @@ def grade(problem: Problem, answer: str) -> bool:
         case "length":
             low, high = problem.meta["low_words"], problem.meta["high_words"]
             return low < stats.words(answer) <= (math.inf if high is None else high)
+        case "ranking":
+            relevance, ranking = problem.meta["relevance"], rankings.named(answer, len(problem.meta["relevance"]))
+            return len(ranking) == len(relevance) and all(relevance[i] >= relevance[j] for i, j in pairwise(ranking))
         case "gym":
             return gym.verify(problem, answer)
     number, gold_number = last_number(answer), last_number(gold)

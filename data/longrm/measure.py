@@ -1,0 +1,196 @@
+"""Measure reward heads on contexts of several lengths, after LongRM: ``python data/longrm/measure.py``.
+
+Needs ``make smol``. Writes ``results.json`` and the table in ``README.md`` here. The states of every context are kept in ``runs/longrm``, so
+after a stop the same command goes on. About 5 minutes on one core.
+
+The judge is a linear head on the frozen states of SmolLM2-135M-Instruct. A context holds one critical chunk, a fact, padded with filler to
+64, 128 or 256 tokens. It is followed by a question, and by four responses to judge: the fact, and the same sentence with three wrong answers
+of the same kind, which do not occur in the context. Two heads are trained on the same problems and as many pairs:
+
+- *short*: all contexts have the shortest length;
+- *padded*: each problem has one of the three lengths.
+
+The control of each is the mean accuracy of heads that are trained on shuffled labels. The layer is chosen by cross-validation over the
+training problems, with the short contexts. Facts in training and test have no question in common.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from toolkit import judging, stats, store
+from toolkit import lm as lms
+from toolkit.lm import LM
+from toolkit.methods import longrm
+from toolkit.tasks import needle
+from toolkit.tasks.needle import Needle
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "data"))
+import publish  # noqa: E402
+
+WORK = ROOT / "runs" / "longrm"
+LENGTHS, PROBLEMS, POOL, WRONG, FOLDS, CONTROLS, SEED = (64, 128, 256), 16, 240, 3, 4, 200, 0
+PAIRS = np.array([[0, j] for j in range(1, WRONG + 1)])  # of one context: the right response and each wrong one
+
+
+def kind(fact: Needle) -> tuple[str, bool]:
+    """Return what the answers of one kind of fact share: the first two words of the question, and whether the answer is a number."""
+    return " ".join(fact.question.split()[:2]), fact.answer.isdigit()
+
+
+def candidates(fact: Needle, pool: Sequence[Needle]) -> list[str]:
+    """Return the fact's sentence, and the same sentence with wrong answers of the same kind."""
+    rng = random.Random(f"longrm-{fact.sentence}")
+    others = list(dict.fromkeys(o.answer for o in pool if kind(o) == kind(fact) and o.answer != fact.answer))
+    return [fact.sentence, *(fact.sentence.replace(fact.answer, wrong) for wrong in rng.sample(others, WRONG))]
+
+
+def states(lm: LM, split: str, lengths: Callable[[int], Sequence[int]]) -> dict[tuple[int, int], np.ndarray]:
+    """Return the states ``[responses, layers, d_model]`` of every context, by ``(problem, length)``; states that are kept are read.
+
+    Args:
+        lengths: Function from a problem's index to the lengths of its contexts.
+    """
+    facts, pool = needle.facts(split, PROBLEMS, SEED), needle.facts(split, POOL, SEED + 1)
+    made: dict[tuple[int, int], np.ndarray] = {}
+
+    def ids(text: str) -> list[int]:
+        return lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    for i, fact in enumerate(tqdm(facts, desc=split, mininterval=10)):
+        filler = needle.sentences(random.Random(f"longrm-{split}-{i}"))
+        chunks = [next(filler) for _ in range(max(LENGTHS) // 8 + 8)]
+        for n in lengths(i):
+            path = WORK / f"{split}-{i}-{n}.npy"
+            if not path.is_file():
+                context = longrm.pad_to_length([fact.sentence], chunks, n, lambda text: len(ids(text)), seed=i)
+                prompt = ids(f"{context.text}\n\nQuestion: {fact.question}\nAnswer:")
+                responses = [ids(f" {text}") for text in candidates(fact, pool)]
+                with store.atomic(path) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, judging.response_states(lm, prompt, responses).numpy())
+            made[i, n] = np.load(path)
+    return made
+
+
+def rows_of(contexts: Sequence[np.ndarray], layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of all responses at one layer, and the pairs of right and wrong responses as rows of them."""
+    features = np.concatenate([c[:, layer] for c in contexts])
+    return features, np.concatenate([PAIRS + (WRONG + 1) * i for i in range(len(contexts))])
+
+
+def chosen_layer(contexts: Sequence[np.ndarray]) -> tuple[int, float]:
+    """Return the layer with the best pairwise accuracy in cross-validation over problems, and this accuracy."""
+
+    def accuracy(layer: int) -> float:
+        right = []
+        for fold in range(FOLDS):
+            seen = [c for i, c in enumerate(contexts) if i % FOLDS != fold]
+            features, pairs = rows_of([c for i, c in enumerate(contexts) if i % FOLDS == fold], layer)
+            head = judging.fit(*rows_of(seen, layer), layer=layer, fingerprint="")
+            right.append(stats.pair_agreement(head.score(features), pairs).mean())
+        return float(np.mean(right))
+
+    by_layer = {layer: accuracy(layer) for layer in range(contexts[0].shape[1])}
+    best = max(by_layer, key=lambda layer: by_layer[layer])
+    return best, by_layer[best]
+
+
+def accuracies(head: judging.RewardHead, test: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the pairwise and the best-of-n accuracy on each context of one length."""
+    scores = np.stack([head.score(c[:, head.layer]) for c in test])
+    right = np.zeros(scores.shape, bool)
+    right[:, 0] = True
+    pairwise = np.array([stats.pair_agreement(row, PAIRS).mean() for row in scores])
+    return {"pairwise": pairwise, "best_of_n": judging.best_of(scores, right)}
+
+
+def results(train: dict[tuple[int, int], np.ndarray], test: dict[tuple[int, int], np.ndarray], fingerprint: str) -> dict[str, Any]:
+    """Return accuracies by length of both heads and their controls, and the differences, with 95 % intervals over problems."""
+    sets = {
+        "short": [train[i, LENGTHS[0]] for i in range(PROBLEMS)],
+        "padded": [train[i, LENGTHS[i % len(LENGTHS)]] for i in range(PROBLEMS)],
+    }
+    layer, validated = chosen_layer(sets["short"])
+    values: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for name, contexts in sets.items():
+        features, pairs = rows_of(contexts, layer)
+        head = judging.fit(features, pairs, layer=layer, fingerprint=fingerprint)
+        controls = [
+            judging.fit(features, judging.flipped(pairs, seed=s), layer=layer, fingerprint=fingerprint) for s in range(CONTROLS)
+        ]
+        for n in LENGTHS:
+            here = [test[i, n] for i in range(PROBLEMS)]
+            values[name, n] = accuracies(head, here)
+            shuffled = [accuracies(control, here) for control in controls]
+            values[f"{name}, shuffled labels", n] = {m: np.mean([a[m] for a in shuffled], axis=0) for m in shuffled[0]}
+    compared = (("short", "short, shuffled labels"), ("padded", "padded, shuffled labels"), ("padded", "short"))
+    ids = list(map(str, range(PROBLEMS)))
+
+    def estimate(x: np.ndarray) -> dict[str, float]:
+        e = stats.over_problems(x, ids)
+        return {"mean": e.mean, "low": e.low, "high": e.high}
+
+    return {
+        "layer": layer,
+        "cross-validated": validated,
+        "accuracy": [{"head": name, "length": n, **{m: estimate(x) for m, x in v.items()}} for (name, n), v in values.items()],
+        "differences": [
+            {"first": a, "minus": b, "length": n, **{m: estimate(values[a, n][m] - values[b, n][m]) for m in values[a, n]}}
+            for a, b in compared
+            for n in LENGTHS
+        ],
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the results as Markdown tables."""
+
+    def cell(e: dict[str, float], sign: str = "") -> str:
+        return f"{100 * e['mean']:{sign}.0f} [{100 * e['low']:{sign}.0f}, {100 * e['high']:{sign}.0f}]"
+
+    lines = [f"| head trained on | tokens of the context | pairwise, % | best of {WRONG + 1}, % |", "| --- | --- | --- | --- |"]
+    lines += [f"| {r['head']} | {r['length']} | {cell(r['pairwise'])} | {cell(r['best_of_n'])} |" for r in found["accuracy"]]
+    lines += [
+        "", "| difference | tokens of the context | pairwise, points | best of " f"{WRONG + 1}, points |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    lines += [
+        f"| {r['first']} minus {r['minus']} | {r['length']} | {cell(r['pairwise'], '+')} | {cell(r['best_of_n'], '+')} |"
+        for r in found["differences"]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    WORK.mkdir(parents=True, exist_ok=True)
+    lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
+    train = states(lm, "train", lambda i: sorted({LENGTHS[0], LENGTHS[i % len(LENGTHS)]}))
+    test = states(lm, "test", lambda i: LENGTHS)
+    sizes = {
+        "lengths": LENGTHS,
+        "problems": PROBLEMS,
+        "pool": POOL,
+        "wrong": WRONG,
+        "folds": FOLDS,
+        "controls": CONTROLS,
+        "seed": SEED,
+    }
+    code = store.code_of("toolkit.methods.longrm", "toolkit.judging.heads", "toolkit.tasks.needle")
+    about = {"sizes": sizes, "fingerprint": lm.fingerprint, "made_by": store.made_by(code)}
+    found = results(train, test, lm.fingerprint)
+    store.write_json(about | found, HERE / "results.json")
+    publish.splice("longrm", table(found), HERE / "README.md")
+
+
+if __name__ == "__main__":
+    main()
