@@ -58,9 +58,7 @@ def spans(
     return think, answer
 
 
-def _spans(
-    lm: LM, ids: Sequence[int], prompt_len: int, ended: bool, results: Sequence[Span]
-) -> tuple[Span | None, Span | None]:
+def _spans(lm: LM, ids: Sequence[int], prompt_len: int, ended: bool, results: Sequence[Span]) -> tuple[Span | None, Span | None]:
     """Return think span and answer span as ``spans`` does, but with an answer that may contain tool results."""
     stop = len(ids) - ended
     tags = lm.tags

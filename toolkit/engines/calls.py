@@ -106,4 +106,6 @@ def check_tools(lm: LM, tools: Toolbox) -> None:
     tags = {tag for tag in (lm.tags.open, lm.tags.close) if tag} if lm.tags else set()
     marks = (*map(tools.marks_of, tools.tools), tools.result)
     if both := tags & {text for pair in marks for text in (pair.open, pair.close)}:
-        raise CannotSampleError(f"{min(both)!r} is a think tag of {lm.name} and a mark of its tools: choose other marks (Toolbox.marks).")
+        raise CannotSampleError(
+            f"{min(both)!r} is a think tag of {lm.name} and a mark of its tools: choose other marks (Toolbox.marks)."
+        )

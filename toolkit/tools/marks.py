@@ -64,7 +64,9 @@ class Toolbox:
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
         if not names or len(set(names)) < len(names) or self.max_calls < 1:
-            raise ValueError(f"Toolbox of {names}, max_calls={self.max_calls}: need tools with different names, and at least one call.")
+            raise ValueError(
+                f"Toolbox of {names}, max_calls={self.max_calls}: need tools with different names, and at least one call."
+            )
         if unknown := sorted(self.marks.keys() - set(names)):
             raise ValueError(f"Toolbox.marks has {unknown[0]!r}, but the tools are {', '.join(names)}.")
         texts = [text for marks in (*map(self.marks_of, self.tools), self.result) for text in (marks.open, marks.close)]
