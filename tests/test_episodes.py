@@ -92,10 +92,10 @@ def test_tools_that_are_not_called_change_nothing(llama, problems_of, loop):
 
 
 def test_an_episode_does_not_depend_on_the_responses_beside_it(llama, problems_of):
-    settings = {"n": 3, "temperature": 1.0, "end": False}
-    together = write(llama, "<calculate>6*7</calculate>", problems_of(4), **settings)
-    alone = write(llama, "<calculate>6*7</calculate>", problems_of(4), batch_size=1, **settings)
-    assert together == alone and len({r.token_ids for r in together}) == 12
+    settings = {"n": 2, "temperature": 1.0, "end": False, "max_new_tokens": 60}
+    together = write(llama, "<calculate>6*7</calculate>", problems_of(3), **settings)
+    alone = write(llama, "<calculate>6*7</calculate>", problems_of(3), batch_size=1, **settings)
+    assert together == alone and len({r.token_ids for r in together}) == 6
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -121,7 +121,8 @@ def test_a_call_that_ends_the_token_limit_and_a_model_without_end_are_cut_too(ll
     call = "<calculate>1+1</calculate>"
     (r,) = write(llama, call, problems_of(1), end=False, max_new_tokens=len(Script(llama, call).ids))
     assert (r.text, r.finish, r.results) == (call, "length", ())
-    endless = replace(llama, eos_ids=frozenset())
+    endless = replace(llama)
+    endless.__dict__["eos_ids"] = frozenset({10**6})
     (r,) = write(endless, call * 2, problems_of(1), end=False, tools=replace(CALC, max_calls=1), max_new_tokens=200)
     assert (r.text, r.finish, len(r.results)) == (call + "<result>2</result>" + call, "length", 1)
 
@@ -246,7 +247,7 @@ def test_a_table_with_starts_but_no_stops_is_an_error_that_names_the_column(tmp_
 
 
 def test_servers_refuse_tools_and_marks_that_are_think_tags_are_refused(llama, problems_of):
-    with pytest.raises(CannotSampleError, match=r"cannot answer tool calls .*tools calculate"):
+    with pytest.raises(CannotSampleError, match=r"cannot answer tool calls.*tools calculate"):
         check_unmodified(Condition(llama, tools=CALC), Sampling(), "a server")
     clash = replace(CALC, result=Marks("<think>", "</result>"))
     with pytest.raises(CannotSampleError, match="'<think>' is a think tag"):

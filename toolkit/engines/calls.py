@@ -44,7 +44,7 @@ class Calls:
     def after(self, token: int, reader: Reader) -> list[int]:
         """Add a token that the model wrote. Return the tokens to place after it: those of a result, if the token ends a call; else none.
 
-        If the episode ends with this call, the result is an end-of-sequence token, which ``finished`` removes.
+        If the episode ends with this call, that is an end-of-sequence token, which ``finished`` removes.
 
         Args:
             token: The token.
@@ -62,7 +62,7 @@ class Calls:
         ids = [] if len(self.results) == self.tools.max_calls else self._tokens(self.tools.answer(call, self._reserved())[1])
         if not ids or self.length + len(ids) > self.budget:
             self.cut = self.length
-            return sorted(self.lm.eos_ids)[:1]
+            return [i for i in sorted(self.lm.eos_ids) if i < self.lm.vocab_size][:1]
         self.results.append((self.length, self.length + len(ids)))
         self.segment, self.left = [], len(ids)
         return ids

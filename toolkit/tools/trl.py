@@ -86,12 +86,17 @@ def _chat_template(template: str, tools: Toolbox) -> str:
 
     TRL renders a conversation with tool calls only to learn how a result is written after a call.
     """
+    marks = {tool.name: [tools.marks_of(tool).open, tools.marks_of(tool).close] for tool in tools.tools}
     opening, closing = json.dumps(tools.result.open), json.dumps(tools.result.close)
-    bare = (
-        "{% for m in messages %}{% if m['role'] == 'tool' %}{{ " + opening + " + m['content'] + " + closing + " }}"
-        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    return (
+        "{% if messages | selectattr('tool_calls', 'defined') | list %}{% set marks = " + json.dumps(marks) + " %}"
+        "{% for m in messages %}"
+        "{% if m['role'] == 'tool' %}{{ " + opening + " + m['content'] + " + closing + " }}{% else %}{{ m['content'] }}{% endif %}"
+        "{% for call in m['tool_calls'] or [] %}{% set f = call['function'] %}"
+        "{% set mark = marks[f['name']] or ['<' + f['name'] + '>', '</' + f['name'] + '>'] %}"
+        "{{ mark[0] }}{{ f['arguments']['argument'] or f['arguments'] | tojson }}{{ mark[1] }}"
+        "{% endfor %}{% endfor %}{% else %}" + template + "{% endif %}"
     )
-    return "{% if messages | selectattr('tool_calls', 'defined') | list %}" + bare + "{% else %}" + template + "{% endif %}"
 
 
 def _response_template(tokenizer: PreTrainedTokenizerBase, tools: Toolbox) -> dict[str, Any]:
