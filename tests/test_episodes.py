@@ -13,6 +13,9 @@ from toolkit.engines import CannotSampleError, OwnLoop
 from toolkit.engines.probing import check_unmodified
 from toolkit.generate import Sampling, rollout_from_tokens, rollouts
 from toolkit.lm import Condition
+from toolkit.methods import phase_entropy
+from toolkit.rewards import RewardBatch, RewardValues
+from toolkit.rewards.offline import score
 from toolkit.spans import spans
 from toolkit.store import DamagedFileError, WrongModelError
 from toolkit.tools import Database, Marks, Tool, Toolbox, calculate
@@ -252,3 +255,39 @@ def test_servers_refuse_tools_and_marks_that_are_think_tags_are_refused(llama, p
     clash = replace(CALC, result=Marks("<think>", "</result>"))
     with pytest.raises(CannotSampleError, match="'<think>' is a think tag"):
         rollouts(Condition(llama, tools=clash), problems_of(1), Sampling(max_new_tokens=4), progress=False)
+
+
+def test_rewards_see_calls_and_tokens_and_count_no_result_as_answer_or_entropy(llama, problems_of):
+    problem = problems_of(1)[0]
+    (inside,) = write(llama, "<think>a<calculate>6*7</calculate>b</think>42", [problem], details=True)
+    (after,) = write(llama, "<think>a</think><calculate>6*7</calculate>so 7", [problem], details=True)
+    (none,) = write(llama, "<think>a</think>42", [problem], details=True)
+    batch = RewardBatch.from_rollouts([inside, after, none])
+    assert batch["calls"].tolist() == [1, 1, 0]
+    result = len(Script(llama, "<result>42</result>").ids)
+    assert batch["result_tokens"].tolist() == [result, result, 0]
+    assert (batch["written_tokens"] + batch["result_tokens"] == batch["tokens"]).all()
+    assert batch["answer_text"].tolist() == ["42", "so 7", "42"]
+    assert batch["think_tokens"].tolist() == [inside.think_tokens, 1, 1]
+    for r, entropy, logprob in zip((inside, after, none), batch["think_entropy"], batch["logprob"], strict=True):
+        own = [h for h, mine in zip(r.entropies, r.written, strict=True) if mine]
+        closing = [t for t, mine in zip(r.token_ids[r.prompt_len :], r.written, strict=True) if mine].index(
+            llama.token_id("</think>")
+        )
+        assert entropy == pytest.approx(sum(own[:closing]) / closing) == phase_entropy.phase_means(r).think
+        assert logprob == pytest.approx(sum(r.logprobs) / r.written_tokens)
+
+
+def test_a_reward_scores_recorded_episodes_offline(llama, problems_of):
+    rollouts_ = write(llama, "<think>a<calculate>6*7</calculate>b</think>42", problems_of(3))
+    table = score(rollouts_, Calls())
+    assert table["reward"].tolist() == [-1.0] * 3
+
+
+class Calls:
+    """A reward that costs 1 per call."""
+
+    name, needs = "calls", frozenset({"calls"})
+
+    def __call__(self, batch: RewardBatch) -> RewardValues:
+        return RewardValues.sum(cost=-1.0 * batch["calls"])

@@ -33,8 +33,8 @@ SCRIPTS = {
     "two calls": (CALL + "</think>42<|end|>", 120),
     "a call too many": (CALL + "[1+1]", 120),
     "a result that does not fit": (CALL, 40),
-    "a result that fits exactly": ("<think>a[6*7]{42}", 13),
-    "no call": ("<think>a]b</think>42<|end|>", 120),
+    "a result that fits exactly": ("<think>a[6*7]{42}", 11),
+    "no call": ("<think>ab</think>42<|end|>", 120),
     "a call after thinking": ("<think>a</think>[6*7]{42}so 7<|end|>", 120),
 }
 
@@ -140,17 +140,16 @@ def test_our_trainer_leaves_results_out_of_the_loss(tmp_path):
     trainer.train()
     drawn = [d.rollout for d in trainer.newest.drawn]
     assert all(len(r.results) == 2 for r in drawn)
-    rows = 0
+    trained = []
     for inputs in seen:
         for row, mask, ids in zip(inputs["row"], inputs["tool_mask"], inputs["completion_ids"], strict=True):
-            r = drawn[int(row)]
+            trained.append(r := drawn[int(row)])
             assert ids[: r.response_tokens].tolist() == list(r.token_ids[r.prompt_len :])
             assert mask[: r.response_tokens].bool().tolist() == list(r.written)
-            rows += 1
-    assert rows >= 4
+    assert len(trained) >= 4  # rows with advantage 0 are left out
     # The log compares sampled and trained log-probabilities on the tokens that the model wrote. Those of the script differ.
-    plain = entropies.with_entropies(family("llama"), drawn)
-    gaps = [np.abs(np.subtract(r.logprobs, p.logprobs))[np.array(r.written)] for r, p in zip(drawn, plain, strict=True)]
+    plain = entropies.with_entropies(family("llama"), trained)
+    gaps = [np.abs(np.subtract(r.logprobs, p.logprobs))[np.array(r.written)] for r, p in zip(trained, plain, strict=True)]
     (row,) = [row for row in trainer.state.log_history if "sampler/gap" in row]
     assert row["sampler/gap"] == pytest.approx(float(np.concatenate(gaps).mean()), rel=1e-3)
     assert spy.batch["calls"].tolist() == [2] * 8

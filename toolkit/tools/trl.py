@@ -8,7 +8,8 @@ is not imported here::
     lm.model.generation_config.eos_token_id = [*sorted(lm.eos_ids), *speaks.stop_ids]
     GRPOTrainer(model=lm.model, processing_class=speaks.tokenizer, tools=speaks.functions, ...)  # max_tool_calling_iterations=max_calls
 
-TRL ends a turn only at an end-of-sequence token. So the closing mark of every call must be a single token of the vocabulary.
+TRL ends a turn only at an end-of-sequence token. So the closing mark of every call must be a single token of the vocabulary. There is one
+difference: at a closing mark without an opening mark, which is no call, TRL ends the response, while our loop goes on.
 """
 
 from __future__ import annotations
