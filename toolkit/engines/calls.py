@@ -56,7 +56,7 @@ class Calls:
         self.segment.append(token)
         self.length += 1
         tool = next((tool for tool in self.tools.tools if reader.ends(token, self.tools.marks_of(tool).close)), None)
-        call = tool and self.tools.call_in(self.lm.text(self.segment), tool)
+        call = self.tools.call_in(self.lm.text(self.segment), tool) if tool else None
         if call is None:
             return []
         ids = [] if len(self.results) == self.tools.max_calls else self._tokens(self.tools.answer(call, self._reserved())[1])
