@@ -22,7 +22,7 @@ from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 from toolkit.spans import answer_start, spans
 from toolkit.tasks.grading import grade
-from toolkit.types import Finish, Problem, Rollout
+from toolkit.types import Finish, Problem, Rollout, Span, runs_of
 
 __all__ = ["Sampling", "continuations", "rollout_from_tokens", "rollouts", "task_and_split"]
 
@@ -125,7 +125,9 @@ def begin_session(target: LM | Condition, problems: Sequence[Problem], sampling:
     return engine.session(condition, [row.request for row in rows], sampling)
 
 
-def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
+def rollout_from_tokens(
+    lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0, written: Sequence[int] | None = None
+) -> Rollout:
     """Return a ``Rollout`` for a response that was sampled by another program, such as vLLM. Spans and grade are set as in ``rollouts``.
 
     ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. ``logprobs`` and ``entropies`` are ``None``.
@@ -136,9 +138,17 @@ def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: lis
         prompt: Token ids of the prompt.
         tokens: Token ids of the response, with the end-of-sequence token if one was sampled.
         sample: Index of the response among the samples of the problem.
+        written: For each token of the response, 1 if the model wrote it and 0 if it belongs to a tool result, as TRL's ``tool_mask``.
+            ``None``: the model wrote all of them.
+
+    Raises:
+        ValueError: ``written`` has another length than ``tokens``, or the response begins with a tool result.
     """
+    if written is not None and (len(written) != len(tokens) or not all(written[:1])):
+        raise ValueError(f"written has {len(written)} numbers for {len(tokens)} tokens, expected one per token, the first 1.")
     finish: Finish = "stop" if tokens and tokens[-1] in lm.eos_ids else "length"
-    return _rollout(lm, _Row(0, problem, prompt, sample, sample), Response(tokens, finish))
+    results = tuple(runs_of(written or (), 0))
+    return _rollout(lm, _Row(0, problem, prompt, sample, sample), Response(tokens, finish, results=results))
 
 
 @dataclass(frozen=True)
@@ -236,7 +246,8 @@ def _graded_again(
             raise store.WrongModelError(
                 f"{out} holds a response to another prompt of problem {row.problem.id[:60]!r}. Choose another directory."
             )
-        response = Response(list(r.token_ids[r.prompt_len :]), r.finish, r.logprobs, r.entropies)
+        results = tuple(Span(s.start - r.prompt_len, s.stop - r.prompt_len) for s in r.results)
+        response = Response(list(r.token_ids[r.prompt_len :]), r.finish, r.logprobs, r.entropies, results)
         graded[row.key] = _rollout(lm, replace(row, sample=row.name), response)
     if changed := [r for key, r in graded.items() if r != stored[key]]:
         store.replace_rollouts(changed, out)
@@ -295,7 +306,8 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
 def _rollout(lm: LM, row: _Row, response: Response) -> Rollout:
     problem, prompt = row.problem, row.prompt
     ids = prompt + response.tokens
-    think, answer = spans(lm, ids, len(prompt), ended=response.finish == "stop")
+    results = tuple(Span(len(prompt) + s.start, len(prompt) + s.stop) for s in response.results)
+    think, answer = spans(lm, ids, len(prompt), ended=response.finish == "stop", results=results)
     # If the prompt already holds the beginning of the answer (a message that is continued), the whole answer is graded.
     answer_text = lm.text(ids[answer_start(lm, ids, len(prompt), answer) : answer.stop], special=False) if answer else ""
     return Rollout(
@@ -310,4 +322,5 @@ def _rollout(lm: LM, row: _Row, response: Response) -> Rollout:
         correct=answer is not None and grade(problem, answer_text),
         logprobs=tuple(response.logprobs) if response.logprobs else None,
         entropies=tuple(response.entropies) if response.entropies else None,
+        results=results,
     )

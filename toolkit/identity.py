@@ -45,6 +45,7 @@ import torch
 
 from toolkit import store
 from toolkit.lm import LM, Condition
+from toolkit.tools import Toolbox
 from toolkit.types import Problem, Provenance
 
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -137,12 +138,18 @@ def describe(act: Any) -> str:
 
 
 def describe_interventions(condition: Condition) -> list[str]:
-    """Return one text for each intervention, each decoding rule and the prompt change of a condition, in this order.
+    """Return one text for each intervention, each decoding rule, the prompt change and the tools of a condition, in this order.
 
     Reports show these texts. They are also stored with rollouts, and stored rollouts are reused only if these texts are the same. So the
     ``str()`` of an intervention has to contain all its settings.
     """
-    return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
+    texts = [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
+    return [*texts, describe_tools(condition.tools)] if condition.tools else texts
+
+
+def describe_tools(tools: Toolbox) -> str:
+    """Return a text that names the tools of a toolbox, with a hash of all that their results depend on."""
+    return f"tools {', '.join(tool.name for tool in tools.tools)} {store.key(of(tools, strict=False).body)}"
 
 
 def of_problems(problems: Sequence[Problem]) -> str:
@@ -231,7 +238,9 @@ class _Inspector:
             case LM():
                 return {"lm": of_lm(value)}
             case Condition():
-                parts = {name: self.of(getattr(value, name)) for name in ("during", "rules", "ask")}
+                # Without tools, the identity is that of conditions from before tools existed.
+                names = ("during", "rules", "ask", *(("tools",) if value.tools else ()))
+                parts = {name: self.of(getattr(value, name)) for name in names}
                 return {"lm": of_lm(value.lm), **parts}
             case Provenance():  # it records where a value comes from, and does not change its behaviour
                 return {"provenance": value.fingerprint}

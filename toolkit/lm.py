@@ -26,6 +26,7 @@ from toolkit.qualify import Check
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
 from toolkit.sites import Layout, UnsupportedModelError
 from toolkit.tags import DEFAULT_TAGS, NoThinkTagsError, ThinkTags, find_tags
+from toolkit.tools import Toolbox
 from toolkit.types import Provenance
 
 __all__ = [
@@ -306,7 +307,7 @@ Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Condition:
-    """An LM with interventions, decoding rules and a change of the prompt. Responses are sampled from conditions to compare them.
+    """An LM with interventions, decoding rules, a change of the prompt, and tools. Responses are sampled from conditions to compare them.
 
     Attributes:
         lm: The model.
@@ -314,6 +315,8 @@ class Condition:
         note: One line that describes the condition in reports.
         rules: Rules that replace drawn tokens. For each drawn token they are called in this order, until one returns tokens.
         ask: Change of the prompt, or ``None``.
+        tools: Tools that the responses may call, or ``None``. The prompt does not mention them: the model knows the marks of calls from
+            training, or ``ask`` explains them.
     """
 
     lm: LM
@@ -321,6 +324,7 @@ class Condition:
     note: str = ""
     rules: tuple[Rule, ...] = ()
     ask: Ask | None = None
+    tools: Toolbox | None = None
 
     @contextmanager
     def active(self):

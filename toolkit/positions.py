@@ -33,11 +33,17 @@ def _think(r: Rollout) -> Sequence[int]:
     if r.think is None or not len(r.think):
         return ()
     span = r.think.predictors()
-    return range(span.start, span.stop)
+    placed = _placed(r)
+    return [t for t in range(span.start, span.stop) if t + 1 not in placed] if placed else range(span.start, span.stop)
+
+
+def _placed(r: Rollout) -> set[int]:
+    """Return the positions of the tokens of tool results, which the model did not write."""
+    return {t for result in r.results for t in range(result.start, result.stop)}
 
 
 THINK = Positions("think", _think)
-"""All positions that predict a think token, as in ThinkEdit's code.
+"""All positions that predict a think token, as in ThinkEdit's code. Tokens of tool results are not think tokens.
 
 The logits at a position predict the next token. So for the think span ``[start, stop)`` the positions are ``[start - 1, stop - 1)``.
 """
@@ -78,7 +84,10 @@ def sentence_ends(lm: LM) -> Positions:
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 
     def of(r: Rollout) -> Sequence[int]:
-        return [t for t in range(r.think.start, r.think.stop) if r.token_ids[t] in ends] if r.think and r.closed else ()
+        if r.think is None or not r.closed:
+            return ()
+        placed = _placed(r)
+        return [t for t in range(r.think.start, r.think.stop) if r.token_ids[t] in ends and t not in placed]
 
     return Positions("sentence_ends", of)
 

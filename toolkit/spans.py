@@ -19,7 +19,9 @@ PHASES = ("prompt", "think", "answer")
 PROMPT, THINK, ANSWER = range(3)  # indices into PHASES; a response is in PROMPT until its thinking is opened
 
 
-def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
+def spans(
+    lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool, results: Sequence[Span] = ()
+) -> tuple[Span | None, Span | None]:
     """Return ``(think span, answer span)`` of a sequence (prompt and response); ``None`` in place of a span that the sequence lacks.
 
     For models with both tags, or with a closing tag only:
@@ -47,7 +49,18 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
         ids: Token ids of prompt and response.
         prompt_len: Number of prompt tokens.
         ended: True if the last token is an end-of-sequence token, which belongs to no span.
+        results: Tool results in the response, in order. A tag inside a result is text, not a tag. If results follow the closing tag, the
+            answer starts after the last of them.
     """
+    think, answer = _spans(lm, ids, prompt_len, ended, results)
+    late = [result.stop for result in results if answer is not None and answer.start <= result.start]
+    if late and answer is not None:
+        answer = Span(min(late[-1], answer.stop), answer.stop)
+    return think, answer
+
+
+def _spans(lm: LM, ids: Sequence[int], prompt_len: int, ended: bool, results: Sequence[Span]) -> tuple[Span | None, Span | None]:
+    """Return think span and answer span as ``spans`` does, but with an answer that may contain tool results."""
     stop = len(ids) - ended
     tags = lm.tags
     if tags is None or (tags.open is None and tags.close is None):
@@ -58,12 +71,12 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
         return Span(prompt_len, prompt_len), Span(prompt_len, stop)
     start = prompt_len
     if phase == PROMPT:
-        opening = _first(lm, ids, tags.open, prompt_len, stop)
-        closing = _first(lm, ids, tags.close, prompt_len, stop)
+        opening = _first(lm, ids, tags.open, Span(prompt_len, stop), results)
+        closing = _first(lm, ids, tags.close, Span(prompt_len, stop), results)
         if opening is None and closing is None:
             return None, Span(prompt_len, stop)
         start = opening.stop if opening and (closing is None or opening.start < closing.start) else prompt_len
-    closing = _first(lm, ids, tags.close, start, stop)
+    closing = _first(lm, ids, tags.close, Span(start, stop), results)
     if closing is None:
         return Span(start, stop), None
     return Span(start, _end_of_thoughts(lm, ids, start, closing.start)), Span(closing.stop, stop)
@@ -109,9 +122,14 @@ def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
     return bool(places) and not lm.text(prompt[-TAIL:][places[-1].stop :]).strip()
 
 
-def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
-    places = find_tag(lm, ids[start:stop], tag)
-    return Span(start + places[0].start, start + places[0].stop) if places else None
+def _first(lm: LM, ids: Sequence[int], tag: str | None, within: Span, results: Sequence[Span]) -> Span | None:
+    """Return the first occurrence of a tag within a span, outside tool results; ``None`` if there is none."""
+    inside = [result for result in results if within.start <= result.start < within.stop]
+    starts, stops = [within.start, *(result.stop for result in inside)], [*(result.start for result in inside), within.stop]
+    for start, stop in zip(starts, stops, strict=True):
+        if places := find_tag(lm, ids[start:stop], tag):
+            return Span(start + places[0].start, start + places[0].stop)
+    return None
 
 
 def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:

@@ -8,7 +8,7 @@ lengthen thinking.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, get_args
@@ -94,6 +94,18 @@ class Span:
         return Span(self.start - 1, self.stop - 1)
 
 
+def runs_of(values: Sequence[Any], wanted: Any) -> Iterator[Span]:
+    """Yield the spans of consecutive values that equal ``wanted``, in order.
+
+    >>> list(runs_of([1, 0, 0, 1, 0], 0))
+    [Span(start=1, stop=3), Span(start=4, stop=5)]
+    """
+    for equal, run in groupby(range(len(values)), lambda i: values[i] == wanted):
+        if equal:
+            places = list(run)
+            yield Span(places[0], places[-1] + 1)
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One sampled response with its think span, answer span and grade. The module ``generate`` sets spans and grade.
@@ -109,8 +121,9 @@ class Rollout:
         think: Tokens *between* the think tags, tags excluded. If thinking was never closed, the span runs to the end of the response.
             ``None`` if thinking was never opened.
         answer: Tokens after the closing tag; the whole response if thinking was never opened. ``None`` if thinking was opened but never
-            closed.
-        finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the response reached ``Sampling.max_new_tokens``.
+            closed. If tool results follow the closing tag, the answer starts after the last of them.
+        finish: ``"stop"`` if an end-of-sequence token was sampled. ``"length"`` if the response reached ``Sampling.max_new_tokens``, or
+            ended with a call that was not answered, because of ``Toolbox.max_calls`` or because its result did not fit.
         text: Decoded response, special tokens included.
         correct: True if the grader accepts the answer; False if it does not or if there is no answer span.
         logprobs: Natural log-probability of each response token; ``None`` if not recorded. There are two ways to get it:
@@ -121,6 +134,8 @@ class Rollout:
               top-p.
         entropies: Entropy in nats of the softmax that predicts each response token, without top-k and top-p; ``None`` if not recorded. The
             temperature of this softmax is the sampling temperature (1 if greedy), or the one passed to ``entropies.with_entropies``.
+        results: Tokens of the response that are tool results, with the marks around them: one span per answered call, in order. The model
+            did not write them. They are never trained on, are not thinking, and are not part of the answer span. Empty without tools.
     """
 
     problem_id: str
@@ -134,11 +149,32 @@ class Rollout:
     correct: bool
     logprobs: tuple[float, ...] | None = None
     entropies: tuple[float, ...] | None = None
+    results: tuple[Span, ...] = ()
 
     @property
     def think_tokens(self) -> int:
-        """Number of tokens in the think span, tags excluded; 0 if there is no think span."""
-        return len(self.think) if self.think else 0
+        """Number of tokens in the think span that the model wrote, tags excluded; 0 if there is no think span."""
+        if self.think is None:
+            return 0
+        return len(self.think) - sum(len(s) for s in self.results if self.think.start <= s.start < self.think.stop)
+
+    @property
+    def result_tokens(self) -> int:
+        """Number of tokens of the response that are tool results."""
+        return sum(map(len, self.results))
+
+    @property
+    def written_tokens(self) -> int:
+        """Number of tokens of the response that the model wrote: all but tool results."""
+        return self.response_tokens - self.result_tokens
+
+    @property
+    def written(self) -> tuple[bool, ...]:
+        """For each token of the response, True if the model wrote it, False if it belongs to a tool result."""
+        mask = [True] * self.response_tokens
+        for span in self.results:
+            mask[span.start - self.prompt_len : span.stop - self.prompt_len] = [False] * len(span)
+        return tuple(mask)
 
     @property
     def closed(self) -> bool:
@@ -151,7 +187,7 @@ class Rollout:
 
     @property
     def response_tokens(self) -> int:
-        """Number of tokens after the prompt, tags and end-of-sequence included."""
+        """Number of tokens after the prompt; tags, end-of-sequence and tool results included."""
         return len(self.token_ids) - self.prompt_len
 
 

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "toolkit"
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
     "processes", "expressions", "origins", "types", "stats", "rounding", "store", "versions", "memory", "tensors", "sites", "hooks", "adapters", "shipped", "families", "templates", "checkpoints", "qualify",
-    "tags", "leaks", "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "recording", "slots", "steps", "tasks", "engines", "generate", "positions", "passes", "collect", "entropies", "needles", "attention",
+    "tags", "leaks", "tools", "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "recording", "slots", "steps", "tasks", "engines", "generate", "positions", "passes", "collect", "entropies", "needles", "attention",
     "directions", "probes", "judging", "merging", "steering", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "jobs", "exports", "board", "widgets", "cli",
 )  # fmt: skip

@@ -16,7 +16,7 @@ from toolkit import tasks
 from toolkit.tasks import grading, ranking, splits
 from toolkit.tasks.grading.rankings import completed, named, ndcg, written
 
-needs_bm25 = pytest.mark.skipif(importlib.util.find_spec("bm25s") is None, reason="bm25s is not installed (extra ranking)")
+needs_bm25 = pytest.mark.skipif(importlib.util.find_spec("bm25s") is None, reason="bm25s is not installed (extra search)")
 VERBS = {"omits": 0, "mentions": 1, "describes": 2, "explains": 3}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from toolkit.lm import Condition
 from toolkit.sampling import Sampling
-from toolkit.types import Finish
+from toolkit.types import Finish, Span
 
 
 class EngineError(ValueError):
@@ -51,12 +51,14 @@ class Response:
         logprobs: Log-probability of each token at temperature 1, in nats; ``None`` unless ``Sampling(details=True)`` asked for it.
         entropies: Entropy at each token, in nats: that of the softmax at the sampling temperature, before top-k and top-p are applied.
             ``None`` in the same cases as ``logprobs``.
+        results: Spans of ``tokens`` (not of the whole sequence) that are tool results; empty without tools.
     """
 
     tokens: list[int]
     finish: Finish
     logprobs: Sequence[float] | None = None
     entropies: Sequence[float] | None = None
+    results: tuple[Span, ...] = ()
 
 
 @runtime_checkable

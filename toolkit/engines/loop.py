@@ -1,4 +1,4 @@
-"""The toolkit's own sampling loop. It supports every part of a condition: interventions, decoding rules, masks.
+"""The toolkit's own sampling loop. It supports every part of a condition: interventions, decoding rules, masks, tools.
 
 Samples of one problem share one prefill. There are two ways to decode:
 
@@ -32,6 +32,7 @@ import torch
 from toolkit.decode import Batch, batches, prefill
 from toolkit.engines import refill
 from toolkit.engines.base import EngineError, Request, Response
+from toolkit.engines.calls import check_tools
 from toolkit.engines.responses import Rules, Written
 from toolkit.lm import Condition
 from toolkit.memory import FittingSize, out_of_memory, release
@@ -81,8 +82,11 @@ class OwnLoop:
         """Check that the condition can be decoded with ``in_slots`` and ``fixed``. If both are ``None``, every condition passes.
 
         Raises:
-            EngineError: ``in_slots`` is True or ``fixed`` is set, but the model or the condition does not allow slots.
+            EngineError: ``in_slots`` is True or ``fixed`` is set, but the model or the condition does not allow slots; or a mark of the
+                tools is a think tag.
         """
+        if condition.tools:
+            check_tools(condition.lm, condition.tools)
         if (self.in_slots or self.fixed) and (why := obstacle(condition)) is not None:
             raise EngineError(
                 f"{condition.lm.name} cannot be decoded in slots: {why}. Leave out in_slots and fixed to decode it in batches."
@@ -208,7 +212,7 @@ def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -
     maps the current place to the original index.
     """
     lm, budget = condition.lm, sampling.max_new_tokens
-    rules = Rules(condition, [row.prompt for row in rows])
+    rules = Rules(condition, [row.prompt for row in rows], budget)
     written = Written(len(rows), lm.eos_ids, sampling)
     streams = Streams([(row.problem_id, row.sample) for row in rows], sampling.seed)
     cache, logits, mask = prefill(lm, [row.prompt for row in rows])
@@ -232,7 +236,7 @@ def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -
         last = step + 1 == budget
         on_cpu = tokens.device.type == "cpu"
         if last or (torch.isin(tokens, eos).any() if on_cpu else (step + 1) % CHECK_EVERY == 0):
-            yield from written.take(alive)
+            yield from rules.finished(written.take(alive))
             left = [place for place, row in enumerate(alive) if row not in written.over]
             if not left:
                 return

@@ -22,6 +22,7 @@ from torch import Tensor
 from toolkit.engines.base import CannotSampleError, EngineError, Request, Response
 from toolkit.engines.client import Client
 from toolkit.engines.wire import Sampled, Served, Wire
+from toolkit.identity import describe_tools
 from toolkit.lm import LM, Condition
 from toolkit.sampling import Sampling
 
@@ -196,6 +197,11 @@ def check_unmodified(condition: Condition, sampling: Sampling, engine: str) -> N
         raise CannotSampleError(
             f"{engine} cannot replace drawn tokens, as this condition's decoding rules do ({condition.note or condition.rules[0]}). Use the "
             "toolkit's own loop (no --engine)."
+        )
+    if condition.tools:
+        raise CannotSampleError(
+            f"{engine} cannot answer tool calls, as this condition does ({describe_tools(condition.tools)}). Use the toolkit's own loop (no "
+            "--engine)."
         )
     if sampling.details:
         raise CannotSampleError(

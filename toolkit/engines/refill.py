@@ -64,7 +64,7 @@ class _Flow:
 
     def __init__(self, condition: Condition, requests: Sequence[Request], sampling: Sampling, slots: Slots) -> None:
         self.lm, self.requests, self.sampling, self.slots = condition.lm, requests, sampling, slots
-        self.rules = Rules(condition, [request.prompt for request in requests])
+        self.rules = Rules(condition, [request.prompt for request in requests], sampling.max_new_tokens)
         self.written = Written(len(requests), self.lm.eos_ids, sampling)
         self.columns = list(range(len(slots.lengths)))
         self.at = torch.arange(len(self.columns), device=self.lm.device)
@@ -139,7 +139,7 @@ class _Flow:
 
     def take(self) -> Iterator[tuple[int, Response]]:
         """Empty the slots of the rows that have ended. Then yield ``(index in requests, response)`` of each of these rows."""
-        ended = list(self.written.take(self.held))
+        ended = list(self.rules.finished(self.written.take(self.held)))
         over = [slot for slot, row in enumerate(self.held) if row is not None and row in self.written.over]
         if leaving := [slot for slot in over if self.slots.lengths[slot]]:
             self.slots.leave(leaving)

@@ -1,14 +1,18 @@
-"""Drawn tokens in the toolkit's own loop: ``Rules`` applies decoding rules to them, ``Written`` collects them into responses."""
+"""Drawn tokens in the toolkit's own loop.
+
+``Rules`` applies decoding rules to them and answers tool calls. ``Written`` collects them into responses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from toolkit.engines.base import Response
+from toolkit.engines.calls import Calls
 from toolkit.lm import Condition
 from toolkit.sampling import Sampling
 from toolkit.spans import Reader
@@ -16,27 +20,29 @@ from toolkit.tensors import upload
 
 
 class Rules:
-    """Applies the decoding rules of a condition. A rule may replace a drawn token by one or more other tokens.
+    """Applies the decoding rules of a condition, and answers its tool calls. Both replace drawn tokens by other tokens.
 
-    If there are rules, every row (response) has a reader and a queue. The reader (``spans.Reader``) tracks the phase of the row's newest
-    token (prompt, think or answer). The queue holds tokens that a rule has returned and that are not appended to the response yet.
+    If there are rules or tools, every row (response) has a reader and a queue. The reader (``spans.Reader``) tracks the phase of the row's
+    newest token (prompt, think or answer). The queue holds tokens that a rule or a tool has returned and that are not appended to the
+    response yet. The reader does not get the tokens of tool results: they are not thinking, and cannot open or close it.
     """
 
-    def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
-        self.lm, self.rules = condition.lm, condition.rules
-        self.readers = [Reader(self.lm, prompt) for prompt in prompts] if self.rules else []
+    def __init__(self, condition: Condition, prompts: Sequence[list[int]], budget: int) -> None:
+        self.lm, self.rules, tools = condition.lm, condition.rules, condition.tools
+        self.readers = [Reader(self.lm, prompt) for prompt in prompts] if self.rules or tools else []
         self.queues: list[list[int]] = [[] for _ in self.readers]
+        self.calls = [Calls(self.lm, tools, budget) for _ in prompts] if tools else []
 
     def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int | None]) -> Int[Tensor, " rows"]:
-        """Return one token per row to append to its response: the drawn token, or one that a rule has put in its place.
+        """Return one token per row to append to its response: the drawn token, or one that a rule or a tool has put in its place.
 
-        Rules run on the CPU. So if there are rules, each step on a GPU waits until its tokens are copied to the CPU.
+        Rules and tools run on the CPU. So if there are any, each step on a GPU waits until its tokens are copied to the CPU.
 
         Args:
-            tokens: The drawn tokens. Returned unchanged if no rule replaces one.
+            tokens: The drawn tokens. Returned unchanged if none is replaced.
             alive: For each token, the index of its row among the prompts, or ``None`` for a token that belongs to no row.
         """
-        if not self.rules:
+        if not self.readers:
             return tokens
         drawn = tokens.tolist()
         placed = [token if row is None else self._one(token, row) for token, row in zip(drawn, alive, strict=True)]
@@ -49,8 +55,22 @@ class Rules:
             instead = next((tokens for rule in self.rules if (tokens := rule(self.lm, reader, token))), None)
             reader.forced += instead is not None
             queue += instead or [token]
-        reader.push(queue[0])
-        return queue.pop(0)
+        token = queue.pop(0)
+        if self.calls and self.calls[row].placing():
+            return token
+        if self.calls:
+            queue[:0] = self.calls[row].after(token, reader)
+        reader.push(token)
+        return token
+
+    def finished(self, responses: Iterable[tuple[int, Response]]) -> Iterator[tuple[int, Response]]:
+        """Yield pairs (row, complete response), with the tool results of each response.
+
+        Args:
+            responses: Pairs (row, all tokens that were decoded), from ``Written.take``.
+        """
+        for row, response in responses:
+            yield row, self.calls[row].finished(response) if self.calls else response
 
 
 class Written:

@@ -5,6 +5,7 @@ A generation is a batch of responses that are sampled at once and used for one o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -94,3 +95,8 @@ def trim(part: dict[str, Any]) -> dict[str, Any]:
         return value[:, :right] if value.shape[1] == width else value  # cut every tensor with one column per response token
 
     return {name: cut(name, value) for name, value in part.items()}
+
+
+def written_mask(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the mask of the response tokens that are trained on, ``[rows, tokens]``: 1 if the model wrote the token, else 0."""
+    return inputs["completion_mask"] * inputs["tool_mask"] if "tool_mask" in inputs else inputs["completion_mask"]

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from toolkit.grpo import tracking
 from toolkit.grpo.draws import Drawn
+from toolkit.tools import Toolbox
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
 """Function that computes a column from rollouts and their prompts: one value per rollout. Rewards read columns by name.
@@ -35,10 +36,12 @@ class Extras:
         engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL samples with vLLM if ``use_vllm`` is True in its config.
         lora: A ``peft`` config to train an adapter, or ``None`` to train every weight.
         callbacks: Callbacks of transformers in addition to the toolkit's, such as ``log.Bar``.
+        tools: Tools that responses may call, in training and in the evaluations during training; ``None`` means none. Only
+            ``engine="toolkit"`` answers calls. Tokens of tool results are not trained on.
         track: Tracker that also gets the log: ``"trackio"``, ``"wandb"`` or ``"tensorboard"`` (see ``tracking``). ``None`` means none.
 
     Raises:
-        ValueError: no such engine or tracker.
+        ValueError: no such engine or tracker, or TRL is to sample with tools.
         ImportError: the tracker cannot be imported.
     """
 
@@ -48,8 +51,11 @@ class Extras:
     lora: Any = None
     callbacks: tuple[TrainerCallback, ...] = ()
     track: str | None = None
+    tools: Toolbox | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ("toolkit", "trl"):
             raise ValueError(f'engine={self.engine!r}: choose "toolkit" or "trl".')
+        if self.engine == "trl" and self.tools:
+            raise ValueError('engine="trl" cannot answer the calls of this toolbox: use engine="toolkit".')
         tracking.check(self.track)

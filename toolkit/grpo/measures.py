@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -90,13 +91,17 @@ def _mean(values: ndarray) -> float:
 
 
 def _entropy(rollouts: Sequence[Rollout], phase: str) -> float:
-    """Return the mean entropy over all tokens of a phase, ``"think"`` or ``"answer"``, of the rollouts with recorded entropies."""
+    """Return the mean entropy over all tokens of a phase, ``"think"`` or ``"answer"``, of the rollouts with recorded entropies.
+
+    Tokens of tool results do not count.
+    """
     values: list[float] = []
     for r in rollouts:
         span = getattr(r, phase)
         if span is not None and r.entropies is not None:
             # Entropies begin at the first response token, spans count from the start of the prompt.
-            values += r.entropies[span.start - r.prompt_len : span.stop - r.prompt_len]
+            inside = slice(span.start - r.prompt_len, span.stop - r.prompt_len)
+            values += compress(r.entropies[inside], r.written[inside])
     return _mean(np.array(values))
 
 
@@ -130,7 +135,7 @@ def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) 
 def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float:
     """Return an estimate of ``KL(policy || initial)`` in nats per token.
 
-    It is the mean, over sampled tokens, of the policy's log-probability minus that of the initial model.
+    It is the mean, over sampled tokens, of the policy's log-probability minus that of the initial model. Tool results are not sampled.
 
     Args:
         initial: The model before training.
@@ -140,7 +145,7 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
     # The same tokens, with log-probabilities under the initial model.
     before = entropies.with_entropies(initial, rollouts, temperature=temperature)
     ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(rollouts, before, strict=True)]
-    return _mean(np.concatenate(ratios))
+    return _mean(np.concatenate([ratio[np.array(r.written, bool)] for ratio, r in zip(ratios, rollouts, strict=True)]))
 
 
 def _means(rollouts: Sequence[Rollout]) -> Row:

@@ -351,6 +351,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
         "code": store.key(code.modules(recipe, reward=extras.reward)),
         **keys,
         **({"micro_batch": run.micro_batch} if recipe.loss else {}),  # DRPO's KL term is computed over one micro-batch
+        **({"tools": identities.describe_tools(extras.tools)} if extras.tools else {}),
     }
 
 

@@ -26,6 +26,7 @@ from toolkit.grpo import draws
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.recipes import Recipe
 from toolkit.lm import LM, Ask, Condition
+from toolkit.tools import Toolbox
 from toolkit.types import Problem, Rollout
 
 Messages = Sequence[Mapping[str, str]]
@@ -51,6 +52,7 @@ class PolicyView:
         rewards: Function ``(rollouts of all processes, rollouts of this process) -> rewards [n]``, one for each rollout of all processes.
             A call does not change the state of a reward that has one, such as HAPO's. Each process computes ``Extras.columns`` only for its
             own rollouts.
+        tools: Tools that responses may call, or ``None``.
         log_probs: Function ``(token ids, attention mask, width) -> log-probabilities [rows, width]`` of the response tokens, in nats. Each
             row of token ids is a prompt, padded on the left, and a response, padded on the right. ``width`` is the length of the longest
             response.
@@ -61,6 +63,7 @@ class PolicyView:
     args: Any
     problems: Mapping[str, Problem]
     needs: frozenset[str]
+    tools: Toolbox | None
     accelerator: Any
     step: Callable[[], int]
     weights: Callable[[], Any]
@@ -81,6 +84,7 @@ def view_of(trainer: Any) -> PolicyView:
         args=trainer.args,
         problems=trainer.problems,
         needs=frozenset(trainer.reward.needs),
+        tools=trainer.extras.tools,
         accelerator=trainer.accelerator,
         step=lambda: trainer.state.global_step,
         weights=lambda: trainer.model,
@@ -152,7 +156,7 @@ class Sampler:
             model.eval()
             lm = replace(self.policy.lm, model=base_model(model))
             try:
-                return generate.rollouts(Condition(lm, ask=ask), problems, sampling, progress=False)
+                return generate.rollouts(Condition(lm, ask=ask, tools=self.policy.tools), problems, sampling, progress=False)
             finally:
                 model.train(training)
 

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import compress
 from types import MappingProxyType
 from typing import Any
 
@@ -41,7 +42,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
 from toolkit.grpo import advantages, draws
-from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches
+from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches, written_mask
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
 from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
@@ -251,7 +252,7 @@ class Trainer(ResumableTrainer):
                 else scored.values[:, None]
             )
             # Only ``decoupled`` needs the components; the other advantages get the reward as a single column.
-            weights = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["tokens"]))
+            weights = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["written_tokens"]))
         self.newest = ScoredBatch(drawn, batch, scored, weights)
         for name, value in {**batch_measures(drawn, batch, scored), **self.sampler.metrics}.items():
             self._metrics["train"][name].append(value)
@@ -353,7 +354,7 @@ class Trainer(ResumableTrainer):
             # TRL's entropy covers only the rows in the micro-batch; this covers all rows.
             assert self.newest is not None
             self._metrics["train"]["entropy"][-1] = float(
-                np.mean([h for d in self.newest.drawn for h in d.rollout.entropies or ()])
+                np.mean([h for d in self.newest.drawn for h in compress(d.rollout.entropies or (), d.rollout.written)])
             )
         self._note_gap(inputs)
         if self.recipe.switch:
@@ -385,7 +386,7 @@ class Trainer(ResumableTrainer):
         if sampled is None or moved or a.top_k or a.top_p < 1:  # truncated sampling has another distribution
             return
         assert self._log_probs is not None
-        gap = (sampled - self._log_probs)[inputs["completion_mask"].bool()]
+        gap = (sampled - self._log_probs)[written_mask(inputs).bool()]
         if len(gap):
             self._metrics["train"]["sampler/kl"].append(gap.mean().item())
             self._metrics["train"]["sampler/gap"].append(gap.abs().mean().item())
@@ -395,10 +396,10 @@ class Trainer(ResumableTrainer):
         form = self.recipe.loss
         assert form is not None
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        mask, keep = inputs["completion_mask"], inputs["completion_ids"].shape[1]
+        mask, keep = written_mask(inputs), inputs["completion_ids"].shape[1]
         # [rows, response tokens] each.
         new, entropies, _ = self._get_per_token_logps_and_entropies(
-            model, ids, torch.cat([inputs["prompt_mask"], mask], dim=1), keep, compute_entropy=True
+            model, ids, torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1), keep, compute_entropy=True
         )
         tokens = mask.sum(dim=1)
         means = (new * mask).sum(dim=1) / tokens.clamp(min=1)
@@ -476,6 +477,8 @@ def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
         "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in drawn],
         "completion_ids": [list(r.token_ids[r.prompt_len :]) for r in drawn],
         "logprobs": [list(r.logprobs or ()) for r in drawn],
+        # TRL's name of the mask that leaves tokens of tool results out of the loss.
+        **({"env_mask": [[int(own) for own in r.written] for r in drawn]} if trainer.extras.tools else {}),
     }
 
 

@@ -97,19 +97,19 @@ def phase_means(rollout: Rollout) -> PhaseMeans:
     """Return the mean entropies (nats per token) of one rollout before and after its closing think tag.
 
     Only response tokens count: a think span that begins in the prompt is counted from the response's first token. If thinking is never
-    closed, all tokens are thinking. If it is never opened, all tokens are the answer.
+    closed, all tokens are thinking. If it is never opened, all tokens are the answer. Tokens of tool results never count.
 
     Raises:
         NoEntropiesError: The rollout has no recorded entropies.
     """
-    h, think, answer = entropies_of(rollout), rollout.think, rollout.answer
+    h, think, answer, own = entropies_of(rollout), rollout.think, rollout.answer, np.array(rollout.written, bool)
     if think is None:  # an answer without thinking
-        return PhaseMeans(None, _mean(h))
+        return PhaseMeans(None, _mean(h[own]))
     if answer is None or answer.start < think.stop:  # never closed, or no tag separates the phases
-        return PhaseMeans(_mean(h), None)
+        return PhaseMeans(_mean(h[own]), None)
     # 0 at least: a negative index would count from the end of the response.
     closed, answered = (max(0, at - rollout.prompt_len) for at in (think.stop, answer.start))
-    return PhaseMeans(_mean(h[:closed]), _mean(h[answered:]))
+    return PhaseMeans(_mean(h[:closed][own[:closed]]), _mean(h[answered:][own[answered:]]))
 
 
 def _mean(values: ndarray) -> float | None:
@@ -204,10 +204,11 @@ def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: 
 
 
 def _think_entropies(r: Rollout) -> list[float]:
-    """Return the entropies (nats) of the think tokens, tags excluded; an empty list if there is no think span."""
+    """Return the entropies (nats) of the think tokens, tags and tool results excluded; an empty list if there is no think span."""
     if r.think is None:
         return []
-    return entropies_of(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len].tolist()
+    inside = slice(r.think.start - r.prompt_len, r.think.stop - r.prompt_len)
+    return entropies_of(r)[inside][np.array(r.written, bool)[inside]].tolist()
 
 
 def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], float], n: int, seed: int) -> pd.DataFrame:
@@ -371,7 +372,8 @@ def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, se
         raise NoThinkTagsError(
             f"{name} has no think span closed by a tag, so it cannot be filtered: select rollouts with filterable()."
         )
-    n = len(think)
+    places = [i for i in range(think.start, think.stop) if rollout.written[i - rollout.prompt_len]]  # tool results are dropped
+    n = len(places)
     kept = round(keep * n)
     match drop:
         case "entropy":
@@ -382,7 +384,7 @@ def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, se
         case "truncate":
             chosen = list(range(kept))
     ids = list(rollout.token_ids)
-    return [*ids[: think.start], *(ids[think.start + i] for i in sorted(chosen)), *ids[think.stop : answer.start]]
+    return [*ids[: think.start], *(ids[places[i]] for i in sorted(chosen)), *ids[think.stop : answer.start]]
 
 
 def filterable(rollouts: Sequence[Rollout]) -> list[Rollout]:

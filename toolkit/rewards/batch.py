@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from toolkit.rewards.answers import CLOSE, answer_text
+from toolkit.rewards.written import mean, own, own_text, phase_entropies
 from toolkit.types import Problem, Rollout
 
 SPLITS = ("train", "eval")
@@ -62,7 +63,10 @@ def _length_source(name: str, unit: str) -> str:
 COLUMN_SOURCES: Mapping[str, str] = {
     "problem_id": f"{_ROLLOUTS}; in a TRL dataset, add a column of ids",
     "correct": f"{_ROLLOUTS}; in as_trl, pass columns={{'correct': your grader}} or add a dataset column",
-    "tokens": f"{_ROLLOUTS} with the number of completion tokens, end-of-sequence included",
+    "tokens": f"{_ROLLOUTS} with the number of completion tokens, end-of-sequence and tool results included",
+    "calls": f"{_ROLLOUTS} with the number of tool calls that were answered",
+    "result_tokens": f"{_ROLLOUTS} with the number of tokens of tool results, which the model did not write",
+    "written_tokens": f"{_ROLLOUTS} with the number of completion tokens that the model wrote: tokens minus result_tokens",
     "think_tokens": f"{_ROLLOUTS}; in as_trl, pass a column that counts them",
     "closed": f"{_ROLLOUTS} (false if thinking was opened and never closed); in as_trl, pass a column of your own",
     "think_closed": f"{_ROLLOUTS} (true if a think span was closed); in as_trl, pass a column that looks for the closing tag",
@@ -179,11 +183,14 @@ class RewardBatch:
 
         - ``problem_id``, ``correct``, ``think_tokens``, ``finish`` and ``text``, copied from the rollout.
         - ``tokens`` and ``token_ids``: number and ids of the response's tokens, without the prompt.
+        - ``calls``: number of answered tool calls. ``result_tokens``: number of tokens of their results. ``written_tokens``: number of
+          tokens that the model wrote, ``tokens - result_tokens``.
         - ``closed``: True if the rollout has an answer span, because thinking was closed or was never opened.
         - ``think_closed``: True if a think span was closed, by the response or by its prompt. For a model without a closing tag
           (``close=None``), it equals ``closed``.
         - ``formatted``: True if ``think_closed`` is True and the answer is not empty.
-        - ``answer_text``: text of the answer; "" if ``closed`` is False.
+        - ``answer_text``: text of the answer; "" if ``closed`` is False. If tool results follow the closing tag, the text after the last
+          closing mark ``</result>``.
 
         Other columns depend on the data:
 
@@ -211,19 +218,22 @@ class RewardBatch:
             "problem_id": object_array(r.problem_id for r in rollouts),
             "correct": np.array([r.correct for r in rollouts], bool),
             "tokens": np.array([r.response_tokens for r in rollouts], np.int64),
+            "calls": np.array([len(r.results) for r in rollouts], np.int64),
+            "result_tokens": np.array([r.result_tokens for r in rollouts], np.int64),
+            "written_tokens": np.array([r.written_tokens for r in rollouts], np.int64),
             "think_tokens": np.array([r.think_tokens for r in rollouts], np.int64),
             "closed": np.array([r.closed for r in rollouts], bool),
             "think_closed": think_closed,
             "formatted": think_closed & np.array([bool(r.answer) for r in rollouts], bool),
             "finish": object_array(r.finish for r in rollouts),
             "text": object_array(r.text for r in rollouts),
-            "answer_text": object_array(answer_text(r.text, close) if r.closed else "" for r in rollouts),
+            "answer_text": object_array(answer_text(own_text(r), close) if r.closed else "" for r in rollouts),
             "token_ids": object_array(r.token_ids[r.prompt_len :] for r in rollouts),
         }
         if all(r.logprobs is not None for r in rollouts):
-            columns["logprob"] = np.array([_mean(r.logprobs or ()) for r in rollouts])
+            columns["logprob"] = np.array([mean(own(r, r.logprobs or ())) for r in rollouts])
         if all(r.entropies is not None for r in rollouts):
-            columns["think_entropy"], columns["answer_entropy"] = np.array([_phase_entropies(r) for r in rollouts]).T
+            columns["think_entropy"], columns["answer_entropy"] = np.array([phase_entropies(r) for r in rollouts]).T
         return cls(columns | _meta_columns(columns["problem_id"], problems or ()), step, split)
 
     @classmethod
@@ -357,28 +367,6 @@ def _column(values: Any, n: int) -> ndarray:
         return np.full(n, values)
     # Sequences of sequences, such as token ids, stay one object per row.
     return object_array(values) if isinstance(next(iter(values), None), tuple | list) else np.asarray(values)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else np.nan
-
-
-def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Return ``(mean entropy of thinking, mean entropy of the answer)`` of a rollout, in nats per token; NaN for a part without tokens.
-
-    Thinking is everything before the closing tag, including an opening tag. The closing tag counts in neither mean. If the response has no
-    think span, all of it is the answer. If thinking was never closed, or if the model has no think tags and its think span is the whole
-    response, all of it is thinking. If the think span begins in the prompt, only its tokens in the response count.
-    """
-    h = r.entropies or ()  # one entropy per response token: index 0 is position prompt_len of the sequence
-    if r.think is None:
-        return np.nan, _mean(h)
-    # All of the response is thinking if thinking was never closed (no answer span), or if no tag separates thinking from the
-    # answer (``ThinkTags(None, None)``). In the second case both spans are the whole response, so the answer starts before thinking stops.
-    if r.answer is None or r.answer.start < r.think.stop:
-        return _mean(h), np.nan
-    # 0 at least: a negative index would count from the end of the response.
-    return _mean(h[: max(0, r.think.stop - r.prompt_len)]), _mean(h[max(0, r.answer.start - r.prompt_len) :])
 
 
 def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:

@@ -1,8 +1,8 @@
 """Use rewards in any TRL ``GRPOTrainer`` script: ``as_trl`` wraps a reward for ``reward_funcs=[as_trl(HAPO(), ...)]``.
 
 TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. The columns ``tokens``, ``token_ids``,
-``text``, ``answer_text`` and, with ``stop_ids``, ``finish`` are computed from these arguments. All other columns that a reward needs come
-from dataset columns of the same name, or from functions passed as ``columns``.
+``text``, ``answer_text``, ``calls``, ``result_tokens``, ``written_tokens`` and, with ``stop_ids``, ``finish`` are computed from these
+arguments. All other columns that a reward needs come from dataset columns of the same name, or from functions passed as ``columns``.
 
 Rows with the same problem id form a group; the ids are a dataset column. Two problems with the same text but different ids are two groups.
 If the dataset has no ids, every ``generations`` consecutive rows form a group (``generations`` is an argument of ``as_trl``).
@@ -30,12 +30,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE, OPEN, closed_answer_text
+from toolkit.rewards.answers import CLOSE, OPEN, answer_text, closed_answer_text
 from toolkit.rewards.batch import Reward, RewardBatch, has_state_by_problem, object_array
 
 Column = Callable[..., Sequence[Any]]
@@ -149,10 +150,10 @@ class TRLReward:
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
             "token_ids": lambda: object_array(tuple(i) for i in ids),
             "text": lambda: object_array(response_texts(arguments)),
-            "answer_text": lambda: object_array(
-                closed_answer_text(text, prompt, open=self.open, close=self.close)
-                for text, prompt in zip(response_texts(arguments), prompt_texts(arguments), strict=True)
-            ),
+            "answer_text": lambda: object_array(answer_texts(arguments, self.open, self.close)),
+            "calls": lambda: np.array([len(tool_results(c)) for c in arguments["completions"]], np.int64),
+            "result_tokens": lambda: np.array([mask.count(0) for mask in written_masks(arguments)], np.int64),
+            "written_tokens": lambda: np.array([mask.count(1) for mask in written_masks(arguments)], np.int64),
         }
         if self.stop_ids:
             computed["finish"] = lambda: object_array("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)
@@ -237,6 +238,78 @@ def response_texts(arguments: Mapping[str, Any]) -> list[str]:
     if tokenizer is None:
         return [completion_text(c) for c in arguments["completions"]]
     return tokenizer.batch_decode([list(ids) for ids in arguments["completion_ids"]], skip_special_tokens=False)
+
+
+def tool_results(completion: Any) -> list[list[Mapping[str, Any]]]:
+    """Return the tool results in a completion: for each turn with calls that were answered, the list of its tool messages."""
+    if isinstance(completion, str):
+        return []
+    return [list(run) for is_tool, run in groupby(completion, lambda message: message["role"] == "tool") if is_tool]
+
+
+def written_masks(arguments: Mapping[str, Any]) -> list[list[int]]:
+    """Return for each completion a list with one number per token: 1 if the model wrote the token, 0 if it belongs to a tool result.
+
+    TRL does not pass its ``tool_mask`` to reward functions. But the trainer says which tokens it puts after a call, and they are found again
+    in the completion, in order. Results that the environment of a ``rollout_func`` adds are not messages, and count as written.
+
+    Args:
+        arguments: The keyword arguments with which TRL calls a reward function.
+
+    Raises:
+        ValueError: A completion has tool messages, but the trainer is unknown, or a result is not found among the tokens.
+    """
+    masks = []
+    for completion, ids in zip(arguments["completions"], arguments["completion_ids"], strict=True):
+        mask, start = [1] * len(ids), 0
+        for messages in tool_results(completion):
+            suffix = _suffix(arguments, messages)
+            start = _find(list(ids), suffix, start)
+            mask[start : start + len(suffix)] = [0] * len(suffix)
+            start += len(suffix)
+        masks.append(mask)
+    return masks
+
+
+def _suffix(arguments: Mapping[str, Any], messages: list[Mapping[str, Any]]) -> list[int]:
+    """Return the token ids that the trainer puts after a turn for these tool messages."""
+    trainer = trainer_of(arguments)
+    if not hasattr(trainer, "_get_tool_suffix_ids"):  # a private method, in TRL 1.16
+        raise ValueError(
+            "The tokens of tool results are counted by TRL's trainer, but this TRL does not pass it: use TRL 1.16 or newer."
+        )
+    return list(trainer._get_tool_suffix_ids(messages))
+
+
+def _find(ids: list[int], part: list[int], start: int) -> int:
+    """Return the first index, from ``start`` on, at which ``part`` begins in ``ids``."""
+    for at in range(start, len(ids) - len(part) + 1):
+        if ids[at : at + len(part)] == part:
+            return at
+    raise ValueError(f"A tool result of {len(part)} tokens is not in the completion of {len(ids)} tokens.")
+
+
+def answer_texts(arguments: Mapping[str, Any], open: str | None, close: str | None) -> list[str]:
+    """Return the answer in each completion: the text after the closing think tag and after the last tool result.
+
+    A result is not the model's answer, even if it holds the right one.
+
+    Args:
+        arguments: The keyword arguments with which TRL calls a reward function.
+        open: Opening think tag, or ``None``.
+        close: Closing think tag, or ``None``.
+    """
+    pairs = zip(response_texts(arguments), prompt_texts(arguments), strict=True)
+    answers = [closed_answer_text(text, prompt, open=open, close=close) for text, prompt in pairs]
+    if not any(map(tool_results, arguments["completions"])):
+        return answers
+    for i, (ids, mask) in enumerate(zip(arguments["completion_ids"], written_masks(arguments), strict=True)):
+        if 0 in mask:  # both texts end where the completion ends, so the shorter one begins later
+            after = trainer_of(arguments).processing_class.decode(
+                list(ids)[len(mask) - mask[::-1].index(0) :], skip_special_tokens=False
+            )
+            answers[i] = min(answers[i], answer_text(after, None), key=len)
+    return answers
 
 
 def prompt_texts(arguments: Mapping[str, Any]) -> list[str]:

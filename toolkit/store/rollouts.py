@@ -63,12 +63,19 @@ def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
 
     The columns are the fields of ``Rollout``, except ``think`` and ``answer``. Each of these spans becomes two columns of token indices:
     ``think_start`` and ``think_stop`` (exclusive), ``answer_start`` and ``answer_stop``. Both are -1 if the rollout lacks the span.
+
+    If a rollout has tool results, two columns hold their spans: ``result_starts`` and ``result_stops``, lists of token indices. Without
+    tool results, the table lacks these columns, as did all tables before tools existed.
     """
+    rollouts = list(rollouts)
+    with_results = any(r.results for r in rollouts)
     rows = []
     for r in rollouts:
-        row = {f.name: getattr(r, f.name) for f in dataclasses.fields(r) if f.name not in ("think", "answer")}
+        row = {f.name: getattr(r, f.name) for f in dataclasses.fields(r) if f.name not in ("think", "answer", "results")}
         for name, span in (("think", r.think), ("answer", r.answer)):
             row[f"{name}_start"], row[f"{name}_stop"] = (-1, -1) if span is None else (span.start, span.stop)
+        if with_results:
+            row["result_starts"], row["result_stops"] = [s.start for s in r.results], [s.stop for s in r.results]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -88,7 +95,18 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         answer=span("answer"),
         logprobs=floats("logprobs"),
         entropies=floats("entropies"),
+        results=tuple(Span(start, stop) for start, stop in _result_bounds(row)),
     )
+
+
+def _result_bounds(row: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Return pairs (start, stop) of the tool results in a row of the table; none if the table has no columns for them."""
+    if "result_starts" not in row and "result_stops" not in row:
+        return []
+    starts, stops = row["result_starts"], row["result_stops"]
+    if not (isinstance(starts, list) and isinstance(stops, list) and len(starts) == len(stops)):
+        raise ValueError(f"tool results are {str(starts)[:40]} to {str(stops)[:40]}, expected two lists of one length.")
+    return list(zip(starts, stops, strict=True))
 
 
 @contextmanager
@@ -266,6 +284,7 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
     if row["finish"] not in ("stop", "length"):
         raise ValueError(f"finish is {str(row['finish'])[:60]!r}, expected 'stop' or 'length'.")
     _check_spans(row)
+    _check_results(row)
     for name, sign in (("logprobs", -1), ("entropies", 1)):  # sign that the numbers must have; 0 is allowed
         values, length = row[name], len(ids) - row["prompt_len"]
         if values is not None and not isinstance(values, list):
@@ -290,3 +309,13 @@ def _check_spans(row: Mapping[str, Any]) -> None:
                 f"{name} is {start}..{stop}, expected a span within {end}..{len(row['token_ids'])} that does not stop before it starts."
             )
         end = stop
+
+
+def _check_results(row: Mapping[str, Any]) -> None:
+    end = row["prompt_len"] + 1  # the first token of a response is never a result: a call comes before it
+    for start, stop in _result_bounds(row):
+        if not (type(start) is int and type(stop) is int and end <= start < stop <= len(row["token_ids"])):
+            raise ValueError(
+                f"a tool result is {start}..{stop}, expected a span within {end}..{len(row['token_ids'])} with at least one token."
+            )
+        end = stop + 1  # the model writes at least one token between two results

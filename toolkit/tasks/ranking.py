@@ -98,7 +98,7 @@ def bm25_scores(question: str, passages: Sequence[str]) -> np.ndarray:
     try:
         from bm25s import BM25
     except ImportError as error:
-        raise MissingBM25Error("BM25 needs the package bm25s: pip install 'reasoning-length-toolkit[ranking]'") from error
+        raise MissingBM25Error("BM25 needs the package bm25s: pip install 'reasoning-length-toolkit[search]'") from error
     index = BM25()
     index.index([_words(p) for p in passages], show_progress=False)
     return np.asarray(index.get_scores(_words(question)))

@@ -1,0 +1,166 @@
+"""Tools in training: TRL's own tool loop and ours make the same episodes, rewards see the calls, and no result is trained on."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from families import family
+from trl import GRPOConfig, GRPOTrainer
+
+from toolkit import entropies, generate
+from toolkit.generate import Sampling
+from toolkit.grpo import recipes, run
+from toolkit.grpo.extras import Extras
+from toolkit.grpo.run import Run
+from toolkit.grpo.trainer import Trainer
+from toolkit.lm import Condition
+from toolkit.rewards import RewardBatch, RewardValues
+from toolkit.rewards.trl import as_trl
+from toolkit.tools import Marks, Tool, Toolbox, calculate
+from toolkit.tools.trl import for_trl
+from toolkit.types import Problem
+
+# Single tokens of the tiny vocabulary: TRL ends a turn only at a token.
+BOX = Toolbox((Tool(calculate),), {"calculate": Marks("[", "]")}, Marks("{", "}"), max_calls=2)
+CALL = "<think>a[6*7]{42}b[1/0]{error (division by zero): a divisor is 0}c"
+SCRIPTS = {
+    "two calls": (CALL + "</think>42<|end|>", 120),
+    "a call too many": (CALL + "[1+1]", 120),
+    "a result that does not fit": (CALL, 40),
+    "a result that fits exactly": ("<think>a[6*7]{42}", 11),
+    "no call": ("<think>ab</think>42<|end|>", 120),
+    "a call after thinking": ("<think>a</think>[6*7]{42}so 7<|end|>", 120),
+}
+
+
+def problems() -> list[Problem]:
+    """Prompts of one length, so that the position of a token says its place in the script."""
+    return [Problem(f"p{i}", ({"role": "user", "content": f"{i}+{i}=?"},), str(2 * i)) for i in (3, 4)]
+
+
+def scripted(lm, text: str):
+    """A copy of the model that writes a text at the start of its response, then what it likes."""
+    ids = torch.tensor(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    start = len(lm.prompt_ids(problems()[0].messages))
+
+    def force(module, args, kwargs, out):
+        logits = getattr(out, "logits", None)
+        if logits is None:  # a training pass of TRL, which computes log-probabilities alone
+            return out
+        at = kwargs["position_ids"][:, -logits.shape[1] :] + 1 - start  # place in the response of the token that is predicted
+        inside = (at >= 0) & (at < len(ids))
+        rows, columns = inside.nonzero(as_tuple=True)
+        out.logits = logits.clone()
+        out.logits[rows, columns, ids[at[inside]]] += 1e4
+        return out
+
+    copy = replace(lm, model=deepcopy(lm.model))
+    copy.model.register_forward_hook(force, with_kwargs=True)
+    return copy
+
+
+@dataclass
+class Spy:
+    """A reward that keeps the batch that it gets."""
+
+    name: ClassVar[str] = "spy"
+    needs: ClassVar[frozenset[str]] = frozenset({"calls", "result_tokens", "written_tokens", "tokens", "answer_text"})
+    batch: Any = None
+
+    def __call__(self, batch: RewardBatch) -> RewardValues:
+        self.batch = batch
+        return RewardValues.sum(spread=np.arange(len(batch)) % 3.0)
+
+
+def by_trl(lm, tokens: int, out) -> tuple[list, Spy]:
+    """The episodes of TRL's own tool loop, as rollouts, and the reward's view of them."""
+    lm, spy, made = replace(lm, model=lm.model), Spy(), []
+    speaks = for_trl(lm.tokenizer, BOX)
+    lm.model.generation_config.eos_token_id = [*sorted(lm.eos_ids), *speaks.stop_ids]
+    args = GRPOConfig(
+        output_dir=str(out), max_steps=1, per_device_train_batch_size=4, num_generations=2, max_completion_length=tokens, report_to=[],
+        max_tool_calling_iterations=BOX.max_calls, learning_rate=0.0, use_cpu=True, bf16=False, save_strategy="no", shuffle_dataset=False,
+        gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"prompt": [dict(m) for m in p.messages], "problem_id": p.id} for p in problems()]
+    trainer = GRPOTrainer(
+        model=lm.model,
+        reward_funcs=as_trl(spy),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=speaks.tokenizer,
+        tools=speaks.functions,
+    )
+    generate_ = trainer._generate
+    trainer._generate = lambda prompts: made.append(generate_(prompts)) or made[-1]
+    trainer.train()
+    prompt_ids, completion_ids, masks = made[0][:3]
+    rollouts = [
+        generate.rollout_from_tokens(lm, problems()[i // 2], prompt, ids, sample=i % 2, written=mask)
+        for i, (prompt, ids, mask) in enumerate(zip(prompt_ids, completion_ids, masks, strict=True))
+    ]
+    return rollouts, spy
+
+
+@pytest.mark.parametrize("what", SCRIPTS)
+def test_trl_and_our_loop_make_the_same_episodes_and_rewards_see_the_same_columns(what, tmp_path):
+    text, tokens = SCRIPTS[what]
+    lm = scripted(family("llama"), text)
+    ours = generate.rollouts(Condition(lm, tools=BOX), problems(), Sampling(n=2, max_new_tokens=tokens), progress=False)
+    theirs, spy = by_trl(lm, tokens, tmp_path)
+    scripted_part = len(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    for a, b in zip(ours, theirs, strict=True):
+        n = a.prompt_len + scripted_part  # beyond the script both sample with random numbers of their own
+        assert a.token_ids[:n] == b.token_ids[:n] and a.results == b.results
+        if len(a.token_ids) <= n or "fit" in what or "many" in what:
+            assert a == b
+    batch = RewardBatch.from_rollouts(theirs)
+    assert (batch["calls"] > 0).any() == (what != "no call")
+    for name in ("calls", "result_tokens", "written_tokens", "tokens"):
+        assert spy.batch[name].tolist() == batch[name].tolist(), name
+    if what == "a call after thinking":
+        assert spy.batch["answer_text"].tolist() == ["so 7"] * 4
+
+
+def test_our_trainer_leaves_results_out_of_the_loss(tmp_path):
+    lm = scripted(family("llama"), CALL)
+    recipe = replace(recipes.plain("correctness"), problems=2, samples=4, max_tokens=90, learning_rate=1e-3)
+    spy, seen = Spy(), []
+    trainer = Trainer(
+        lm, recipe, problems(), run.arguments(lm, recipe, Run(tmp_path, steps=1, micro_batch=8)), Extras(reward=spy, tools=BOX)
+    )
+    loss_of = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: seen.append(inputs) or loss_of(model, inputs)
+    trainer.train()
+    drawn = [d.rollout for d in trainer.newest.drawn]
+    assert all(len(r.results) == 2 for r in drawn)
+    trained = []
+    for inputs in seen:
+        for row, mask, ids in zip(inputs["row"], inputs["tool_mask"], inputs["completion_ids"], strict=True):
+            trained.append(r := drawn[int(row)])
+            assert ids[: r.response_tokens].tolist() == list(r.token_ids[r.prompt_len :])
+            assert mask[: r.response_tokens].bool().tolist() == list(r.written)
+    assert len(trained) >= 4  # rows with advantage 0 are left out
+    # The log compares sampled and trained log-probabilities on the tokens that the model wrote. Those of the script differ.
+    plain = entropies.with_entropies(family("llama"), trained)
+    gaps = [np.abs(np.subtract(r.logprobs, p.logprobs))[np.array(r.written)] for r, p in zip(trained, plain, strict=True)]
+    (row,) = [row for row in trainer.state.log_history if "sampler/gap" in row]
+    assert row["sampler/gap"] == pytest.approx(float(np.concatenate(gaps).mean()), rel=1e-3)
+    assert spy.batch["calls"].tolist() == [2] * 8
+    assert (spy.batch["written_tokens"] + spy.batch["result_tokens"] == spy.batch["tokens"]).all()
+
+
+def test_tools_with_trl_as_engine_are_refused_before_training():
+    with pytest.raises(ValueError, match="cannot answer the calls"):
+        Extras(engine="trl", tools=BOX)
+
+
+def test_marks_that_are_no_token_are_refused_for_trl():
+    with pytest.raises(ValueError, match="'</calculate>', the end of a call of calculate, because it is not a single token"):
+        for_trl(family("llama").tokenizer, Toolbox((Tool(calculate),)))
