@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import pandas as pd
 import typer
-from rich.console import Console
-from rich.table import Table
-from typer.core import TyperCommand
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="rich",
-    help="Find out why a reasoning model thinks too long or too short; edit, steer or train it; compare the result with random controls.",
-)
-out, log = Console(), Console(stderr=True)
+from toolkit.cli.help import Command, app
+from toolkit.cli.printing import log, next_steps, out, say, show
+
+__all__ = ["Command", "app", "log", "next_steps", "out", "say", "show"]  # so that commands import all from here
 N = TypeVar("N", int, float)
 
 
@@ -40,22 +33,6 @@ class Stopped(BaseException):
         super().__init__(number)
         self.number = number
         self.remedy = "run the same command again to resume"
-
-
-class _Lines(logging.Handler):
-    """Log handler that prints the package's log messages as lines of progress."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
-
-
-@app.callback()
-def _begin() -> None:
-    """Make the package's log messages appear in the terminal. Typer runs this before every command."""
-    logger = logging.getLogger("toolkit")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
-        logger.addHandler(_Lines())
 
 
 class Dtype(StrEnum):
@@ -89,7 +66,8 @@ Type = Annotated[
     Loaded,
     typer.Option(
         "--dtype",
-        help="Number type of the weights; 8bit and 4bit quantise them with bitsandbytes. Edits are always computed in fp32.",
+        metavar="TYPE",
+        help="Number type of the weights: float32, bfloat16, float16, or 8bit and 4bit, which quantise them with bitsandbytes. Edits are always computed in fp32.",
     ),
 ]
 Device = Annotated[
@@ -181,21 +159,6 @@ def parse_switches(texts: list[str] | None) -> dict[str, Any]:
     return switches
 
 
-class Command(TyperCommand):
-    """A typer command that records which options were given on the command line, so that ``reject_unread`` can check them.
-
-    Attributes:
-        given: Parameter names of the options that were given to the running command.
-    """
-
-    given: ClassVar[frozenset[str]] = frozenset()
-
-    def invoke(self, ctx: Any) -> Any:
-        """Record which options were given on the command line, then run the command."""
-        Command.given = frozenset(name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE")
-        return super().invoke(ctx)
-
-
 def reject_unread(why: str, *names: str) -> None:
     """Raise BadParameter if one of the named options was given on the command line. Call it where the command would ignore them.
 
@@ -208,6 +171,17 @@ def reject_unread(why: str, *names: str) -> None:
     for name in names:
         if name in Command.given:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not used {why}: leave it out.")
+
+
+def again(command: str, *names: str) -> str:
+    """Return a command line with those of the named options that were given to the running command, for ``next_steps``.
+
+    Args:
+        command: Beginning of the command line, such as ``"toolkit dose"``.
+        names: Parameter names; each is also the name of the option.
+    """
+    given = [name for name in names if name in Command.given and Command.values[name] is not None]
+    return " ".join([command, *(f"--{name.replace('_', '-')} {shlex.quote(str(Command.values[name]))}" for name in given)])
 
 
 def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
@@ -277,27 +251,11 @@ def connect_engine(address: str, lm: Any, work: Path, parallel: int | None = Non
     return engines.connect(address, lm, adapters=work / "adapters", parallel=parallel)
 
 
-def show(frame: pd.DataFrame, title: str) -> None:
-    """Print a table with a title to the terminal. The index becomes the first column; floats have three significant digits."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(frame.index.name or "", overflow="fold")
-    for column in frame.columns:
-        table.add_column(str(column), justify="right")
-    for name, *row in frame.itertuples():
-        table.add_row(str(name), *(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
-    out.print(table)
-
-
 def print_json(value: Any) -> None:
     """Print a value as JSON to stdout."""
     from toolkit import store
 
     out.print_json(json.dumps(value, default=store.jsonable))
-
-
-def say(text: str) -> None:
-    """Print one line of progress to stderr."""
-    log.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:
