@@ -30,7 +30,7 @@ class Stage(tqdm):  # type: ignore[misc,valid-type]  # tqdm.auto chooses its bas
         self.first, self.began = self.n, time.monotonic()
         self.said = self.began
 
-    def update(self, n: float | None = 1) -> Any:
+    def update(self, n: int | float | None = 1) -> Any:
         """Count ``n`` more units as done."""
         if not self.logs:
             return super().update(n)

@@ -29,7 +29,8 @@ from toolkit.progress import stage
 from toolkit.steering import Steering
 from toolkit.types import Problem, Rollout
 
-assumed_totals = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # total doses that are tried, in this order: ours
+assumed_totals = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Total doses that are tried, in this order (ours). Class differences did damage at 1.6 in the tiny reasoner, and at 0.8 in smol-reasoner."""
 assumed_handful = 8  # number of prompts on which strengths are tried: ours
 assumed_patience = 3.0  # a response this many times as long as base's longest counts as one that never closes: ours
 assumed_margin = 1.5  # a dose-response curve goes this far beyond the usable range: ours

@@ -139,6 +139,7 @@ Track = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -220,9 +221,12 @@ def load_model(
     The other arguments are the values of --think, --dtype, --device, --trust-remote-code and --template.
     """
     import torch
+    from transformers.utils import logging as transformers_logging
 
-    from toolkit import lm
+    from toolkit import lm, progress
 
+    if not progress.is_watched():
+        transformers_logging.disable_progress_bar()  # it writes carriage returns into log files
     quantised = dtype in (Loaded.four, Loaded.eight)
     numbers = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32  # dtype of computation with quantised weights
     return lm.load(
@@ -249,6 +253,22 @@ def connect_engine(address: str, lm: Any, work: Path, parallel: int | None = Non
     from toolkit import engines
 
     return engines.connect(address, lm, adapters=work / "adapters", parallel=parallel)
+
+
+def check_file(path: Path, force: bool) -> None:
+    """Check before any work that a file can be written: its directory is writable, and only with ``force`` there may be something there.
+
+    Raises:
+        FileExistsError: there is a directory, or a file and no ``force``.
+        OSError: the directory cannot be written.
+    """
+    from toolkit import store
+
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a directory: give a file with --out, such as {path / 'direction.safetensors'}.")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} already exists: choose another file, or overwrite it with --force.")
+    store.writable(path.parent)
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,7 @@ from toolkit.cli.common import (
     Device,
     Dtype,
     EngineAddress,
+    Force,
     Loaded,
     Model,
     Partial,
@@ -32,6 +33,7 @@ from toolkit.cli.common import (
     Type,
     again,
     app,
+    check_file,
     connect_engine,
     load_model,
     next_steps,
@@ -352,6 +354,7 @@ def direction(
     dtype: Type = Loaded.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Compute a direction of thinking length and save it with its provenance. Adding the direction lengthens thinking.
@@ -379,6 +382,7 @@ def direction(
     settings = jobs.EditSettings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.DirectionRecipe(method, site, estimator, positions)
     source = jobs.read_rollouts(rollouts, partial=partial)
+    check_file(out_file, force)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     source.check(lm)
     v, table = jobs.extract_direction(lm, source.rollouts, settings, recipe, origin=source.origin)

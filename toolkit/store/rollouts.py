@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from toolkit.store.errors import DamagedFileError, WrongModelError
 from toolkit.store.files import existing_file, jsonable, locked, read_json, writable, write_json
-from toolkit.store.hints import checked
+from toolkit.store.hints import brief, checked
 from toolkit.store.tables import UNREADABLE, save_table
 from toolkit.types import Rollout, Span
 
