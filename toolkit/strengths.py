@@ -167,7 +167,7 @@ def steered_layers(act: Steering) -> list[int]:
     return list(range(len(act.direction.vector))) if act.layers is None else list(act.layers)
 
 
-def relative_doses(act: Steering, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
+def relative_doses(act: Steering, typical: Float[Tensor, " layers"]) -> Float[Tensor, " steered"]:
     """Return the relative dose of each steered layer. Their sum is the total dose.
 
     Args:

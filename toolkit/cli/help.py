@@ -110,10 +110,12 @@ class _Lines(logging.Handler):
         say(record.getMessage())
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
+    """Callback of ``--version``. If the option is given (``wanted``), print the version and exit."""
     if wanted:
         out.print(f"reasoning-length-toolkit {toolkit.__version__}", highlight=False)
         raise typer.Exit()
+    return wanted
 
 
 @app.callback()
