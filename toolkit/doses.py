@@ -190,7 +190,9 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
     return range_around_zero(shares.apply(lambda row: is_intact(row, shares.loc[0.0], damage=damage), axis=1))
 
 
-def is_intact(steered: Mapping[str, Any], base: Mapping[str, Any], *, damage: float = assumed_damage) -> bool:
+def is_intact(
+    steered: Mapping[str, Any] | pd.Series, base: Mapping[str, Any] | pd.Series, *, damage: float = assumed_damage
+) -> bool:
     """Return True if steering does no damage (see ``usable_range``).
 
     Args:
