@@ -32,6 +32,7 @@ def clock(monkeypatch):
 def test_a_log_gets_lines_with_rate_and_time_left_and_no_carriage_return(monkeypatch, caplog, clock):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(logging.getLogger("toolkit"), "handlers", [])  # those that the command line adds
     with caplog.at_level(logging.INFO, logger="toolkit"):
         work()
     assert stream.getvalue() == ""

@@ -127,8 +127,8 @@ def steer(
     search goes up in steps of the relative dose (norm of the added vector over norm of the activations) until responses no longer close or
     begin to loop. Shown are the strengths that change the length most before that, and 0.
 
-    One response per strength is shown, of median length; the line below it gives the mean over all samples. All strengths use the same
-    random numbers. --json prints every response.
+    One response per strength is shown, of median length; the table below gives the mean over all samples. All strengths use the same random
+    numbers. --json prints every response.
 
     Examples:
 
@@ -207,11 +207,7 @@ def _panel(lm: LM, strength: float, responses: Sequence[Rollout]) -> Panel:
     # Three parts of the response: before the think span, the span, and the rest. Without a think span, all is the rest.
     before, thought, rest = (lm.text(r.token_ids[a:b]) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
     body = Text.assemble((before, "dim"), (thought, "cyan"), (rest, "bold" if r.closed else "red"), overflow="fold")
-    mean = sum(r.think_tokens for r in responses) / len(responses)
-    of_all = f" (mean of {len(responses)}: {mean:.1f})" if len(responses) > 1 else ""
-    return Panel(
-        body, title=f"{strength:+g}", subtitle=f"{r.think_tokens} think tokens{'' if r.closed else ', never closed'}{of_all}"
-    )
+    return Panel(body, title=f"{strength:+g}", subtitle=f"{r.think_tokens} think tokens{'' if r.closed else ', never closed'}")
 
 
 @app.command()
