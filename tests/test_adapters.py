@@ -173,7 +173,7 @@ def test_an_adapter_beside_whole_weights_is_refused(tmp_path):
     ("named", "said"),
     [
         ("/nowhere/base", "is an adapter of '/nowhere/base', which is not a model directory.*set base_model_name_or_path"),
-        ("owner/never-seen", "owner/never-seen cannot be loaded as a causal language model"),
+        ("owner/never-seen", "No directory or hub model 'owner/never-seen' in the cache of this machine"),
         ("", "names no base model"),
     ],
 )

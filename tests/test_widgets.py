@@ -27,7 +27,7 @@ def greedy(lm: LM, prompt: str, *acts) -> str:
 
 
 def test_moving_the_controls_generates_what_steering_generates(tiny, v):
-    box = widgets.steer(tiny, v, "7+8-3=?")
+    box = widgets.steer(tiny, v, "7+8-3=?", most=1.5)
     *controls, shown = box.children
     prompt, strength, layers, during, _ = controls
     assert greedy(tiny, "7+8-3=?") in shown.value

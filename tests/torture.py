@@ -87,6 +87,7 @@ GRPO = (
     "--evaluate-every", "2", "--resume", "-o", "out",
 )  # fmt: skip
 TRAINED = "this run is finished"
+THERE = "already exists"
 BOARD = ("board", "--conditions", "../inputs/conditions.py", "-o", "out")
 EDIT = ("--plan", "../inputs/edited/plan.safetensors")
 EXPORTED = {
@@ -104,7 +105,7 @@ EXPORTED = {
 """Input of ``toolkit export`` -> the formats that are a directory."""
 COMMANDS = {
     "rollouts": Command(("rollouts", *SMALL, "-o", "out"), 4),
-    "direction": Command(("direction", "-r", "../inputs/rollouts", "--share", "0.3", "-o", "out/v.safetensors"), 2),
+    "direction": Command(("direction", "-r", "../inputs/rollouts", "--share", "0.3", "-o", "out/v.safetensors"), 2, finished=THERE),
     "thinkedit": Command(
         ("thinkedit", "-m", "tiny-reasoner", *SMALL, "-k", "4", "--share", "0.4", "-o", "out/edited", "--adapter", "out/adapter"), 4
     ),
@@ -116,7 +117,10 @@ COMMANDS = {
     "steer": Command(
         ("steer", "-v", "../inputs/v.safetensors", "-a", "-1,1", "-p", "12+3=?", "-p", "7+8-3=?", "--max-new-tokens", "60", "-o", "out"), 1
     ),
-    "import": Command(("import", "../inputs/v.gguf", "--from", "gguf", "-o", "out/v.safetensors"), 0.5),
+    "steer, no --alpha": Command(
+        ("steer", "-v", "../inputs/v.safetensors", "-p", "12+3=?", "-k", "2", "--max-new-tokens", "60", "-o", "out"), 0.5
+    ),
+    "import": Command(("import", "../inputs/v.gguf", "--from", "gguf", "-o", "out/v.safetensors"), 0.5, finished=THERE),
     "entropy": Command(("entropy", *SMALL, "-o", "out"), 2),
     "heads": Command(("heads", *SMALL, "-n", "16", "-k", "4", "-o", "out"), 0.2, timeout=600),
     "retrieval-heads": Command(
@@ -125,10 +129,10 @@ COMMANDS = {
     "giraffe": Command(
         ("giraffe", "-t", "lookup", "--lengths", "60,90", "-n", "2", "--max-new-tokens", "20", "-o", "out"), 1
     ),
-    "export": Command(("export", "-v", "../inputs/post.safetensors", "--to", "gguf", "--drop-layer-0", "-o", "out/v.gguf"), 1),
-    "export --to gguf-lora": Command(("export", *EDIT, "--to", "gguf-lora", "-o", "out/edit.gguf"), 0.5),
+    "export": Command(("export", "-v", "../inputs/post.safetensors", "--to", "gguf", "--drop-layer-0", "-o", "out/v.gguf"), 1, finished=THERE),
+    "export --to gguf-lora": Command(("export", *EDIT, "--to", "gguf-lora", "-o", "out/edit.gguf"), 0.5, finished=THERE),
     "export --to safetensors": Command(
-        ("export", "-v", "../inputs/post.safetensors", "--to", "safetensors", "-o", "out/v.safetensors"), 0.5
+        ("export", "-v", "../inputs/post.safetensors", "--to", "safetensors", "-o", "out/v.safetensors"), 0.5, finished=THERE
     ),
     "export --to folder": Command(
         ("export", "-v", "../inputs/post.safetensors", "--to", "folder", "--drop-layer-0", "-o", "out/v"), 0.5, finished="is not empty"

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from toolkit import adapters, origins, shipped, store, tensors, versions
+from toolkit import adapters, origins, repositories, shipped, store, tensors, versions
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER
 from toolkit.sites import UnsupportedModelError
 
@@ -185,6 +185,8 @@ def _read(
     if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
     where = str(path if path.exists() else source)
+    if not path.exists():
+        repositories.check_exists(where, revision)
     if (config := _foreign(where, lambda: adapters.read_config(where, revision))) is not None:
         _check_whole(where, placement)
         return _adapted(where, config, dtype, common, above)

@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from toolkit import collect, directions, evaluate, stats
 from toolkit.edits import Steering, steering
@@ -23,6 +23,7 @@ from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering
 from toolkit.metrics import Judge
 from toolkit.phases import EVERYWHERE, Scope
+from toolkit.progress import stage
 from toolkit.types import Direction, Problem, Report, Rollout
 
 METRICS = ("think_tokens", "accuracy", "closed", "looping")
@@ -124,7 +125,8 @@ def sweep(
     kinds = {plan.where or v.kind for v in named.values()}
     typical = {kind: collect.typical_norm(lm, reference, kind) for kind in kinds}
     rows = []
-    for (name, a), act in tqdm(acts.items(), desc="doses", leave=False):
+    bar = stage("perplexity", len(acts), "dose")
+    for (name, a), act in acts.items():
         condition = _name(name, a) if a else "base"
         steered = list(range(lm.layout.n_layers)) if act.layers is None else list(act.layers)
         dose = directions.relative_dose(named[name], a, typical[act.site])[steered].max().item()  # the layer that is changed most
@@ -133,6 +135,8 @@ def sweep(
             (name, a, "perplexity", *_perplexity(lm, reference, act if a else None)),
             (name, a, "relative_dose", dose, dose, dose),
         ]
+        bar.update()
+    bar.close()
     return Doses(pd.DataFrame(rows, columns=["direction", "strength", "metric", "mean", "low", "high"]), report)
 
 
@@ -182,8 +186,29 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
         direction: Name of the direction.
         damage: Largest tolerated change of either share; 0.05 is 5 percentage points.
     """
-    closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
-    intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
+    shares = pd.DataFrame({metric: doses.curve(direction, metric)["mean"] for metric in ("closed", "looping")})
+    return range_around_zero(shares.apply(lambda row: is_intact(row, shares.loc[0.0], damage=damage), axis=1))
+
+
+def is_intact(
+    steered: Mapping[str, Any] | pd.Series, base: Mapping[str, Any] | pd.Series, *, damage: float = assumed_damage
+) -> bool:
+    """Return True if steering does no damage (see ``usable_range``).
+
+    Args:
+        steered: ``closed`` and ``looping``: shares of the responses under steering, 0 to 1.
+        base: The same shares of the responses of base.
+        damage: Largest tolerated change of either share.
+    """
+    return bool(steered["closed"] >= base["closed"] - damage and steered["looping"] <= base["looping"] + damage)
+
+
+def range_around_zero(intact: pd.Series) -> tuple[float, float]:
+    """Return the range around 0 as ``(lowest, highest)`` that ends, on each side, at the last strength before the first damaged one.
+
+    Args:
+        intact: Whether a strength does no damage, with strengths as the index, ascending.
+    """
     low = high = 0.0
     # Go outwards from 0 and stop at the first damaged strength on each side.
     for strength in intact.index[intact.index > 0]:

@@ -265,8 +265,8 @@ def check_plan(lm: LM, planned: Plan) -> None:
     """
     if planned.provenance.fingerprint != lm.fingerprint:
         raise WrongModelError(
-            f"The plan {planned.name!r} was made from {planned.provenance.model} (weights {planned.provenance.fingerprint[:12]}), "
-            f"not from {lm.name} (weights {lm.fingerprint[:12]}). Make a plan from this model's rollouts."
+            f"The plan {planned.name!r} was made from {planned.provenance.model}, whose weights differ from "
+            f"those of {lm.name}. Make a plan from this model's rollouts."
         )
     for edit in planned.edits:
         lm.layout.head(edit.layer, edit.head)  # raises IndexError

@@ -24,12 +24,12 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 from torch.nn.functional import pad
-from tqdm.auto import tqdm
 
 from toolkit.collect import batch_tokens, logprobs_and_entropies, pad_right
 from toolkit.decode import batches, prefill
 from toolkit.lm import LM, Condition
 from toolkit.memory import FittingSize
+from toolkit.progress import stage
 from toolkit.types import Rollout
 
 CHUNK = 2**24  # largest number of logits in memory at a time: 64 MB in fp32, about 200 MB while entropies are computed from them
@@ -67,7 +67,7 @@ def with_entropies(
     condition = target if isinstance(target, Condition) else Condition(target)
     done: dict[int, Rollout] = {}
     order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].token_ids))
-    bar = tqdm(total=len(rollouts), desc="entropies", unit="rollout", disable=not progress, leave=False)
+    bar = stage("entropies", len(rollouts), "rollout", show=progress)
 
     def run(rows: Sequence[int]) -> None:
         with condition.active(), torch.inference_mode():

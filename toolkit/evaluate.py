@@ -125,8 +125,9 @@ def compare(
         _check_engine(engine, judged, problems, sampling)  # not for results that need no sampling any more
     tables, about = [], {}
     for number, (name, condition) in enumerate(judged.items(), 1):
+        label = progress and f"sampling {name}"[:40] + f" ({number} of {len(judged)})"
         try:
-            sampled = rollouts(condition, problems, sampling, engine=engine, out=folders[name], progress=progress)
+            sampled = rollouts(condition, problems, sampling, engine=engine, out=folders[name], progress=label)
         except BaseException as stop:  # including Ctrl-C: the message then names the condition that was interrupted
             stop.add_note(f"condition {number} of {len(judged)}")
             raise

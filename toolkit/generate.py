@@ -14,11 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from toolkit import identity, store
 from toolkit.engines import OWN_LOOP, Engine, EngineError, Request, Response, Session
 from toolkit.lm import LM, Condition
+from toolkit.progress import stage
 from toolkit.sampling import Sampling
 from toolkit.spans import answer_start, spans
 from toolkit.tasks.grading import grade
@@ -37,7 +36,7 @@ def rollouts(
     engine: Engine = OWN_LOOP,
     out: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> list[Rollout]:
     """Sample ``sampling.n`` responses to every problem. Return them in the order of the problems; samples of one problem are adjacent.
 
@@ -50,7 +49,7 @@ def rollouts(
             waits.
         about: Dict with the ``task``, ``split`` and ``seed`` of the problems, to store with the rollouts in ``out``. Default: task and
             split from the problems' ``meta``.
-        progress: True to show a progress bar.
+        progress: True to show a progress bar; a text is its name.
 
     Raises:
         ValueError: no problems, two problems with the same id, no chat template, or a prompt that together with
@@ -96,7 +95,7 @@ def continuations(
         out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In the
             returned rollouts, ``Rollout.sample`` is the index among the samples of one prompt. In the stored files it is the index among
             all responses of the call, because several prompts may have the same problem.
-        progress: True to show a progress bar.
+        progress: True to show a progress bar; a text is its name.
 
     Raises:
         ValueError: no prompts, a prompt without tokens or with ids outside the vocabulary, or one that together with
@@ -196,7 +195,7 @@ def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampli
 
 
 def _resumed(
-    lm: LM, rows: Sequence[_Row], begin: Callable[[], Session], keep: tuple[Path, Mapping[str, Any]], progress: bool
+    lm: LM, rows: Sequence[_Row], begin: Callable[[], Session], keep: tuple[Path, Mapping[str, Any]], progress: bool | str
 ) -> list[Rollout]:
     """Return the rollouts of all rows, in order. Only those that are not stored in a directory yet are sampled.
 
@@ -257,10 +256,11 @@ def _graded_again(
     return graded
 
 
-def _sample(lm: LM, rows: Sequence[_Row], session: Session, out: Path | None, progress: bool) -> dict[int, Rollout]:
+def _sample(lm: LM, rows: Sequence[_Row], session: Session, out: Path | None, progress: bool | str) -> dict[int, Rollout]:
     """Sample all rows, and return a dict ``_Row.place -> rollout`` sorted by place. Finished batches are stored in ``out``, if given."""
     done: dict[int, Rollout] = {}
-    bar = tqdm(total=len(rows), desc=f"rollouts {lm.name}"[:40], unit="rollout", disable=not (progress and rows), leave=False)
+    name = progress if isinstance(progress, str) else f"sampling {lm.name}"[:40]
+    bar = stage(name, len(rows), "rollout", show=bool(progress and rows))
     with bar:
         for batch in session.sample([row.request for row in rows], bar.update):
             sampled = {rows[i].place: _rollout(lm, rows[i], response) for i, response in batch}

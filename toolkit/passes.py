@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from toolkit import hooks
 from toolkit.decode import batches
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.memory import FittingSize
 from toolkit.positions import By, Positions
+from toolkit.progress import stage
 from toolkit.sites import Z_OVER_NORM, Norm, Site
 from toolkit.types import Rollout
 
@@ -81,7 +81,7 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
         run: Function that processes a batch. If it runs out of memory, it is called again with each half of the batch. So it must store
             its results only at its end.
     """
-    with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
+    with stage(what, len(examples), "rollout", show=len(examples) >= 64) as bar:
 
         def counted(batch: Sequence[Example]) -> None:
             run(batch)

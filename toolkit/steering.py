@@ -195,8 +195,8 @@ def check_direction(direction: Direction, lm: LM) -> None:
     check_shape(direction, lm)
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
         raise WrongModelError(
-            f"The direction was made from {direction.provenance.model} (weights {direction.provenance.fingerprint[:12]}), not from "
-            f"{lm.name} (weights {lm.fingerprint[:12]}) or its parent. Make one from this model, or allow this one explicitly: "
+            f"The direction was made from {direction.provenance.model}, whose weights differ from those of "
+            f"{lm.name} and of its parent. Make one from this model, or allow this one explicitly: "
             "edits.transfer(direction, lm)."
         )
 

@@ -17,6 +17,7 @@ from toolkit.lm import LM
 from toolkit.types import Direction, Rollout
 
 PHASES = ("all", "prompt", "think", "answer", "think+answer", "newest")
+GREEDY = Sampling(temperature=0.0, max_new_tokens=400)
 _BOX = "display:inline-block;vertical-align:top;width:17rem;margin:.3rem;padding:.5rem;border:1px solid #ccc;border-radius:6px"
 
 
@@ -38,7 +39,7 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
     return "".join(boxes)
 
 
-def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
+def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] | None = None, *, during: str = "all") -> Any:
     """Return HTML for Jupyter that shows greedy responses to a prompt side by side, one per steering strength.
 
     The package ipywidgets is not needed. Each response has at most 400 tokens.
@@ -46,7 +47,8 @@ def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0
     Args:
         v: Direction of thinking length to steer along.
         prompt: Text of the user message.
-        strengths: Steering strengths. Positive strengths lengthen thinking; at 0 the model is not steered.
+        strengths: Steering strengths. Positive strengths lengthen thinking; at 0 the model is not steered. ``None`` finds some that fit (see
+            ``strengths.fit``).
         during: Positions at which steering acts, see ``edits.steering``.
 
     Returns:
@@ -54,11 +56,13 @@ def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0
     """
     from IPython.display import HTML
 
+    if strengths is None:
+        strengths = jobs.fitting_strengths(lm, lambda a: steering(v, a, during=during), GREEDY, prompts=[prompt]).shown
     acts = {a: steering(v, a, during=during) for a in strengths}
-    return HTML(responses_html(lm, jobs.steered_responses(lm, acts, [prompt], Sampling(temperature=0.0, max_new_tokens=400))))
+    return HTML(responses_html(lm, jobs.steered_responses(lm, acts, [prompt], GREEDY)))
 
 
-def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
+def steer(lm: LM, v: Direction, prompt: str, *, most: float | None = None) -> Any:
     """Return a Jupyter widget with controls for steering. It shows the responses at strength 0 and at the chosen strength.
 
     The controls are prompt, strength, layers, phase (the positions to steer, such as ``think``) and temperature. If ipywidgets is not
@@ -68,12 +72,15 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
     Args:
         v: Direction of thinking length to steer along.
         prompt: Text of the user message at the start.
-        most: Largest strength that can be chosen; the smallest is ``-most``.
+        most: Largest strength that can be chosen; the smallest is ``-most``. ``None`` ends the slider a little beyond the usable range, which
+            is found on a handful of prompts (see ``strengths.fit``).
     """
     try:
         import ipywidgets as w
     except ImportError:
-        return static(lm, v, prompt, (-most, 0.0, most))
+        return static(lm, v, prompt, None if most is None else (-most, 0.0, most))
+    if most is None:
+        most = max(map(abs, jobs.fitting_strengths(lm, lambda a: steering(v, a), GREEDY, prompts=[prompt]).grid))
     wide = {"layout": w.Layout(width="28rem"), "continuous_update": False, "style": {"description_width": "6rem"}}
     last = lm.layout.n_layers - 1
     controls = {

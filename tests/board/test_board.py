@@ -101,7 +101,7 @@ def test_patterns_choose_conditions_and_base_stays():
 @pytest.mark.parametrize(
     ("specs", "pattern", "message"),
     [
-        (default.CONDITIONS, "nothing*", "No condition matches 'nothing\\*': choose from base, "),
+        (default.CONDITIONS, "nothing*", "No condition matches 'nothing\\*': choose from 'base', "),
         ([board.base(), board.base()], None, "Two conditions are called 'base'"),
         ([board.edited("ThinkEdit")], None, "No condition is called 'base'"),
     ],

@@ -32,7 +32,7 @@ def test_help_shows_an_example(command):
 
 
 def test_steer_shows_every_strength_of_every_prompt(vector):
-    asked = ("-p", "7+8-3=?", "-p", "9+4=?", "-a", "-2,0,2", "--max-new-tokens", 60)
+    asked = ("-p", "7+8-3=?", "-p", "9+4=?", "-a", "-2,0,2", "-k", 1, "--max-new-tokens", 60)
     found = json.loads(run("steer", "-v", vector, *asked, "--json").stdout)
     assert [(row["prompt"], row["strength"]) for row in found] == [(p, a) for p in ("7+8-3=?", "9+4=?") for a in (-2, 0, 2)]
     shown = run("steer", "-v", vector, *asked)

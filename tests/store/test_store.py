@@ -166,7 +166,7 @@ def test_another_kind_of_value_is_an_error_with_both_kinds(saved):
 
 def test_another_models_artifact_is_an_error_with_both_fingerprints(saved, provenance):
     assert store.load(saved, Direction, fingerprint=provenance.fingerprint).n_pos == 4
-    with pytest.raises(WrongModelError, match=r"tiny llama \(weights ffffffffffff\).*weights aaaaaaaaaaaa.*Extract it again"):
+    with pytest.raises(WrongModelError, match=r"made from tiny llama, whose weights differ .*Extract it again"):
         store.load(saved, Direction, fingerprint="a" * 64)
 
 
@@ -760,7 +760,7 @@ def test_the_name_of_a_model_does_not_decide_whether_a_run_goes_on_and_its_weigh
     store.open_rollouts(tmp_path, old)
     assert store.open_rollouts(tmp_path, old | {"model": "runs/b", "task": "arithmetic"}) == []
     assert store.load_header(tmp_path) == old | {"task": "arithmetic"}
-    with pytest.raises(WrongModelError, match="differ in fingerprint"):
+    with pytest.raises(WrongModelError, match="other weights of a"):
         store.open_rollouts(tmp_path, old | {"fingerprint": "g"})
 
 

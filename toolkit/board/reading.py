@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy import ndarray
-from tqdm.auto import tqdm
 
 from toolkit import figures, stats, store
 from toolkit.board import statistics
@@ -23,6 +22,7 @@ from toolkit.board.measure import Result, read_result
 from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
 from toolkit.metrics import METRICS, Judge, MetricEffect, Outcomes, assumed_aes, cell, described
+from toolkit.progress import stage
 from toolkit.stats import Effect
 
 LEVELS = ("easy", "medium", "hard")
@@ -280,8 +280,10 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
     results = condition_results(ground, specs)
     table = AlignedResults(results)
     metrics, paired = {}, {}
-    for name in tqdm(results, desc="statistics", unit="condition", leave=False):
-        metrics[name], paired[name] = estimates(table, name)
+    with stage("statistics", len(results), "condition") as bar:
+        for name in results:
+            metrics[name], paired[name] = estimates(table, name)
+            bar.update()
     paired.pop(BASE)
     corrected = statistics.holm_corrected(paired)
     # The Pareto front needs accuracy and think tokens of the same problems.

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from toolkit import identity, store
 from toolkit.board.ground import Ground
 from toolkit.board.measure import (
@@ -20,6 +18,7 @@ from toolkit.board.measure import (
     without_code_record,
 )
 from toolkit.board.spec import Spec, check_distinct
+from toolkit.progress import stage
 
 WAIT = 5.0  # seconds between two checks whether other processes have finished
 Unit = tuple[Spec, int]
@@ -67,7 +66,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
         )
     for folder in places:
         _remove_leftover_rollouts(folder)
-    with tqdm(total=len(todo), desc="board", unit="condition", disable=not progress) as bar:
+    with stage("board", len(todo), "condition", show=progress) as bar:
         while True:
             open_ = [i for i, folder in enumerate(places) if not is_measured(folder)]
             bar.update(len(todo) - len(open_) - bar.n)

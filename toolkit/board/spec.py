@@ -36,7 +36,7 @@ import copy
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,8 @@ def select_conditions(specs: Sequence[Spec], pattern: str | None = None) -> list
     ['base', 'DLER', 'DLER, merged']
 
     Args:
-        pattern: Patterns with ``*`` and ``?`` as for file names, separated by commas, such as ``"GRPO*,steered*"``; ``None`` selects all.
+        pattern: Names, or patterns with ``*`` and ``?`` as for file names, separated by commas, such as ``"GRPO*,steered*"``. A name that
+            holds a comma is given as it is, such as ``"base,DLER, merged"``. ``None`` selects all.
 
     Raises:
         ValueError: there is no base, two conditions have the same name or the same cache key, or no name matches.
@@ -205,12 +206,28 @@ def select_conditions(specs: Sequence[Spec], pattern: str | None = None) -> list
     if BASE not in names:
         raise ValueError(f"No condition is called {BASE!r}: add board.base(), to which differences are taken.")
     check_distinct({spec.name: store.key(spec.known.body) for spec in specs})
-    patterns = [part.strip() for part in (pattern or "*").split(",")]
-    chosen = [spec for spec in specs if any(fnmatch(spec.name, part) for part in patterns)]
-    if not chosen:
-        raise ValueError(f"No condition matches {pattern!r}: choose from {', '.join(names)}.")
+    patterns = _patterns("*" if pattern is None else pattern, names)
+    chosen = [spec for spec in specs if any(part == spec.name or fnmatchcase(spec.name, part) for part in patterns)]
+    useless = [part for part in patterns if not any(part == name or fnmatchcase(name, part) for name in names)]
+    if useless:
+        raise ValueError(f"No condition matches {', '.join(map(repr, useless))}: choose from {', '.join(map(repr, names))}.")
     base = next(spec for spec in specs if spec.name == BASE)
     return [base, *(spec for spec in chosen if spec.name != BASE)]
+
+
+def _patterns(text: str, names: Sequence[str]) -> list[str]:
+    """Return the names and patterns in a text, separated by commas. Parts that together are the name of a condition stay together.
+
+    >>> _patterns("DLER, merged,steered*", ["DLER", "DLER, merged"])
+    ['DLER, merged', 'steered*']
+    """
+    parts, found = text.split(","), []
+    while parts:
+        joined = (",".join(parts[:n]).strip() for n in range(len(parts), 0, -1))  # longest first
+        chosen = next((name for name in joined if name in names), parts[0].strip())
+        del parts[: chosen.count(",") + 1]
+        found += [chosen] if chosen else []
+    return found or ["*"]
 
 
 def check_distinct(keys: Mapping[str, str]) -> None:

@@ -24,6 +24,7 @@ from toolkit.cli.common import (
     app,
     connect_engine,
     load_model,
+    next_steps,
     out,
     print_json,
     say,
@@ -54,7 +55,7 @@ def board(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Measure only conditions whose names match these patterns, e.g. 'GRPO*,steered*'. base is always included."
+            help="Measure only these conditions: names or patterns, separated by commas, e.g. 'GRPO*,DLER, merged'. base is always included. A name that does not exist is answered with all names."
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds for conditions that are random or trained.")] = None,
@@ -154,6 +155,8 @@ def board(
     title = f"{lm.name}: mean, and difference from base with its 95 % interval; * p < .05 after Holm's correction"
     show(boards.text_table(result, SHOWN), title)
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; numbers are in {out_dir / 'board.json'}, {out_dir / 'table.parquet'}.")
+    if quick:
+        next_steps(measure_in_full="the same command without --quick and with a new --out")
 
 
 def _helper() -> subprocess.Popen[bytes]:

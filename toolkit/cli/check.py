@@ -9,7 +9,21 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.cli.common import AsJson, Device, Loaded, Template, Think, Trust, Type, app, load_model, log, out, print_json
+from toolkit.cli.common import (
+    AsJson,
+    Device,
+    Loaded,
+    Template,
+    Think,
+    Trust,
+    Type,
+    app,
+    load_model,
+    log,
+    next_steps,
+    out,
+    print_json,
+)
 
 
 @app.command()
@@ -73,6 +87,8 @@ def check(
         for fault in found.faults:
             out.print(f"fault: {fault}", markup=False, highlight=False)
         out.print("go" if found.go else "no go", style="bold green" if found.go else "bold red")
+        if found.go:
+            next_steps(sample_responses=f"toolkit rollouts -m {model} -n 20 -k 4 -o runs/rollouts")
     if not found.go:
         log.print(f"{len(found.faults)} reason(s) not to go on.", highlight=False)
         raise typer.Exit(1)

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import pandas as pd
 import typer
-from rich.console import Console
-from rich.table import Table
-from typer.core import TyperCommand
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="rich",
-    help="Find out why a reasoning model thinks too long or too short; edit, steer or train it; compare the result with random controls.",
-)
-out, log = Console(), Console(stderr=True)
+from toolkit.cli.help import Command, app
+from toolkit.cli.printing import log, next_steps, out, say, show
+
+__all__ = ["Command", "app", "log", "next_steps", "out", "say", "show"]  # so that commands import all from here
 N = TypeVar("N", int, float)
 
 
@@ -40,22 +33,6 @@ class Stopped(BaseException):
         super().__init__(number)
         self.number = number
         self.remedy = "run the same command again to resume"
-
-
-class _Lines(logging.Handler):
-    """Log handler that prints the package's log messages as lines of progress."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
-
-
-@app.callback()
-def _begin() -> None:
-    """Make the package's log messages appear in the terminal. Typer runs this before every command."""
-    logger = logging.getLogger("toolkit")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
-        logger.addHandler(_Lines())
 
 
 class Dtype(StrEnum):
@@ -89,7 +66,8 @@ Type = Annotated[
     Loaded,
     typer.Option(
         "--dtype",
-        help="Number type of the weights; 8bit and 4bit quantise them with bitsandbytes. Edits are always computed in fp32.",
+        metavar="TYPE",
+        help="Number type of the weights: float32, bfloat16, float16, or 8bit and 4bit, which quantise them with bitsandbytes. Edits are always computed in fp32.",
     ),
 ]
 Device = Annotated[
@@ -161,6 +139,7 @@ Track = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -181,21 +160,6 @@ def parse_switches(texts: list[str] | None) -> dict[str, Any]:
     return switches
 
 
-class Command(TyperCommand):
-    """A typer command that records which options were given on the command line, so that ``reject_unread`` can check them.
-
-    Attributes:
-        given: Parameter names of the options that were given to the running command.
-    """
-
-    given: ClassVar[frozenset[str]] = frozenset()
-
-    def invoke(self, ctx: Any) -> Any:
-        """Record which options were given on the command line, then run the command."""
-        Command.given = frozenset(name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE")
-        return super().invoke(ctx)
-
-
 def reject_unread(why: str, *names: str) -> None:
     """Raise BadParameter if one of the named options was given on the command line. Call it where the command would ignore them.
 
@@ -208,6 +172,17 @@ def reject_unread(why: str, *names: str) -> None:
     for name in names:
         if name in Command.given:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not used {why}: leave it out.")
+
+
+def again(command: str, *names: str) -> str:
+    """Return a command line with those of the named options that were given to the running command, for ``next_steps``.
+
+    Args:
+        command: Beginning of the command line, such as ``"toolkit dose"``.
+        names: Parameter names; each is also the name of the option.
+    """
+    given = [name for name in names if name in Command.given and Command.values[name] is not None]
+    return " ".join([command, *(f"--{name.replace('_', '-')} {shlex.quote(str(Command.values[name]))}" for name in given)])
 
 
 def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
@@ -246,9 +221,12 @@ def load_model(
     The other arguments are the values of --think, --dtype, --device, --trust-remote-code and --template.
     """
     import torch
+    from transformers.utils import logging as transformers_logging
 
-    from toolkit import lm
+    from toolkit import lm, progress
 
+    if not progress.is_watched():
+        transformers_logging.disable_progress_bar()  # it writes carriage returns into log files
     quantised = dtype in (Loaded.four, Loaded.eight)
     numbers = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32  # dtype of computation with quantised weights
     return lm.load(
@@ -277,15 +255,20 @@ def connect_engine(address: str, lm: Any, work: Path, parallel: int | None = Non
     return engines.connect(address, lm, adapters=work / "adapters", parallel=parallel)
 
 
-def show(frame: pd.DataFrame, title: str) -> None:
-    """Print a table with a title to the terminal. The index becomes the first column; floats have three significant digits."""
-    table = Table(title=title, title_justify="left")
-    table.add_column(frame.index.name or "", overflow="fold")
-    for column in frame.columns:
-        table.add_column(str(column), justify="right")
-    for name, *row in frame.itertuples():
-        table.add_row(str(name), *(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
-    out.print(table)
+def check_file(path: Path, force: bool) -> None:
+    """Check before any work that a file can be written: its directory is writable, and only with ``force`` there may be something there.
+
+    Raises:
+        FileExistsError: there is a directory, or a file and no ``force``.
+        OSError: the directory cannot be written.
+    """
+    from toolkit import store
+
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a directory: give a file with --out, such as {path / 'direction.safetensors'}.")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} already exists: choose another file, or overwrite it with --force.")
+    store.writable(path.parent)
 
 
 def print_json(value: Any) -> None:
@@ -293,11 +276,6 @@ def print_json(value: Any) -> None:
     from toolkit import store
 
     out.print_json(json.dumps(value, default=store.jsonable))
-
-
-def say(text: str) -> None:
-    """Print one line of progress to stderr."""
-    log.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:

@@ -16,6 +16,7 @@ from toolkit.cli.common import (
     Device,
     Dtype,
     EngineAddress,
+    Force,
     Loaded,
     Model,
     Partial,
@@ -30,9 +31,12 @@ from toolkit.cli.common import (
     Think,
     Trust,
     Type,
+    again,
     app,
+    check_file,
     connect_engine,
     load_model,
+    next_steps,
     out,
     print_json,
     reject_unread,
@@ -78,6 +82,11 @@ def demo(
         return
     show(report.headline_table(result), f"Test split of {task}: mean, and paired difference from base with its 95 % interval")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
+    edited, vector = out_dir / "edited", out_dir / "direction.safetensors"
+    next_steps(
+        watch_the_direction_lengthen_and_shorten_thinking=again(f"toolkit steer -v {vector} -p '17+5-9+23=?'", "model"),
+        compare_on_other_problems=f"toolkit compare base={model} edited={edited} --problems 400",
+    )
 
 
 @app.command(cls=Command)
@@ -171,6 +180,8 @@ def thinkedit(
     if dry_run:
         if as_json:
             print_json({"plan": plan.reset_index().to_dict("records"), "provenance": finding.plan.provenance})
+        else:
+            next_steps(edit_and_measure="the same command without --dry-run")
         return
     summary, measured = jobs.edit_and_measure(lm, finding, study, settings, engine=sampler, out=store.writable(work), say=say)
     if done:
@@ -185,6 +196,10 @@ def thinkedit(
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     show(report.headline_table(summary), "Mean, and paired difference from base with its 95 % interval")
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
+    next_steps(
+        compare_on_more_problems=f"toolkit compare base={model} edited={out_dir} --task {task} --problems 400",
+        see_what_would_be_uploaded=f"toolkit push {out_dir} USER/NAME --dry-run",
+    )
 
 
 def _find_heads(
@@ -294,6 +309,11 @@ def rollouts(
         print_json({"out": str(out_dir), "rollouts": len(responses), "by_difficulty": table.to_dict("records")})
         return
     show(table.set_index("task"), f"{len(responses)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
+    use = ("model", "think", "template", "dtype", "device", "trust_remote_code")
+    next_steps(
+        compute_a_direction_of_thinking_length=again(f"toolkit direction -r {out_dir} -o runs/direction.safetensors", *use),
+        score_the_attention_heads=again(f"toolkit heads -r {out_dir}", *use),
+    )
 
 
 @app.command(cls=Command)
@@ -334,6 +354,7 @@ def direction(
     dtype: Type = Loaded.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Compute a direction of thinking length and save it with its provenance. Adding the direction lengthens thinking.
@@ -361,6 +382,7 @@ def direction(
     settings = jobs.EditSettings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.DirectionRecipe(method, site, estimator, positions)
     source = jobs.read_rollouts(rollouts, partial=partial)
+    check_file(out_file, force)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     source.check(lm)
     v, table = jobs.extract_direction(lm, source.rollouts, settings, recipe, origin=source.origin)
@@ -370,6 +392,11 @@ def direction(
         return
     made_from = f"{v.n_pos} long, {v.n_neg} short, of {origins.describe(v.provenance.notes)}"
     show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {made_from}; saved to {out_file}")
+    use = ("model", "think", "template", "dtype", "device", "trust_remote_code")
+    next_steps(
+        see_what_it_does=again(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'", *use),
+        measure_it=again(f"toolkit dose -v {out_file} -o runs/doses", *use),
+    )
 
 
 @app.command()
@@ -438,3 +465,4 @@ def compare(
     title = "Mean, and paired difference from the first model with its 95 % interval"
     show(report.headline_table(summary, base=measured.base), title)
     out.print(f"Rollouts and numbers are in [bold]{directory}[/bold].")
+    next_steps(narrower_intervals="the same command with more --problems and a new --out")

@@ -24,9 +24,11 @@ from toolkit.cli.common import (
     Think,
     Trust,
     Type,
+    again,
     app,
     connect_engine,
     load_model,
+    next_steps,
     out,
     print_json,
     reject_unread,
@@ -153,3 +155,4 @@ def entropy(
         return
     show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
+    next_steps(which_heads_raise_or_lower_entropy=again("toolkit heads", "model", "think", "template", "dtype", "device"))

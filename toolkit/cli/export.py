@@ -16,6 +16,7 @@ from toolkit.cli.common import (
     Budget,
     Command,
     Device,
+    Force,
     Loaded,
     Model,
     Problems,
@@ -26,7 +27,9 @@ from toolkit.cli.common import (
     Think,
     Type,
     app,
+    check_file,
     load_model,
+    next_steps,
     out,
     reject_unread,
     show,
@@ -96,6 +99,7 @@ def export(
     template: Template = None,
     dtype: Type = Loaded.float32,
     device: Device = None,
+    force: Force = False,
     list_: Annotated[
         bool,
         typer.Option(
@@ -145,7 +149,12 @@ def export(
     )
     if to != "folder" and isinstance(value, Direction):
         check(value, settings, to)
-    store.writable(out_path.parent) if row.files == exports.ONE_FILE else store.new_directory(out_path)
+    if row.files == exports.ONE_FILE:
+        check_file(out_path, force)
+    else:
+        if force and out_path.exists():
+            raise typer.BadParameter(f"--force overwrites files only: remove the directory {out_path} yourself, or choose another.")
+        store.new_directory(out_path)
     loaded = None if row.takes == "problems" else load_model(model, think, dtype, device, template=template)
     out.print(f"Wrote [bold]{escape(str(row.write(loaded, value, out_path, settings)))}[/bold].")
 
@@ -205,6 +214,7 @@ def import_(
     template: Template = None,
     dtype: Type = Loaded.float32,
     device: Device = None,
+    force: Force = False,
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
@@ -221,6 +231,7 @@ def import_(
         reject_unread(f"with --from {of}", "layer")
     container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
     container.get(of, store.read_pt)(source)  # raises for a damaged file before a model is loaded
+    check_file(out_file, force)
     lm = load_model(model, think, dtype, device, template=template)
     match of:
         case Source.gguf:
@@ -235,6 +246,7 @@ def import_(
             v = vectors.load_hidden_directions(source, lm, layer=layer)
     store.save(replace(v, vector=-v.vector) if flip else v, out_file)
     out.print(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to [bold]{out_file}[/bold].")
+    next_steps(see_whether_it_lengthens_thinking=f"toolkit steer -v {out_file} -m {model} -p 'YOUR PROMPT'")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from toolkit.cli.common import (
     Trust,
     app,
     load_model,
+    next_steps,
     out,
     parse_numbers,
     print_json,
@@ -135,3 +136,4 @@ def giraffe(
     if "text" in tables:
         show(tables["text"].set_index("condition"), "The text, by position")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the model is in [bold]{out_dir / 'model'}[/bold].")
+    next_steps(check_what_works_with_it=f"toolkit check {out_dir / 'model'}")

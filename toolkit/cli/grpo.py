@@ -24,6 +24,7 @@ from toolkit.cli.common import (
     app,
     connect_engine,
     load_model,
+    next_steps,
     out,
     print_json,
     say,
@@ -106,13 +107,15 @@ def grpo(
         Dtype,
         typer.Option(
             "--dtype",
+            metavar="TYPE",
             help="float32, or bfloat16 to load and compute in bfloat16 (autocast). Trained weights are always fp32. float16 is refused.",
         ),
     ] = Dtype.float32,
     save_dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Number type of the saved model. A type narrower than float32 rounds the trained weights; the rounding error is printed, and saved in grpo.json."
+            metavar="TYPE",
+            help="Number type of the saved model: float32, bfloat16 or float16. A type narrower than float32 rounds the trained weights; the rounding error is printed, and saved in grpo.json.",
         ),
     ] = Dtype.float32,
     device: Device = None,
@@ -192,3 +195,4 @@ def grpo(
         return
     show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the model is in {out_dir / jobs.MODEL}")
     out.print(f"Log with one line per step: [bold]{out_dir / 'log.jsonl'}[/bold].")
+    next_steps(compare_on_held_out_problems=f"toolkit compare base={model} trained={out_dir / jobs.MODEL} --task {task}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,8 +32,10 @@ from toolkit.cli.common import (
     Think,
     Trust,
     Type,
+    again,
     app,
     load_model,
+    next_steps,
     out,
     parse_numbers,
     print_json,
@@ -42,6 +46,9 @@ from toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --help` is quick
+    import pandas as pd
+
+    from toolkit.edits import Steering
     from toolkit.lm import LM
     from toolkit.types import Rollout
 
@@ -49,8 +56,12 @@ Vector = Annotated[
     Path, typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`.")
 ]
 Alphas = Annotated[
-    str,
-    typer.Option("--alpha", "-a", help="Steering strengths separated by commas, e.g. -1,0,1. + lengthens thinking, - shortens it."),
+    str | None,
+    typer.Option(
+        "--alpha",
+        "-a",
+        help="Steering strengths separated by commas, e.g. -1,0,1. + lengthens thinking, - shortens it. Default: strengths that fit the model and the vector, found on a handful of prompts.",
+    ),
 ]
 Layers = Annotated[str | None, typer.Option(help="Layers to steer: 3, 2-5 or 1,4,7. Default: all.")]
 During = Annotated[
@@ -80,7 +91,7 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
 def steer(
     vector: Vector,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="User message; may be repeated.")],
-    alpha: Alphas = "-1,0,1",
+    alpha: Alphas = None,
     model: Model = "tiny-reasoner",
     out_dir: Annotated[
         Path | None,
@@ -97,8 +108,8 @@ def steer(
         ),
     ] = "add",
     value: Annotated[float, typer.Option(help="For --op clamp: value of the component along the direction.")] = 0.0,
-    samples: Samples = 1,
-    temperature: Temperature = 0.0,
+    samples: Samples = 8,
+    temperature: Temperature = 1.0,
     max_new_tokens: Budget = 512,
     think: Think = None,
     template: Template = None,
@@ -112,11 +123,18 @@ def steer(
 
     With --op add, the vector times the strength is added to the activations: positive strengths lengthen thinking, negative ones shorten it.
 
+    Without --alpha, strengths are first tried on a handful of prompts: yours, and problems of the task that the vector was made from. The
+    search goes up in steps of the relative dose (norm of the added vector over norm of the activations) until responses no longer close or
+    begin to loop. Shown are the strengths that change the length most before that, and 0.
+
+    One response per strength is shown, of median length; the table below gives the mean over all samples. All strengths use the same random
+    numbers. --json prints every response.
+
     Examples:
 
-    [bold]toolkit steer -v runs/direction.safetensors -a -0.5,0,0.5 -p "17+5-9+23=?"[/bold]
+    [bold]toolkit steer -v runs/direction.safetensors -p "17+5-9+23=?"[/bold]
 
-    [bold]toolkit steer -v runs/direction.safetensors -a -1,0,1 -p "7+8-3=?" --during think --layers 1-3[/bold]
+    [bold]toolkit steer -v runs/direction.safetensors -a -0.5,0,0.5 -p "7+8-3=?" --during think --layers 1-3[/bold]
     """
     from toolkit import identity, jobs, store
     from toolkit.edits import steering
@@ -125,13 +143,24 @@ def steer(
 
     if op != "clamp":
         reject_unread(f"by --op {op}", "value")
-    strengths, chosen = parse_numbers(alpha, "--alpha", float), parse_layers(layers)
-    v = store.load(vector, Direction)
-    acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
+    chosen, v = parse_layers(layers), store.load(vector, Direction)
+
+    def act(strength: float) -> Steering:
+        return steering(v, strength, layers=chosen, during=during, op=op, value=value)
+
+    # Ablating and clamping have a natural strength, 1; a strength of adding depends on the model.
+    fixed = alpha if alpha is not None or op == "add" else "0,1"
+    acts = {a: act(a) for a in parse_numbers(fixed, "--alpha", float)} or {1.0: act(1.0)}
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed)
-    acts_text = [str(act) for act in acts.values()]
-    directory = result_directory(out_dir, "steer", identity.of_lm(lm), acts_text, prompt, sampling.identity)
+    about = [str(a) for a in acts.values()] if fixed is not None else ["fit", str(act(1.0))]
+    directory = result_directory(out_dir, "steer", identity.of_lm(lm), about, prompt, sampling.identity)
+    if fixed is None:
+        say("trying strengths on a handful of prompts")
+        few = replace(sampling, n=min(samples, 2))
+        fit = jobs.fitting_strengths(lm, act, few, prompts=prompt, out=directory / "trial")
+        say(str(fit))
+        acts = {a: act(a) for a in fit.shown}
     responses = jobs.steered_responses(lm, acts, prompt, sampling, out=directory)
     if as_json:
         names = ("sample", "think_tokens", "response_tokens", "closed", "text")
@@ -139,16 +168,45 @@ def steer(
         return
     for text in prompt:
         out.print(f"\n[bold]{escape(text)}[/bold]", highlight=False)
-        panels = [_panel(lm, a, r) for other, a, r in responses if other == text]
+        panels = [_panel(lm, a, [r for t, b, r in responses if (t, b) == (text, a)]) for a in acts]
         out.print(Columns(panels, expand=True, equal=True))
+    if op == "add":
+        show(
+            _dose_table(lm, acts, responses), "Relative dose: |strength x vector| / |activations|, in the layer where it is largest"
+        )
+    next_steps(
+        measure_length_and_accuracy_at_several_strengths=again("toolkit dose", "vector", "model", "layers", "during")
+        + " -o runs/doses"
+    )
 
 
-def _panel(lm: LM, strength: float, r: Rollout) -> Panel:
-    """Return one response in a frame, titled with its steering strength."""
+def _dose_table(lm: LM, acts: Mapping[float, Steering], responses: Sequence[tuple[str, float, Rollout]]) -> pd.DataFrame:
+    """Return a table with one row per strength: relative dose, layers steered, mean think tokens, and share of responses that closed."""
+    import pandas as pd
+
+    from toolkit import strengths
+
+    least = min(acts, key=abs)  # the responses least changed by steering, mostly those of base
+    typical = strengths.typical_norms(lm, [r for _, a, r in responses if a == least], acts[least].site)
+    rows = {}
+    for a, act in acts.items():
+        of = [r for _, b, r in responses if b == a]
+        rows[f"{a:+g}"] = {
+            "relative dose": strengths.relative_doses(act, typical).max().item(),
+            "layers": f"{len(strengths.steered_layers(act))} of {lm.layout.n_layers}",
+            "think tokens": sum(r.think_tokens for r in of) / len(of),
+            "closed": f"{100 * sum(r.closed for r in of) / len(of):.0f} %",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("strength")
+
+
+def _panel(lm: LM, strength: float, responses: Sequence[Rollout]) -> Panel:
+    """Return the response of median length in a frame, titled with its steering strength."""
+    r = sorted(responses, key=lambda r: r.think_tokens)[len(responses) // 2]
     start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
     # Three parts of the response: before the think span, the span, and the rest. Without a think span, all is the rest.
     before, thought, rest = (lm.text(r.token_ids[a:b]) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
-    body = Text.assemble((before, "dim"), (thought, "cyan"), (rest, "bold" if r.closed else "red"))
+    body = Text.assemble((before, "dim"), (thought, "cyan"), (rest, "bold" if r.closed else "red"), overflow="fold")
     return Panel(body, title=f"{strength:+g}", subtitle=f"{r.think_tokens} think tokens{'' if r.closed else ', never closed'}")
 
 
@@ -158,7 +216,7 @@ def dose(
     out_dir: Annotated[
         Path, typer.Option("--out", "-o", help="Directory to write to. After a stop, run the same command again to resume.")
     ],
-    alpha: Alphas = "-1,-0.75,-0.5,-0.25,0,0.25,0.5,0.75,1",
+    alpha: Alphas = None,
     model: Model = "tiny-reasoner",
     layers: Layers = None,
     during: During = "all",
@@ -194,7 +252,7 @@ def dose(
 
     Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
     """
-    from toolkit import doses, jobs, store, tasks
+    from toolkit import doses, jobs, store, strengths, tasks
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
@@ -216,6 +274,14 @@ def dose(
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
+    if alpha is None:
+        say("trying strengths on a handful of prompts")
+        few = replace(study.sampling, n=min(samples, 2))
+        fit = jobs.fitting_strengths(
+            lm, lambda a: plan.act(v, a), few, problems=study.load("dev", lm)[: strengths.assumed_handful], out=out_dir / "trial"
+        )
+        say(str(fit))
+        plan = replace(plan, strengths=fit.grid)
     wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "doses.json"))
@@ -229,3 +295,6 @@ def dose(
         "Best strength for each target length (tokens), and percent of responses within 10 % (precise) and 20 % (flexible) of the target",
     )
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
+    next_steps(
+        a_card_with_these_numbers=again("toolkit export --to folder", "vector", "model") + f" --doses {out_dir} -o runs/vector",
+    )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from toolkit import generate, store
@@ -22,6 +21,7 @@ from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling
 from toolkit.grpo.measures import Row, held_out_measures, kl_to
 from toolkit.lm import LM
+from toolkit.progress import Stage, stage
 from toolkit.types import Problem, Rollout
 
 LOG, TABLE = "log.jsonl", "log.parquet"
@@ -252,11 +252,11 @@ class Bar(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.bar: tqdm | None = None
+        self.bar: Stage | None = None
 
     def on_train_begin(self, args, state, control, **_) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", leave=False)
+            self.bar = stage(self.name, state.max_steps, "step", initial=state.global_step)
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if self.bar is not None and logs and "loss" in logs:

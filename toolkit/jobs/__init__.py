@@ -41,7 +41,7 @@ from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entro
 from toolkit.jobs.masking import masking_effects, thinking_or_not
 from toolkit.jobs.retrieval import Search, measure_retrieval
 from toolkit.jobs.retrieval_page import retrieval_report
-from toolkit.jobs.steer import dose_report, read_doses, steered_responses, vector_folder
+from toolkit.jobs.steer import dose_report, fitting_strengths, read_doses, steered_responses, vector_folder
 from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "extract_direction",
     "extraction_rollouts",
     "find_heads",
+    "fitting_strengths",
     "form_named",
     "giraffe_report",
     "is_saved",

@@ -241,7 +241,5 @@ def _rollouts(lm: LM, folder: Path, faults: list[str]) -> dict[str, str]:
     fingerprint: Any = header.get("fingerprint")
     same = fingerprint == lm.fingerprint
     if not same:
-        faults.append(
-            f"rollouts: {folder} was sampled from other weights ({str(fingerprint)[:12]}) than those of {lm.name} ({lm.fingerprint[:12]})."
-        )
+        faults.append(f"rollouts: {folder} was sampled from other weights than those of {lm.name}.")
     return {"folder": str(folder), "rollouts": str(count), "sampled from these weights": "yes" if same else "no"}

@@ -6,13 +6,13 @@ Hugging Face Hub. ``steered_responses`` samples responses at several strengths.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from toolkit import directions, doses, figures, report, store, vectors
+from toolkit import directions, doses, figures, report, store, strengths, tasks, vectors
 from toolkit.edits import Steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say, Study
@@ -142,6 +142,38 @@ def vector_folder(
     return vectors.save_folder(v, directory, lm=lm, card=card, figures=pages, drop_layer_0=drop_layer_0)
 
 
+def fitting_strengths(
+    lm: LM,
+    act: Callable[[float], Steering],
+    sampling: Sampling,
+    *,
+    prompts: Sequence[str] = (),
+    problems: Sequence[Problem] = (),
+    out: Path | None = None,
+) -> strengths.Fit:
+    """Try steering strengths on a handful of prompts, so that the first strengths shown fit the model (see ``strengths.fit``).
+
+    The prompts are filled up with ``problems``. If there are none, dev problems are taken of the task that the direction was made from, if
+    it is a task that needs no download.
+
+    Args:
+        lm: Model to steer.
+        act: Function from a strength to the intervention.
+        sampling: Sampling settings.
+        prompts: User messages.
+        problems: Problems to try the strengths on.
+        out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
+    """
+    task = str(act(1.0).direction.provenance.notes.get("task", ""))
+    generated = task in tasks.NAMES and not any(".external." in module for module in tasks.modules(task))
+    others = problems or (tasks.load(task, "dev", strengths.assumed_handful, lm=lm) if generated else ())
+    return strengths.fit(lm, act, strengths.handful(_as_problems(prompts), others), sampling, out=out)
+
+
+def _as_problems(prompts: Sequence[str]) -> list[Problem]:
+    return [Problem(f"prompt {i}", ({"role": "user", "content": text},), "") for i, text in enumerate(prompts)]
+
+
 def steered_responses(
     lm: LM, acts: Mapping[float, Steering], prompts: Sequence[str], sampling: Sampling, *, out: Path | None = None
 ) -> list[tuple[str, float, Rollout]]:
@@ -157,9 +189,9 @@ def steered_responses(
     Returns:
         Tuples ``(prompt, strength, response)``, ordered by prompt, then in the order of ``acts``, then by sample.
     """
-    problems = [Problem(f"prompt {i}", ({"role": "user", "content": text},), "") for i, text in enumerate(prompts)]
+    problems = _as_problems(prompts)
     by_strength = {
-        a: rollouts(Condition(lm, (act,)), problems, sampling, out=out and out / f"{a:+g}", progress=False)
+        a: rollouts(Condition(lm, (act,)), problems, sampling, out=out and out / f"{a:+g}", progress=f"sampling at {a:+g}")
         for a, act in acts.items()
     }
     n = sampling.n

@@ -165,10 +165,9 @@ class RolloutDirectory:
         """
         if self.header["fingerprint"] != lm.fingerprint or self.header["interventions"]:
             source = " under ".join([str(self.header.get("model")), *self.header["interventions"]])
-            weights = self.header["fingerprint"][:12], lm.fingerprint[:12]
             raise store.WrongModelError(
-                f"The rollouts in {self.directory} are of {source}, not of {lm.name} as loaded (weights {weights[0]}, not "
-                f"{weights[1]}): sample them from this model, in this dtype."
+                f"The rollouts in {self.directory} are of {source}, not of {lm.name} as loaded here, whose "
+                f"weights differ: sample them from this model, in this dtype."
             )
         wrong = next((r for r in self.rollouts if max(r.token_ids) >= lm.vocab_size), None)
         if wrong is not None:

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from toolkit.store.errors import DamagedFileError, WrongModelError
 from toolkit.store.files import existing_file, jsonable, locked, read_json, writable, write_json
-from toolkit.store.hints import checked
+from toolkit.store.hints import brief, checked
 from toolkit.store.tables import UNREADABLE, save_table
 from toolkit.types import Rollout, Span
 
@@ -150,19 +150,34 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
     old, new = load_header(directory), json.loads(json.dumps(header, default=jsonable))
     differing = sorted(k for k in (*IDENTITY, *ENGINE) if old.get(k) != new.get(k))
     if differing:
-        there, now = (str({k: _difference(a.get(k), b.get(k)) for k in differing})[:110] for a, b in ((old, new), (new, old)))
-        raise WrongModelError(
-            f"{directory} holds rollouts that differ in {', '.join(differing)}: {there} there, {now} now. Choose another directory."
-        )
+        what = ", ".join(_difference(field, old, new) for field in differing)
+        raise WrongModelError(f"{directory} holds rollouts that differ from the ones to sample: {what}. Choose another directory.")
     if not new.keys() <= old.keys():
         write_json({**new, **old}, path)
     return load_rollouts(directory, vocab=vocab)
 
 
-def _difference(value: Any, other: Any) -> Any:
-    """Return the part of ``value`` to show in an error message. If both are dicts, it is the fields that differ; else the whole value."""
-    both = isinstance(value, dict) and isinstance(other, dict)
-    return {k: v for k, v in value.items() if other.get(k) != v} if both else value
+def _difference(field: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return words for a field in which two headers differ. Hashes are not shown: a number or a name says more to people.
+
+    Args:
+        field: Name of the field.
+        old: Header of the rollouts in the directory.
+        new: Header of the rollouts to sample.
+    """
+    there, here = old.get(field), new.get(field)
+    if field == "problems":
+        counts = [header["rollouts"] // header["sampling"]["n"] if "rollouts" in header else None for header in (old, new)]
+        return "other problems" if None in counts or counts[0] == counts[1] else f"{counts[0]} problems there, {counts[1]} here"
+    if field == "fingerprint":
+        names = [str(header.get("model", "another model"))[:60] for header in (old, new)]
+        return f"{names[0]} there, {names[1]} here" if names[0] != names[1] else f"other weights of {names[0]}"
+    if field == "template":
+        return "another chat template"
+    if isinstance(there, dict) and isinstance(here, dict):
+        fields = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        return ", ".join(f"{field} {name} {brief(there.get(name))} there, {brief(here.get(name))} here" for name in fields)
+    return f"{field} {brief(there)} there, {brief(here)} here"
 
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:

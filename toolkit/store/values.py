@@ -81,8 +81,8 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
     made_from = value.provenance.fingerprint
     if fingerprint is not None and made_from != fingerprint:
         raise WrongModelError(
-            f"{path} was made from {value.provenance.model[:60]} (weights {made_from[:12]}), "
-            f"not from the model at hand (weights {fingerprint[:12]}). Extract it again on this model."
+            f"{path} was made from {value.provenance.model[:60]}, whose weights differ from those of the model at hand. "
+            "Extract it again on this model."
         )
     return value
 
