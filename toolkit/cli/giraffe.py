@@ -123,7 +123,7 @@ def giraffe(
         reject_unread(f"by --form {form.value}", "trained")
     study = jobs.LengthStudy(parse_numbers(lengths, "--lengths", int), task.value, instances, max_new_tokens, seed)
     if text is not None:
-        jobs.read_text(text)
+        jobs.perplexity_text(text)
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     changed = jobs.stretched(lm, form.value, scale=scale, exponent=exponent, context=context, trained=trained)

@@ -110,7 +110,7 @@ def text_nll(condition: Condition, ids: Sequence[int], edges: Sequence[int]) -> 
     return [float(loss[max(start, 1) : stop].mean()) for start, stop in pairwise(edges)]
 
 
-def read_text(name: str) -> str:
+def perplexity_text(name: str) -> str:
     """Return the text of a file. The name ``python`` means Python's language reference, which is part of its standard library.
 
     Raises:
@@ -234,7 +234,7 @@ def giraffe_report(
         study: Task and lengths.
         directory: Directory to write to: ``model`` (the changed model, which transformers loads), ``model.json`` (its fingerprint),
             ``giraffe.json`` (tables with provenance), ``report.html`` and ``rows/``.
-        text: Name of a text whose perplexity is measured (see ``read_text``), or ``None``.
+        text: Name of a text whose perplexity is measured (see ``perplexity_text``), or ``None``.
         say: Function that is called with one line of progress at a time.
 
     Returns:
@@ -302,7 +302,7 @@ def _save(changed: LM, out: Path) -> None:
 
 
 def _text_ids(lm: LM, text: str, longest: int) -> list[int]:
-    ids = lm.tokenizer(read_text(text), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = lm.tokenizer(perplexity_text(text), add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < longest:
         raise ValueError(f"--text {text} has {len(ids)} tokens, fewer than the longest length, {longest}: give a longer text.")
     return list(ids)
