@@ -98,7 +98,7 @@ class Placement:
         """Return the arguments with which ``from_pretrained`` loads a model with this device, device map and quantisation.
 
         Args:
-            config: Config of the model. Its checkpoint may be quantised already.
+            config: Config of the model. If it says that the checkpoint is quantised already, no quantisation is added.
             dtype: Dtype in which bitsandbytes computes with 4-bit weights.
 
         Raises:

@@ -109,9 +109,9 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 
 
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
-    """Return the k-th largest absolute value, t, of all entries of some tensors, in fp32. The k largest entries are the share ``keep``.
+    """Return the k-th largest absolute value, t, of all entries of some tensors, in fp32.
 
-    k is ``round(keep * number of entries)``, and at least 1. If entries tie at t, more than k entries have ``|entry| >= t``.
+    k is the share ``keep`` of the number of entries, rounded, and at least 1. If entries tie at t, more than k entries have ``|entry| >= t``.
 
     Two histograms of bit patterns give t exactly, since non-negative floats have the same order as their bit patterns. The first histogram
     is over the upper 16 bits of all entries, and gives the upper 16 bits of t. The second is over the lower 16 bits of the entries with

@@ -43,7 +43,7 @@ def check(notes: Mapping[str, Any]) -> None:
 
 
 def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
-    """Return a record: a dict that says with which problems a direction or plan was computed, or a model edited or trained.
+    """Return a record: a dict that lists the problems with which a direction or plan was computed, or a model was changed.
 
     Args:
         problem_ids: Ids of the problems. The record holds their hashes, under ``problem_ids``.

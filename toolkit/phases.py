@@ -121,13 +121,13 @@ class Now:
     """The phases of the positions of one forward pass.
 
     Attributes:
-        phase: Phase of each position: one of the integers PROMPT, THINK, ANSWER (0, 1, 2).
+        phase: Phase of each position, ``[batch, seq]``: one of the integers PROMPT, THINK, ANSWER (0, 1, 2).
         earlier: Function that returns the number of think-phase positions in the KV cache, ``[batch, 1]``. It is a function because most
             scopes do not need the number. ``None`` if no tokens are cached.
-        newest: Mask for ``Scope.newest``: True at the prompt's last position and at response tokens, False in the rest of the prompt.
+        newest: Mask for ``Scope.newest``, ``[batch, seq]``: True at the prompt's last position and at response tokens, False in the rest of the prompt.
             ``None`` means True everywhere.
-        recordable: True if the pass may be captured, for example as a CUDA graph, and replayed for later tokens (see ``recording``). A
-            replay does not run Python code again, so no ``if`` may depend on the values of tensors.
+        recordable: True if the pass may be captured, for example as a CUDA graph, and replayed for later tokens (see ``recording``). Code
+            that reads this object must then not branch on the values of tensors, because a replay does not run Python again.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -273,7 +273,8 @@ def track(lm: LM) -> Iterator[Tracker]:
       the response begins: see ``spans.phase_at_end``.
     - A pass with a filled cache continues a response, by one token or by several.
     - A pass without a cache is a whole sequence, prompt and response. Where the prompt ends is unknown, so the tags decide. Everything
-      before the last opening tag counts as prompt. If there is no opening tag, everything before the first closing tag counts as prompt.
+      before the last opening tag counts as prompt. If the sequence has only a closing tag, everything before the first one counts as
+      prompt, even text that may be thinking.
 
     Raises (when the model runs):
         ValueError: the cache was filled before the ``with`` block of this context manager; or embeddings were passed instead of token ids;

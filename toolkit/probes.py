@@ -65,8 +65,8 @@ def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protoco
     """Return a table of how well a logistic probe at each layer separates one class from all others, on held-out problems.
 
     Args:
-        states: Activations, from ``collect.states``. Each row is a rollout, or a position in one; column ``label`` of ``states.rows`` is
-            its class.
+        states: Activations, from ``collect.states``. Each row is a rollout, or a position in one; the column
+            named ``"label"`` of ``states.rows`` holds its class.
         label: The class to separate from the others, by default ``"short"``.
         protocol: Settings of the cross-validation.
 
@@ -141,7 +141,7 @@ def classify_heads(
 
     Args:
         states: Activations of kind ``"z"`` (outputs of the heads), from ``collect.states``. Each row is a rollout, or a position in one;
-            column ``label`` of ``states.rows`` is its class.
+            the column named ``"label"`` of ``states.rows`` holds its class.
         heads: ``lm.layout``, or the number of heads per layer if it is the same in all layers.
         label: The class that the probe separates from all other rows, by default ``"short"``.
         protocol: Settings of the cross-validation.

@@ -28,8 +28,8 @@ class Steering:
 
     Attributes:
         direction: The direction, one vector per layer; adding it lengthens thinking.
-        strength: For ``add``, factor on the direction. For ``ablate`` and ``clamp``, factor on the change of the component along it: 1
-            makes the full change.
+        strength: For ``add``, the number that multiplies the direction. For ``ablate`` and ``clamp``, the share of the change to make: 1
+            changes the component along the direction fully.
         layers: Layers to act at; ``None`` means all.
         where: Site in each layer to act at, such as ``"resid_post"`` (after the block). ``None`` means the site at which the direction was
             measured.

@@ -69,7 +69,7 @@ class AlignedResults:
     Attributes:
         by_name: Name of the condition -> its results. Base must be one of the conditions.
         problems: Metric -> sorted ids of the problems for which base has a value of this metric. Only metrics that are means over problems
-            are keys. The property ``judge`` computes the other metrics, such as quantiles of length.
+            are keys. Other metrics, such as quantiles of length, are computed from outcomes (``metrics.Judge``).
         main: Sorted ids of the board's test problems, without those of the unseen tasks.
     """
 

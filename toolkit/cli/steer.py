@@ -124,8 +124,9 @@ def steer(
     With --op add, the vector times the strength is added to the activations: positive strengths lengthen thinking, negative ones shorten it.
 
     Without --alpha, strengths are first tried on a handful of prompts: yours, and problems of the task that the vector was made from. The
-    search goes up in steps of the relative dose (norm of the added vector over norm of the activations) until responses no longer close or
-    begin to loop. Shown are the strengths that change the length most before that, and 0.
+    search goes up in steps of the relative dose (norm of the added vector over norm of the activations) until responses begin to loop or
+    no longer close their thinking. Then strength 0 is shown, and of the strengths below that limit those that change the length most. With
+    --op ablate and --op clamp, strengths 0 and 1 are shown.
 
     One response per strength is shown, of median length; the table below gives the mean over all samples. All strengths use the same random
     numbers. --json prints every response.
@@ -148,14 +149,15 @@ def steer(
     def act(strength: float) -> Steering:
         return steering(v, strength, layers=chosen, during=during, op=op, value=value)
 
-    # Ablating and clamping have a natural strength, 1; a strength of adding depends on the model.
-    fixed = alpha if alpha is not None or op == "add" else "0,1"
-    acts = {a: act(a) for a in parse_numbers(fixed, "--alpha", float)} or {1.0: act(1.0)}
+    # Ablating and clamping have a natural strength, 1; for adding, a suitable strength depends on the model.
+    # None: strengths are searched for below; until then 1 stands for them.
+    given = alpha if alpha is not None or op == "add" else "0,1"
+    acts = {a: act(a) for a in parse_numbers(given, "--alpha", float)} or {1.0: act(1.0)}
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed)
-    about = [str(a) for a in acts.values()] if fixed is not None else ["fit", str(act(1.0))]
+    about = [str(a) for a in acts.values()] if given is not None else ["fit", str(act(1.0))]
     directory = result_directory(out_dir, "steer", identity.of_lm(lm), about, prompt, sampling.identity)
-    if fixed is None:
+    if given is None:
         say("trying strengths on a handful of prompts")
         few = replace(sampling, n=min(samples, 2))
         fit = jobs.fitting_strengths(lm, act, few, prompts=prompt, out=directory / "trial")
@@ -186,16 +188,16 @@ def _dose_table(lm: LM, acts: Mapping[float, Steering], responses: Sequence[tupl
 
     from toolkit import strengths
 
-    least = min(acts, key=abs)  # the responses least changed by steering, mostly those of base
+    least = min(acts, key=abs)  # usually 0: the base model
     typical = strengths.typical_norms(lm, [r for _, a, r in responses if a == least], acts[least].site)
     rows = {}
     for a, act in acts.items():
-        of = [r for _, b, r in responses if b == a]
+        at_strength = [r for _, b, r in responses if b == a]
         rows[f"{a:+g}"] = {
             "relative dose": strengths.relative_doses(act, typical).max().item(),
             "layers": f"{len(strengths.steered_layers(act))} of {lm.layout.n_layers}",
-            "think tokens": sum(r.think_tokens for r in of) / len(of),
-            "closed": f"{100 * sum(r.closed for r in of) / len(of):.0f} %",
+            "think tokens": sum(r.think_tokens for r in at_strength) / len(at_strength),
+            "closed": f"{100 * sum(r.closed for r in at_strength) / len(at_strength):.0f} %",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("strength")
 

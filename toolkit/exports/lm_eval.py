@@ -72,7 +72,9 @@ def results(doc, responses):
 
 
 def write(lm: Any, problems: Sequence[Problem], out: Path, settings: Settings) -> Path:
-    """Write the directory ``out``. The name of the task is that of the directory.
+    """Write the problems as an lm-eval task into the directory ``out``, and return ``out``. The task has the directory's name.
+
+    ``lm`` is not used.
 
     Raises:
         ExportError: a problem's prompt is not a single user message.
@@ -81,7 +83,7 @@ def write(lm: Any, problems: Sequence[Problem], out: Path, settings: Settings) -
         if [message["role"] for message in problem.messages] != ["user"]:
             roles = ", ".join(message["role"] for message in problem.messages)
             raise ExportError(
-                f"Problem {problem.id[:40]!r} has messages of {roles}, but lm-eval asks one question of the user: export to inspect instead."
+                f"Problem {problem.id[:40]!r} has messages of {roles}, but lm-eval sends exactly one message of the user: use the format inspect instead."
             )
     name = store.safe_name(out.name)
     tags = settings.think and f"ThinkTags({settings.think.open!r}, {settings.think.close!r})"

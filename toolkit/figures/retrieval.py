@@ -67,8 +67,8 @@ def stability(table: pd.DataFrame) -> go.Figure:
     """Line plot of the stability of the top heads against the number of examples, one line per score by which heads are ranked.
 
     An example is one response together with one hidden fact of its prompt. For each number n, the top heads on n random examples are
-    compared with the top heads on all examples. Stability is the share of the top heads on all examples that are also top heads on n
-    examples.
+    compared with the top heads on all examples. Stability is the share
+    of the former among the latter: 1 means the same heads. The number of top heads is that of ``jobs.retrieval``.
 
     Args:
         table: Table from ``jobs.retrieval.stability``. Columns: ``ranking`` (name of the score), ``n`` (number of examples) and ``overlap``

@@ -111,7 +111,7 @@ class Sampler:
     """Object that samples the responses of training batches from the model in training.
 
     Attributes:
-        policy: The parts of the trainer that sampling needs, such as the model in training and the recipe.
+        policy: A view of the trainer with what sampling needs: the model in training, the recipe, and more.
         metrics: Columns of the log about the newest batch. With dynamic sampling these are ``dynamic/groups_drawn`` (number of groups
             sampled), ``dynamic/rounds`` (number of rounds of sampling) and ``dynamic/filled`` (share of the batch, 0 to 1, that had to be
             filled with groups of equal rewards). The trainer adds ``seconds/rollouts``, the time that sampling took.

@@ -158,7 +158,7 @@ def entropy_report(
             used.
         directory: Directory to write to: ``report.html``, ``entropy.json`` (all tables except ``rows``), ``rows.parquet``, ``rollouts/``
             (if sampled), and ``filtered/`` (new answers that the model gives after some of its think tokens were dropped).
-        settings: Temperature, split, shares of think tokens to keep, and the rules that split thinking into steps.
+        settings: Temperature, split of the problems (train, dev or test), shares of think tokens to keep, and the rules that split thinking into steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         engine: Program that samples the tokens. Only the toolkit's own loop records entropies; for other engines they are computed
             afterwards. The new answers after dropping think tokens are always sampled by the toolkit's own loop.

@@ -78,7 +78,9 @@ class Size:
 
 
 def train(run: Run, size: Size) -> Decoder:
-    """Return a decoder trained on examples of lengths 1 to ``size.trained(task)``, each equally frequent.
+    """Return a decoder trained on examples of length 1 to ``size.trained(run.task)``; all lengths are equally frequent.
+
+    The length of an example is the number of its items, such as digits to sort (see ``Size``).
 
     Raises:
         ValueError: unknown task, encoding or hint.

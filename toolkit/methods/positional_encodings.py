@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 ENCODINGS = ("absolute", "alibi", "t5", "rope", "none")
 BASE = 10000.0  # of the frequencies of ``absolute`` and ``rope``
-T5_BUCKETS, T5_FURTHEST = 32, 128  # T5's number of buckets, and the distance in tokens from which on all share the last bucket
+T5_BUCKETS, T5_FURTHEST = 32, 128  # T5's number of buckets, and all distances of at least this many tokens are in the last bucket
 
 
 def sinusoid(positions: Int[Tensor, " T"], dim: int) -> Float[Tensor, "T dim"]:
@@ -90,15 +90,15 @@ def distances(length: int) -> Int[Tensor, "T T"]:
 
 
 def t5_buckets(distance: Int[Tensor, "*any"], buckets: int = T5_BUCKETS, furthest: int = T5_FURTHEST) -> Int[Tensor, "*any"]:
-    """Return T5's bucket of each distance. Small distances have a bucket each; then buckets widen as powers; the last one is open.
+    """Return T5's bucket of each distance. Small distances have a bucket each; then widths grow geometrically.
 
-    With E = buckets / 2: bucket n for n < E, otherwise the smaller of ``buckets - 1`` and
+    With E = buckets / 2, distance n is in bucket n if n < E, otherwise in the smaller of ``buckets - 1`` and
     ``E + floor(E ln(n / E) / ln(furthest / E))``.
 
     Args:
         distance: Tokens from the key to the query, at least 0.
         buckets: Number of buckets.
-        furthest: Distance from which on all distances share the last bucket.
+        furthest: All distances of at least this many tokens are in the last bucket, which has no upper limit.
 
     >>> t5_buckets(torch.tensor([0, 15, 16, 20, 127, 5000])).tolist()
     [0, 15, 16, 17, 31, 31]
@@ -133,7 +133,7 @@ class Outputs(NamedTuple):
 
     Attributes:
         logits: Logits of the next token.
-        notes: Logits of the second head, which multi-task training uses; any label in place of the next token.
+        notes: Logits of a second output layer. Multi-task training fits them to a label of each position instead of the next token.
         attention: Attention probabilities of each layer.
     """
 
@@ -145,8 +145,8 @@ class Outputs(NamedTuple):
 class Decoder(nn.Module):
     """A small causal decoder (layer norm before each sublayer, GELU, no dropout) with one of five positional encodings.
 
-    Decoders of equal sizes and of one ``torch`` seed begin with equal weights, whatever their encoding: only ``t5`` has more of them,
-    and these begin at 0.
+    With the same sizes and ``torch`` seed, all encodings start from the same weights. Only ``t5`` has additional weights, which start
+    at 0.
 
     Args:
         encoding: One of ``ENCODINGS``.
@@ -156,7 +156,7 @@ class Decoder(nn.Module):
         layers: Number of layers.
 
     Raises:
-        ValueError: unknown encoding, or a width that is not an even multiple of the number of heads.
+        ValueError: unknown encoding, or a width that is not a multiple of twice the number of heads.
     """
 
     def __init__(self, encoding: str, vocabulary: int, *, width: int = 64, heads: int = 4, layers: int = 2) -> None:

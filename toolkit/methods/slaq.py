@@ -77,7 +77,7 @@ class Attribution:
 
     @property
     def components(self) -> Float[ndarray, " components"]:
-        """Attributions of all heads that exist, then of all MLPs."""
+        """Attributions of heads and MLPs in one vector: all existing heads, layer by layer, then all MLPs. Neurons are not included."""
         return torch.cat([self.heads[~self.heads.isnan()], self.mlps]).double().numpy()
 
 
