@@ -142,7 +142,7 @@ def moments_and_entropies(
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0.")
-    examples, measured, head = examples_of(lm, rollouts, by, positions), list(rollouts), _head(lm)
+    examples, measured, head = examples_of(lm, rollouts, by, positions), list(rollouts), lm_head(lm)
     # Indices of each rollout object, by identity: two rollouts may be equal, and one may be in the list twice.
     places: dict[int, list[int]] = {}
     for i, r in enumerate(rollouts):
@@ -192,7 +192,7 @@ def logprobs_and_entropies(
 
 
 @torch.inference_mode()
-def _head(lm: LM) -> Callable[[Tensor], Tensor]:
+def lm_head(lm: LM) -> Callable[[Tensor], Tensor]:
     """Return a function that computes logits from last hidden states: the LM head, then soft-capping if the config has it.
 
     Raises:
@@ -208,7 +208,7 @@ def _head(lm: LM) -> Callable[[Tensor], Tensor]:
     expected, actual = lm.model(input_ids=ids).logits, head(lm.body(input_ids=ids).last_hidden_state)
     if not torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UnsupportedModelError(
-            f"{lm.name} does more than apply its LM head between its last state and its logits: use entropies.with_entropies for entropies."
+            f"{lm.name} does more than apply its LM head between its last state and its logits: so the toolkit cannot compute its logits from states. For entropies use entropies.with_entropies."
         )
     return head
 

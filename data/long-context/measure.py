@@ -160,7 +160,7 @@ def smol_forms(lm: LM) -> dict[str, Condition]:
 
 def smol_text(lm: LM) -> Rows:
     """Return the mean negative log-probability of a text between positions, by condition."""
-    ids = lm.tokenizer(jobs.read_text("python"), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = lm.tokenizer(jobs.perplexity_text("python"), add_special_tokens=False, verbose=False)["input_ids"]
 
     def read(name: str, condition: Condition) -> Rows:
         values = jobs.text_nll(condition, ids, EDGES)

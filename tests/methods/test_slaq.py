@@ -201,8 +201,10 @@ def test_a_fall_is_the_slope_of_the_line_through_all_positions():
     assert found["short"].mean == pytest.approx(0)
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=2, max_size=5))
-def test_momentum_is_what_one_counts_and_chance_its_counts_over_all_orders(rows):
+@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=3))
+def test_momentum_is_what_one_counts_and_chance_its_counts_over_all_orders_if_positions_are_alike(few):
+    rows = [list(row[i:] + row[:i]) for row in few for i in range(4)]  # every position has as many right parts
+
     def difference(answers) -> float | None:
         after = {True: [], False: []}
         for row in answers:
@@ -227,6 +229,21 @@ def test_streaks_have_momentum_beyond_chance_and_easy_pairs_alone_have_none():
         keep = rng.random(400) < 0.6
         streaks[keep, t] = streaks[keep, t - 1]
     assert slaq.momentum(streaks)["momentum - chance"].low > 0.1
+
+
+@pytest.mark.parametrize("fall", [[0.9, 0.6, 0.3, 0.1], [0.1, 0.9, 0.2, 0.8]])
+def test_positions_that_are_easier_than_others_alone_have_no_momentum_beyond_chance(fall):
+    answers = np.random.default_rng(1).random((400, 4)) < np.array(fall)  # independent
+    found = slaq.momentum(answers)["momentum - chance"]
+    assert found.low < 0 < found.high
+
+
+def test_weights_of_positions_give_the_observed_right_parts_and_keep_those_of_each_answer():
+    answers = np.random.default_rng(2).random((60, 5)) < [0.9, 0.7, 0.5, 0.3, 0.2]
+    patterns, given = slaq.pattern_probabilities(answers)
+    totals = answers.sum(axis=1)
+    assert given.sum(axis=1) == pytest.approx(1) and (given @ patterns).sum(axis=1) == pytest.approx(np.arange(6))
+    assert (given[totals] @ patterns).sum(axis=0) == pytest.approx(answers.sum(axis=0), abs=1e-3)
 
 
 def test_flags_of_different_shapes_are_refused():

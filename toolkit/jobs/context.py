@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from toolkit import figures, report, stats, store
+from toolkit.collect import lm_head
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
@@ -97,11 +98,14 @@ def text_nll(condition: Condition, ids: Sequence[int], edges: Sequence[int]) -> 
     Args:
         ids: Token ids of the text, ``edges[-1]`` of them at least.
         edges: Ascending positions, from 0 on.
+
+    Raises:
+        UnsupportedModelError: the model does more than apply its LM head between its last state and its logits.
     """
     with condition.active() as lm:
         row = torch.tensor(list(ids[: edges[-1]]), device=lm.device)
         states = lm.body(row[None, :-1], use_cache=False).last_hidden_state[0]
-        head = lm.model.get_output_embeddings()
+        head = lm_head(lm)
         losses = [
             torch.nn.functional.cross_entropy(head(part).float(), target, reduction="none")
             for part, target in zip(states.split(PIECE), row[1:].split(PIECE), strict=True)

@@ -10,8 +10,8 @@ The input is the *copy score* of every head in each example: the share of the ne
 * causal: masking them breaks retrieval, and masking random heads does not (``causal``).
 
 Heads that are selected for their score are judged on other examples: those with even index on the selection from those with odd index, and
-the reverse (*held out*). Random controls need no draws: the expected value over all random choices of heads is computed exactly. Intervals
-are 95 %, from a bootstrap over examples that leaves the selection fixed. The sizes that count as an effect are our choice.
+the reverse (*held out*). Random controls of the copy scores need no draws: the expected value over all random choices of heads is computed
+exactly. The controls of masking (``causal``) are drawn. Intervals are 95 %, from a bootstrap over examples that leaves the selection fixed. The sizes that count as an effect are our choice.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def dynamic(scores: CopyScores) -> list[Claim]:
     4. Which of them are active depends on the context: their active sets overlap (Jaccard) more in examples of equal kind than in examples
     of different kind. Random kinds have the expected difference 0.
 
-    Heads are selected on held-out examples. Claims 3 and 4 need at least two retrieval heads in both halves; without them they are left
+    Heads are selected on held-out examples, except for claim 4, which takes the heads from all examples. Claims 3 and 4 need at least two retrieval heads in both halves; without them they are left
     out, as is claim 4 if all examples are of one kind.
     """
     active = (scores.copy > 0).astype(float)

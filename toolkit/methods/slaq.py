@@ -39,11 +39,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 from torch import Tensor, nn
 
 from toolkit import hooks, probes, stats, tensors
@@ -56,6 +59,8 @@ from toolkit.types import Span
 
 assumed_share = 0.5  # share of all positive attribution that a minimal set covers: ours
 assumed_top = 0.1  # share of all components that the similarity ``top`` compares: ours
+MOST = 12  # parts of a long answer whose patterns are counted
+RIDGE = 1e-6  # on the weights of positions, in the fit of ``pattern_probabilities``
 SIMILARITIES = ("jaccard", "overlap", "weighted", "top", "cosine", "spearman")
 
 
@@ -357,25 +362,32 @@ def position_effect(short: Bool[ndarray, "_ _"], long: Bool[ndarray, "pairs fact
 def momentum(long: Bool[ndarray, "pairs facts"]) -> Mapping[str, Estimate]:
     """Return how much more often a part of a long answer is right after a right part than after a wrong one.
 
-    Some pairs are easier than others, which alone makes right parts follow right parts. So ``chance`` is the momentum that remains on
-    average when the parts of each answer are shuffled: the ratio of the expected counts.
+    Some pairs are easier than others, and some positions are, which alone makes right parts follow right parts. So ``chance`` is the
+    momentum that is expected if neither matters beyond that: the ratio of the expected counts in a Rasch model (conditional on the number
+    of right parts of each answer, with weights of the positions that give each position its observed number of right parts).
 
     Returns:
         Estimates with 95 % intervals over pairs, as differences of shares: ``momentum``, ``chance`` and ``momentum - chance``.
 
     Raises:
-        ValueError: no pairs or fewer than two positions.
+        ValueError: no pairs, fewer than two positions, or more than 12.
     """
     _check_flags(long, long)
-    x, m = long.astype(float), long.shape[1]
-    right = x.sum(axis=1)
+    if long.shape[1] > MOST:
+        raise ValueError(f"Long answers of {long.shape[1]} parts have too many patterns to count: expected at most {MOST} parts.")
+    x = long.astype(float)
+
     # Per pair: number of right parts after a right part, of parts after a right part, and the same after a wrong part.
-    before, after = x[:, :-1], x[:, 1:]
-    real = np.stack(
-        [(before * after).sum(axis=1), before.sum(axis=1), ((1 - before) * after).sum(axis=1), (1 - before).sum(axis=1)]
-    )
-    # Their expected values when the parts are shuffled.
-    chance = np.stack([right * (right - 1), right * (m - 1), (m - right) * right, (m - right) * (m - 1)]) / m
+    def counts_of(rows: ndarray) -> ndarray:
+        before, after = rows[:, :-1], rows[:, 1:]
+        return np.stack(
+            [(before * after).sum(axis=1), before.sum(axis=1), ((1 - before) * after).sum(axis=1), (1 - before).sum(axis=1)]
+        )
+
+    patterns, given = pattern_probabilities(long)
+    real = counts_of(x)
+    expected = counts_of(patterns) @ given.T  # [counts, number of right parts]
+    chance = expected[:, long.sum(axis=1)]
 
     def of(counts: ndarray) -> stats.Statistic:
         def statistic(index: ndarray) -> ndarray:
@@ -389,6 +401,36 @@ def momentum(long: Bool[ndarray, "pairs facts"]) -> Mapping[str, Estimate]:
 
     parts = {"momentum": of(real), "chance": of(chance), "momentum - chance": stats.difference(of(real), of(chance))}
     return {name: stats.bootstrap(statistic, len(long)) for name, statistic in parts.items()}
+
+
+def pattern_probabilities(
+    long: Bool[ndarray, "pairs facts"],
+) -> tuple[Float[ndarray, "patterns facts"], Float[ndarray, "_ patterns"]]:
+    """Return all patterns of right and wrong parts, and the probability of each given its number of right parts, in a Rasch model.
+
+    The logarithm of a pattern's probability is the sum of the weights of its right positions, up to a constant. The weights are such that every
+    position has as many right parts as observed, given the number of right parts of each answer.
+
+    Returns:
+        patterns: 0 and 1 for wrong and right, one row per pattern.
+        given: One row per number of right parts, from 0 to the number of positions.
+    """
+    m = long.shape[1]
+    patterns = np.array(list(product((0.0, 1.0), repeat=m)))
+    of_total = np.stack([patterns.sum(axis=1) == r for r in range(m + 1)])
+    rows, observed = np.bincount(long.sum(axis=1), minlength=m + 1), long.sum(axis=0)
+
+    def given(weights: ndarray) -> ndarray:
+        return softmax(np.where(of_total, patterns @ weights, -np.inf), axis=1)
+
+    def loss(weights: ndarray) -> tuple[float, ndarray]:
+        """Negative log-likelihood given the numbers of right parts, and its gradient. A weak ridge keeps weights finite."""
+        normed = logsumexp(np.where(of_total, patterns @ weights, -np.inf), axis=1)
+        value = rows @ normed - observed @ weights + RIDGE * (weights @ weights)
+        return float(value), rows @ given(weights) @ patterns - observed + 2 * RIDGE * weights
+
+    fitted = minimize(loss, np.zeros(m), jac=True, method="BFGS", options={"gtol": 1e-8})
+    return patterns, given(fitted.x)
 
 
 def _check_flags(short: ndarray, long: ndarray) -> None:
