@@ -21,7 +21,7 @@ def run(*args: str):
 
 def test_a_model_that_works_is_a_go_with_its_facts():
     result = run("tiny-reasoner", "--problems", "arithmetic")
-    assert result.exit_code == 0 and result.stdout.rstrip().endswith("go")
+    assert result.exit_code == 0 and "\ngo\n" in result.stdout
     for part in (
         "8 of 32 in layers 0-3",
         "thinks between '<think>' and '</think>'",
