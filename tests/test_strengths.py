@@ -35,6 +35,12 @@ def test_the_same_dose_on_fewer_layers_or_a_shorter_vector_needs_a_greater_stren
     assert strengths.strength_of(lambda s: steering(half, s), 0.3, typical) == pytest.approx(2 * everywhere)
 
 
+def test_without_responses_that_close_no_usable_range_is_claimed(tiny, v):
+    problems = tasks.arithmetic.load("dev", 3)
+    with pytest.raises(ValueError, match=r"closes its thinking in 0% of 3 responses of at most 3 tokens.*--max-new-tokens"):
+        strengths.fit(tiny, lambda a: steering(v, a), problems, Sampling(n=1, max_new_tokens=3))
+
+
 def test_a_direction_of_zeros_has_no_strength(v):
     with pytest.raises(ValueError, match="zero in every steered layer"):
         nothing = Direction(torch.zeros_like(v.vector), v.kind, v.positions, "zero", 1, 1, v.provenance)

@@ -28,7 +28,7 @@ class Stage(tqdm):  # type: ignore[misc,valid-type]  # tqdm.auto chooses its bas
         super().__init__(**settings)
         self.logs, self.name, self.kind = logs, settings["desc"], settings["unit"]
         self.first, self.began = self.n, time.monotonic()
-        self.said = self.began
+        self.said, self.said_at = self.began, -1  # time of the last line, and the units done by then
 
     def update(self, n: int | float | None = 1) -> Any:
         """Count ``n`` more units as done."""
@@ -37,23 +37,27 @@ class Stage(tqdm):  # type: ignore[misc,valid-type]  # tqdm.auto chooses its bas
         self.n += n or 0
         now = time.monotonic()
         if now - self.said >= EVERY:
-            self.said = now
+            self.said, self.said_at = now, self.n
             log.info("%s", self._line(now))
         return None
 
     def close(self) -> None:
         """End the stage."""
         now = time.monotonic()
-        if self.logs and now - self.began >= SLOW:
-            log.info("%s", self._line(now))
+        if self.logs and now - self.began >= SLOW and self.said_at != self.n:
+            log.info("%s", self._line(now, ended=True))
         self.logs = False
         super().close()
 
-    def _line(self, now: float) -> str:
+    def _line(self, now: float, *, ended: bool = False) -> str:
         spent = now - self.began
         rate = (self.n - self.first) / spent if spent else 0.0
-        unfinished = rate and self.n < self.total
-        ends = f"{_clock((self.total - self.n) / rate)} left" if unfinished else f"took {_clock(spent)}"
+        if self.n >= self.total:
+            ends = f"took {_clock(spent)}"
+        elif ended:
+            ends = f"stopped after {_clock(spent)}"
+        else:
+            ends = f"{_clock((self.total - self.n) / rate)} left" if rate else f"{_clock(spent)} so far"
         return f"{self.name}: {self.n:g} of {self.total:g} {self.kind}s, {rate:.3g} per second, {ends}"
 
 

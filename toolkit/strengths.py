@@ -34,6 +34,7 @@ assumed_totals = (0.1, 0.2, 0.4, 0.8, 1.6)
 assumed_handful = 8  # number of prompts on which strengths are tried: ours
 assumed_patience = 3.0  # a response this many times as long as base's longest counts as one that never closes: ours
 assumed_margin = 1.5  # a dose-response curve goes this far beyond the usable range: ours
+assumed_closed = 0.5  # share of base's responses that must close, or no usable range is looked for: ours
 RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_ids) - 1))
 """All positions that predict a token of the response; used for models that mark no thinking."""
 
@@ -129,12 +130,18 @@ def fit(
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Raises:
-        ValueError: there is no problem, or the direction is zero in every steered layer.
+        ValueError: there is no problem, the direction is zero in every steered layer, or base closes less than half of its responses: then
+            damage by steering could not be seen.
     """
     if not problems:
         raise ValueError("There is no problem to try strengths on: give at least one.")
     base = _sampled(lm, None, problems, sampling, out)
     typical = typical_norms(lm, base, act(1.0).site)
+    if (closed := sum(r.closed for r in base) / len(base)) < assumed_closed:
+        raise ValueError(
+            f"{lm.name} closes its thinking in {closed:.0%} of {len(base)} responses of at most {sampling.max_new_tokens} tokens, so damage by "
+            "steering could not be seen: give a larger --max-new-tokens, or strengths of your own (--alpha)."
+        )
     short = replace(sampling, max_new_tokens=_cap(base, sampling.max_new_tokens))
     rows = [_row(lm, act(0.0), problems, base, typical)]
     with stage("trying strengths", 2 * len(assumed_totals), "strength") as bar:

@@ -72,20 +72,22 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float | None = None) -> An
     Args:
         v: Direction of thinking length to steer along.
         prompt: Text of the user message at the start.
-        most: Largest strength that can be chosen; the smallest is ``-most``. ``None`` ends the slider a little beyond the usable range, which
-            is found on a handful of prompts (see ``strengths.fit``).
+        most: Largest strength that can be chosen; the smallest is ``-most``. ``None`` ends the slider a little beyond the usable range on
+            each side. The range is found on a handful of prompts (see ``strengths.fit``).
     """
     try:
         import ipywidgets as w
     except ImportError:
         return static(lm, v, prompt, None if most is None else (-most, 0.0, most))
     if most is None:
-        most = max(map(abs, jobs.fitting_strengths(lm, lambda a: steering(v, a), GREEDY, prompts=[prompt]).grid))
+        least, *_, most = jobs.fitting_strengths(lm, lambda a: steering(v, a), GREEDY, prompts=[prompt]).grid
+    else:
+        least = -most
     wide = {"layout": w.Layout(width="28rem"), "continuous_update": False, "style": {"description_width": "6rem"}}
     last = lm.layout.n_layers - 1
     controls = {
         "prompt": w.Text(prompt, description="prompt", **wide),
-        "strength": w.FloatSlider(0.0, min=-most, max=most, step=most / 30, description="strength", **wide),
+        "strength": w.FloatSlider(0.0, min=least, max=most, step=(most - least) / 60, description="strength", **wide),
         "layers": w.IntRangeSlider(value=(0, last), min=0, max=last, description="layers", **wide),
         "during": w.Dropdown(options=PHASES, description="phase", **{k: wide[k] for k in ("layout", "style")}),
         "temperature": w.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature", **wide),

@@ -1,6 +1,6 @@
 """Measure full ranking beside sliding windows, on small models trained here: ``python data/ranking/measure.py``.
 
-Needs the extra ``ranking`` (BM25). Writes ``results.json`` and the table in ``README.md`` here. Trained models and finished parts are kept in
+Needs the extra ``search`` (BM25). Writes ``results.json`` and the table in ``README.md`` here. Trained models and finished parts are kept in
 ``runs/ranking``, so after a stop the same command goes on. About a quarter of an hour on one core.
 
 A model is a Qwen3 with 3 layers of width 64 and one token per word, trained from scratch; three seeds. Every seed first trains one base

@@ -111,6 +111,17 @@ def test_random_heads_have_no_detectable_effect_in_the_demo():
         assert low <= 0 <= high, cell
 
 
+def test_random_directions_in_the_demo_add_less_than_a_token_and_no_detectable_accuracy():
+    demo = TABLES.read("notebooks/figures/demo.json")
+    rows = [row for name, row in demo.items() if name.startswith("ThinkEdit (ours): random direction")]
+    assert len(rows) == 3
+    for row in rows:
+        (gain, low, high), (tokens, *_) = (
+            map(float, re.findall(r"\((\S+) \[(\S+), (\S+)\]\)", row[column])[0]) for column in ("accuracy", "think tokens")
+        )
+        assert low <= 0 <= high and abs(gain) < 1.5 and abs(tokens) < 1
+
+
 def test_the_copy_score_names_the_wrong_heads_and_the_write_score_the_right_ones_on_the_tiny_reasoner():
     rows = {
         (r["ranking"], r["heads"], r["op"], r["during"]): r

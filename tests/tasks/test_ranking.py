@@ -71,6 +71,8 @@ def test_an_answer_is_right_exactly_if_no_ranking_is_better():
     for order in permutations(range(4)):
         assert grading.grade(p, written(order)) == (ndcg(order, [2, 0, 3, 2]) > 1 - 1e-12)
     assert not grading.grade(p, "[3] > [1] > [4]"), "a passage is missing"
+    best = next(written(order) for order in permutations(range(4)) if ndcg(order, [2, 0, 3, 2]) > 1 - 1e-12)
+    assert grading.grade(p, best) and not grading.grade(p, f"{best} > [1]") and not grading.grade(p, f"{best} > [9]")
 
 
 def test_equal_seeds_give_equal_problems_and_splits_do_not_meet():
@@ -122,5 +124,5 @@ def test_bm25_scores_are_the_formula_written_out():
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bm25s", None)
-    with pytest.raises(ranking.MissingBM25Error, match=r"pip install 'reasoning-length-toolkit\[ranking\]'"):
+    with pytest.raises(ranking.MissingBM25Error, match=r"pip install 'reasoning-length-toolkit\[search\]'"):
         ranking.bm25_scores("mill", ["a mill"])

@@ -181,8 +181,16 @@ def again(command: str, *names: str) -> str:
         command: Beginning of the command line, such as ``"toolkit dose"``.
         names: Parameter names; each is also the name of the option.
     """
-    given = [name for name in names if name in Command.given and Command.values[name] is not None]
-    return " ".join([command, *(f"--{name.replace('_', '-')} {shlex.quote(str(Command.values[name]))}" for name in given)])
+    words = [command]
+    for name in names:
+        if name not in Command.given or Command.values[name] is None:
+            continue
+        option, value = f"--{name.replace('_', '-')}", Command.values[name]
+        if isinstance(value, bool):
+            words += [option] if value else []
+        else:
+            words += [f"{option} {shlex.quote(str(part))}" for part in (value if isinstance(value, list) else [value])]
+    return " ".join(words)
 
 
 def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:

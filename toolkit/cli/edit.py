@@ -85,7 +85,7 @@ def demo(
     edited, vector = out_dir / "edited", out_dir / "direction.safetensors"
     next_steps(
         watch_the_direction_lengthen_and_shorten_thinking=again(f"toolkit steer -v {vector} -p '17+5-9+23=?'", "model"),
-        compare_on_other_problems=f"toolkit compare base={model} edited={edited} --problems 400",
+        compare_on_more_problems=f"toolkit compare base={model} edited={edited} --problems 400",
     )
 
 

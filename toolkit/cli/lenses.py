@@ -170,7 +170,7 @@ def heads(
 
     The measures: how far the head's output points towards short thinking; how much the head retrieves from the prompt; how much think
     entropy rises when the head is ablated; and the share of attention on three patterns: previous token, duplicate token, induction. The
-    patterns need TransformerLens ([bold]pip install 'reasoning-length-toolkit[lens]'[/bold]).
+    patterns need TransformerLens ([bold]pip install 'reasoning-length-toolkit\\[lens]'[/bold]).
 
     Any two measures are compared by the number of heads that are at the top of both, with permutation p-values, and by their rank
     correlation.

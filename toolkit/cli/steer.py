@@ -176,10 +176,10 @@ def steer(
         show(
             _dose_table(lm, acts, responses), "Relative dose: |strength x vector| / |activations|, in the layer where it is largest"
         )
-    next_steps(
-        measure_length_and_accuracy_at_several_strengths=again("toolkit dose", "vector", "model", "layers", "during")
-        + " -o runs/doses"
-    )
+        next_steps(
+            measure_length_and_accuracy_at_several_strengths=again("toolkit dose", "vector", "model", "layers", "during")
+            + " -o runs/doses"
+        )
 
 
 def _dose_table(lm: LM, acts: Mapping[float, Steering], responses: Sequence[tuple[str, float, Rollout]]) -> pd.DataFrame:

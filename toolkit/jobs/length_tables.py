@@ -29,6 +29,7 @@ METRICS = ("exact", "tokens")
 """``exact``: is the whole answer right? ``tokens``: the share of an answer's tokens that are right after the right tokens before them."""
 JUDGED = 2  # multiple of the trained length at which orderings are judged, as in arXiv 2305.19466
 LEARNT = 0.5  # accuracy at the trained length from which on a decoder counts as trained: ours
+LEVEL, FLOOR = 0.05, 0.02  # of p-values after Holm; shares right that are too low to compare (both ours)
 PUBLISHED = (
     ("none", "absolute"), ("none", "alibi"), ("none", "rope"), ("t5", "absolute"), ("t5", "alibi"), ("t5", "rope"),
 )  # fmt: skip
@@ -155,13 +156,17 @@ def likeness(maps: Mapping[tuple[str, str], Sequence[Tensor]]) -> pd.DataFrame:
 
 
 def _compared(pairs: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]) -> pd.DataFrame:
-    """Return one row per pair and metric: first minus second at ``JUDGED`` times the trained length, with p-values after Holm."""
+    """Return one row per pair and metric: first minus second at ``JUDGED`` times the trained length, with verdicts after Holm's correction."""
     rows: list[dict[str, Any]] = []
     for where, what, better, worse in pairs:
         learnt = [float(outcomes(runs, 1, "exact").mean()) >= LEARNT for runs in (better, worse)]
         for metric in METRICS:
             e = stats.mean_effect(outcomes(better, JUDGED, metric), outcomes(worse, JUDGED, metric))
-            verdict = _verdict(e) if any(learnt) else "not judged: neither learnt the task"
+            highest = max(float(outcomes(runs, JUDGED, metric).mean()) for runs in (better, worse))
+            verdict = "not judged: neither learnt the task" if not any(learnt) else ""
+            if not verdict and highest < FLOOR:
+                verdict = f"not judged: both below {100 * FLOOR:.0f} %"
+            verdict = verdict or _verdict(e)
             about = {"where": where, "ordering": what, "metric": metric, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p}
             rows.append(about | {"verdict": verdict})
     table = pd.DataFrame(rows)
@@ -171,6 +176,8 @@ def _compared(pairs: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], Seque
         for metric in METRICS:  # one family of tests per metric
             chosen = table["metric"] == metric
             table.loc[chosen, "p_holm"] = stats.holm(judged[chosen].to_numpy(dtype=float))
+        lost = table["verdict"].isin(["holds", "reversed"]) & (table["p_holm"] > LEVEL)
+        table.loc[lost, "verdict"] = "no effect detectable"
     return table
 
 

@@ -161,6 +161,10 @@ def trainer_class(tokenizer: PreTrainedTokenizerBase, *, alpha: float = ALPHA) -
             labels = inputs["labels"]
             outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False)
             loss = loss_of(outputs, labels, num_items_in_batch)
+            if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+                loss = (
+                    loss * self.accelerator.num_processes
+                )  # the number of tokens is of all processes, whose gradients are averaged
             return (loss, outputs) if return_outputs else loss
 
     return RankingTrainer

@@ -7,7 +7,7 @@ has relevance 0. So counting words, as BM25 does, finds the passages with the su
 An answer lists all identifiers, the most relevant first: ``[3] > [1] > [2]``. It is right if no ranking has a higher NDCG. So passages of
 equal relevance may be in any order.
 
-Candidates are chosen from a generated corpus. ``bm25`` takes the passages that BM25 scores highest, in this order (extra ``ranking``).
+Candidates are chosen from a generated corpus. ``bm25`` takes the passages that BM25 scores highest, in this order (extra ``search``).
 ``drawn`` takes passages at random, and at least one that is relevant. ``problem`` takes passages and relevance of your own.
 """
 

@@ -104,8 +104,10 @@ def grade(problem: Problem, answer: str) -> bool:
             low, high = problem.meta["low_words"], problem.meta["high_words"]
             return low < stats.words(answer) <= (math.inf if high is None else high)
         case "ranking":
-            relevance, ranking = problem.meta["relevance"], rankings.named(answer, len(problem.meta["relevance"]))
-            return len(ranking) == len(relevance) and all(relevance[i] >= relevance[j] for i, j in pairwise(ranking))
+            relevance = problem.meta["relevance"]
+            ranking = [int(i) - 1 for i in rankings.IDENTIFIER.findall(answer)]
+            once = sorted(ranking) == list(range(len(relevance)))
+            return once and all(relevance[i] >= relevance[j] for i, j in pairwise(ranking))
         case "gym":
             return gym.verify(problem, answer)
     number, gold_number = last_number(answer), last_number(gold)
