@@ -36,11 +36,10 @@ def test_a_log_gets_lines_with_rate_and_time_left_and_no_carriage_return(monkeyp
     with caplog.at_level(logging.INFO, logger="toolkit"):
         work()
     assert stream.getvalue() == ""
-    # Read at 0, then at every update: 40, 80 (a line is due after a minute), 120, 160, and at the end 200.
+    # Read at 0, then at every update: 40, 80 (a line is due after a minute), 120, 160, and at the end 200, when nothing is new.
     assert caplog.messages == [
         "sampling: 2 of 4 rollouts, 0.025 per second, 1:20 left",
         "sampling: 4 of 4 rollouts, 0.025 per second, took 2:40",
-        "sampling: 4 of 4 rollouts, 0.02 per second, took 3:20",
     ]
 
 

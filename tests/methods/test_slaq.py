@@ -228,14 +228,14 @@ def test_streaks_have_momentum_beyond_chance_and_easy_pairs_alone_have_none():
     for t in range(1, 5):
         keep = rng.random(400) < 0.6
         streaks[keep, t] = streaks[keep, t - 1]
-    assert slaq.momentum(streaks)["momentum - chance"].low > 0.1
+    assert slaq.momentum(streaks)["momentum - chance"].low > 0.1 and slaq.momentum_p(streaks) < 0.001
 
 
 @pytest.mark.parametrize("fall", [[0.9, 0.6, 0.3, 0.1], [0.1, 0.9, 0.2, 0.8]])
 def test_positions_that_are_easier_than_others_alone_have_no_momentum_beyond_chance(fall):
     answers = np.random.default_rng(1).random((400, 4)) < np.array(fall)  # independent
     found = slaq.momentum(answers)["momentum - chance"]
-    assert found.low < 0 < found.high
+    assert found.low < 0 < found.high and 0.05 < slaq.momentum_p(answers) < 0.95
 
 
 def test_weights_of_positions_give_the_observed_right_parts_and_keep_those_of_each_answer():

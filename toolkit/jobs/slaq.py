@@ -146,7 +146,7 @@ def summary(facts: pd.DataFrame, *, shuffles: int = 50, protocol: Protocol = Pro
 
     Returns:
         Keys: ``pairs`` and ``facts`` (numbers); ``accuracy`` (``short``, ``long``, ``aligned``); ``position`` (``position_effect``);
-        ``momentum``; ``similarity`` (per feature: ``same fact``, ``other fact`` and ``same - other``); ``correlation`` (per feature:
+        ``momentum``; ``momentum p`` (p-value of momentum against answers without it); ``similarity`` (per feature: ``same fact``, ``other fact`` and ``same - other``); ``correlation`` (per feature:
         Spearman correlation with alignment); ``prediction`` (of alignment: from ``similarities``, from the ``log-odds`` of the right
         answer in both forms, which need no components, and from ``both``).
 
@@ -177,6 +177,7 @@ def summary(facts: pd.DataFrame, *, shuffles: int = 50, protocol: Protocol = Pro
         "accuracy": {"short": mean(short), "long": mean(long), "aligned": mean(aligned)},
         "position": method.position_effect(short, long),
         "momentum": method.momentum(long),
+        "momentum p": method.momentum_p(long),
         "similarity": {
             name: {
                 "same fact": mean(grid(name)),

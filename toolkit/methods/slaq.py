@@ -372,35 +372,50 @@ def momentum(long: Bool[ndarray, "pairs facts"]) -> Mapping[str, Estimate]:
     Raises:
         ValueError: no pairs, fewer than two positions, or more than 12.
     """
-    _check_flags(long, long)
-    if long.shape[1] > MOST:
-        raise ValueError(f"Long answers of {long.shape[1]} parts have too many patterns to count: expected at most {MOST} parts.")
     x = long.astype(float)
 
-    # Per pair: number of right parts after a right part, of parts after a right part, and the same after a wrong part.
-    def counts_of(rows: ndarray) -> ndarray:
-        before, after = rows[:, :-1], rows[:, 1:]
-        return np.stack(
-            [(before * after).sum(axis=1), before.sum(axis=1), ((1 - before) * after).sum(axis=1), (1 - before).sum(axis=1)]
-        )
-
     patterns, given = pattern_probabilities(long)
-    real = counts_of(x)
-    expected = counts_of(patterns) @ given.T  # [counts, number of right parts]
+    real = _counts(x)
+    expected = _counts(patterns) @ given.T  # [counts, number of right parts]
     chance = expected[:, long.sum(axis=1)]
 
     def of(counts: ndarray) -> stats.Statistic:
-        def statistic(index: ndarray) -> ndarray:
-            hit_right, n_right, hit_wrong, n_wrong = counts[:, index].sum(axis=-1)
-            # In a resample without a right or without a wrong part, the difference is taken as 0.
-            defined = (n_right > 0) & (n_wrong > 0)
-            difference = hit_right / np.where(n_right > 0, n_right, 1) - hit_wrong / np.where(n_wrong > 0, n_wrong, 1)
-            return np.where(defined, difference, 0.0)
-
-        return statistic
+        return lambda index: _difference(counts[:, index].sum(axis=-1))
 
     parts = {"momentum": of(real), "chance": of(chance), "momentum - chance": stats.difference(of(real), of(chance))}
     return {name: stats.bootstrap(statistic, len(long)) for name, statistic in parts.items()}
+
+
+def momentum_p(long: Bool[ndarray, "pairs facts"], *, draws: int = 10_000, seed: int = 0) -> float:
+    """Return a one-sided p-value for momentum: the share of answers without momentum that show at least as much.
+
+    Such answers are drawn from the Rasch model of ``momentum``, with as many right parts in each answer as observed. The interval of
+    ``momentum - chance`` is too narrow for few answers; this test is exact given the weights of the positions.
+
+    Raises:
+        ValueError: as ``momentum``.
+    """
+    patterns, given = pattern_probabilities(long)
+    rng, counts = np.random.default_rng(seed), _counts(patterns)
+    drawn = np.stack([rng.choice(len(patterns), size=draws, p=given[total]) for total in long.sum(axis=1)], axis=1)
+    return stats.permutation_p(
+        _difference(counts[:, drawn].sum(axis=-1)) >= _difference(_counts(long.astype(float)).sum(axis=-1)) - 1e-12
+    )
+
+
+def _counts(rows: Float[ndarray, "_ facts"]) -> Float[ndarray, "4 _"]:
+    """Return for each row: right parts after a right part, parts after a right part, and the same after a wrong part."""
+    before, after = rows[:, :-1], rows[:, 1:]
+    return np.stack(
+        [(before * after).sum(axis=1), before.sum(axis=1), ((1 - before) * after).sum(axis=1), (1 - before).sum(axis=1)]
+    )
+
+
+def _difference(counts: ndarray) -> ndarray:
+    """Return P(right | previous right) - P(right | previous wrong) from sums of counts; 0 if one of the two does not occur."""
+    hit_right, n_right, hit_wrong, n_wrong = counts
+    defined = (n_right > 0) & (n_wrong > 0)
+    return np.where(defined, hit_right / np.where(n_right > 0, n_right, 1) - hit_wrong / np.where(n_wrong > 0, n_wrong, 1), 0.0)
 
 
 def pattern_probabilities(
@@ -415,6 +430,9 @@ def pattern_probabilities(
         patterns: 0 and 1 for wrong and right, one row per pattern.
         given: One row per number of right parts, from 0 to the number of positions.
     """
+    _check_flags(long, long)
+    if long.shape[1] > MOST:
+        raise ValueError(f"Long answers of {long.shape[1]} parts have too many patterns to count: expected at most {MOST} parts.")
     m = long.shape[1]
     patterns = np.array(list(product((0.0, 1.0), repeat=m)))
     of_total = np.stack([patterns.sum(axis=1) == r for r in range(m + 1)])
