@@ -92,7 +92,7 @@ def pad_to_length(
     lengths can be compared.
 
     >>> pad_to_length(["A b."], ["c d.", "e f."], 4, lambda text: len(text.split()), placement="end").text
-    'e f. A b.'
+    'c d. A b.'
 
     Args:
         critical: Chunks that the judgement depends on.

@@ -93,7 +93,7 @@ def successor_so_far(example: Example) -> Example:
     """Return the example with notes: for each element, the smallest larger element up to there, or ``END`` if it is the largest.
 
     >>> successor_so_far(Example((5, 2, 9), (2, 5, 9))).notes
-    (65, 5, 65)
+    (66, 5, 66)
     """
     seen = example.prompt
     return replace(example, notes=tuple(min((x for x in seen[: i + 1] if x > seen[i]), default=END) for i in range(len(seen))))

@@ -70,8 +70,8 @@ def sort(rng: random.Random, n: int) -> Example:
 def addition(rng: random.Random, n: int) -> Example:
     """Draw two numbers of n digits, to be added. All numbers have their lowest digit first; the sum has n + 1 digits.
 
-    >>> addition(random.Random(3), 2)  # 83 + 52 = 135
-    Example(prompt=(3, 8, 67, 2, 5), answer=(5, 3, 1), notes=())
+    >>> addition(random.Random(3), 2)  # 93 + 28 = 121
+    Example(prompt=(3, 9, 67, 8, 2), answer=(1, 2, 1), notes=())
     """
     first, second = _numbers(rng, n, 10), _numbers(rng, n, 10)
     total, answer = _value(first) + _value(second), []

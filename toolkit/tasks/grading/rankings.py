@@ -50,7 +50,7 @@ def ndcg(ranking: Sequence[int], relevance: Sequence[int], k: int | None = None)
     ranking. scikit-learn computes it.
 
     >>> round(ndcg([1, 0, 2], [3, 2, 0]), 4)
-    0.8339
+    0.834
 
     Args:
         ranking: Passage indices, each exactly once, the most relevant first.
