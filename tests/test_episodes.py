@@ -322,7 +322,10 @@ def test_entropies_of_responses_and_steps_leave_results_out(llama, problems_of):
     cuts = [r.think.start, result.start + 1, result.stop, r.think.stop]
     spans_ = [Span(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
     rows = phase_entropy.step_entropy([r], lambda r: [Step(s, str(s)) for s in spans_])
-    parts = [h[r.think.start - r.prompt_len : result.start - r.prompt_len], h[result.stop - r.prompt_len : r.think.stop - r.prompt_len]]
+    parts = [
+        h[r.think.start - r.prompt_len : result.start - r.prompt_len],
+        h[result.stop - r.prompt_len : r.think.stop - r.prompt_len],
+    ]
     assert rows["step"].tolist() == [0, 1] and rows["of"].tolist() == [2, 2] and rows["tokens"].sum() == r.think_tokens
     assert rows["entropy"].tolist() == pytest.approx([part.sum() for part in parts])
     assert rows["mean"].tolist() == pytest.approx([part.mean() for part in parts])

@@ -166,7 +166,12 @@ def test_every_evaluation_of_a_run_samples_with_its_tools(monkeypatch, tmp_path)
     recipe = replace(recipes.plain("correctness"), problems=2, samples=2, max_tokens=20, learning_rate=1e-2)
     held_out = tuple(replace(p, id=f"held-out-{p.id}") for p in problems())
     settings = Run(
-        tmp_path / "run", 1, held_out=held_out, evaluate_every=1, evaluate=Sampling(temperature=0.0, max_new_tokens=20), micro_batch=4
+        tmp_path / "run",
+        1,
+        held_out=held_out,
+        evaluate_every=1,
+        evaluate=Sampling(temperature=0.0, max_new_tokens=20),
+        micro_batch=4,
     )
     run.train(family("llama"), recipe, problems(), settings, extras=Extras(lora=policies.lora_config(4), tools=BOX))
     assert len(offered) >= 4 and all(isinstance(target, Condition) and target.tools == BOX for target in offered)

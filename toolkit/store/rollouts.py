@@ -319,7 +319,8 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
 def _check_spans(row: Mapping[str, Any]) -> None:
     end = 0  # end of the previous span: the answer must not start before the think span ends
     think, answer = ((row[f"{name}_start"], row[f"{name}_stop"]) for name in ("think", "answer"))
-    whole = think == answer  # a model that does not mark its thinking: the whole response is both
+    # A model that does not mark its thinking: the whole response is thinking, and what follows the last result is the answer too.
+    whole = think == answer or (think[1] == answer[1] and answer[0] in (row.get("result_stops") or ()))
     for name, (start, stop) in (("think", think), *(() if whole else (("answer", answer),))):
         if (start, stop) == (-1, -1):
             continue
