@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from toolkit import identity, positions, store
+from toolkit import collect, identity, positions, store
 from toolkit.engines import CannotSampleError, OwnLoop
 from toolkit.engines.probing import check_unmodified
 from toolkit.generate import Sampling, rollout_from_tokens, rollouts
@@ -17,7 +18,9 @@ from toolkit.methods import phase_entropy
 from toolkit.rewards import RewardBatch, RewardValues
 from toolkit.rewards.offline import score
 from toolkit.spans import spans
+from toolkit.steps import Step
 from toolkit.store import DamagedFileError, WrongModelError
+from toolkit.tags import ThinkTags
 from toolkit.tools import Database, Marks, Tool, Toolbox, calculate
 from toolkit.types import Rollout, Span
 
@@ -163,10 +166,11 @@ def test_results_after_thinking_are_no_part_of_the_answer(llama, problems_of):
 
 
 def test_positions_of_thinking_leave_results_out(llama, problems_of):
-    (r,) = write(llama, "<think>a<calculate>6*7</calculate>b</think>42", problems_of(1))
+    (r,) = write(llama, "<think>a<calculate>1/8</calculate>b. c</think>42", problems_of(1))
+    assert "0.125" in r.text  # a full stop in a result ends no sentence
     predicted = [r.token_ids[t + 1] for t in positions.THINK.of(r)]
-    assert predicted == Script(llama, "a<calculate>6*7</calculate>b").ids and len(predicted) == r.think_tokens
-    assert [llama.text([r.token_ids[t]]) for t in positions.sentence_ends(llama).of(r)] == []
+    assert predicted == Script(llama, "a<calculate>1/8</calculate>b. c").ids and len(predicted) == r.think_tokens
+    assert [llama.text([r.token_ids[t]]).strip()[-1] for t in positions.sentence_ends(llama).of(r)] == ["."]
 
 
 def test_kept_episodes_come_back_equal_and_are_not_sampled_again(llama, problems_of, tmp_path):
@@ -276,6 +280,65 @@ def test_rewards_see_calls_and_tokens_and_count_no_result_as_answer_or_entropy(l
         )
         assert entropy == pytest.approx(sum(own[:closing]) / closing) == phase_entropy.phase_means(r).think
         assert logprob == pytest.approx(sum(r.logprobs) / r.written_tokens)
+
+
+MARKS = replace(CALC, result=Marks("[[", "]]"))
+UNTAGGED = ThinkTags(None, None)
+ANSWERS = {
+    "an answer with the default mark": (CALC, "<think>a</think><calculate>6*7</calculate>so </result> 7", "so </result> 7"),
+    "an answer with other marks": (MARKS, "<think>a</think><calculate>6*7</calculate>so 7", "so 7"),
+    "other marks in the answer": (MARKS, "<think>a</think><calculate>6*7</calculate>so ]] 7", "so ]] 7"),
+    "no answer after the result": (CALC, "<think>a</think><calculate>6*7</calculate>", ""),
+    "no thinking": (MARKS, "<calculate>6*7</calculate>so 7", "so 7"),
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_the_answer_is_the_text_after_the_last_result_whatever_the_marks_are(what, llama, problems_of, tmp_path):
+    tools, text, answer = ANSWERS[what]
+    for lm, close in ((llama, "</think>"), (replace(llama, tags=UNTAGGED), None)):
+        (r,) = write(lm, text, problems_of(1), tools=tools)
+        assert len(r.results) == 1
+        store.append_rollouts([r], folder := tmp_path / str(close).strip("</>"))
+        for kept in ([r], store.load_rollouts(folder)):
+            assert RewardBatch.from_rollouts(kept, close=close)["answer_text"].tolist() == [answer]
+
+
+def test_think_tokens_before_and_after_a_position_leave_results_out(llama, problems_of):
+    (r,) = write(llama, "<think>ab<calculate>6*7</calculate>c.</think>42", problems_of(1))
+    own = [t for t in range(r.think.start, r.think.stop) if not any(s.start <= t < s.stop for s in r.results)]
+    places = positions.Positions("think tokens", lambda r: own)
+    rows = collect.states(llama, [r], "resid_post", positions=places, each=True).rows
+    assert rows["position"].tolist() == list(range(1, r.think_tokens + 1))
+    assert rows["remaining"].tolist() == list(range(r.think_tokens - 1, -1, -1))
+
+
+def test_entropies_of_responses_and_steps_leave_results_out(llama, problems_of):
+    (r,) = write(llama, "<think>ab<calculate>6*7</calculate>c</think>42", problems_of(1), details=True)
+    h, own = np.array(r.entropies), np.array(r.written)
+    assert phase_entropy.table([r])["entropy"].tolist() == [pytest.approx(h[own].mean())]
+    (result,) = r.results
+    # Three steps: up to a token of the result, the rest of the result, and what follows.
+    cuts = [r.think.start, result.start + 1, result.stop, r.think.stop]
+    spans_ = [Span(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    rows = phase_entropy.step_entropy([r], lambda r: [Step(s, str(s)) for s in spans_])
+    parts = [
+        h[r.think.start - r.prompt_len : result.start - r.prompt_len],
+        h[result.stop - r.prompt_len : r.think.stop - r.prompt_len],
+    ]
+    assert rows["step"].tolist() == [0, 1] and rows["of"].tolist() == [2, 2] and rows["tokens"].sum() == r.think_tokens
+    assert rows["entropy"].tolist() == pytest.approx([part.sum() for part in parts])
+    assert rows["mean"].tolist() == pytest.approx([part.mean() for part in parts])
+
+
+def test_a_mark_that_ends_responses_is_refused_with_the_remedy(llama, problems_of):
+    # As after training in TRL: the closing mark is in generation_config.eos_token_id, which save_pretrained keeps.
+    trained = replace(llama)
+    trained.__dict__["eos_ids"] = frozenset({*llama.eos_ids, llama.token_id("]")})
+    box = Toolbox((Tool(calculate),), {"calculate": Marks("[", "]")})
+    with pytest.raises(CannotSampleError, match=r"'\]', the end of a call of calculate, .*remove its id \(\d+\) from eos_token_id"):
+        rollouts(Condition(trained, tools=box), problems_of(1), Sampling(max_new_tokens=4), progress=False)
+    assert len(write(llama, "[6*7]so 42", problems_of(1), tools=box)[0].results) == 1
 
 
 def test_a_reward_scores_recorded_episodes_offline(llama, problems_of):

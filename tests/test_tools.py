@@ -49,6 +49,8 @@ def test_the_calculator_gives_the_value_of_an_expression(pair):
 
 def test_decimals_are_exact():
     assert [calculate(e) for e in ("0.1 + 0.2", "0.3 / 0.1", "2 ** -2", "-7 // 2", "-7 % 2")] == ["0.3", "3", "0.25", "-4", "1"]
+    assert calculate("9007199254740993.0 - 9007199254740992.0") == "1"
+    assert [calculate(e) for e in ("1_0.5 * 2", "1. + .5", "2.5e-3 * 1e3", "0e99999999")] == ["21", "1.5", "2.5", "0"]
 
 
 ABUSE = {
@@ -56,6 +58,8 @@ ABUSE = {
     "a negative giant power": ("2**-9999", "too large"),
     "a giant literal": ("1" * 199, "too large"),
     "an infinite literal": ("1e999", "too large"),
+    "a giant exponent": ("1e99999999", "too large"),
+    "a giant negative exponent": ("1e-99999999", "too large"),
     "a long expression": ("1+" * 200 + "1", "too large"),
     "nesting": ("(" * 99 + "1" + ")" * 99, "syntax|ok"),
     "code": ("__import__('os').system('true')", "not allowed"),

@@ -331,7 +331,8 @@ def _rows(e: Example, each: bool) -> list[dict]:
     if not each:
         return [facts]
     start = r.think.start if r.think else r.prompt_len  # without a think span, positions are counted from the start of the response
-    read = [t + 1 - start for t in e.where]
+    # Tokens of tool results are not thinking, so they count neither before nor after a position.
+    read = [t + 1 - start - sum(max(0, min(s.stop, t + 1) - max(s.start, start)) for s in r.results) for t in e.where]
     return [facts | {"position": n, "remaining": float(r.think_tokens - n) if r.closed else float("nan")} for n in read]
 
 

@@ -323,4 +323,5 @@ def _rollout(lm: LM, row: _Row, response: Response) -> Rollout:
         logprobs=tuple(response.logprobs) if response.logprobs else None,
         entropies=tuple(response.entropies) if response.entropies else None,
         results=results,
+        after_results=lm.text(response.tokens[response.results[-1].stop :]) if results else "",
     )

@@ -136,6 +136,7 @@ class Rollout:
             temperature of this softmax is the sampling temperature (1 if greedy), or the one passed to ``entropies.with_entropies``.
         results: Tokens of the response that are tool results, with the marks around them: one span per answered call, in order. The model
             did not write them. They are never trained on, are not thinking, and are not part of the answer span. Empty without tools.
+        after_results: Decoded tokens after the last tool result, special tokens included; "" without results.
     """
 
     problem_id: str
@@ -150,6 +151,7 @@ class Rollout:
     logprobs: tuple[float, ...] | None = None
     entropies: tuple[float, ...] | None = None
     results: tuple[Span, ...] = ()
+    after_results: str = ""
 
     @property
     def think_tokens(self) -> int:

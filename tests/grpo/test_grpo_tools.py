@@ -11,11 +11,13 @@ import pytest
 import torch
 from datasets import Dataset
 from families import family
+from servers import serving
 from trl import GRPOConfig, GRPOTrainer
 
 from toolkit import entropies, generate
+from toolkit.engines import CannotSampleError, connect
 from toolkit.generate import Sampling
-from toolkit.grpo import recipes, run
+from toolkit.grpo import policies, recipes, run
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.run import Run
 from toolkit.grpo.trainer import Trainer
@@ -36,6 +38,7 @@ SCRIPTS = {
     "a result that fits exactly": ("<think>a[6*7]{42}", 11),
     "no call": ("<think>ab</think>42<|end|>", 120),
     "a call after thinking": ("<think>a</think>[6*7]{42}so 7<|end|>", 120),
+    "a result faked before its call": ("<think>a</think>{42}b[6*7]{42}so 7<|end|>", 120),
 }
 
 
@@ -122,9 +125,9 @@ def test_trl_and_our_loop_make_the_same_episodes_and_rewards_see_the_same_column
             assert a == b
     batch = RewardBatch.from_rollouts(theirs)
     assert (batch["calls"] > 0).any() == (what != "no call")
-    for name in ("calls", "result_tokens", "written_tokens", "tokens"):
+    for name in ("calls", "result_tokens", "written_tokens", "tokens", "answer_text"):
         assert spy.batch[name].tolist() == batch[name].tolist(), name
-    if what == "a call after thinking":
+    if "so 7" in text:
         assert spy.batch["answer_text"].tolist() == ["so 7"] * 4
 
 
@@ -154,6 +157,32 @@ def test_our_trainer_leaves_results_out_of_the_loss(tmp_path):
     assert row["sampler/gap"] == pytest.approx(float(np.concatenate(gaps).mean()), rel=1e-3)
     assert spy.batch["calls"].tolist() == [2] * 8
     assert (spy.batch["written_tokens"] + spy.batch["result_tokens"] == spy.batch["tokens"]).all()
+
+
+def test_every_evaluation_of_a_run_samples_with_its_tools(monkeypatch, tmp_path):
+    offered = []
+    sample = generate.rollouts
+    monkeypatch.setattr(generate, "rollouts", lambda target, *args, **more: offered.append(target) or sample(target, *args, **more))
+    recipe = replace(recipes.plain("correctness"), problems=2, samples=2, max_tokens=20, learning_rate=1e-2)
+    held_out = tuple(replace(p, id=f"held-out-{p.id}") for p in problems())
+    settings = Run(
+        tmp_path / "run",
+        1,
+        held_out=held_out,
+        evaluate_every=1,
+        evaluate=Sampling(temperature=0.0, max_new_tokens=20),
+        micro_batch=4,
+    )
+    run.train(family("llama"), recipe, problems(), settings, extras=Extras(lora=policies.lora_config(4), tools=BOX))
+    assert len(offered) >= 4 and all(isinstance(target, Condition) and target.tools == BOX for target in offered)
+
+
+def test_an_engine_without_tools_is_refused_for_evaluations_before_training(tmp_path):
+    with serving("vllm", lm := family("llama")) as (url, _):
+        engine = connect(url, lm, adapters=tmp_path / "adapters")
+        settings = Run(tmp_path / "run", 1, held_out=tuple(problems()), evaluate_every=1, evaluation_engine=engine)
+        with pytest.raises(CannotSampleError, match="cannot answer tool calls"):
+            run.check_evaluation(lm, settings, Extras(lora=policies.lora_config(4), tools=BOX))
 
 
 def test_tools_with_trl_as_engine_are_refused_before_training():

@@ -98,10 +98,10 @@ class Calls:
 
 
 def check_tools(lm: LM, tools: Toolbox) -> None:
-    """Check that the marks of a toolbox can be told from the think tags of a model.
+    """Check that the marks of a toolbox can be told from the think tags of a model and do not end its responses.
 
     Raises:
-        CannotSampleError: a mark is a think tag.
+        CannotSampleError: a mark is a think tag, or the closing mark of a call is an end-of-sequence token.
     """
     tags = {tag for tag in (lm.tags.open, lm.tags.close) if tag} if lm.tags else set()
     marks = (*map(tools.marks_of, tools.tools), tools.result)
@@ -109,3 +109,11 @@ def check_tools(lm: LM, tools: Toolbox) -> None:
         raise CannotSampleError(
             f"{min(both)!r} is a think tag of {lm.name} and a mark of its tools: choose other marks (Toolbox.marks)."
         )
+    for tool in tools.tools:
+        close = tools.marks_of(tool).close
+        if lm.token_id(close) in lm.eos_ids:
+            raise CannotSampleError(
+                f"{close!r}, the end of a call of {tool.name}, is an end-of-sequence token of {lm.name}, so no call would be answered. "
+                "Training in TRL with tools.trl.for_trl adds it: remove its id "
+                f"({lm.token_id(close)}) from eos_token_id in generation_config.json and load the model again."
+            )

@@ -36,7 +36,7 @@ class Extras:
         engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL samples with vLLM if ``use_vllm`` is True in its config.
         lora: A ``peft`` config to train an adapter, or ``None`` to train every weight.
         callbacks: Callbacks of transformers in addition to the toolkit's, such as ``log.Bar``.
-        tools: Tools that responses may call, in training and in the evaluations during training; ``None`` means none. Only
+        tools: Tools that responses may call, in training and in all evaluations of the run; ``None`` means none. Only
             ``engine="toolkit"`` answers calls. Tokens of tool results are not trained on.
         track: Tracker that also gets the log: ``"trackio"``, ``"wandb"`` or ``"tensorboard"`` (see ``tracking``). ``None`` means none.
 

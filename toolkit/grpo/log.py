@@ -20,8 +20,9 @@ from toolkit import generate, store
 from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling
 from toolkit.grpo.measures import Row, held_out_measures, kl_to
-from toolkit.lm import LM
+from toolkit.lm import LM, Condition
 from toolkit.progress import Stage, stage
+from toolkit.tools import Toolbox
 from toolkit.types import Problem, Rollout
 
 LOG, TABLE = "log.jsonl", "log.parquet"
@@ -119,6 +120,7 @@ class Recorder(TrainerCallback):
             distribution.
         engine: Engine that samples the responses of the saved model at the end. If it is not the toolkit's own loop, it also samples those
             of ``initial`` before the first step, and these two evaluations have no ``held_out/kl``.
+        tools: Tools that the responses of these models may call, as the policy's may in training; ``None`` means none.
 
     Attributes:
         rows: Rows of the log so far.
@@ -135,9 +137,10 @@ class Recorder(TrainerCallback):
         sample: Sample,
         initial: LM | None = None,
         engine: Engine = OWN_LOOP,
+        tools: Toolbox | None = None,
     ) -> None:
         self.problems, self.sampling, self.every, self.path, self.say = problems, sampling, every, path, say
-        self.sample, self.initial, self.engine = sample, initial, engine
+        self.sample, self.initial, self.engine, self.tools = sample, initial, engine, tools
         self.rows: list[Row] = []
         self.note: Callable[[Row], None] = lambda row: None
         self._evaluation: Row = {}  # results of the newest step on held-out problems, until the row of that step is written
@@ -208,7 +211,8 @@ class Recorder(TrainerCallback):
         if model is None:
             rollouts = self.sample(self.problems, sampling)
         else:
-            rollouts = generate.rollouts(model, self.problems, sampling, engine=self.engine, progress=False)
+            condition = Condition(model, tools=self.tools)
+            rollouts = generate.rollouts(condition, self.problems, sampling, engine=self.engine, progress=False)
         row = held_out_measures(rollouts, self.problems)
         return row if initial is None else row | {"held_out/kl": kl_to(initial, rollouts, sampling.temperature)}
 

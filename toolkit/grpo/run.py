@@ -271,6 +271,7 @@ def train(
             trainer.sampler.rollouts,
             lm,
             run.evaluation_engine,
+            extras.tools,
         )
         for callback in (recorder, *extras.callbacks):
             trainer.add_callback(callback)
@@ -414,13 +415,14 @@ def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
     The toolkit's own loop always can. Nothing is checked if the run has no evaluations.
 
     Raises:
-        engines.EngineError: the engine cannot sample the initial model's responses; or it is not the toolkit's own loop and either every
+        engines.EngineError: the engine cannot sample the initial model's responses, or cannot answer its tool calls; or it is not the toolkit's own loop and either every
             weight is trained (``extras.lora`` is ``None``) or the engine cannot load an adapter while it runs.
     """
     engine = run.evaluation_engine
     if engine is OWN_LOOP or not (run.held_out and run.evaluate_every):
         return
-    engine.check(Condition(lm), run.evaluate)
+    condition = Condition(lm, tools=extras.tools)
+    engine.check(condition, run.evaluate)
     if extras.lora is None:
         raise CannotSampleError(
             f"{engine.name} cannot be given a model whose weights are all trained: train an adapter (--lora), or leave out --engine and judge "
@@ -431,7 +433,7 @@ def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
             f"{engine.name} cannot load an adapter while it runs: use vLLM or SGLang, or leave out --engine and judge the trained model with "
             "toolkit compare while a server serves it."
         )
-    generate.begin_session(Condition(lm), run.held_out, run.evaluate, engine)
+    generate.begin_session(condition, run.held_out, run.evaluate, engine)
 
 
 def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int, recipe: Recipe | None = None, steps: int = 1) -> None:

@@ -122,7 +122,8 @@ def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
 
     Columns: ``problem_id, sample, correct``; ``closed`` (True if the response has an answer span, because thinking was closed or was never
     opened); ``think_tokens, response_tokens`` (numbers of tokens); ``entropy, think_entropy, answer_entropy`` (means over the whole
-    response, over its thinking and over its answer, nats per token; NaN for a phase without tokens).
+    response, over its thinking and over its answer, nats per token; NaN for a phase without tokens). Tokens of tool results count in none of
+    these means.
 
     Raises:
         NoEntropiesError: A rollout has no recorded entropies.
@@ -133,8 +134,8 @@ def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
         facts = {
             name: getattr(r, name) for name in ("problem_id", "sample", "correct", "closed", "think_tokens", "response_tokens")
         }
-        phases = {"think_entropy": means.think, "answer_entropy": means.answer}
-        rows.append(facts | {"entropy": float(h.mean())} | {k: np.nan if m is None else m for k, m in phases.items()})
+        phases = {"entropy": _mean(h[np.array(r.written, bool)]), "think_entropy": means.think, "answer_entropy": means.answer}
+        rows.append(facts | {k: np.nan if m is None else m for k, m in phases.items()})
     return pd.DataFrame(rows)
 
 
@@ -239,11 +240,12 @@ StepsOf = Callable[[Rollout], Sequence[Step]]
 
 
 def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
-    """Return a table of the entropy of each step of thinking, with one row per step that has at least one token.
+    """Return a table of the entropy of each step of thinking, with one row per step that has at least one token of the model.
 
     Columns: ``problem_id, sample``; ``step`` (index of the step in the rollout, from 0); ``of`` (number of steps in the rollout);
     ``tokens`` (number of tokens in the step); ``entropy`` (sum over the tokens of the step, nats); ``mean`` (mean over its tokens, nats per
-    token); ``text`` (text of the step). Steps without tokens are not counted in ``step`` and ``of``.
+    token); ``text`` (text of the step). Tokens of tool results count in none of them, and steps without other tokens not in ``step`` and
+    ``of``.
 
     Args:
         rollouts: Rollouts with entropies.
@@ -254,10 +256,11 @@ def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame
     """
     rows = []
     for r in rollouts:
-        h, steps = entropies_of(r), [s for s in steps_of(r) if len(s.span)]
-        for i, step in enumerate(steps):
-            part = h[step.span.start - r.prompt_len : step.span.stop - r.prompt_len]
-            rows.append((r.problem_id, r.sample, i, len(steps), len(part), float(part.sum()), float(part.mean()), step.text))
+        h, own = entropies_of(r), np.array(r.written, bool)
+        places = [(s, slice(s.span.start - r.prompt_len, s.span.stop - r.prompt_len)) for s in steps_of(r)]
+        parts = [(step, part) for step, place in places if len(part := h[place][own[place]])]
+        for i, (step, part) in enumerate(parts):
+            rows.append((r.problem_id, r.sample, i, len(parts), len(part), float(part.sum()), float(part.mean()), step.text))
     return pd.DataFrame(rows, columns=["problem_id", "sample", "step", "of", "tokens", "entropy", "mean", "text"])
 
 

@@ -15,7 +15,6 @@ from toolkit import expressions
 from toolkit.expressions import last_boxed
 
 OPEN, CLOSE = "<think>", "</think>"
-RESULT_CLOSE = "</result>"  # closing mark of a tool result, the default of ``tools.Toolbox``
 _ENDS = re.compile(r"(?:\s*<[^<>\s]+>)+\s*$")  # special tokens: <|im_end|>, </s>
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

@@ -189,8 +189,8 @@ class RewardBatch:
         - ``think_closed``: True if a think span was closed, by the response or by its prompt. For a model without a closing tag
           (``close=None``), it equals ``closed``.
         - ``formatted``: True if ``think_closed`` is True and the answer is not empty.
-        - ``answer_text``: text of the answer; "" if ``closed`` is False. If tool results follow the closing tag, the text after the last
-          closing mark ``</result>``.
+        - ``answer_text``: text of the answer; "" if ``closed`` is False. If the answer follows tool results, the text after the last of
+          them (``Rollout.after_results``).
 
         Other columns depend on the data:
 

@@ -27,6 +27,7 @@ one that does not open thinking.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from numpy import ndarray
 from toolkit.rewards.answers import CLOSE, OPEN, answer_text, closed_answer_text
 from toolkit.rewards.batch import Reward, RewardBatch, has_state_by_problem, object_array
 
+TAIL = 32  # the closing mark of a call is searched in this number of tokens before a result
 Column = Callable[..., Sequence[Any]]
 """A function that computes a column: it takes TRL's keyword arguments and returns one value per completion."""
 
@@ -264,7 +266,7 @@ def written_masks(arguments: Mapping[str, Any]) -> list[list[int]]:
         mask, start = [1] * len(ids), 0
         for messages in tool_results(completion):
             suffix = _suffix(arguments, messages)
-            start = _find(list(ids), suffix, start)
+            start = _find(list(ids), suffix, start, trainer_of(arguments))
             mask[start : start + len(suffix)] = [0] * len(suffix)
             start += len(suffix)
         masks.append(mask)
@@ -281,12 +283,32 @@ def _suffix(arguments: Mapping[str, Any], messages: list[Mapping[str, Any]]) -> 
     return list(trainer._get_tool_suffix_ids(messages))
 
 
-def _find(ids: list[int], part: list[int], start: int) -> int:
-    """Return the first index, from ``start`` on, at which ``part`` begins in ``ids``."""
-    for at in range(start, len(ids) - len(part) + 1):
-        if ids[at : at + len(part)] == part:
+def _find(ids: list[int], part: list[int], start: int, trainer: Any) -> int:
+    """Return the first index, from ``start`` on, at which a tool result begins: directly after the end of a turn.
+
+    The same tokens elsewhere are text of the model, which may write what looks like a result before it calls a tool.
+
+    Args:
+        ids: Token ids of the completion.
+        part: Token ids of the result.
+        start: End of the result before, or 0.
+        trainer: The trainer.
+    """
+    for at in range(start + 1, len(ids) - len(part) + 1):
+        if ids[at : at + len(part)] == part and _ends_a_turn(ids[start:at], trainer):
             return at
-    raise ValueError(f"A tool result of {len(part)} tokens is not in the completion of {len(ids)} tokens.")
+    raise ValueError(f"A tool result of {len(part)} tokens follows no call in the completion of {len(ids)} tokens.")
+
+
+def _ends_a_turn(ids: list[int], trainer: Any) -> bool:
+    """Return True if TRL's sampling stops after these tokens: at an end-of-sequence token, or at the closing mark of a call."""
+    tokenizer = trainer.processing_class
+    if ids[-1] in trainer.eos_token_ids:
+        return True
+    # vLLM may stop at a mark of several tokens. The response template of ``tools.trl.for_trl`` names the marks.
+    template = getattr(tokenizer, "response_template", None) or {}
+    close = template.get("fields", {}).get("tool_calls", {}).get("close_pattern")
+    return close is not None and re.search(f"(?:{close})$", tokenizer.decode(ids[-TAIL:], skip_special_tokens=False)) is not None
 
 
 def answer_texts(arguments: Mapping[str, Any], open: str | None, close: str | None) -> list[str]:

@@ -7,7 +7,6 @@ from itertools import compress
 
 import numpy as np
 
-from toolkit.rewards.answers import RESULT_CLOSE
 from toolkit.types import Rollout
 
 
@@ -27,9 +26,13 @@ def own(r: Rollout, values: Sequence[float], start: int = 0, stop: int | None = 
 
 
 def own_text(r: Rollout) -> str:
-    """Return the text of a response; if tool results follow the think span, only the text after the last of them."""
-    late = r.results and (r.think is None or r.results[-1].start >= r.think.stop)
-    return r.text.rpartition(RESULT_CLOSE)[2] if late else r.text
+    """Return the text of a response; if the answer follows a tool result, only the text after the last result.
+
+    The text is cut by tokens, not at the mark of a result: a toolbox may have other marks, and an answer may contain them.
+    """
+    # A result inside thinking ends before the closing tag, so before the answer. Without tags, thinking and answer share their tokens.
+    late = r.results and r.answer is not None and r.results[-1].stop >= r.answer.start
+    return r.after_results if late else r.text
 
 
 def phase_entropies(r: Rollout) -> tuple[float, float]:

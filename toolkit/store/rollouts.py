@@ -52,6 +52,7 @@ As with ``IDENTITY``, sampling is resumed only if they equal those of the new ca
 ``engine``: kind of server; missing if the rollouts were sampled by the toolkit's own loop. ``shape``: number of rows and largest number of
 tokens per row, if that loop ran with a fixed shape, such as ``"64 x 2048"``; otherwise missing.
 """
+APART = ("think", "answer", "results", "after_results")  # fields of ``Rollout`` that are not a column in every table
 HEADER = "header.json"
 ROUNDING = 1e-3  # tolerance for the sign of log-probabilities (at most 0) and entropies (at least 0)
 ELSEWHERE = "Sample into another directory."
@@ -64,18 +65,20 @@ def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
     The columns are the fields of ``Rollout``, except ``think`` and ``answer``. Each of these spans becomes two columns of token indices:
     ``think_start`` and ``think_stop`` (exclusive), ``answer_start`` and ``answer_stop``. Both are -1 if the rollout lacks the span.
 
-    If a rollout has tool results, two columns hold their spans: ``result_starts`` and ``result_stops``, lists of token indices. Without
-    tool results, the table lacks these columns, as did all tables before tools existed.
+    If a rollout has tool results, two columns hold their spans: ``result_starts`` and ``result_stops``, lists of token indices. A third,
+    ``after_results``, holds the text after the last result. Without tool results, the table lacks these columns, as did all tables before
+    tools existed.
     """
     rollouts = list(rollouts)
     with_results = any(r.results for r in rollouts)
     rows = []
     for r in rollouts:
-        row = {f.name: getattr(r, f.name) for f in dataclasses.fields(r) if f.name not in ("think", "answer", "results")}
+        row = {f.name: getattr(r, f.name) for f in dataclasses.fields(r) if f.name not in APART}
         for name, span in (("think", r.think), ("answer", r.answer)):
             row[f"{name}_start"], row[f"{name}_stop"] = (-1, -1) if span is None else (span.start, span.stop)
         if with_results:
             row["result_starts"], row["result_stops"] = [s.start for s in r.results], [s.stop for s in r.results]
+            row["after_results"] = r.after_results
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -96,6 +99,7 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         logprobs=floats("logprobs"),
         entropies=floats("entropies"),
         results=tuple(Span(start, stop) for start, stop in _result_bounds(row)),
+        after_results=row["after_results"] if "result_starts" in row else "",
     )
 
 
@@ -315,7 +319,8 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
 def _check_spans(row: Mapping[str, Any]) -> None:
     end = 0  # end of the previous span: the answer must not start before the think span ends
     think, answer = ((row[f"{name}_start"], row[f"{name}_stop"]) for name in ("think", "answer"))
-    whole = think == answer  # a model that does not mark its thinking: the whole response is both
+    # A model that does not mark its thinking: the whole response is thinking, and what follows the last result is the answer too.
+    whole = think == answer or (think[1] == answer[1] and answer[0] in (row.get("result_stops") or ()))
     for name, (start, stop) in (("think", think), *(() if whole else (("answer", answer),))):
         if (start, stop) == (-1, -1):
             continue
@@ -327,6 +332,8 @@ def _check_spans(row: Mapping[str, Any]) -> None:
 
 
 def _check_results(row: Mapping[str, Any]) -> None:
+    if "result_starts" in row and not isinstance(row["after_results"], str):
+        raise ValueError(f"after_results is {str(row['after_results'])[:60]}, expected a text.")
     end = row["prompt_len"] + 1  # the first token of a response is never a result: a call comes before it
     for start, stop in _result_bounds(row):
         if not (type(start) is int and type(stop) is int and end <= start < stop <= len(row["token_ids"])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -43,7 +44,7 @@ def calculate(expression: str) -> str:
     if len(expression) > LONGEST:
         raise ToolError("too large", f"the expression has {len(expression)} characters, at most {LONGEST}")
     try:
-        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        value = _value(ast.parse(expression.strip(), mode="eval").body, expression.strip())
     except (SyntaxError, MemoryError, RecursionError) as error:
         raise ToolError("syntax", "this is not an arithmetic expression") from error
     except ZeroDivisionError as error:
@@ -51,26 +52,30 @@ def calculate(expression: str) -> str:
     return str(value.numerator) if value.denominator == 1 else f"{float(value):.{DIGITS}g}"
 
 
-def _value(node: ast.expr) -> Fraction:
+def _value(node: ast.expr, source: str) -> Fraction:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return _bounded(_exact(number))
+        case ast.Constant(value=int() as number) if not isinstance(number, bool):
+            return _bounded(Fraction(number))
+        case ast.Constant(value=float()):
+            return _bounded(_decimal(ast.get_source_segment(source, node) or ""))
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _value(operand)
+            return _value(operand, source)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand)
+            return -_value(operand, source)
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            return _power(_value(left), _value(right))
+            return _power(_value(left, source), _value(right, source))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            return _bounded(Fraction(OPERATORS[type(op)](_value(left), _value(right))))
+            return _bounded(Fraction(OPERATORS[type(op)](_value(left, source), _value(right, source))))
     raise ToolError("not allowed", f"{ast.unparse(node)[:40]!r} is not arithmetic")
 
 
-def _exact(number: int | float) -> Fraction:
-    try:
-        return Fraction(repr(number))  # 0.1 as one tenth, not as the nearest binary fraction
-    except ValueError as error:  # a literal such as 1e999 is infinite
-        raise ToolError("too large", "a number is too large") from error
+def _decimal(literal: str) -> Fraction:
+    """Return the value of a decimal as it is written: 0.1 is one tenth, not the nearest binary fraction."""
+    number = Decimal(literal.replace("_", ""))
+    # Checked first, because a fraction with a denominator such as 10**99999999 takes gigabytes.
+    if number and abs(number.adjusted()) > BITS:
+        raise ToolError("too large", "a number is too large")
+    return Fraction(number) if number else Fraction(0)
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
