@@ -108,7 +108,7 @@ def test_a_command_that_fails_before_it_was_to_die_is_stuck_and_not_finished(tmp
         return work
 
     monkeypatch.setattr(torture, "command", command)
-    whole = torture.Reference({"x": torture.hashlib.sha256(b'"1"').hexdigest()[:16]}, 1.0, 1)
+    whole = torture.Reference({"x": torture.hashlib.sha256(b'"1"').hexdigest()[:16]}, 0.1, 1)
     tally, rng = torture.Tally(), random.Random(1)
     for _ in range(2):
         torture.trial(tmp_path, "x", torture.Command((), timeout=1.0), whole, rng, tally)
