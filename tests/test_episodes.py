@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -320,7 +321,7 @@ def test_entropies_of_responses_and_steps_leave_results_out(llama, problems_of):
     (result,) = r.results
     # Three steps: up to a token of the result, the rest of the result, and what follows.
     cuts = [r.think.start, result.start + 1, result.stop, r.think.stop]
-    spans_ = [Span(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    spans_ = [Span(a, b) for a, b in pairwise(cuts)]
     rows = phase_entropy.step_entropy([r], lambda r: [Step(s, str(s)) for s in spans_])
     parts = [
         h[r.think.start - r.prompt_len : result.start - r.prompt_len],
