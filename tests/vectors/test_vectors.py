@@ -157,7 +157,7 @@ def test_a_vector_that_is_not_finite_is_not_written(llama, tmp_path, write, bad)
 
 @pytest.mark.parametrize("write", [vectors.save, vectors.save_gguf], ids=["safetensors", "gguf"])
 def test_a_direction_of_other_weights_is_not_written_as_this_models(llama, model_of, tiny, tmp_path, write):
-    with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral.*edits\.transfer"):
+    with pytest.raises(WrongModelError, match=r"made from tiny llama.*those of tiny mistral.*edits\.transfer"):
         write(direction_of(llama, first=1), tmp_path / "v", lm=model_of("mistral"))
     with pytest.raises(WrongModelError, match="has 3 layers of width 32"):
         write(direction_of(tiny, first=1), tmp_path / "v", lm=llama)
@@ -170,7 +170,7 @@ def test_a_file_is_read_for_its_model_and_its_children_only(llama, model_of, tmp
     assert torch.equal(read(path, edited).vector, direction_of(llama, first=1).vector)
     twin = replace(llama, model=copy.deepcopy(llama.model), name="twin")
     next(twin.model.parameters()).data[0, 0] += 1
-    with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from twin"):
+    with pytest.raises(WrongModelError, match=r"made from tiny llama.*those of twin"):
         read(path, replace(twin))
     with pytest.raises(WrongModelError):
         read(path, model_of("tiny-reasoner"))
@@ -850,7 +850,7 @@ def test_a_plan_that_is_no_adapter_is_refused_and_leaves_nothing(llama, tmp_path
 
 
 def test_an_adapter_of_another_models_plan_is_refused(llama, model_of, tmp_path):
-    with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral"):
+    with pytest.raises(WrongModelError, match=r"made from tiny llama.*those of tiny mistral"):
         vectors.save_adapter(model_of("mistral"), plan_of(llama, [(0, 0)]), tmp_path / "a")
 
 
