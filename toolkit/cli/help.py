@@ -38,7 +38,7 @@ def _presented(params: list[Any]) -> list[Any]:
     for param in params:
         if getattr(param, "is_flag", False):
             param.metavar = ""
-        if param.param_type_name == "option" and not param.rich_help_panel:
+        if param.param_type_name == "option" and not getattr(param, "rich_help_panel", None):
             param.rich_help_panel = _PANEL_OF.get(param.name)
     return params
 
