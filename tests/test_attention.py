@@ -375,7 +375,10 @@ def test_bad_masks_are_refused(llama, model_of, reference):
         masks.masking(plan, "zero", during="all", reference=reference(llama))
     with pytest.raises(ValueError, match="strength in \\[0, 1\\]"):
         masks.masking(plan_of(llama, 1.5), "zero", during="all")
-    with pytest.raises(WrongModelError, match="differ from those of tiny qwen2"), masks.masking(plan, "zero", during="all")(model_of("qwen2")):
+    with (
+        pytest.raises(WrongModelError, match="differ from those of tiny qwen2"),
+        masks.masking(plan, "zero", during="all")(model_of("qwen2")),
+    ):
         pass
     other = plan_of(model_of("qwen2"))
     with pytest.raises(WrongModelError, match="reference means were collected from tiny llama"):
