@@ -125,18 +125,19 @@ def sweep(
     kinds = {plan.where or v.kind for v in named.values()}
     typical = {kind: collect.typical_norm(lm, reference, kind) for kind in kinds}
     rows = []
-    bar = stage("perplexity", len(acts), "dose")
-    for (name, a), act in acts.items():
-        condition = _name(name, a) if a else "base"
-        steered = list(range(lm.layout.n_layers)) if act.layers is None else list(act.layers)
-        dose = directions.relative_dose(named[name], a, typical[act.site])[steered].max().item()  # the layer that is changed most
-        rows += [(name, a, *row) for row in _measured(report, condition)]
-        rows += [
-            (name, a, "perplexity", *_perplexity(lm, reference, act if a else None)),
-            (name, a, "relative_dose", dose, dose, dose),
-        ]
-        bar.update()
-    bar.close()
+    with stage("perplexity", len(acts), "dose") as bar:
+        for (name, a), act in acts.items():
+            condition = _name(name, a) if a else "base"
+            steered = list(range(lm.layout.n_layers)) if act.layers is None else list(act.layers)
+            dose = (
+                directions.relative_dose(named[name], a, typical[act.site])[steered].max().item()
+            )  # the layer that is changed most
+            rows += [(name, a, *row) for row in _measured(report, condition)]
+            rows += [
+                (name, a, "perplexity", *_perplexity(lm, reference, act if a else None)),
+                (name, a, "relative_dose", dose, dose, dose),
+            ]
+            bar.update()
     return Doses(pd.DataFrame(rows, columns=["direction", "strength", "metric", "mean", "low", "high"]), report)
 
 

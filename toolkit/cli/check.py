@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from toolkit.cli.common import (
     next_steps,
     out,
     print_json,
+    same_options,
 )
 
 
@@ -88,7 +90,8 @@ def check(
             out.print(f"fault: {fault}", markup=False, highlight=False)
         out.print("go" if found.go else "no go", style="bold green" if found.go else "bold red")
         if found.go:
-            next_steps(sample_responses=f"toolkit rollouts -m {model} -n 20 -k 4 -o runs/rollouts")
+            sampled = f" --task {shlex.quote(problems)}" if problems else ""
+            next_steps(sample_responses=same_options(f"toolkit rollouts -n 20 -k 4 -o runs/rollouts{sampled}"))
     if not found.go:
         log.print(f"{len(found.faults)} reason(s) not to go on.", highlight=False)
         raise typer.Exit(1)

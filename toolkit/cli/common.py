@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from toolkit.cli.help import Command, app
+from toolkit.cli.help import PANELS, Command, app
 from toolkit.cli.printing import log, next_steps, out, say, show
 
 __all__ = ["Command", "app", "log", "next_steps", "out", "say", "show"]  # so that commands import all from here
 N = TypeVar("N", int, float)
+CARRIED = (*PANELS["Model"], "task", "max_new_tokens")
+"""Parameters whose options ``same_options`` repeats: which model, as loaded, and what it is judged on."""
 
 
 class Stopped(BaseException):
@@ -174,18 +177,26 @@ def reject_unread(why: str, *names: str) -> None:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not used {why}: leave it out.")
 
 
-def again(command: str, *names: str) -> str:
-    """Return a command line with those of the named options that were given to the running command, for ``next_steps``.
+def same_options(line: str, *more: str) -> str:
+    """Return a command line for ``next_steps``, with the options of the running command that the other command needs too.
+
+    Those are the options in ``CARRIED`` that were given and that the other command has. An option that the other command requires is
+    repeated even if it was not given.
 
     Args:
-        command: Beginning of the command line, such as ``"toolkit dose"``.
-        names: Parameter names; each is also the name of the option.
+        line: Beginning of the command line, such as ``"toolkit dose -v v.safetensors"``.
+        more: Parameter names of further options to repeat, such as ``"layers"``.
     """
-    words = [command]
-    for name in names:
-        if name not in Command.given or Command.values[name] is None:
+    other = line.split()[1]
+    callbacks = {c.name or c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
+    parameters = inspect.signature(callbacks[other]).parameters
+    words = [line]
+    for name in (*CARRIED, *more):
+        value = Command.values.get(name)
+        required = name in parameters and parameters[name].default is inspect.Parameter.empty
+        if name not in parameters or value is None or not (required or name in Command.given):
             continue
-        option, value = f"--{name.replace('_', '-')}", Command.values[name]
+        option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [option] if value else []
         else:

@@ -31,7 +31,6 @@ from toolkit.cli.common import (
     Think,
     Trust,
     Type,
-    again,
     app,
     check_file,
     connect_engine,
@@ -41,6 +40,7 @@ from toolkit.cli.common import (
     print_json,
     reject_unread,
     result_directory,
+    same_options,
     say,
     show,
 )
@@ -84,8 +84,8 @@ def demo(
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
     edited, vector = out_dir / "edited", out_dir / "direction.safetensors"
     next_steps(
-        watch_the_direction_lengthen_and_shorten_thinking=again(f"toolkit steer -v {vector} -p '17+5-9+23=?'", "model"),
-        compare_on_more_problems=f"toolkit compare base={model} edited={edited} --problems 400",
+        watch_the_direction_lengthen_and_shorten_thinking=same_options(f"toolkit steer -v {vector} -p '17+5-9+23=?'"),
+        compare_on_more_problems=same_options(f"toolkit compare base={model} edited={edited} --problems 400"),
     )
 
 
@@ -197,7 +197,7 @@ def thinkedit(
     show(report.headline_table(summary), "Mean, and paired difference from base with its 95 % interval")
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
     next_steps(
-        compare_on_more_problems=f"toolkit compare base={model} edited={out_dir} --task {task} --problems 400",
+        compare_on_more_problems=same_options(f"toolkit compare base={model} edited={out_dir} --problems 400"),
         see_what_would_be_uploaded=f"toolkit push {out_dir} USER/NAME --dry-run",
     )
 
@@ -309,10 +309,9 @@ def rollouts(
         print_json({"out": str(out_dir), "rollouts": len(responses), "by_difficulty": table.to_dict("records")})
         return
     show(table.set_index("task"), f"{len(responses)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
-    use = ("model", "think", "template", "dtype", "device", "trust_remote_code")
     next_steps(
-        compute_a_direction_of_thinking_length=again(f"toolkit direction -r {out_dir} -o runs/direction.safetensors", *use),
-        score_the_attention_heads=again(f"toolkit heads -r {out_dir}", *use),
+        compute_a_direction_of_thinking_length=same_options(f"toolkit direction -r {out_dir} -o runs/direction.safetensors"),
+        score_the_attention_heads=same_options(f"toolkit heads -r {out_dir}"),
     )
 
 
@@ -392,10 +391,9 @@ def direction(
         return
     made_from = f"{v.n_pos} long, {v.n_neg} short, of {origins.describe(v.provenance.notes)}"
     show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {made_from}; saved to {out_file}")
-    use = ("model", "think", "template", "dtype", "device", "trust_remote_code")
     next_steps(
-        see_what_it_does=again(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'", *use),
-        measure_it=again(f"toolkit dose -v {out_file} -o runs/doses", *use),
+        see_what_it_does=same_options(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'"),
+        measure_it=same_options(f"toolkit dose -v {out_file} -o runs/doses"),
     )
 
 

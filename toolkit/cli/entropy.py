@@ -24,7 +24,6 @@ from toolkit.cli.common import (
     Think,
     Trust,
     Type,
-    again,
     app,
     connect_engine,
     load_model,
@@ -32,6 +31,7 @@ from toolkit.cli.common import (
     out,
     print_json,
     reject_unread,
+    same_options,
     say,
     show,
 )
@@ -155,4 +155,4 @@ def entropy(
         return
     show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
-    next_steps(which_heads_raise_or_lower_entropy=again("toolkit heads", "model", "think", "template", "dtype", "device"))
+    next_steps(which_heads_raise_or_lower_entropy=same_options("toolkit heads"))

@@ -32,6 +32,7 @@ from toolkit.cli.common import (
     next_steps,
     out,
     reject_unread,
+    same_options,
     show,
 )
 from toolkit.cli.steer import During, Layers, parse_layers
@@ -246,7 +247,7 @@ def import_(
             v = vectors.load_hidden_directions(source, lm, layer=layer)
     store.save(replace(v, vector=-v.vector) if flip else v, out_file)
     out.print(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to [bold]{out_file}[/bold].")
-    next_steps(see_whether_it_lengthens_thinking=f"toolkit steer -v {out_file} -m {model} -p 'YOUR PROMPT'")
+    next_steps(see_whether_it_lengthens_thinking=same_options(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'"))
 
 
 @app.command()

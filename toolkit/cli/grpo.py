@@ -27,6 +27,7 @@ from toolkit.cli.common import (
     next_steps,
     out,
     print_json,
+    same_options,
     say,
     show,
     weight_type,
@@ -195,4 +196,4 @@ def grpo(
         return
     show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the model is in {out_dir / jobs.MODEL}")
     out.print(f"Log with one line per step: [bold]{out_dir / 'log.jsonl'}[/bold].")
-    next_steps(compare_on_held_out_problems=f"toolkit compare base={model} trained={out_dir / jobs.MODEL} --task {task}")
+    next_steps(compare_on_held_out_problems=same_options(f"toolkit compare base={model} trained={out_dir / jobs.MODEL}"))

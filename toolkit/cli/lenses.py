@@ -25,7 +25,6 @@ from toolkit.cli.common import (
     Think,
     Trust,
     Type,
-    again,
     app,
     load_model,
     next_steps,
@@ -33,6 +32,7 @@ from toolkit.cli.common import (
     parse_numbers,
     print_json,
     reject_unread,
+    same_options,
     say,
     show,
 )
@@ -127,7 +127,7 @@ def retrieval_heads(
             "Accuracy, and accuracy lost to masking, when thinking and when answering directly",
         )
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
-    next_steps(compare_with_other_ways_to_score_heads=again("toolkit heads", "model", "think", "template", "dtype", "device"))
+    next_steps(compare_with_other_ways_to_score_heads=same_options("toolkit heads"))
 
 
 @app.command(cls=Command)
@@ -200,4 +200,4 @@ def heads(
     show(atlas.heads.set_index("head").head(20).round(3), "Scores of the 20 heads that write most towards short thinking")
     show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads? Number of shared top heads, with p-values")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
-    next_steps(edit_the_heads_that_shorten_thinking=again("toolkit thinkedit -m " + model + " -o runs/edited", "task"))
+    next_steps(edit_the_heads_that_shorten_thinking=same_options("toolkit thinkedit -o runs/edited"))

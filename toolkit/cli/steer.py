@@ -32,7 +32,6 @@ from toolkit.cli.common import (
     Think,
     Trust,
     Type,
-    again,
     app,
     load_model,
     next_steps,
@@ -41,6 +40,7 @@ from toolkit.cli.common import (
     print_json,
     reject_unread,
     result_directory,
+    same_options,
     say,
     show,
 )
@@ -177,8 +177,9 @@ def steer(
             _dose_table(lm, acts, responses), "Relative dose: |strength x vector| / |activations|, in the layer where it is largest"
         )
         next_steps(
-            measure_length_and_accuracy_at_several_strengths=again("toolkit dose", "vector", "model", "layers", "during")
-            + " -o runs/doses"
+            measure_length_and_accuracy_at_several_strengths=same_options(
+                "toolkit dose -o runs/doses", "vector", "layers", "during"
+            ),
         )
 
 
@@ -298,5 +299,5 @@ def dose(
     )
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
     next_steps(
-        a_card_with_these_numbers=again("toolkit export --to folder", "vector", "model") + f" --doses {out_dir} -o runs/vector",
+        a_card_with_these_numbers=same_options(f"toolkit export --to folder --doses {out_dir} -o runs/vector", "vector"),
     )

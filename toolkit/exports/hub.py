@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def _check_places(files: Sequence[Path]) -> None:
         else:
             continue
         for text in _texts(fields):
-            if text[:1] in ("/", "~", ".") and len(Path(text).parts) > 1 and Path(text).expanduser().exists():
+            if text[:1] in ("/", "~", ".") and len(Path(text).parts) > 1 and os.path.exists(os.path.expanduser(text)):
                 raise ValueError(
                     f"{file} names {text}, a place on this machine, which readers of the Hub do not have. Load the base model by its hub id and "
                     "export again, or write the hub id into the file."

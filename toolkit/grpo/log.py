@@ -17,7 +17,7 @@ import pandas as pd
 from transformers import TrainerCallback
 
 from toolkit import generate, store
-from toolkit.engines import OWN_LOOP, Engine
+from toolkit.engines import OWN_LOOP, Engine, OwnLoop
 from toolkit.generate import Sampling
 from toolkit.grpo.measures import Row, held_out_measures, kl_to
 from toolkit.lm import LM, Condition
@@ -155,7 +155,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args, state, control, **_) -> None:
         if state.global_step:
             return
-        if self.engine is OWN_LOOP:
+        if isinstance(self.engine, OwnLoop):
             evaluation = self._evaluate()  # by every process
         elif state.is_world_process_zero:
             evaluation = self._evaluate(self.initial)
@@ -203,7 +203,7 @@ class Recorder(TrainerCallback):
         if not (self.problems and self.every):
             return {}
         sampling = self.sampling
-        recorded = model is None or self.engine is OWN_LOOP  # only then are log-probabilities of the tokens at hand
+        recorded = model is None or isinstance(self.engine, OwnLoop)  # only then are log-probabilities of the tokens at hand
         full = recorded and sampling.temperature > 0 and sampling.top_p == 1 and not sampling.top_k
         initial = self.initial if full else None
         # ``details`` records the log-probabilities that the KL needs.

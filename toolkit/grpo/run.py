@@ -50,7 +50,7 @@ except ImportError as error:
 
 from toolkit import generate, store
 from toolkit import identity as identities
-from toolkit.engines import OWN_LOOP, CannotSampleError, Engine
+from toolkit.engines import OWN_LOOP, CannotSampleError, Engine, OwnLoop
 from toolkit.generate import Sampling
 from toolkit.grpo import code, draws, judge, log, saved, tracking
 from toolkit.grpo.extras import Extras
@@ -419,7 +419,7 @@ def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
             weight is trained (``extras.lora`` is ``None``) or the engine cannot load an adapter while it runs.
     """
     engine = run.evaluation_engine
-    if engine is OWN_LOOP or not (run.held_out and run.evaluate_every):
+    if isinstance(engine, OwnLoop) or not (run.held_out and run.evaluate_every):
         return
     condition = Condition(lm, tools=extras.tools)
     engine.check(condition, run.evaluate)
