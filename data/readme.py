@@ -265,7 +265,7 @@ def systems() -> str:
         ]
         paper = system["paper"]
         rows[f"{system['name']} ([{paper}](https://arxiv.org/abs/{paper}))"] = [
-            ", ".join(f"`{place.strip()}`" for place in system["where"].replace(";", ",").split(",") if place.strip()),
+            ", ".join(f"`{place}`" for place in system["where"]),
             system.get("runs", ""),
             " ".join([system.get("found", ""), *([f"Board: {'; '.join(effects)}."] if effects else [])]).strip(),
         ]

@@ -178,7 +178,7 @@ def test_an_lm_eval_task_asks_and_grades_our_problems(tmp_path):
 
 def test_a_chat_is_no_question_for_lm_eval(tmp_path):
     chat = Problem("chat", ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "7+8=?"}), "15")
-    with pytest.raises(ExportError, match="'chat' has messages of system, user, but lm-eval asks one question"):
+    with pytest.raises(ExportError, match="'chat' has messages of system, user, but lm-eval sends exactly one message"):
         written("lm-eval", tmp_path / "x", [*PROBLEMS, chat])
     assert not list(tmp_path.iterdir())
 

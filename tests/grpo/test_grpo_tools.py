@@ -159,6 +159,36 @@ def test_our_trainer_leaves_results_out_of_the_loss(tmp_path):
     assert (spy.batch["written_tokens"] + spy.batch["result_tokens"] == spy.batch["tokens"]).all()
 
 
+@pytest.mark.parametrize("name", ["correctness", "drpo"])
+def test_the_gradient_of_the_loss_is_zero_at_tool_results_and_not_elsewhere(name, tmp_path):
+    lm, spy = scripted(family("llama"), CALL), Spy()
+    recipe = replace(recipes.find(name), problems=2, samples=4, max_tokens=90, updates=1, curriculum=None)
+    args = run.arguments(lm, recipe, Run(tmp_path, steps=1, micro_batch=8))
+    trainer = Trainer(lm, recipe, problems(), args, Extras(reward=spy, tools=BOX))
+    log_probs_of, loss_of = trainer._get_per_token_logps_and_entropies, trainer._compute_loss
+    added: list[torch.Tensor] = []
+    gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def shifted(*args, **kwargs):
+        log_probs, *others = log_probs_of(*args, **kwargs)
+        added.append(torch.zeros_like(log_probs, requires_grad=True))
+        return log_probs + added[-1], *others
+
+    def loss(model, inputs):
+        before = len(added)
+        if "correct" in inputs:  # DRPO needs right and wrong responses in a group; the script writes wrong ones only
+            inputs["correct"] = (torch.arange(len(inputs["correct"])) % 2).to(inputs["correct"].dtype)
+        value = loss_of(model, inputs)
+        (gradient,) = torch.autograd.grad(value, added[before], retain_graph=True)
+        gradients.append((gradient, inputs["completion_mask"] * (1 + inputs["tool_mask"])))  # 0: padding, 1: result, 2: written
+        return value
+
+    trainer._get_per_token_logps_and_entropies, trainer._compute_loss = shifted, loss
+    trainer.train()
+    assert gradients and all((gradient[kind == 1] == 0).all() and (kind == 1).any() for gradient, kind in gradients)
+    assert any((gradient[kind == 2] != 0).any() for gradient, kind in gradients)
+
+
 def test_every_evaluation_of_a_run_samples_with_its_tools(monkeypatch, tmp_path):
     offered = []
     sample = generate.rollouts

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 out, log = Console(), Console(stderr=True)
+Column = tuple[str, list[str]]
+"""Name of a column, and the texts of its cells."""
 EDGE = 3  # width of a column besides its text: a blank on each side, and a line
 
 
@@ -21,36 +23,35 @@ def show(frame: pd.DataFrame, title: str) -> None:
     """
     head = frame.index.name or ""
     index = [str(name) for name in frame.index]
-    columns = {str(name): [_text(cell) for cell in frame.iloc[:, i]] for i, name in enumerate(frame.columns)}
+    left: list[Column] = [(str(name), [_text(cell) for cell in frame.iloc[:, i]]) for i, name in enumerate(frame.columns)]
     out.print(Text(title, style="italic"))
     while True:
-        chosen, room = {head: index}, out.width - 1 - EDGE - _least(head, index)
-        for name, cells in columns.items():
+        chosen, room = [(head, index)], out.width - 1 - EDGE - _least(head, index)
+        for name, cells in left:
             room -= EDGE + _least(name, cells)
             if room < 0 and len(chosen) > 1:
                 break
-            chosen[name] = cells
+            chosen.append((name, cells))
         out.print(_table(chosen))
-        for name in [*chosen][1:]:
-            del columns[name]
-        if not columns:
+        left = left[len(chosen) - 1 :]
+        if not left:
             return
 
 
-def _table(columns: dict[str, list[str]]) -> Table:
+def _table(columns: list[Column]) -> Table:
     """Return a table whose columns are as wide as the terminal allows. The first column is the index."""
     table = Table()
-    least = [_least(name, cells) for name, cells in columns.items()]
-    widths = [max(map(len, (_words(name), *cells))) for name, cells in columns.items()]
+    least = [_least(name, cells) for name, cells in columns]
+    widths = [max(map(len, (_words(name), *cells))) for name, cells in columns]
     excess = sum(widths) + EDGE * len(widths) + 1 - out.width
     while excess > 0 and widths != least:
         # Narrow the widest column that still can be, so that short cells stay on one line.
         i = max((i for i, width in enumerate(widths) if width > least[i]), key=lambda i: widths[i])
         widths[i] -= 1
         excess -= 1
-    for i, (name, width) in enumerate(zip(columns, widths, strict=True)):
+    for i, ((name, _), width) in enumerate(zip(columns, widths, strict=True)):
         table.add_column(Text(_words(name)), justify="right" if i else "left", width=width, overflow="fold")
-    for row in zip(*columns.values(), strict=True):
+    for row in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*map(Text, row))
     return table
 

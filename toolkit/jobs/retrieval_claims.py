@@ -199,8 +199,8 @@ def dynamic(scores: CopyScores) -> list[Claim]:
     4. Which of them are active depends on the context: their active sets overlap (Jaccard) more in examples of equal kind than in examples
     of different kind. Random kinds have the expected difference 0.
 
-    Heads are selected on held-out examples, except for claim 4, which takes the heads from all examples. Claims 3 and 4 need at least two retrieval heads in both halves; without them they are left
-    out, as is claim 4 if all examples are of one kind.
+    Heads are selected on held-out examples, except for claim 4, which takes the heads from all examples. Claims 3 and 4 need at least two
+    retrieval heads in both halves; without them they are left out, as is claim 4 if all examples are of one kind.
     """
     active = (scores.copy > 0).astype(float)
     often, others = _selected_and_others(active, held_out(active, top(1)))

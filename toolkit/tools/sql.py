@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
 from toolkit.tools.base import ToolError
 
-LARGEST = 100_000  # bytes of a value or a row
-CHECK_EVERY = 1_000  # SQLite's instructions between two checks of the limit
+LARGEST = 2_000  # bytes of a value or a row; some functions take time proportional to its square
+CHECK_EVERY = 20  # SQLite's instructions between two checks of the limits
+SECONDS = 10.0  # a last resort: a query whose single instructions are slow ends after this time
 FUNCTIONS = frozenset((
     "abs", "avg", "char", "coalesce", "count", "glob", "group_concat", "ifnull", "iif", "instr", "length", "like", "lower", "ltrim", "max",
     "min", "nullif", "replace", "round", "rtrim", "sign", "substr", "substring", "sum", "total", "trim", "typeof", "unicode", "upper",
@@ -24,7 +26,7 @@ class Database:
     """A database in memory that is made from a script. The method ``sql`` is the tool: ``Tool(database.sql)``.
 
     Every query runs on a fresh copy, so that no query can affect another. Limits on work are counted in instructions of SQLite's virtual
-    machine. So a query is cut at the same point on every machine with the same version of SQLite.
+    machine. So a query is cut at the same point on every machine with the same version of SQLite, unless it takes more than ``SECONDS``.
 
     >>> towns = Database("create table towns (name, people); insert into towns values ('Ao', 3), ('Bei', 5);")
     >>> print(towns.sql("select name from towns where people > 4"))
@@ -82,22 +84,23 @@ class Database:
 
     def _restrict(self, connection: sqlite3.Connection) -> None:
         connection.execute("pragma query_only = on")
+        connection.execute("pragma temp_store = memory")  # a large sort must not write to the disk
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         connection.set_authorizer(_authorize)
-        left = [self.steps // CHECK_EVERY]
+        left, end = [self.steps // CHECK_EVERY], time.monotonic() + SECONDS
 
         def count() -> int:
             left[0] -= 1
-            return int(left[0] < 0)  # anything but 0 interrupts the query
+            return int(left[0] < 0 or time.monotonic() > end)  # anything but 0 interrupts the query
 
         connection.set_progress_handler(count, CHECK_EVERY)
 
     def _refusal(self, error: Exception) -> ToolError:
         message = str(error)
         if "interrupted" in message:
-            return ToolError("step limit", f"the query took more than {self.steps:,} steps")
+            return ToolError("step limit", f"the query took more than {self.steps:,} steps, or {SECONDS:g} s")
         if "not authorized" in message or "prohibited" in message:
             return ToolError("not allowed", "only a SELECT query with deterministic functions")
         if "too big" in message:
