@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,11 @@ def test_a_stage_that_is_not_to_be_shown_says_nothing(monkeypatch, caplog, clock
         with caplog.at_level(logging.INFO, logger="toolkit"):
             work(show=False)
         assert stream.getvalue() == "" and not caplog.messages
+
+
+def test_every_bar_of_the_toolkit_is_a_stage():
+    package = Path(progress.__file__).parent
+    others = [
+        path for path in package.rglob("*.py") if path.name != "progress.py" and re.search(r"import.*\btqdm\b", path.read_text())
+    ]
+    assert not others

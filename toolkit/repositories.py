@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import (
+    HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -44,6 +45,11 @@ def check_exists(name: str, revision: str | None = None) -> None:
     except OfflineModeIsEnabled as error:
         raise UnsupportedModelError(
             f"{missing}, and downloads are switched off (HF_HUB_OFFLINE=1): check the spelling, or unset HF_HUB_OFFLINE to download it."
+        ) from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        raise UnsupportedModelError(
+            f"{missing}, and the hub answers {status}: check your token (`hf auth whoami`), or try later."
         ) from error
     except Exception as error:  # the hub's library uses httpx or httpx2, whose errors share no base class
         raise UnsupportedModelError(

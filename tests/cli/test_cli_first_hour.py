@@ -142,7 +142,9 @@ def test_without_alpha_steer_shows_strengths_that_fit_and_says_so(vector, tmp_pa
     result = run(*asked)
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "usable" in said and "Relative dose" in said and f"toolkit dose -o runs/doses --max-new-tokens 50 --vector {vector}" in said
+    assert (
+        "usable" in said and "Relative dose" in said and f"toolkit dose -o runs/doses --max-new-tokens 50 --vector {vector}" in said
+    )
     found = json.loads(run(*asked, "--json").stdout)
     assert {row["strength"] for row in found} >= {0.0} and all({"prompt", "sample", "closed", "text"} < set(row) for row in found)
 

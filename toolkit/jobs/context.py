@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from toolkit import figures, report, stats, store
 from toolkit.collect import lm_head
@@ -26,6 +25,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import giraffe
+from toolkit.progress import stage
 from toolkit.report import Section
 from toolkit.tasks import lines, lookup
 from toolkit.tasks.generators.traces import Habits
@@ -146,17 +146,20 @@ def length_rows(
         return store.read_rows(out)
     sampling = Sampling(temperature=0.0, max_new_tokens=study.max_new_tokens, batch_size=1)
     rows = []
-    for problem in tqdm(study.problems(condition.lm, length), desc=f"{name}, {length}", leave=False):
-        start = time.process_time()
-        (response,) = rollouts(condition, [problem], sampling, progress=False)
-        seconds = time.process_time() - start
-        prompt = list(response.token_ids[: response.prompt_len])
-        gold = condition.lm.tokenizer(study.gold(problem), add_special_tokens=False)["input_ids"]
-        loss = nll(condition, prompt, gold)
-        rows.append(
-            {"condition": name, "length": length, "problem_id": problem.id, "tokens": len(prompt), "correct": bool(response.correct), "nll": loss,
-             "seconds": seconds}
-        )  # fmt: skip
+    problems = study.problems(condition.lm, length)
+    with stage(f"{name}, {length}", len(problems), "problem") as bar:
+        for problem in problems:
+            start = time.process_time()
+            (response,) = rollouts(condition, [problem], sampling, progress=False)
+            seconds = time.process_time() - start
+            prompt = list(response.token_ids[: response.prompt_len])
+            gold = condition.lm.tokenizer(study.gold(problem), add_special_tokens=False)["input_ids"]
+            loss = nll(condition, prompt, gold)
+            rows.append(
+                {"condition": name, "length": length, "problem_id": problem.id, "tokens": len(prompt), "correct": bool(response.correct), "nll": loss,
+                 "seconds": seconds}
+            )  # fmt: skip
+            bar.update()
     if out is not None:
         store.write_rows(rows, out)
     return rows

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from toolkit import stats, store
 from toolkit.generate import Sampling, rollouts
@@ -19,6 +18,7 @@ from toolkit.lm import LM
 from toolkit.methods import slaq as method
 from toolkit.methods.slaq import Attribution
 from toolkit.probes import Protocol
+from toolkit.progress import stage
 from toolkit.stats import Estimate
 from toolkit.tasks import slaq
 from toolkit.tasks.slaq import ShortLong
@@ -57,17 +57,22 @@ def measure(lm: LM, pairs: Sequence[ShortLong], sampling: Sampling, *, out: Path
     # All questions are answered together, since large batches are much faster.
     answers = iter(rollouts(lm, [p for pair in pairs for p in pair.problems], sampling, out=out and out / "rollouts"))
     rows: list[dict[str, Any]] = []
-    for pair in tqdm(pairs, desc="pairs", unit="pair", disable=len(pairs) < 4):
-        given = [next(answers) for _ in pair.problems]
-        file = out and out / "pairs" / f"{store.key([lm.fingerprint, pair.long.id, [r.token_ids for r in given]])}.json"
-        if file is None or not file.exists():
-            found = _compare_forms(lm, pair, given)
-            if file is None:
-                rows += found
-                continue
-            store.write_json(found, file)
-        rows += store.read_json(file, list[PAIR])
+    with stage("pairs", len(pairs), "pair", show=len(pairs) >= 4) as bar:
+        for pair in pairs:
+            given = [next(answers) for _ in pair.problems]
+            rows += _kept_rows(lm, pair, given, out)
+            bar.update()
     return pd.DataFrame(rows)
+
+
+def _kept_rows(lm: LM, pair: ShortLong, answers: Sequence[Rollout], out: Path | None) -> list[dict[str, Any]]:
+    """Return the rows of a pair, read from ``out`` if they were measured before."""
+    if out is None:
+        return _compare_forms(lm, pair, answers)
+    file = out / "pairs" / f"{store.key([lm.fingerprint, pair.long.id, [r.token_ids for r in answers]])}.json"
+    if not file.exists():
+        store.write_json(_compare_forms(lm, pair, answers), file)
+    return store.read_json(file, list[PAIR])
 
 
 def _compare_forms(lm: LM, pair: ShortLong, answers: Sequence[Rollout]) -> list[dict[str, Any]]:
