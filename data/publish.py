@@ -7,12 +7,27 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
 from toolkit import store
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def work_folder(script: str, code: str, depends: Any = None) -> Path:
+    """Return the folder in ``runs/`` for what a script keeps, so that it can be stopped. Another code, setting or model has another folder.
+
+    Args:
+        script: Path of the script, ``__file__``. Its text, with the settings in it, is part of the key.
+        code: Key of the toolkit's modules that the results depend on, from ``store.code_of``.
+        depends: What else they depend on, such as the fingerprint of a model. JSON-serialisable.
+    """
+    path = Path(script)
+    key = store.key([path.read_text(), code, depends])
+    return store.writable(ROOT / "runs" / path.parent.name / key)
 
 
 def splice(name: str, text: str, path: Path = README) -> None:

@@ -1,7 +1,7 @@
 """Measure models beyond their trained length, with Giraffe and with LongHeads: ``python data/long-context/measure.py``.
 
 Writes ``results.json`` and the tables of ``README.md`` here. Every finished part is kept in ``runs/long-context``, so after a stop the same
-command resumes. ``--only PART,..`` measures some parts; ``--publish`` writes the results of the parts that are there.
+command resumes; other code, settings or weights start anew. ``--only PART,..`` measures some parts; ``--publish`` writes the results of the parts that are there.
 
 1. *tiny-heads*: recall of the tiny reasoner's lookup task in contexts of 1, 2 and 4 times the longest training text. Full attention,
    LongHeads, and two controls of the same cost: random chunks and a sliding window.
@@ -20,6 +20,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,13 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
-WORK = ROOT / "runs" / "long-context"
+CODE = store.code_of(
+    "toolkit.jobs.context",
+    "toolkit.methods.long_heads",
+    "toolkit.methods.giraffe",
+    "toolkit.methods.retrieval_heads",
+    "toolkit.needles",
+)
 TRAINED = lookup.CONTEXT[1]  # characters before the question in the longest training texts of the tiny reasoner (train.py)
 TINY_LENGTHS = (TRAINED, 2 * TRAINED, 4 * TRAINED)
 TINY = LengthStudy(TINY_LENGTHS, "lookup", instances=16)
@@ -65,9 +72,22 @@ BASES = {"tiny-heads": "full attention", "tiny-giraffe": "full attention", "smol
 Rows = list[dict[str, Any]]
 
 
+@cache
+def model_of(part: str) -> LM:
+    """Return the model that a part measures."""
+    if part.startswith("tiny"):
+        return lms.load("tiny-reasoner", device="cpu")
+    return lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
+
+
+def folder_of(part: str) -> Path:
+    """Return the folder of the finished cells of a part; other code, settings or weights have another one."""
+    return publish.work_folder(__file__, CODE, model_of(part).fingerprint) / part
+
+
 def kept(part: str, name: str, measure: Callable[[], Rows]) -> Rows:
     """Return the rows of one cell of a part; they are measured only if they are not kept yet."""
-    path = store.writable(WORK / part) / f"{store.safe_name(name)}.jsonl"
+    path = store.writable(folder_of(part)) / f"{store.safe_name(name)}.jsonl"
     if path.exists():
         return [dict(row) for row in store.read_rows(path)]
     print(f"measuring {part}: {name}", flush=True)
@@ -148,10 +168,6 @@ def tiny_cost(lm: LM) -> Rows:
     return rows
 
 
-def smol() -> LM:
-    return lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
-
-
 def smol_forms(lm: LM) -> dict[str, Condition]:
     context = 4 * SMOL_WINDOW
     forms = {form: jobs.stretched(lm, form, scale=SCALE, exponent=EXPONENT, context=context) for form in ("parts", "linear")}
@@ -177,12 +193,12 @@ def smol_lines(lm: LM) -> Rows:
 
 
 PARTS: dict[str, Callable[[], Rows]] = {
-    "tiny-heads": lambda: tiny_heads(lms.load("tiny-reasoner", device="cpu")),
-    "tiny-overlap": lambda: kept("tiny-overlap", "heads", lambda: tiny_overlap(lms.load("tiny-reasoner", device="cpu"))),
-    "tiny-cost": lambda: tiny_cost(lms.load("tiny-reasoner", device="cpu")),
-    "tiny-giraffe": lambda: tiny_giraffe(lms.load("tiny-reasoner", device="cpu")),
-    "smol-text": lambda: smol_text(smol()),
-    "smol-lines": lambda: smol_lines(smol()),
+    "tiny-heads": lambda: tiny_heads(model_of("tiny-heads")),
+    "tiny-overlap": lambda: kept("tiny-overlap", "heads", lambda: tiny_overlap(model_of("tiny-overlap"))),
+    "tiny-cost": lambda: tiny_cost(model_of("tiny-cost")),
+    "tiny-giraffe": lambda: tiny_giraffe(model_of("tiny-giraffe")),
+    "smol-text": lambda: smol_text(model_of("smol-text")),
+    "smol-lines": lambda: smol_lines(model_of("smol-lines")),
 }
 
 
@@ -219,7 +235,7 @@ def overlap_results(rows: pd.DataFrame) -> dict[str, Any]:
 
 def read_part(part: str) -> Rows:
     """Return the rows of a part that are kept so far."""
-    return [dict(row) for path in sorted((WORK / part).glob("*.jsonl")) for row in store.read_rows(path)]
+    return [dict(row) for path in sorted(folder_of(part).glob("*.jsonl")) for row in store.read_rows(path)]
 
 
 def results() -> dict[str, Any]:
@@ -310,8 +326,8 @@ def main() -> None:
         for part in given.only.split(","):
             PARTS[part]()
     found = results()
-    made_by = store.made_by(store.code_of("toolkit.jobs.context", "toolkit.methods.long_heads"))
-    store.write_json(found | {"made_by": made_by}, HERE / "results.json")
+    models = {part: model_of(part).provenance(0) for part in found if part in PARTS}
+    store.write_json(found | {"made_by": store.made_by(CODE), "models": models}, HERE / "results.json")
     for name in (*BASES, "tiny-overlap", "tiny-cost", "smol-text"):
         publish.splice(name, texts(found).get(name, "Not measured yet."), HERE / "README.md")
 

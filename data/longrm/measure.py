@@ -1,7 +1,7 @@
 """Measure reward heads on contexts of several lengths, after LongRM: ``python data/longrm/measure.py``.
 
 Needs ``make smol``. Writes ``results.json`` and the table in ``README.md`` here. The states of every context are kept in ``runs/longrm``, so
-after a stop the same command goes on. About 5 minutes on one core.
+after a stop the same command goes on; other code, settings or weights start anew. About 5 minutes on one core.
 
 The judge is a linear head on the frozen states of SmolLM2-135M-Instruct. A context holds one critical chunk, a fact, padded with filler to
 64, 128 or 256 tokens. It is followed by a question, and by four responses to judge: the fact, and the same sentence with three wrong answers
@@ -10,7 +10,8 @@ of the same kind, which do not occur in the context. Two heads are trained on th
 - *short*: all contexts have the shortest length;
 - *padded*: each problem has one of the three lengths.
 
-The control of each is the mean accuracy of heads that are trained on shuffled labels. The layer is chosen by cross-validation over the
+The control of each is heads that are trained on shuffled labels: their mean accuracy, which is near chance by symmetry, and the range of 95 %
+of them, which says how far chance alone takes one head. The layer is chosen by cross-validation over the
 training problems, with the short contexts. Facts in training and test have no question in common.
 """
 
@@ -38,7 +39,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
-WORK = ROOT / "runs" / "longrm"
+CODE = store.code_of("toolkit.methods.longrm", "toolkit.judging.heads", "toolkit.tasks.needle")
 LENGTHS, PROBLEMS, POOL, WRONG, FOLDS, CONTROLS, SEED = (64, 128, 256), 16, 240, 3, 4, 200, 0
 PAIRS = np.array([[0, j] for j in range(1, WRONG + 1)])  # of one context: the right response and each wrong one
 
@@ -61,6 +62,7 @@ def states(lm: LM, split: str, lengths: Callable[[int], Sequence[int]]) -> dict[
     Args:
         lengths: Function from a problem's index to the lengths of its contexts.
     """
+    work = publish.work_folder(__file__, CODE, lm.fingerprint)
     facts, pool = needle.facts(split, PROBLEMS, SEED), needle.facts(split, POOL, SEED + 1)
     made: dict[tuple[int, int], np.ndarray] = {}
 
@@ -71,7 +73,7 @@ def states(lm: LM, split: str, lengths: Callable[[int], Sequence[int]]) -> dict[
         filler = needle.sentences(random.Random(f"longrm-{split}-{i}"))
         chunks = [next(filler) for _ in range(max(LENGTHS) // 8 + 8)]
         for n in lengths(i):
-            path = WORK / f"{split}-{i}-{n}.npy"
+            path = work / f"{split}-{i}-{n}.npy"
             if not path.is_file():
                 context = longrm.pad_to_length([fact.sentence], chunks, n, lambda text: len(ids(text)), seed=i)
                 prompt = ids(f"{context.text}\n\nQuestion: {fact.question}\nAnswer:")
@@ -122,6 +124,7 @@ def results(train: dict[tuple[int, int], np.ndarray], test: dict[tuple[int, int]
     }
     layer, validated = chosen_layer(sets["short"])
     values: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    single: dict[tuple[str, int], dict[str, list[float]]] = {}  # of 95 % of the heads trained on shuffled labels
     for name, contexts in sets.items():
         features, pairs = rows_of(contexts, layer)
         head = judging.fit(features, pairs, layer=layer, fingerprint=fingerprint)
@@ -132,7 +135,9 @@ def results(train: dict[tuple[int, int], np.ndarray], test: dict[tuple[int, int]
             here = [test[i, n] for i in range(PROBLEMS)]
             values[name, n] = accuracies(head, here)
             shuffled = [accuracies(control, here) for control in controls]
-            values[f"{name}, shuffled labels", n] = {m: np.mean([a[m] for a in shuffled], axis=0) for m in shuffled[0]}
+            control = f"{name}, shuffled labels", n
+            values[control] = {m: np.mean([a[m] for a in shuffled], axis=0) for m in shuffled[0]}
+            single[control] = {m: np.quantile([a[m].mean() for a in shuffled], [0.025, 0.975]).tolist() for m in shuffled[0]}
     compared = (("short", "short, shuffled labels"), ("padded", "padded, shuffled labels"), ("padded", "short"))
     ids = list(map(str, range(PROBLEMS)))
 
@@ -143,7 +148,10 @@ def results(train: dict[tuple[int, int], np.ndarray], test: dict[tuple[int, int]
     return {
         "layer": layer,
         "cross-validated": validated,
-        "accuracy": [{"head": name, "length": n, **{m: estimate(x) for m, x in v.items()}} for (name, n), v in values.items()],
+        "accuracy": [
+            {"head": name, "length": n, **{m: estimate(x) for m, x in v.items()}, "single_heads": single.get((name, n), {})}
+            for (name, n), v in values.items()
+        ],
         "differences": [
             {"first": a, "minus": b, "length": n, **{m: estimate(values[a, n][m] - values[b, n][m]) for m in values[a, n]}}
             for a, b in compared
@@ -159,7 +167,10 @@ def table(found: dict[str, Any]) -> str:
         return f"{100 * e['mean']:{sign}.0f} [{100 * e['low']:{sign}.0f}, {100 * e['high']:{sign}.0f}]"
 
     lines = [f"| head trained on | tokens of the context | pairwise, % | best of {WRONG + 1}, % |", "| --- | --- | --- | --- |"]
-    lines += [f"| {r['head']} | {r['length']} | {cell(r['pairwise'])} | {cell(r['best_of_n'])} |" for r in found["accuracy"]]
+    for r in found["accuracy"]:
+        ranges = {m: f"; single heads {100 * low:.0f} to {100 * high:.0f}" for m, (low, high) in r["single_heads"].items()}
+        cells = [cell(r[m]) + ranges.get(m, "") for m in ("pairwise", "best_of_n")]
+        lines.append(f"| {r['head']} | {r['length']} | {' | '.join(cells)} |")
     lines += [
         "", "| difference | tokens of the context | pairwise, points | best of " f"{WRONG + 1}, points |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -172,7 +183,6 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    WORK.mkdir(parents=True, exist_ok=True)
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
     train = states(lm, "train", lambda i: sorted({LENGTHS[0], LENGTHS[i % len(LENGTHS)]}))
     test = states(lm, "test", lambda i: LENGTHS)
@@ -185,8 +195,7 @@ def main() -> None:
         "controls": CONTROLS,
         "seed": SEED,
     }
-    code = store.code_of("toolkit.methods.longrm", "toolkit.judging.heads", "toolkit.tasks.needle")
-    about = {"sizes": sizes, "fingerprint": lm.fingerprint, "made_by": store.made_by(code)}
+    about = {"sizes": sizes, "fingerprint": lm.fingerprint, "made_by": store.made_by(CODE)}
     found = results(train, test, lm.fingerprint)
     store.write_json(about | found, HERE / "results.json")
     publish.splice("longrm", table(found), HERE / "README.md")

@@ -1,7 +1,7 @@
 """Measure full ranking beside sliding windows, on small models trained here: ``python data/ranking/measure.py``.
 
 Needs the extra ``search`` (BM25). Writes ``results.json`` and the table in ``README.md`` here. Trained models and finished parts are kept in
-``runs/ranking``, so after a stop the same command goes on. About a quarter of an hour on one core.
+``runs/ranking``, so after a stop the same command goes on; other code or settings start anew. About a quarter of an hour on one core.
 
 A model is a Qwen3 with 3 layers of width 64 and one token per word, trained from scratch; three seeds. Every seed first trains one base
 model on lists of 2 to 8 passages with the plain loss. Four copies of it then train on:
@@ -43,7 +43,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
-WORK = ROOT / "runs" / "ranking"
+CODE = store.code_of("toolkit.methods.full_ranking", "toolkit.tasks.ranking")
 SEEDS, PROBLEMS, N, WINDOW, STEP, CLAUSES = (0, 1, 2), 80, 8, 4, 2, (1, 2)
 BASE_STEPS, ARM_STEPS, BATCH, LR, ARM_LR = 380, 80, 32, 1.0, 0.5
 TOP = 3  # ranks of the second NDCG
@@ -139,7 +139,7 @@ def base_model(seed: int) -> Qwen3ForCausalLM:
         num_key_value_heads=4, head_dim=16, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         max_position_embeddings=256,
     )  # fmt: skip
-    model, path = Qwen3ForCausalLM(config), WORK / f"base-{seed}.pt"
+    model, path = Qwen3ForCausalLM(config), publish.work_folder(__file__, CODE) / f"base-{seed}.pt"
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
@@ -201,7 +201,7 @@ def measured(seed: int) -> dict[str, list[dict[str, float]]]:
     parts = without_model(seed)
     base: Callable[[], Qwen3ForCausalLM] = partial(base_model, seed)
     for arm, (low, high, kind, ways) in ARMS.items():
-        path = WORK / f"{store.safe_name(arm)}-{seed}.json"
+        path = publish.work_folder(__file__, CODE) / f"{store.safe_name(arm)}-{seed}.json"
         if not path.is_file():
             model = copy.deepcopy(base())
             train(model, f"{arm}-{seed}", (low, high), kind, ARM_STEPS, ARM_LR)
@@ -263,13 +263,11 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # denormal gradients make a CPU several times slower
-    WORK.mkdir(parents=True, exist_ok=True)
     ranking.bm25_scores("mill", ["describes the mill"])  # refuses now, not after the training, if BM25 is missing
     found = results([measured(seed) for seed in SEEDS])
     sizes = {"problems": PROBLEMS, "candidates": N, "window": WINDOW, "step": STEP, "clauses": CLAUSES, "top": TOP}
     sizes |= {"base_steps": BASE_STEPS, "arm_steps": ARM_STEPS, "batch": BATCH, "peak": LR, "arm_peak": ARM_LR}
-    code = store.code_of("toolkit.methods.full_ranking", "toolkit.tasks.ranking")
-    store.write_json({"seeds": SEEDS, "sizes": sizes, "made_by": store.made_by(code), **found}, HERE / "results.json")
+    store.write_json({"seeds": SEEDS, "sizes": sizes, "made_by": store.made_by(CODE), **found}, HERE / "results.json")
     publish.splice("ranking", table(found), HERE / "README.md")
 
 
