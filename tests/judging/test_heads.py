@@ -56,7 +56,8 @@ def test_a_head_learns_preferences_and_from_shuffled_labels_it_does_not(preferen
         agreement(judging.fit(x, flipped(pairs[:120], seed=s), layer=3, fingerprint="f", strength=1.0), x, pairs[120:])
         for s in range(20)
     ]
-    assert abs(np.mean(controls) - 0.5) < 0.12
+    # Their mean is near one half by symmetry, whatever they learn; so the head must beat nearly every single one.
+    assert abs(np.mean(controls) - 0.5) < 0.12 and agreement(head, x, pairs[120:]) > np.quantile(controls, 0.975)
 
 
 def test_the_weights_maximise_the_penalised_bradley_terry_likelihood(preferences):
