@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
                            ("0.problem_ids.0 dropped",)),
     "made_by": json_kind(store.MADE_BY, lambda: RECORD, made_by, ("modules.",)),
     "edit": json_kind("edit.json", lambda: {"plan": {}, "parent": "p", "fingerprint": edited()}, saved, ("plan", "parent")),
-    "board about": Kind(make_result(measure.ABOUT), result, json_kind(measure.ABOUT, dict, store.read_json, (), ("parent a text",)).of),
+    "board about": Kind(make_result(measure.ABOUT), result, json_kind(measure.ABOUT, dict, store.read_json, (), ("parent a text", "seconds null")).of),
     "board rows": Kind(make_result(measure.ROWS), result, of_result),
     "board points": Kind(make_result(measure.POINTS), result, of_result),
 }  # fmt: skip

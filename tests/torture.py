@@ -117,7 +117,7 @@ COMMANDS = {
     "steer": Command(
         ("steer", "-v", "../inputs/v.safetensors", "-a", "-1,1", "-p", "12+3=?", "-p", "7+8-3=?", "--max-new-tokens", "60", "-o", "out"), 1
     ),
-    "steer, no --alpha": Command(
+    "steer without --alpha": Command(
         ("steer", "-v", "../inputs/v.safetensors", "-p", "12+3=?", "-k", "2", "--max-new-tokens", "60", "-o", "out"), 0.5
     ),
     "import": Command(("import", "../inputs/v.gguf", "--from", "gguf", "-o", "out/v.safetensors"), 0.5, finished=THERE),
@@ -499,11 +499,11 @@ def main() -> None:
     """Torture, print, and exit with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="how many processes die")
-    parser.add_argument("--only", default=",".join(COMMANDS), help="commands, with commas between")
+    parser.add_argument("--only", default="", help="commands, with commas between; without it, all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="file for the figures, as JSON")
     given = parser.parse_args()
-    names = [name.strip() for name in given.only.split(",")]
+    names = [name.strip() for name in given.only.split(",")] if given.only else list(COMMANDS)
     if unknown := [name for name in names if name not in COMMANDS]:
         parser.error(f"unknown command {unknown[0]!r}: choose from {', '.join(COMMANDS)}")
     if any(name.startswith(("grpo", "board")) for name in names):  # everything a child needs is imported here, once
