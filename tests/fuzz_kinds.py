@@ -81,7 +81,8 @@ def of_value(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
     for a in alter.of_safetensors(path, rng, in_notes, most):
         # There need not be a seed or a revision.
         yield dataclasses.replace(
-            a, legal=a.label.endswith(("metadata: seed dropped", ".seed dropped", ".seed null", ".revision null", ".revision a text"))
+            a,
+            legal=a.label.endswith(("metadata: seed dropped", ".seed dropped", ".seed null", ".revision null", ".revision a text")),
         )
     header_size = int.from_bytes(path.read_bytes()[:8], "little")
     yield from alter.flips(sorted(rng.sample(range(8 + header_size), 12)), "header", legal=False)

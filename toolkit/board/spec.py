@@ -221,13 +221,13 @@ def _patterns(text: str, names: Sequence[str]) -> list[str]:
     >>> _patterns("DLER, merged,steered*", ["DLER", "DLER, merged"])
     ['DLER, merged', 'steered*']
     """
-    parts, found = text.split(","), []
+    parts, patterns = text.split(","), []
     while parts:
         joined = (",".join(parts[:n]).strip() for n in range(len(parts), 0, -1))  # longest first
         chosen = next((name for name in joined if name in names), parts[0].strip())
         del parts[: chosen.count(",") + 1]
-        found += [chosen] if chosen else []
-    return found or ["*"]
+        patterns += [chosen] if chosen else []
+    return patterns or ["*"]
 
 
 def check_distinct(keys: Mapping[str, str]) -> None:

@@ -70,13 +70,13 @@ def check(
 
     try:
         lm = load_model(model, think, dtype, device, trust_remote_code, template)
-        found = jobs.check(lm, problems=problems, rollouts=rollouts)
+        findings = jobs.check(lm, problems=problems, rollouts=rollouts)
     except UnsupportedModelError as error:
-        found = jobs.Findings(faults=[str(error)])
+        findings = jobs.Findings(faults=[str(error)])
     if as_json:
-        print_json({"go": found.go, "facts": found.facts, "limits": found.limits, "faults": found.faults})
+        print_json({"go": findings.go, "facts": findings.facts, "limits": findings.limits, "faults": findings.faults})
     else:
-        for section, facts in found.facts.items():
+        for section, facts in findings.facts.items():
             table = Table(title=section, title_justify="left", show_header=False)
             table.add_column(overflow="fold")
             table.add_column(overflow="fold")
@@ -84,14 +84,14 @@ def check(
                 # As text: in a string, rich would take a tag such as [THINK] for its own markup and leave it out.
                 table.add_row(Text(name), Text(repr(value) if "\n" in value else value))
             out.print(table)
-        for limit in found.limits:
+        for limit in findings.limits:
             out.print(f"limit: {limit}", markup=False, highlight=False)
-        for fault in found.faults:
+        for fault in findings.faults:
             out.print(f"fault: {fault}", markup=False, highlight=False)
-        out.print("go" if found.go else "no go", style="bold green" if found.go else "bold red")
-        if found.go:
+        out.print("go" if findings.go else "no go", style="bold green" if findings.go else "bold red")
+        if findings.go:
             sampled = f" --task {shlex.quote(problems)}" if problems else ""
             next_steps(sample_responses=same_options(f"toolkit rollouts -n 20 -k 4 -o runs/rollouts{sampled}"))
-    if not found.go:
-        log.print(f"{len(found.faults)} reason(s) not to go on.", highlight=False)
+    if not findings.go:
+        log.print(f"{len(findings.faults)} reason(s) not to go on.", highlight=False)
         raise typer.Exit(1)

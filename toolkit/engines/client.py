@@ -112,10 +112,10 @@ class Client:
         # In another thread, because a notebook already runs an event loop in this one. As a daemon, so that Ctrl-C ends the process.
         done: queue.SimpleQueue[httpx.Response | BaseException] = queue.SimpleQueue()
         threading.Thread(target=target, daemon=True).start()
-        found = done.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        answer = done.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     async def request(
         self, client: httpx.AsyncClient, method: str, path: str, body: Any, again: Callable[[float], Any] | None = None

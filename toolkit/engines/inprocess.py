@@ -144,8 +144,8 @@ class _Session:
             for request in requests
         ]
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
-        found = self.engine.llm.generate(prompts, settings, use_tqdm=False, lora_request=self.adapter)
-        outputs = [result.outputs[0] for result in found]
+        results = self.engine.llm.generate(prompts, settings, use_tqdm=False, lora_request=self.adapter)
+        outputs = [result.outputs[0] for result in results]
         return [
             Sampled(
                 list(o.token_ids),

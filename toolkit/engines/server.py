@@ -150,10 +150,10 @@ class Server:
         Raises:
             CannotSampleError: none agrees, or two agree about equally well.
         """
-        found = [p for p in probes if self._agrees(p, lm, named=False)]
-        if not found:
+        agreeing = [p for p in probes if self._agrees(p, lm, named=False)]
+        if not agreeing:
             raise self._refusal(lm, probes)
-        best, *rivals = sorted(found, key=lambda p: p.divergence(lm))
+        best, *rivals = sorted(agreeing, key=lambda p: p.divergence(lm))
         if rivals and rivals[0].divergence(lm) < CLEARER * best.divergence(lm):
             raise CannotSampleError(
                 f"{self.name} serves models that cannot be told apart from {lm.name}: "

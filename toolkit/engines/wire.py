@@ -145,12 +145,12 @@ def entry(value: Any, name: str, kind: Any, server: str) -> Any:
     Raises:
         EngineError: ``value`` is not a JSON object, or the entry is missing or not of type ``kind``.
     """
-    found = value.get(name) if isinstance(value, Mapping) else None
-    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+    field = value.get(name) if isinstance(value, Mapping) else None
+    if not isinstance(field, kind) or (isinstance(field, bool) and kind is not bool):
         raise EngineError(
             f"{server} answered without a valid {name!r}, but with {str(value)[:200]}: is the address that of {server}?"
         )
-    return found
+    return field
 
 
 def ids_of(values: Sequence[Any], server: str) -> list[int]:

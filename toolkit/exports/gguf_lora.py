@@ -53,12 +53,12 @@ def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
 def architecture(lm: LM) -> str:
     """Return llama.cpp's name of a model's architecture. Raise ExportError if the package gguf has no such name."""
     wanted = {plain(name) for name in model_types(lm)}
-    found = [name for name in _gguf().MODEL_ARCH_NAMES.values() if plain(name) in wanted]
-    if not found:
+    matches = [name for name in _gguf().MODEL_ARCH_NAMES.values() if plain(name) in wanted]
+    if not matches:
         raise ExportError(
             f"llama.cpp's name for models of type {lm.model.config.model_type!r} is not known here: give the model's GGUF file (--base FILE)."
         )
-    return str(found[0])
+    return str(matches[0])
 
 
 def _names(lm: LM, arch: str, layers: list[int]) -> dict[int, str]:

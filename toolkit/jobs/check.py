@@ -52,19 +52,19 @@ def check(lm: LM, *, problems: str | None = None, rollouts: str | Path | None = 
         rollouts: Directory of rollouts. Rollouts that cannot be read are a fault, and so are rollouts from other weights than those of
             ``lm``.
     """
-    found = Findings()
-    found.facts["model"] = dict(_model(lm))
-    found.facts["thinking"] = dict(_thinking(lm))
-    found.facts["checks (largest deviation)"] = _exactness(lm)
-    found.facts["memory, estimated"] = dict(_memory(lm))
+    findings = Findings()
+    findings.facts["model"] = dict(_model(lm))
+    findings.facts["thinking"] = dict(_thinking(lm))
+    findings.facts["checks (largest deviation)"] = _exactness(lm)
+    findings.facts["memory, estimated"] = dict(_memory(lm))
     if lm.tokenizer.chat_template:
-        found.facts["speed"] = {f"{TRIED} tokens, one row": f"{_speed(lm):.3g} tokens per second"}
-    found.limits += _limits(lm)
+        findings.facts["speed"] = {f"{TRIED} tokens, one row": f"{_speed(lm):.3g} tokens per second"}
+    findings.limits += _limits(lm)
     if problems is not None:
-        found.facts["problems"] = _problems(lm, problems, found.faults)
+        findings.facts["problems"] = _problems(lm, problems, findings.faults)
     if rollouts is not None:
-        found.facts["rollouts"] = _rollouts(lm, Path(rollouts), found.faults)
-    return found
+        findings.facts["rollouts"] = _rollouts(lm, Path(rollouts), findings.faults)
+    return findings
 
 
 def _model(lm: LM) -> Iterator[tuple[str, str]]:

@@ -140,16 +140,16 @@ def likeness(maps: Mapping[tuple[str, str], Sequence[Tensor]]) -> pd.DataFrame:
     rows = []
     for task in dict.fromkeys(task for task, encoding in maps if (task, "none") in maps):
         nope = maps[task, "none"]
-        found = {
+        by_encoding = {
             encoding: np.array([map_distance(a, c) for a, c in zip(nope, [*others[1:], others[0]], strict=True)])
             for (name, encoding), others in maps.items()
             if name == task
         }
-        for encoding, values in found.items():
+        for encoding, values in by_encoding.items():
             e = stats.mean_effect(values)
             row = {"task": task, "encoding": encoding, "mean": e.mean, "low": e.low, "high": e.high}
-            if "t5" in found and encoding not in ("t5", "none"):
-                d = stats.mean_effect(values, found["t5"])
+            if "t5" in by_encoding and encoding not in ("t5", "none"):
+                d = stats.mean_effect(values, by_encoding["t5"])
                 row |= {"further": d.mean, "further_low": d.low, "further_high": d.high, "verdict": _verdict(d)}
             rows.append(row)
     return pd.DataFrame(rows)

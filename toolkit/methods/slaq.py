@@ -188,13 +188,13 @@ def _check(ids: Sequence[int], answers: Sequence[Span]) -> None:
 def _down_projection(lm: LM, layer: int) -> nn.Module:
     """Return the last projection of a layer's MLP, whose inputs are the neurons."""
     children = [m for m in lm.layout.blocks[layer].mlp.children() if tensors.is_linear(m)]
-    found = [m for m in children if tensors.sizes(m)[1] == lm.layout.d_model]
-    if not found:
+    readers = [m for m in children if tensors.sizes(m)[1] == lm.layout.d_model]
+    if not readers:
         raise UnsupportedModelError(
             f"{lm.name}: the MLP of layer {layer} has no linear layer to the residual stream among its children, so its neurons cannot be "
             "attributed. Mixtures of experts are not supported."
         )
-    return found[-1]
+    return readers[-1]
 
 
 # --- similarity ----------------------------------------------------------------------------------------------
