@@ -1,14 +1,17 @@
 """Run notebooks and store their outputs: ``python notebooks/run.py 04_retrieval_heads 05_phase_entropy`` (default: all, about an hour).
 
 Beside each interactive figure it stores a picture, so that the figure is visible without JavaScript; this needs Chromium. It leaves out
-what says something about the machine or the moment: live widgets, timestamps, and paths of this repository.
+what says something about the machine or the moment: live widgets, timestamps, and paths of this repository. The first cell says how long
+the notebook takes; the time is that of the processor, so it is right on a busy machine, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import math
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +22,8 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 FIGURE, WIDGET, PICTURE = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json", "image/png"
+CLOCK = "import os; print(sum(os.times()[:4]))"  # seconds of the processor, of the kernel and of what it started
+TAKES = re.compile(r"\n\n\*Takes [^*]*\*")
 WIDTH, HEIGHT = 900, 450  # pixels of a picture, unless the figure says otherwise
 
 
@@ -48,6 +53,13 @@ def add_pictures(notebook: nbformat.NotebookNode) -> None:
                     picture.unlink()
 
 
+def say_time(notebook: nbformat.NotebookNode, seconds: float) -> None:
+    """Put the running time at the end of the first cell, in whole minutes, rounded up."""
+    minutes = math.ceil(seconds / 60)
+    first = notebook.cells[0]
+    first.source = f"{TAKES.sub('', first.source)}\n\n*Takes about {minutes} minute{'s' * (minutes > 1)} on one processor core.*"
+
+
 def run(path: Path) -> None:
     """Run one notebook and store it. If a cell fails, the file stays as it was.
 
@@ -55,7 +67,9 @@ def run(path: Path) -> None:
         ValueError: an output names this machine's folders.
     """
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(CLOCK))
     NotebookClient(notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
+    say_time(notebook, float(notebook.cells.pop().outputs[0].text))
     clean(notebook)
     text = nbformat.writes(notebook)
     if str(HERE.parent) in text or str(Path.home()) in text:

@@ -19,12 +19,12 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
 
     Args:
         rollouts: Rollouts to count.
-        by: Function from a rollout to its class: ``"short"``, ``"long"`` or ``None``. Each class has its own colour; rollouts with ``None``
-            are drawn in grey, as "in no class". Without the function, all rollouts have one colour.
+        by: Function from a rollout to its class: ``"short"``, ``"long"``, ``"right"``, ``"wrong"`` or ``None``. Each class has its own
+            colour; rollouts with ``None`` are drawn in grey, as "in no class". Without the function, all rollouts have one colour.
     """
     labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
     lengths = np.array([r.think_tokens for r in rollouts])
-    colours = {"short": SHORT_COLOUR, "long": LONG_COLOUR}
+    colours = {"short": SHORT_COLOUR, "wrong": SHORT_COLOUR, "long": LONG_COLOUR, "right": LONG_COLOUR}
     size = max(1, round(lengths.max() / 60)) if len(lengths) else 1  # width of a bin in tokens: about 60 bins
     figure = go.Figure()
     # "short" first, then "long", then the rest.
