@@ -77,3 +77,18 @@ def test_every_bar_of_the_toolkit_is_a_stage():
         path for path in package.rglob("*.py") if path.name != "progress.py" and re.search(r"import.*\btqdm\b", path.read_text())
     ]
     assert not others
+
+
+def test_the_bar_of_a_model_in_a_folder_names_the_model_and_not_where_it_lies(monkeypatch):
+    from dataclasses import replace
+
+    from families import family
+
+    from toolkit import generate
+    from toolkit.types import Problem
+
+    names = []
+    monkeypatch.setattr(generate, "stage", lambda name, *rest, **more: names.append(name) or progress.stage(name, *rest, **more))
+    lm = replace(family("llama"), name="/a/folder/with/a/long/name/that/says/nothing/SmolLM2.gguf")
+    generate.rollouts(lm, [Problem("p", ({"role": "user", "content": "1+1=?"},), "2")], generate.Sampling(max_new_tokens=2))
+    assert names == ["sampling SmolLM2.gguf"]

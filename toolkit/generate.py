@@ -259,7 +259,8 @@ def _graded_again(
 def _sample(lm: LM, rows: Sequence[_Row], session: Session, out: Path | None, progress: bool | str) -> dict[int, Rollout]:
     """Sample all rows, and return a dict ``_Row.place -> rollout`` sorted by place. Finished batches are stored in ``out``, if given."""
     done: dict[int, Rollout] = {}
-    name = progress if isinstance(progress, str) else f"sampling {lm.name}"[:40]
+    short = lm.name.rstrip("/").rpartition("/")[2]  # of a directory or a hub id, the last part
+    name = progress if isinstance(progress, str) else f"sampling {short}"[:40]
     bar = stage(name, len(rows), "rollout", show=bool(progress and rows))
     with bar:
         for batch in session.sample([row.request for row in rows], bar.update):
