@@ -41,7 +41,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
-from toolkit.grpo import advantages, draws
+from toolkit.grpo import advantages, draws, parts
 from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches, written_mask
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
 from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
@@ -85,7 +85,7 @@ class Trainer(ResumableTrainer):
         recipe: The recipe. Its numbers must already be in ``args``, as ``run.arguments`` puts them there.
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
-        extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
+        extras: Parts of the run that the recipe does not set, such as your own reward or the part to train.
         identity: Dict of settings that must be the same when the run is resumed; saved in each checkpoint.
 
     Attributes:
@@ -94,6 +94,7 @@ class Trainer(ResumableTrainer):
         reward: The reward object.
         newest: Rollouts of the last generation with their rewards, as a ``ScoredBatch``; ``None`` before the first generation.
         sampler: Object that samples the responses.
+        attached: Trained vectors or heads with their hooks; ``None`` if weights or an adapter are trained.
 
     Raises:
         ValueError: the responses to one problem would be split across processes; they would be split across micro-batches, and the
@@ -117,17 +118,18 @@ class Trainer(ResumableTrainer):
         self.recipe, self.extras, self.origin = recipe, extras, lm
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
-        check_args(args, recipe, extras.engine)
+        check_args(args, recipe, extras)
         self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None  # this process's rollouts of the newest batch; None if TRL samples
         self._log_probs: Tensor | None = None  # log-probabilities that TRL computed last, for ``_note_gap``
         self.identity = identity
-        if extras.lora is None:
+        if extras.train is None:
             learn_in_fp32(lm.model)  # before the reference is copied and the optimizer is made
         beta, reference = args.beta, None
-        if beta and extras.lora is None:
+        if beta and not parts.is_adapter(extras.train):
             reference = deepcopy(lm.model)
             args.beta = 0.0  # TRL would load the reference from the config's path, which may be that of a parent model
+        self.attached = parts.attach(extras.train, lm)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
             super().__init__(
@@ -137,7 +139,8 @@ class Trainer(ResumableTrainer):
                 train_dataset=self._dataset(list(problems), args),
                 processing_class=lm.tokenizer,
                 callbacks=list(extras.callbacks),
-                peft_config=deepcopy(extras.lora),  # peft changes it, so a second run with it would train another adapter
+                # A copy: peft changes it, so a second run with it would train another adapter.
+                peft_config=deepcopy(extras.train) if parts.is_adapter(extras.train) else None,
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
         check_unsharded(self)
