@@ -14,6 +14,8 @@ from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
 from toolkit.rewards import RewardBatch
 
+TRUNCATING = frozenset({"truncation", "think_prune", "dler", "da_dler", "dot"})  # rewards that punish long responses
+
 
 class NonFiniteError(ValueError):
     """Raised if a reward, loss or gradient is NaN or infinite, before the weights are updated with it."""
@@ -50,6 +52,15 @@ def check_args(args: Any, recipe: Recipe, extras: Extras) -> None:
         raise ValueError(
             "use_transformers_continuous_batching casts the weights to bfloat16 in place, which rounds away the updates: leave it out, or "
             "train in float32."
+        )
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
+            f"multi_objective_aggregation={args.multi_objective_aggregation!r} has no effect, since TRL gets one reward, the sum of its "
+            "components: use the advantage gdpo (recipes.gdpo)."
+        )
+    if args.mask_truncated_completions and recipe.reward in TRUNCATING:
+        raise ValueError(
+            f"mask_truncated_completions=True leaves out the rollouts that the reward {recipe.reward} punishes: set it to false."
         )
     unsupported = [name for name in ("dynamic", "modes") if getattr(recipe, name)]
     if args.use_vllm and isinstance(extras.train, parts.Vectors | parts.Heads):

@@ -288,6 +288,8 @@ def train(
             remove_old(run.out, args.save_total_limit)  # a killed process may have left a half-removed checkpoint
         done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
         if checkpoint is None:
+            if hasattr(trainer.reward, "warning") and (text := trainer.reward.warning(recipe.samples)):
+                say(text)
             probe(trainer, say)
         else:
             _restore_reward(trainer, checkpoint)

@@ -5,7 +5,8 @@ A generation is a batch of responses sampled at once; a group is the responses o
 * Sampling: responses come from ``toolkit.generate`` through TRL's ``rollout_func``, without a copy of the model. Finished rows leave the
   decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are converted to ``Rollout`` objects.
 * Rewards: a reward gets the batch of all processes with whole groups, including think spans, entropies and log-probabilities.
-* Advantages: ``Recipe.advantage`` selects one of ``advantages.ALL``; ``None`` means TRL's.
+* Advantages: ``Recipe.advantage`` selects one of ``advantages.ALL``; ``None`` means TRL's. ``Recipe.filter`` leaves rollouts out, and
+  ``Recipe.token_advantage`` gives every token its own.
 * Losses: DRPO's loss over whole groups, and the mode-switching loss (see ``losses``).
 * Dynamic sampling: groups whose rewards are all equal are replaced.
 * Prompts can state a token budget, or request a mode: long or short thinking.
@@ -41,12 +42,13 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
-from toolkit.grpo import advantages, draws, parts
+from toolkit.grpo import advantages, decs, draws, parts
 from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches, written_mask
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
 from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.extras import Extras as Extras
+from toolkit.grpo.filters import filtered
 from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_estimate, kl_hinge, preference, switch_hinge
 from toolkit.grpo.measures import batch_measures
 from toolkit.grpo.recipes import Recipe
@@ -66,7 +68,7 @@ class ScoredBatch:
         drawn: The ``n`` rollouts with their prompts.
         batch: The data that the rewards were computed from: arrays with one value per rollout, by name.
         scored: Rewards of the rollouts and their components.
-        advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
+        advantages: Advantages of the rollouts, ``[n]``, or of their tokens, ``[n, positions]``; ``None`` if TRL computes the advantages.
     """
 
     drawn: list[Drawn]
@@ -189,7 +191,10 @@ class Trainer(ResumableTrainer):
         device = self.accelerator.device
         output["row"] = torch.arange(mine.start, mine.stop, device=device)
         if self.newest.advantages is not None:
-            output["advantages"] = torch.tensor(self.newest.advantages[mine], dtype=torch.float32, device=device)
+            own = self.newest.advantages[mine]
+            if own.ndim == 2:  # one column per token of this process's longest response
+                own = own[:, : output["completion_ids"].shape[1]]
+            output["advantages"] = torch.tensor(own, dtype=torch.float32, device=device)
         if self.recipe.loss:
             rows = self.newest.batch
             output["correct"] = torch.tensor(np.asarray(rows["correct"], bool)[mine], device=device)
@@ -247,19 +252,29 @@ class Trainer(ResumableTrainer):
         batch = self.batch_of(drawn, local, self.state.global_step, "train")
         scored = self.reward(batch)
         check_finite(scored, batch, self.state.global_step)
-        weights = None
-        if self.recipe.advantage:
-            parts = (
-                np.stack(list(scored.components.values()), axis=1)
-                if self.recipe.advantage == "decoupled"
-                else scored.values[:, None]
-            )
-            # Only ``decoupled`` needs the components; the other advantages get the reward as a single column.
-            weights = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["written_tokens"]))
-        self.newest = ScoredBatch(drawn, batch, scored, weights)
+        self.newest = ScoredBatch(drawn, batch, scored, self._advantages(drawn, batch, scored))
         for name, value in {**batch_measures(drawn, batch, scored), **self.sampler.metrics}.items():
             self._metrics["train"][name].append(value)
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
+
+    def _advantages(self, drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> np.ndarray | None:
+        """Return the advantages of the rollouts of all processes, ``[n]``, or of their tokens, ``[n, positions]``. ``None``: TRL's."""
+        recipe = self.recipe
+        if recipe.token_advantage is not None:
+            form, tokens = recipe.token_advantage, np.asarray(batch["tokens"])
+            spans = [decs.redundant_span(self.origin, d.rollout, self.problems[d.rollout.problem_id]) for d in drawn]
+            longest = int(form.longest or self.max_completion_length or 1)
+            correct = np.asarray(batch["correct"], bool)
+            each = decs.token_rewards(correct, tokens, spans, int(tokens.max(initial=1)), form.bonus, longest)
+            return decs.token_advantages(each, batch.groups)
+        if recipe.advantage is None and recipe.filter is None:
+            return None
+        name = recipe.advantage or "grpo"
+        by_component = name in advantages.BY_COMPONENT
+        columns = np.stack(list(scored.components.values()), axis=1) if by_component else scored.values[:, None]
+        if recipe.filter is not None:
+            return filtered(advantages.ALL[name], recipe.filter, columns, batch)
+        return advantages.ALL[name](columns, batch.groups, np.asarray(batch["written_tokens"]))
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
         """Convert responses that TRL sampled on this process to rollouts with their prompts, and return them.

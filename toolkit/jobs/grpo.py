@@ -42,7 +42,7 @@ def catalogue() -> pd.DataFrame:
     """
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
     others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
-    rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; its loss differs.") for name, r in others]
+    rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; {r.note or 'its loss differs'}.") for name, r in others]
     return pd.DataFrame(rows, columns=["name", "paper", "own", "pays"]).set_index("name")
 
 
