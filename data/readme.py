@@ -237,7 +237,7 @@ def costs(sizes: Shape, layers: int) -> dict[str, tuple[float, float]]:
         "`rollouts`": (sampling, sample),
         "`thinkedit` of given rollouts, `entropy`": (loaded, once),
         "`compare`, three conditions": (sampling, 3 * sample),
-        "`grpo --lora`": (lora, steps * (drawn + 6 * trained * operations)),
+        "`grpo --train adapter`": (lora, steps * (drawn + 6 * trained * operations)),
         "`grpo`, all weights": (whole, steps * (drawn + 8 * trained * operations)),
     }
 

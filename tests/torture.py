@@ -86,6 +86,7 @@ GRPO = (
     "grpo", "--steps", "3", "--set", "problems=4", "--set", "samples=4", "--set", "max_tokens=60", "-n", "16", "--save-every", "1",
     "--evaluate-every", "2", "--resume", "-o", "out",
 )  # fmt: skip
+RATE = ("--set", "learning_rate=0.01")
 TRAINED = "this run is finished"
 THERE = "already exists"
 BOARD = ("board", "--conditions", "../inputs/conditions.py", "-o", "out")
@@ -143,7 +144,10 @@ COMMANDS = {
         for name in names
     },
     "grpo": Command(GRPO, 3, finished=TRAINED),
-    "grpo --lora": Command((*GRPO, "--lora", "--lora-rank", "4", "--dtype", "bfloat16"), 1, finished=TRAINED),
+    "grpo --train adapter": Command((*GRPO, "--train", "adapter", "--rank", "4", "--dtype", "bfloat16"), 1, finished=TRAINED),
+    "grpo --train vector": Command((*GRPO, "--train", "vector", *RATE), 1, finished=TRAINED),
+    "grpo --train heads": Command((*GRPO, "--train", "heads", *EDIT, *RATE), 0.5, finished=TRAINED),
+    "grpo --train head-scales": Command((*GRPO, "--train", "head-scales", *EDIT, *RATE), 0.5, finished=TRAINED),
     "board": Command(BOARD, 3),
     "board --jobs": Command((*BOARD, "--jobs", "2"), 0.5),
     "demo": Command(("demo", "-n", "16", "-k", "4", "-o", "out"), 1),

@@ -7,7 +7,7 @@ position), are ours: on dev problems with the first stage's adapter, strength 1 
 """
 
 from toolkit.board import Sizes, TrainingPlan, base, edited, masked, steered, trained
-from toolkit.grpo import recipes
+from toolkit.grpo import parts, recipes
 from toolkit.jobs.edit import OURS, PUBLISHED
 
 SIZES = Sizes(
@@ -24,7 +24,7 @@ SIZES = Sizes(
     texts=16,
     fraction=0.04,
     training=TrainingPlan(
-        task="wordproblems", steps=8, pool=48, held_out=12, evaluate_every=4, tiny=False, micro_batch=8, lora=8,
+        task="wordproblems", steps=8, pool=48, held_out=12, evaluate_every=4, tiny=False, micro_batch=8, train=parts.adapter(8),
         changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 5e-4)),
     ),
 )  # fmt: skip

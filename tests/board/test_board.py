@@ -20,7 +20,7 @@ from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
 from toolkit.board import Sizes, Spec, TrainingPlan, default, measure, reading, running
 from toolkit.evaluate import OverlapError
-from toolkit.grpo import recipes
+from toolkit.grpo import parts, recipes
 from toolkit.identity import UnknownIdentityError
 from toolkit.jobs import OURS
 from toolkit.lm import Condition, ThinkTags
@@ -334,13 +334,13 @@ def test_a_reward_of_ones_own_is_part_of_the_key(ground):
 def test_sizes_follow_the_command_line():
     sizes = board.adjust_sizes(
         board.FULL,
-        {"task": "gsm8k", "problems": 30, "seeds": 1, "lora": 8, "engine": "trl"},
+        {"task": "gsm8k", "problems": 30, "seeds": 1, "train": parts.adapter(8), "engine": "trl"},
         {"problems": "32", "use_vllm": "true"},
         tiny=False,
     )
     assert sizes.main == (("gsm8k", 30),) and sizes.seeds == 1
     assert sizes.training.changes == (("problems", 32),) and dict(sizes.training.overrides) == {"use_vllm": True}
-    assert (sizes.training.task, sizes.training.lora, sizes.training.engine, sizes.training.tiny) == ("gsm8k", 8, "trl", False)
+    assert (sizes.training.task, sizes.training.train.r, sizes.training.engine, sizes.training.tiny) == ("gsm8k", 8, "trl", False)
     with pytest.raises(ValueError, match="Unknown task 'gsm9k'"):
         board.adjust_sizes(board.FULL, {"task": "gsm9k"}, {}, tiny=True)
     with pytest.raises(ValueError, match="Unknown setting 'stepz'"):
@@ -549,7 +549,7 @@ def test_a_board_without_base_says_what_to_do(ground, tmp_path):
 
 def test_the_configuration_for_a_hub_model_trains_a_lora_adapter_with_trls_engine(tiny, tmp_path):
     """The plan of data/board/README.md, on the shipped model of the same family (Qwen3), without vLLM."""
-    sizes = replace(MICRO, training=replace(MICRO.training, lora=4, engine="trl", overrides=(("use_vllm", False),)))
+    sizes = replace(MICRO, training=replace(MICRO.training, train=parts.adapter(4), engine="trl", overrides=(("use_vllm", False),)))
     ground = board.Ground(tiny, sizes, tmp_path)
     done = ground.train(recipes.grpo_lambda(), 0)
     assert done.lm.fingerprint != tiny.fingerprint and done.lm.parent == tiny.fingerprint

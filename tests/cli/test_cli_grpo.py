@@ -44,7 +44,8 @@ def test_a_run_writes_a_model_a_log_and_json(tmp_path):
 def test_a_bfloat16_adapter_is_kept_merged_in_the_type_asked_for_and_its_loss_is_printed(tmp_path):
     out = tmp_path / "run"
     result = run(
-        "--lora",
+        "--train",
+        "adapter",
         "--dtype",
         "bfloat16",
         "--save-dtype",
@@ -86,7 +87,10 @@ def test_settings_reach_recipe_reward_and_trl():
         (("--out", "x", "--set", "problems"), "give NAME=VALUE"),
         (("--out", "x", "--set", "samples=1"), "samples=1"),
         (("--out", "x", "--set", "output_dir=elsewhere"), "Use --out instead"),
-        (("--out", "x", "--lora-rank", "4"), "--lora-rank needs --lora"),
+        (("--out", "x", "--rank", "4"), "--rank needs --train adapter"),
+        (("--out", "x", "--train", "nonsense"), "choose all, adapter, vector, heads or head-scales"),
+        (("--out", "x", "--train", "heads"), "need --plan FILE"),
+        (("--out", "x", "--train", "vector"), "needs --set learning_rate=RATE"),
         (("--out", "x", "--set", "updates=0"), "updates=0: give a whole number"),
         (("--out", "x", "--set", "reward.nonsense=1"), "nonsense"),
         (("--out", "x", "--scale", "paper", "--set", "max_tokens=9000"), "does not fit the context"),

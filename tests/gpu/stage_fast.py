@@ -312,9 +312,9 @@ class Parity(rewards.Reward):
 
 
 def lora() -> Any:
-    from toolkit.grpo.policies import lora_config
+    from toolkit.grpo import parts
 
-    return lora_config(16)
+    return parts.adapter(16)
 
 
 def trainer_of(s: Setting, folder: str, *, problems: int, samples: int, tokens: int, micro: int) -> Any:
@@ -327,7 +327,7 @@ def trainer_of(s: Setting, folder: str, *, problems: int, samples: int, tokens: 
     plan = run.Run(Path(folder), 1, save_every=10**6, micro_batch=micro)
     lm = shapes.ending(replace(s.lm, model=deepcopy(s.lm.model)), s.lm.eos_ids)
     questions = tasks.load("arithmetic", "train", 2 * problems)
-    return Trainer(lm, recipe, questions, run.arguments(lm, recipe, plan), Extras(reward=Parity(), lora=lora()))
+    return Trainer(lm, recipe, questions, run.arguments(lm, recipe, plan), Extras(reward=Parity(), train=lora()))
 
 
 def grpo_step(s: Setting) -> Iterator[tuple[str, Value]]:

@@ -385,7 +385,7 @@ def test_lora_trains_an_adapter_that_the_result_has_merged(tiny, easy, small, tm
     from peft import LoraConfig
 
     lora = LoraConfig(r=4, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
-    done = train(tiny, small, easy, Run(tmp_path / "run", steps=2, evaluate_every=0), extras=Extras(lora=lora))
+    done = train(tiny, small, easy, Run(tmp_path / "run", steps=2, evaluate_every=0), extras=Extras(train=lora))
     changed = {k for k, v in done.lm.model.state_dict().items() if not torch.equal(v, tiny.model.state_dict()[k])}
     assert changed and all("q_proj" in k or "o_proj" in k for k in changed)
 

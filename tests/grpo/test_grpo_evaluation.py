@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from toolkit import cli, tasks
 from toolkit.engines import CannotSampleError, connect
 from toolkit.generate import Sampling
-from toolkit.grpo import policies, recipes
+from toolkit.grpo import parts, recipes
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.run import Run, train
 
@@ -24,11 +24,11 @@ def small():
     return replace(recipes.plain("arora_zanette"), problems=2, samples=4, max_tokens=80, learning_rate=2e-2)
 
 
-def trained(lm, recipe, out, engine=None, lora=True):
+def trained(lm, recipe, out, engine=None, adapter=True):
     settings = {} if engine is None else {"evaluation_engine": engine}
     held_out = tuple(tasks.arithmetic.load("dev", 6, operands=(3, 6)))
     run = Run(out, 2, held_out=held_out, evaluate_every=1, evaluate=GREEDY, micro_batch=8, **settings)
-    extras = Extras(lora=policies.lora_config(4) if lora else None)
+    extras = Extras(train=parts.adapter(4) if adapter else None)
     return train(lm, recipe, tasks.arithmetic.load("train", 24, operands=(3, 6)), run, extras=extras)
 
 
@@ -47,10 +47,12 @@ def test_a_server_judges_base_and_the_trained_adapter_as_the_own_loop_does(tiny,
     assert state.loaded == [f"toolkit-{tiny.fingerprint[:8]}-{served.lm.fingerprint[:16]}"]
 
 
-@pytest.mark.parametrize(("kind", "lora", "why"), [("vllm", False, "all trained"), ("llama", True, "load an adapter")])
-def test_a_server_that_cannot_be_given_the_trained_weights_is_refused_before_any_work(kind, lora, why, tiny, small, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "adapter", "why"), [("vllm", False, "nothing but a trained adapter"), ("llama", True, "load an adapter")]
+)
+def test_a_server_that_cannot_be_given_the_trained_weights_is_refused_before_any_work(kind, adapter, why, tiny, small, tmp_path):
     with serving(kind, tiny) as (url, _), pytest.raises(CannotSampleError, match=why):
-        trained(tiny, small, tmp_path / "run", connect(url, tiny), lora)
+        trained(tiny, small, tmp_path / "run", connect(url, tiny), adapter)
     assert not (tmp_path / "run").exists()
 
 
@@ -58,4 +60,4 @@ def test_the_command_names_the_missing_adapter_in_one_line(tiny, tmp_path):
     with serving("vllm", tiny) as (url, _):
         result = CliRunner().invoke(cli.app, ["grpo", "--steps", "1", "--engine", url, "-o", str(tmp_path / "run")])
     assert result.exit_code
-    assert "--lora" in str(result.exception or result.output)
+    assert "--train adapter" in str(result.exception or result.output)

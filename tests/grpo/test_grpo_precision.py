@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from toolkit import board, generate, merging, sites, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import measures, policies, recipes, run, saved
+from toolkit.grpo import measures, parts, policies, recipes, run, saved
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, Trained, train
@@ -64,7 +64,7 @@ class Ran(NamedTuple):
         return store.read_json(self.out / "model" / "grpo.json")
 
 
-KINDS = {"weights": None, "lora": policies.lora_config(8)}
+KINDS = {"weights": None, "lora": parts.adapter(8)}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -72,12 +72,12 @@ def ran(half, easy, recipe, tmp_path_factory, request) -> Ran:
     """Two steps of a bfloat16 model, of every weight and of an adapter."""
     out, said = tmp_path_factory.mktemp("run") / request.param, []
     plan = Run(out, steps=2, evaluate_every=1, held_out=tuple(easy[:4]), evaluate=JUDGED, micro_batch=16)
-    return Ran(train(half, recipe, easy, plan, extras=Extras(lora=KINDS[request.param]), say=said.append), out, said)
+    return Ran(train(half, recipe, easy, plan, extras=Extras(train=KINDS[request.param]), say=said.append), out, said)
 
 
-def trainer_of(lm: LM, recipe: Recipe, problems, out: Path, lora: Any = None) -> Trainer:
+def trainer_of(lm: LM, recipe: Recipe, problems, out: Path, part: Any = None) -> Trainer:
     args = run.arguments(lm, recipe, Run(out, steps=3, micro_batch=16))
-    return Trainer(replace(lm, model=deepcopy(lm.model)), recipe, problems, args, Extras(lora=lora))
+    return Trainer(replace(lm, model=deepcopy(lm.model)), recipe, problems, args, Extras(train=part))
 
 
 def parameters(model) -> dict[str, torch.Tensor]:
@@ -154,9 +154,9 @@ def test_a_killed_and_resumed_bf16_run_has_the_weights_of_an_uninterrupted_one(h
     kind = ran.out.name
     plan = Run(tmp_path / kind, steps=2, save_every=1, evaluate_every=0, micro_batch=16)
     with pytest.raises(KeyboardInterrupt):
-        train(half, recipe, easy, plan, extras=Extras(lora=KINDS[kind], callbacks=(Kill(),)))
+        train(half, recipe, easy, plan, extras=Extras(train=KINDS[kind], callbacks=(Kill(),)))
     assert {t.dtype for t in store.read_tensors(next(plan.out.glob("checkpoint-1/*.safetensors")))[0].values()} == {torch.float32}
-    resumed = train(half, recipe, easy, plan, extras=Extras(lora=KINDS[kind]), resume=True)
+    resumed = train(half, recipe, easy, plan, extras=Extras(train=KINDS[kind]), resume=True)
     assert resumed.lm.fingerprint == ran.done.lm.fingerprint
 
 
@@ -199,8 +199,8 @@ def test_what_bfloat16_would_have_lost_is_said_and_kept_with_the_model(half, ran
 def test_a_finished_model_says_how_it_was_trained(ran):
     about, lora = ran.about, ran.out.name == "lora"
     assert (about["dtype"], about["engine"], about["overrides"], about["steps"]) == ("bfloat16", "toolkit", {}, 2)
-    told = about["lora"] or {}
-    assert told == ({"r": 8, "lora_alpha": 16, "target_modules": "all-linear"} if lora else {})
+    settings = {"part": "adapter", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    assert about["train"] == (settings if lora else {"part": "all"})
 
 
 def test_the_saved_adapter_is_what_was_trained(ran):
@@ -239,7 +239,7 @@ def unwritten(ran: Ran, folder: Path) -> Run:
 def test_a_narrower_saved_model_is_measured_and_returned_as_it_is_on_disk(half, easy, recipe, ran, tmp_path):
     said: list[str] = []
     plan = replace(unwritten(ran, tmp_path / "run"), save_dtype=torch.bfloat16)
-    done = train(half, recipe, easy, plan, extras=Extras(lora=KINDS[ran.out.name]), resume=True, say=said.append)
+    done = train(half, recipe, easy, plan, extras=Extras(train=KINDS[ran.out.name]), resume=True, say=said.append)
     written = lms.load(plan.out / "model", dtype=torch.bfloat16, device="cpu")
     assert done.lm.fingerprint == written.fingerprint and done.lm.model.dtype == torch.bfloat16
     start, learned, kept = flat(half.model), flat(ran.done.lm.model), flat(written.model)
@@ -252,7 +252,7 @@ def test_a_narrower_saved_model_is_measured_and_returned_as_it_is_on_disk(half, 
 
 
 def test_killed_while_the_model_is_written_the_run_ends_with_the_same_model(half, easy, recipe, ran, tmp_path, monkeypatch):
-    plan, extras = unwritten(ran, tmp_path / "run"), Extras(lora=KINDS[ran.out.name])
+    plan, extras = unwritten(ran, tmp_path / "run"), Extras(train=KINDS[ran.out.name])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(saved, "read_back", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         train(half, recipe, easy, plan, extras=extras, resume=True)
@@ -262,7 +262,7 @@ def test_killed_while_the_model_is_written_the_run_ends_with_the_same_model(half
 
 
 def test_a_sweep_trains_and_reads_back_the_same_model(half, recipe, tmp_path):
-    plan = TrainingPlan(steps=1, pool=8, held_out=2, evaluate_every=0, tiny=False, micro_batch=16, lora=4)
+    plan = TrainingPlan(steps=1, pool=8, held_out=2, evaluate_every=0, tiny=False, micro_batch=16, train=parts.adapter(4))
     once, again = (policies.train_policy(half, replace(recipe, max_tokens=96), 0, plan, tmp_path) for _ in range(2))
     assert once.lm.fingerprint == again.lm.fingerprint != half.fingerprint
     assert again.lm.model.dtype == torch.float32 and again.lm.parent == half.fingerprint

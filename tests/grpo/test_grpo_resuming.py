@@ -19,6 +19,7 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras
 from toolkit.jobs import grpo as jobs
+from toolkit.lm import Condition
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
 TINY = {"evaluate_every": 0, "micro_batch": 8}
@@ -75,17 +76,17 @@ def test_killed_while_the_saved_model_is_written_down_the_log_has_its_last_row(t
     with monkeypatch.context() as patch:
         patch.setattr(store, dies, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with contextlib.suppress(KeyboardInterrupt):
-            recorder.finish(tiny, 2)
+            recorder.finish(Condition(tiny), 2)
     rows = log.read(tmp_path / log.LOG)
     assert [row["step"] for row in rows] == [0, 1, 2] and rows[1]["held_out/tokens"] == 30
 
 
 def test_the_judgement_of_the_saved_model_goes_into_the_row_of_the_last_step_only(tiny, tmp_path, monkeypatch):
-    recorder_of(tmp_path, monkeypatch).finish(tiny, 2)
+    recorder_of(tmp_path, monkeypatch).finish(Condition(tiny), 2)
     rows = log.read(tmp_path / log.LOG)
     assert (rows[2]["accuracy"], rows[2]["held_out/tokens"]) == (0.5, 20)
     (tmp_path / log.LOG).unlink()
-    recorder_of(tmp_path, monkeypatch).finish(tiny, 3)  # its row was lost
+    recorder_of(tmp_path, monkeypatch).finish(Condition(tiny), 3)  # its row was lost
     rows = log.read(tmp_path / log.LOG)
     assert rows[2]["held_out/tokens"] == 30 and {k: v for k, v in rows[3].items() if k != "alarms"} == {
         "step": 3,

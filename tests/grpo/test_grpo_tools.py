@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from toolkit import entropies, generate
 from toolkit.engines import CannotSampleError, connect
 from toolkit.generate import Sampling
-from toolkit.grpo import policies, recipes, run
+from toolkit.grpo import parts, recipes, run
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.run import Run
 from toolkit.grpo.trainer import Trainer
@@ -203,7 +203,7 @@ def test_every_evaluation_of_a_run_samples_with_its_tools(monkeypatch, tmp_path)
         evaluate=Sampling(temperature=0.0, max_new_tokens=20),
         micro_batch=4,
     )
-    run.train(family("llama"), recipe, problems(), settings, extras=Extras(lora=policies.lora_config(4), tools=BOX))
+    run.train(family("llama"), recipe, problems(), settings, extras=Extras(train=parts.adapter(4), tools=BOX))
     assert len(offered) >= 4 and all(isinstance(target, Condition) and target.tools == BOX for target in offered)
 
 
@@ -212,7 +212,7 @@ def test_an_engine_without_tools_is_refused_for_evaluations_before_training(tmp_
         engine = connect(url, lm, adapters=tmp_path / "adapters")
         settings = Run(tmp_path / "run", 1, held_out=tuple(problems()), evaluate_every=1, evaluation_engine=engine)
         with pytest.raises(CannotSampleError, match="cannot answer tool calls"):
-            run.check_evaluation(lm, settings, Extras(lora=policies.lora_config(4), tools=BOX))
+            run.check_evaluation(lm, settings, Extras(train=parts.adapter(4), tools=BOX))
 
 
 def test_tools_with_trl_as_engine_are_refused_before_training():

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from toolkit import cli, tasks
 from toolkit.board.ground import QUICK, Ground, adjust_sizes
 from toolkit.generate import Sampling
-from toolkit.grpo import log, policies, recipes, run, tracking
+from toolkit.grpo import log, parts, policies, recipes, run, tracking
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.run import Run, train
@@ -211,7 +211,7 @@ def test_a_tracker_that_fails_is_warned_about_once_and_the_run_goes_on(tracker, 
 
 def test_the_last_step_of_an_adapter_is_sent_again_with_the_results_of_the_saved_model(tiny, easy, small, tmp_path, fakes):
     out = tmp_path / "run"
-    train(tiny, small, easy, plan_of(out, steps=1), extras=Extras(track="tensorboard", lora=policies.lora_config(4)))
+    train(tiny, small, easy, plan_of(out, steps=1), extras=Extras(track="tensorboard", train=parts.adapter(4)))
     sent = fakes["tensorboard"].sent
     assert [step for step, name, _ in sent if name == "held_out/accuracy"] == [0, 1, 1]
     assert {(step, name): value for step, name, value in sent} == {(step, name): value for step, name, value in logged(out)}

@@ -87,10 +87,13 @@ def test_ties_of_grpo_lambda_move_between_problems_with_the_steps():
 # --- what the papers promise ---------------------------------------------------------------------------------
 
 SHORTER_IS_NEVER_PAID_LESS = [
+    "alp",
     "arora_zanette",
     "cosine",
     "dler",
     "da_dler",
+    "dot",
+    "gr3",
     "grpo_lambda",
     "hapo",
     "kimi",
@@ -124,6 +127,8 @@ RIGHT_BEATS_WRONG = [
     "cosine",
     "crf",
     "dler",
+    "dot",
+    "gr3",
     "grpo_lambda",
     "hapo",
     "laser",
@@ -152,7 +157,7 @@ BOUNDS = {
     "kimi": (-0.5, 1.5), "truncation": (0, 1), "dler": (0, 1), "da_dler": (0, 1), "laser": (-1, 1.5), "laser_d": (-1, 1.5),
     "laser_de": (-1, 1.5), "hapo": (-1, 2), "slpo": (0, 1.5), "sar": (-0.2, 1.2), "surrogate": (-1, 2), "longwriter": (0, 1),
     "mash": (0, 1), "ruler": (0, 1), "repetition": (0, 1), "repetition_penalty": (-1, 0), "train_long_think_short": (0, 1),
-    "adaptive_deep_reasoning": (0, 1.5), "l1_max": (0, 1),
+    "adaptive_deep_reasoning": (0, 1.5), "l1_max": (0, 1), "alp": (-0.2, 1), "dot": (0, 1), "gr3": (0, 1),
 }  # fmt: skip
 
 

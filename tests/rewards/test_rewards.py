@@ -390,6 +390,8 @@ ONE_GROUP_SUMS = (
     "crf",
     "laser",
     "dler",
+    "dot",
+    "gr3",
     "hapo",
     "mash",
     "repetition",

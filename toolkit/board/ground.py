@@ -124,7 +124,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
         sizes: Sizes to change.
         options: Name of an option -> value; ``None`` changes nothing. Options: ``task`` (replaces all main tasks and the training task),
             ``problems`` (number of test problems of the first main task), the fields ``max_new_tokens`` and ``seeds`` of ``Sizes``, and
-            the fields ``steps``, ``lora``, ``engine`` and ``track`` of ``TrainingPlan``.
+            the fields ``steps``, ``train``, ``engine`` and ``track`` of ``TrainingPlan``.
         settings: Name of a hyperparameter -> value as text. Every policy is trained with these values. Names: ``problems`` (per training
             batch), ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``,
             and the fields of TRL's ``GRPOConfig``.
@@ -145,7 +145,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
     # Any recipe will do: it only serves to check the settings and to convert their texts to numbers.
     recipe, overrides = adjust_recipe(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
-    training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "lora", "engine", "track") if name in options}
+    training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "train", "engine", "track") if name in options}
     training |= {
         "tiny": tiny,
         "changes": tuple({**dict(sizes.training.changes), **dict(changes)}.items()),
@@ -407,7 +407,7 @@ class Ground:
             reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
 
         Returns:
-            A ``grpo.run.Trained``, with the policy as ``lm`` and the log of its training.
+            A ``grpo.run.Trained``, with the policy and the log of its training.
         """
         from toolkit.grpo import policies  # needs TRL
 

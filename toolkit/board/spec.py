@@ -495,12 +495,16 @@ def _check_known(name: str, reward: Any) -> None:
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
-    policy = ground.train(recipe, seed, start=start, reward=reward).lm
+    policy = ground.train(recipe, seed, start=start, reward=reward).policy
+    if merged and policy.during:
+        raise ValueError(
+            "merged=True takes the largest changes of weights, but vectors were trained: leave merged out, or train weights."
+        )
     # The policy gets the dtype of base, so that the difference from base does not include an effect of rounding.
     dtype = ground.lm.model.dtype
-    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else merging.in_type_of(start or ground.lm, policy)
+    lm = merging.selective_merge(ground.lm, policy.lm, dtype=dtype) if merged else merging.in_type_of(start or ground.lm, policy.lm)
     acts = (steering(ground.direction("thinkedit"), steer, during="think"),) if steer else ()
     # A policy that was trained with a budget in the prompt is evaluated with the last budget of its training.
     curriculum = ground.sizes.training.sized(recipe).curriculum
     # Steps count from 0, so the last one is ``steps - 1``.
-    return Condition(lm, acts, ask=curriculum.ask(ground.sizes.training.steps - 1) if curriculum else None)
+    return Condition(lm, (*policy.during, *acts), ask=curriculum.ask(ground.sizes.training.steps - 1) if curriculum else None)

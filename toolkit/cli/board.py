@@ -30,6 +30,7 @@ from toolkit.cli.common import (
     say,
     show,
 )
+from toolkit.cli.grpo import Rank
 
 SHOWN = ("accuracy", "think_tokens", "aes", "shortest_20", "accuracy_lookup", "never_closed")  # metrics in the terminal's table
 WORKER = "--measure-only"  # hidden option of the processes that help with --jobs
@@ -68,7 +69,8 @@ def board(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Token budget of a response.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps per policy.")] = None,
-    lora: Annotated[int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank instead of every weight.")] = None,
+    train: Annotated[str, typer.Option(help="Part of each policy to train: all, adapter or vector (see toolkit grpo).")] = "all",
+    rank: Rank = None,
     training_engine: Annotated[
         str | None,
         typer.Option(
@@ -109,14 +111,14 @@ def board(
 
     [bold]toolkit board --only 'base,ThinkEdit*,DLER*' --seeds 2[/bold]
 
-    [bold]toolkit board -m Qwen/Qwen3-1.7B --task gsm8k --lora 16 --training-engine trl --set use_vllm=true --dtype bfloat16 -o runs/qwen[/bold]
+    [bold]toolkit board -m Qwen/Qwen3-1.7B --task gsm8k --train adapter --training-engine trl --set use_vllm=true --dtype bfloat16 -o runs/qwen[/bold]
     """
     import torch
 
     from toolkit import board as boards
     from toolkit import store
     from toolkit.board import default
-    from toolkit.cli.grpo import parse_settings
+    from toolkit.cli.grpo import parse_part, parse_settings
 
     options = {
         "task": task,
@@ -124,7 +126,7 @@ def board(
         "max_new_tokens": max_new_tokens,
         "seeds": seeds,
         "steps": steps,
-        "lora": lora,
+        "train": parse_part(train, rank),
         "engine": training_engine,
         "track": track,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +46,39 @@ Scale = Annotated[
         help="Sizes of the recipe. tiny: scaled down to the tiny reasoner. paper: the paper's numbers. auto: tiny for tiny-reasoner, else paper."
     ),
 ]
+Rank = Annotated[int | None, typer.Option(min=1, help="Rank of the adapter (default 16). Needs --train adapter.")]
+RATELESS = ("vector", "heads", "head-scales")  # parts for which no recipe has a learning rate
+
+
+def parse_part(train: str, rank: int | None, plan: Path | None = None) -> Any:
+    """Return the part of the model to train, as ``Extras.train`` takes it.
+
+    Args:
+        train: Name of the part: all, adapter, vector, heads or head-scales.
+        rank: Rank of the adapter; ``None`` means 16.
+        plan: File of the plan whose heads are trained.
+
+    Raises:
+        BadParameter: the name is unknown, or an option belongs to another part.
+    """
+    from toolkit import store
+    from toolkit.types import Plan
+
+    if train not in ("all", "adapter", *RATELESS):
+        raise typer.BadParameter(f"--train {train}: choose all, adapter, vector, heads or head-scales.")
+    if rank is not None and train != "adapter":
+        raise typer.BadParameter(f"--rank needs --train adapter, not --train {train}.")
+    if (plan is not None) != (train in ("heads", "head-scales")):
+        raise typer.BadParameter(
+            "--train heads and --train head-scales need --plan FILE, from toolkit thinkedit; no other part takes a plan."
+        )
+    if train == "all":
+        return None
+    from toolkit.grpo import parts  # imports peft
+
+    if plan is not None:
+        return parts.plan_heads(store.load(plan, Plan), scale=train == "head-scales")
+    return parts.Vectors() if train == "vector" else parts.adapter(rank or 16)
 
 
 def parse_settings(texts: list[str] | None) -> dict[str, str]:
@@ -74,11 +107,16 @@ def grpo(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the last complete checkpoint in --out, if there is one.")
     ] = False,
-    lora: Annotated[
-        bool,
-        typer.Option("--lora", help="Train a LoRA adapter on every linear layer. Saved in OUT/adapter, and merged in OUT/model."),
-    ] = False,
-    lora_rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter (default 16). Needs --lora.")] = None,
+    train: Annotated[
+        str,
+        typer.Option(
+            help="Part to train. all: every weight. adapter: a LoRA on every linear layer; saved in OUT/adapter, and merged in OUT/model. vector: one vector per layer, added to the output of each block; saved in OUT/vector. heads: the columns of W_O of the heads of --plan. head-scales: one factor per head of --plan."
+        ),
+    ] = "all",
+    rank: Rank = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan of the model, from `toolkit thinkedit`. Needs --train heads or head-scales.")
+    ] = None,
     scale: Scale = "auto",
     settings: Setting = None,
     task: Task = "arithmetic",
@@ -137,11 +175,13 @@ def grpo(
     model takes 2, and the bfloat16 copy of the trained weights for autocast takes 2. Recipes with a KL penalty (beta not 0) need 4
     more, for a reference model.
 
-    Memory with --lora: 16 bytes per weight of the adapter. In addition, 8 bytes per weight of the model: 4 for the frozen weight, 4 for the
-    initial model. With --dtype bfloat16 they are 2 each.
+    Memory if only a part is trained: 16 bytes per weight of the part. In addition, 8 bytes per weight of the model: 4 for the frozen
+    weight, 4 for the initial model. With --dtype bfloat16 they are 2 each.
+
+    The learning rates of recipes are for all weights. For a vector or heads, choose one with --set learning_rate=RATE.
 
     With --engine, a server samples the responses for the evaluations before and after training. For evaluations during training, no server
-    is used: responses are sampled from the policy in training. The server is given the trained adapter. So --lora is needed, and a server
+    is used: responses are sampled from the policy in training. The server is given the trained adapter. So --train adapter is needed, and a server
     that loads adapters while it runs (vLLM, SGLang).
 
     To use less memory: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
@@ -152,11 +192,12 @@ def grpo(
 
     [bold]toolkit grpo --reward grpo_lambda --steps 60 --out runs/lambda[/bold]
 
-    [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --lora --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
+    [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --train adapter --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
     from toolkit import store, tasks
-    from toolkit.grpo import curves, policies
+    from toolkit.grpo import curves, saved
     from toolkit.jobs import grpo as jobs
+    from toolkit.types import Direction
 
     if show_list:
         listed = jobs.catalogue()
@@ -166,19 +207,23 @@ def grpo(
         raise typer.BadParameter("Give the directory of the run with --out DIR (or list the rewards with --list).")
     if scale not in ("auto", "tiny", "paper"):
         raise typer.BadParameter(f"--scale {scale}: choose auto, tiny or paper.")
-    if lora_rank is not None and not lora:
-        raise typer.BadParameter("--lora-rank needs --lora: without it every weight is trained.")
+    part, chosen = parse_part(train, rank, plan), parse_settings(settings)
+    if train in RATELESS and "learning_rate" not in chosen:
+        raise typer.BadParameter(
+            f"--train {train} needs --set learning_rate=RATE: the recipe's rate is for all weights. The papers' rate was not found; 0.1 moves the "
+            "tiny reasoner."
+        )
     tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
     tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
     base = jobs.recipes.find(reward)
-    recipe, overrides = jobs.adjust_recipe(base.scaled() if tiny else base, parse_settings(settings))
+    recipe, overrides = jobs.adjust_recipe(base.scaled() if tiny else base, chosen)
     study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
     run = jobs.Run(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=training_engine, lora=policies.lora_config(lora_rank or 16) if lora else None, track=track)
+    extras = jobs.Extras(engine=training_engine, train=part, track=track)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     run = replace(run, evaluation_engine=connect_engine(engine, lm, out_dir))
     try:
@@ -188,12 +233,15 @@ def grpo(
         raise
     if not done.main:
         return
-    table = jobs.before_and_after(done)
+    table, folder = jobs.before_and_after(done), saved.folder_of(out_dir, part)
     if as_json:
-        print_json(
-            {"out": str(out_dir / jobs.MODEL), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)}
-        )
+        print_json({"out": str(folder), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)})
         return
-    show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the model is in {out_dir / jobs.MODEL}")
+    show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the result is in {folder}")
     out.print(f"Log with one line per step: [bold]{out_dir / 'log.jsonl'}[/bold].")
-    next_steps(compare_on_held_out_problems=same_options(f"toolkit compare base={model} trained={out_dir / jobs.MODEL}"))
+    if train == "vector":
+        vector = folder / saved.DIRECTION
+        strength = store.load(vector, Direction).provenance.notes["strength"]
+        next_steps(measure_other_strengths=same_options(f"toolkit dose --vector {vector} --alpha 0,{strength / 2:g},{strength:g}"))
+        return
+    next_steps(compare_on_held_out_problems=same_options(f"toolkit compare base={model} trained={folder}"))

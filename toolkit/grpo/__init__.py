@@ -23,7 +23,7 @@ with fewer problems per batch than in the paper. ``--reward`` is the name of a r
 ``--set updates=1`` sets the number of optimizer steps per batch. ``--micro-batch 4`` puts at most 4 responses in each forward pass::
 
     toolkit grpo --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --reward dler --dtype bfloat16 --out runs/dler
-    toolkit grpo --model Qwen/Qwen3-4B --task gsm8k --reward pear --lora --set problems=32 --set updates=1 --micro-batch 4 --out runs/pear
+    toolkit grpo --model Qwen/Qwen3-4B --task gsm8k --reward pear --train adapter --set problems=32 --set updates=1 --micro-batch 4 --out runs/pear
 
 vLLM can generate the responses in the same process, through TRL. The reward then gets no entropies or log-probabilities, so rewards that
 read them (those of the recipes PEAR and SAR) are refused. Two kinds of recipes are refused too: those with dynamic sampling (groups whose

@@ -4,7 +4,7 @@ Every function in ``ALL`` maps ``(components, groups, tokens)`` to advantages ``
 raises the rollout's probability. The arguments are:
 
 * ``components [n, k]``: the parts of the reward, one column per part. The reward r of a rollout is the sum of its k parts. Only
-  ``decoupled`` treats the parts separately.
+  ``decoupled`` and ``gdpo`` treat the parts separately.
 * ``groups [n]``: the group of each rollout, as an integer. A group is the set of rollouts of one problem. Rows may come in any order.
 * ``tokens [n]``: response lengths, used by ``dler_tokens`` only.
 
@@ -133,7 +133,28 @@ def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarra
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 
 
+def gdpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Return GDPO's advantages (arXiv 2601.05242): components are normalised within the group, added, and normalised over the batch.
+
+    ``z`` is GRPO's advantage (``grpo``) of each column of ``components``, added over the columns. The result is
+    ``(z - mean(z)) / (std(z) + 1e-4)``, with mean and standard deviation over all rollouts of the batch. TRL computes the same from several
+    reward functions with ``multi_objective_aggregation="normalize_then_sum"``.
+
+    The size of a component does not matter: one that hardly varies within its group counts as much as the others. So a component for length
+    should be paid to right answers only. The module ``advantages`` explains the arguments; ``tokens`` is not used.
+
+    >>> gdpo(np.array([[1.0, 0.1], [0.0, 0.0]]), np.array([0, 0]), np.array([5, 9])).round(3).tolist()
+    [0.707, -0.707]
+    """
+    z = np.sum([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
+    if len(z) < 2:
+        return np.zeros(len(z))
+    return (z - z.mean()) / (z.std(ddof=1) + TRL_EPSILON)
+
+
+BY_COMPONENT = frozenset({"decoupled", "gdpo"})
+"""Names of the advantages that treat the components of a reward separately. The others get the reward as a single column."""
 ALL: Mapping[str, Advantage] = MappingProxyType(
-    {f.__name__: f for f in (grpo, dr_grpo, leave_one_out, dler, dler_tokens, decoupled)}
+    {f.__name__: f for f in (grpo, dr_grpo, leave_one_out, dler, dler_tokens, decoupled, gdpo)}
 )
 """Name of an advantage -> function that computes it. ``Recipe.advantage`` is such a name."""

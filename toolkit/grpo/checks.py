@@ -8,17 +8,21 @@ import numpy as np
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from toolkit import rewards
+from toolkit.grpo import parts
 from toolkit.grpo.draws import Drawn
+from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
 from toolkit.rewards import RewardBatch
+
+TRUNCATING = frozenset({"truncation", "think_prune", "dler", "da_dler", "dot"})  # rewards that punish long responses
 
 
 class NonFiniteError(ValueError):
     """Raised if a reward, loss or gradient is NaN or infinite, before the weights are updated with it."""
 
 
-def check_args(args: Any, recipe: Recipe, engine: str) -> None:
-    """Raise ValueError if TRL's config, the recipe and the engine cannot be combined.
+def check_args(args: Any, recipe: Recipe, extras: Extras) -> None:
+    """Raise ValueError if TRL's config, the recipe and the extras cannot be combined.
 
     Examples: the batch size would split the responses to one problem over two processes; or TRL samples the responses, but the recipe has
     dynamic sampling (problems whose responses all get the same reward are replaced), which only the toolkit's sampler can do.
@@ -26,7 +30,7 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
     Args:
         args: TRL's config.
         recipe: Recipe to train with.
-        engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``.
+        extras: Settings that the recipe does not have: the engine and the part to train are checked.
     """
     samples, world = args.num_generations, args.world_size
     local = args.per_device_train_batch_size * args.steps_per_generation  # responses that each process samples per generation
@@ -49,8 +53,19 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
             "use_transformers_continuous_batching casts the weights to bfloat16 in place, which rounds away the updates: leave it out, or "
             "train in float32."
         )
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
+            f"multi_objective_aggregation={args.multi_objective_aggregation!r} has no effect, since TRL gets one reward, the sum of its "
+            "components: use the advantage gdpo (recipes.gdpo)."
+        )
+    if args.mask_truncated_completions and recipe.reward in TRUNCATING:
+        raise ValueError(
+            f"mask_truncated_completions=True leaves out the rollouts that the reward {recipe.reward} punishes: set it to false."
+        )
     unsupported = [name for name in ("dynamic", "modes") if getattr(recipe, name)]
-    if engine == "trl" and unsupported:
+    if args.use_vllm and isinstance(extras.train, parts.Vectors | parts.Heads):
+        raise ValueError("vLLM gets weights only, so it would sample without the trained vectors or heads: leave use_vllm out.")
+    if extras.engine == "trl" and unsupported:
         raise ValueError(f'{recipe.name} has {" and ".join(unsupported)}, which engine="trl" cannot do: use engine="toolkit".')
 
 

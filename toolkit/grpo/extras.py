@@ -1,4 +1,4 @@
-"""Parts of a training run that the recipe does not set: your reward object, columns that it reads, the sampling engine, LoRA, callbacks.
+"""Parts of a training run that the recipe does not set: your reward object, columns that it reads, the part to train, the engine, callbacks.
 
 A *recipe* holds the training settings of one method, such as its reward and loss (see ``recipes``).
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from toolkit.grpo import tracking
+from toolkit.grpo import parts, tracking
 from toolkit.grpo.draws import Drawn
 from toolkit.tools import Toolbox
 
@@ -26,7 +26,7 @@ It is needed only for a column that the toolkit does not compute itself.
 
 @dataclass(frozen=True)
 class Extras:
-    """Settings of a training run that are not part of its recipe, such as your own reward or a LoRA adapter.
+    """Settings of a training run that are not part of its recipe, such as your own reward or an adapter.
 
     A recipe holds the training settings of one method (see ``recipes.Recipe``).
 
@@ -34,21 +34,22 @@ class Extras:
         reward: Reward object that replaces the recipe's; ``None`` means the recipe's.
         columns: Column name -> function that computes the column (see ``Column``), such as ``{"conciseness": f}``.
         engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL samples with vLLM if ``use_vllm`` is True in its config.
-        lora: A ``peft`` config to train an adapter, or ``None`` to train every weight.
+        train: Part of the model to train: ``None`` for every weight, a config of ``peft`` for an adapter, ``parts.Vectors()`` for one vector
+            per layer, or ``parts.Heads(...)`` for some attention heads.
         callbacks: Callbacks of transformers in addition to the toolkit's, such as ``log.Bar``.
         tools: Tools that responses may call, in training and in all evaluations of the run; ``None`` means none. Only
             ``engine="toolkit"`` answers calls. Tokens of tool results are not trained on.
         track: Tracker that also gets the log: ``"trackio"``, ``"wandb"`` or ``"tensorboard"`` (see ``tracking``). ``None`` means none.
 
     Raises:
-        ValueError: no such engine or tracker, or TRL is to sample with tools.
+        ValueError: no such engine, tracker or part, or TRL is to sample with tools.
         ImportError: the tracker cannot be imported.
     """
 
     reward: Any = None
     columns: Mapping[str, Column] = field(default_factory=dict)
     engine: str = "toolkit"
-    lora: Any = None
+    train: Any = None
     callbacks: tuple[TrainerCallback, ...] = ()
     track: str | None = None
     tools: Toolbox | None = None
@@ -59,3 +60,4 @@ class Extras:
         if self.engine == "trl" and self.tools:
             raise ValueError('engine="trl" cannot answer the calls of this toolbox: use engine="toolkit".')
         tracking.check(self.track)
+        parts.check(self.train)

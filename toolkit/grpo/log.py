@@ -158,7 +158,8 @@ class Recorder(TrainerCallback):
         if isinstance(self.engine, OwnLoop):
             evaluation = self._evaluate()  # by every process
         elif state.is_world_process_zero:
-            evaluation = self._evaluate(self.initial)
+            assert self.initial is not None
+            evaluation = self._evaluate(Condition(self.initial))
         if state.is_world_process_zero:
             self._write({"step": 0, **evaluation})  # row 0 describes the model before training
 
@@ -177,7 +178,7 @@ class Recorder(TrainerCallback):
             self._write({"step": state.global_step, **logs, **self._evaluation})
             self._evaluation = {}
 
-    def finish(self, saved: LM, step: int) -> None:
+    def finish(self, saved: Condition, step: int) -> None:
         """Evaluate the saved model on the held-out problems, for the last row of the log. Only the main process calls this.
 
         The new results replace the held-out results in the row of ``step``, the run's last optimizer step.
@@ -191,28 +192,29 @@ class Recorder(TrainerCallback):
             store.write_rows(self.rows, self.path)
             store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
-    def _evaluate(self, model: LM | None = None) -> Row:
+    def _evaluate(self, policy: Condition | None = None) -> Row:
         """Sample responses to the held-out problems, and return the ``held_out/...`` columns of the log.
 
         Every process evaluates the policy in training on all held-out problems; only the main process logs the results. Other models are
         evaluated by the main process alone.
 
         Args:
-            model: Model to evaluate with the engine; ``None`` evaluates the policy in training, without the engine.
+            policy: Policy to evaluate with the engine; ``None`` evaluates the one in training, without the engine.
         """
         if not (self.problems and self.every):
             return {}
         sampling = self.sampling
-        recorded = model is None or isinstance(self.engine, OwnLoop)  # only then are log-probabilities of the tokens at hand
+        recorded = policy is None or isinstance(self.engine, OwnLoop)  # only then are log-probabilities of the tokens at hand
         full = recorded and sampling.temperature > 0 and sampling.top_p == 1 and not sampling.top_k
         initial = self.initial if full else None
         # ``details`` records the log-probabilities that the KL needs.
         sampling = replace(sampling, details=sampling.details or initial is not None)
-        if model is None:
+        if policy is None:
             rollouts = self.sample(self.problems, sampling)
         else:
-            condition = Condition(model, tools=self.tools)
-            rollouts = generate.rollouts(condition, self.problems, sampling, engine=self.engine, progress=False)
+            rollouts = generate.rollouts(
+                replace(policy, tools=self.tools), self.problems, sampling, engine=self.engine, progress=False
+            )
         row = held_out_measures(rollouts, self.problems)
         return row if initial is None else row | {"held_out/kl": kl_to(initial, rollouts, sampling.temperature)}
 

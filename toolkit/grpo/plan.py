@@ -26,7 +26,7 @@ class TrainingPlan:
             of their papers.
         changes: Fields of ``Recipe`` to replace in every recipe, as pairs ``(name, value)``, such as ``(("problems", 32),)``.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process.
-        lora: Rank of a LoRA adapter, which is merged into the model at the end; ``None`` trains every weight.
+        train: Part of the model to train, as in ``Extras.train``: ``None`` trains every weight. See ``parts``.
         engine: Library that samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
         overrides: Fields of TRL's ``GRPOConfig`` to set in every run, as pairs ``(name, value)``. They override ``Recipe.config``.
         track: Tracker that also gets the log of every policy: ``"trackio"``, ``"wandb"`` or ``"tensorboard"`` (see ``tracking``). ``None``
@@ -45,7 +45,7 @@ class TrainingPlan:
     tiny: bool = True
     changes: tuple[tuple[str, Any], ...] = ()
     micro_batch: int = 16
-    lora: int | None = None
+    train: Any = None
     engine: str = "toolkit"
     overrides: tuple[tuple[str, Any], ...] = ()
     track: str | None = None
@@ -64,6 +64,7 @@ class TrainingPlan:
         The other settings are left out for these reasons:
 
         * ``track`` changes no policy.
+        * ``train`` is an object. ``policies.basis`` adds its description to the key.
         * ``task`` and ``pool`` determine the training problems, and ``tiny`` and ``changes`` the recipe. ``policies.basis`` adds the
           problems and the recipe to the key.
         * ``micro_batch`` matters only for DRPO's loss. ``policies.basis`` adds it to the key for recipes with that loss.
@@ -71,7 +72,6 @@ class TrainingPlan:
         return {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],
-            "lora": self.lora,
             "engine": self.engine,
             "overrides": self.overrides,
         }

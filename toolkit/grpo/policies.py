@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from toolkit import identity, store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import code
+from toolkit.grpo import code, saved
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import LOG, read
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, Run, Trained, policy_identity, process_of, train
-from toolkit.grpo.saved import read_back
+from toolkit.grpo.run import Run, Trained, policy_identity, process_of, train
 from toolkit.lm import LM
 from toolkit.types import Problem
 
@@ -71,12 +69,12 @@ def train_policy(
     # Of processes that train together (accelerate), only the main one locks: the others would wait for it, and it for them.
     with store.locked(folder, wait=True) if main else nullcontext():
         # What the main process finds decides for all, since the policy may be finished at any time by a process that trains by itself.
-        (whole,) = broadcast_object_list([store.is_whole(folder / MODEL)])
+        (whole,) = broadcast_object_list([saved.is_finished(folder, plan.train)])
         if whole:
             if main:
                 _remove_checkpoints(folder)  # left behind if a process was killed just after it saved the policy
-            model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
-            return Trained(model, pd.DataFrame(read(folder / LOG) if main else []), main)
+            policy = saved.read_policy(lm, folder, plan.train, f"{lm.name}, {recipe.name}")
+            return Trained(policy, pd.DataFrame(read(folder / LOG) if main else []), main)
         if main and not (folder / store.MADE_BY).exists():
             changed = depends_on.changed(store.records(runs, f"{glob.escape(_name(recipe, seed))}-*"))
             if changed:
@@ -105,7 +103,7 @@ def _run(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, folder: Path) ->
 
 
 def _extras(plan: TrainingPlan, reward: Any) -> Extras:
-    return Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None, track=plan.track)
+    return Extras(reward=deepcopy(reward), engine=plan.engine, train=plan.train, track=plan.track)
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
@@ -132,15 +130,8 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
     """
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
-    adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}
+    part = {"train": identity.of(plan.train).body}
     # A loss that is not TRL's may depend on the size of a micro-batch, as DRPO's KL term does.
     rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
-    depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **adapter, **rows}
+    depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **part, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
-
-
-def lora_config(rank: int) -> Any:
-    """Return peft's config of a LoRA adapter on every linear layer except the output layer. ``alpha`` is twice the rank (our choice)."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -17,137 +17,17 @@ Samples per problem, in the paper and scaled:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from toolkit import rewards
-from toolkit.grpo import advantages
+from toolkit.grpo.decs import DECS
 from toolkit.grpo.draws import Curriculum, Dynamic, Modes
+from toolkit.grpo.filters import GFPO, CellMask
 from toolkit.grpo.losses import DRPO, ModeSwitch
-from toolkit.rewards.laser_targets import TargetSettings
+from toolkit.grpo.recipe import Recipe as Recipe
 
-TINY_TOKENS = 200  # longest response in tokens of scaled recipes; the tiny reasoner's longest are about 150
-TINY_RATE = 3e-4  # learning rate
-TINY_LIMITS = {"dler": 40, "da_dler": 40}  # longest response, tokens; also the length beyond which the reward is 0 (TINY_OPTIONS)
-TINY_TARGETS = TargetSettings(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
-TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "cosine": {"longest": TINY_TOKENS},
-        "da_dler": {"tiers": ((0.0, 40), (0.5, 24))},
-        "dler": {"target": 40},
-        "laser": {"target": 24},
-        "laser_d": {"targets": TINY_TARGETS},
-        "laser_de": {"targets": TINY_TARGETS},
-        "length_penalty": {"longest": 20},  # each token costs 5 % (1/20) of the reward of a correct answer
-        "length_penalty_mild": {"longest": 20},  # 2.5 %: half the weight
-        "surrogate": {"longest": 80},  # highest reward at 40 tokens
-        "truncation": {"target": 40},
-    }
-)
-"""Recipe name -> reward options that ``Recipe.scaled`` sets for the tiny reasoner, the small model in this package.
-
-The model's responses have 7 to 150 tokens. All lengths are in tokens.
-"""
-TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "adaptive_deep_reasoning": {"modes": Modes(long=" please", short=" quick")},
-        "train_long_think_short": {"curriculum": Curriculum(start=48, every=25, text=" {budget}")},  # to 16 in 100 steps
-    }
-)
-"""Recipe name -> fields of the recipe with texts for the prompt, in words that the tiny reasoner (the small model in this package) knows.
-
-``Recipe.scaled`` puts them in the place of the paper's texts. The model knows only a few words and fails after an unfamiliar sentence.
-"""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Training settings of one method.
-
-    Attributes:
-        name: Name of the recipe in runs and logs.
-        paper: arXiv id of the paper; "" if the method is ours.
-        reward: Name of the reward, a key of ``rewards.ALL``.
-        options: Arguments of the reward, by name.
-        advantage: Name of the advantage, a key of ``advantages.ALL``; ``None`` means TRL's (``scale_rewards`` in ``config``).
-        loss: Parameters of DRPO's loss, which then replaces TRL's; ``None`` means TRL's loss (``loss_type`` in ``config``).
-        dynamic: Settings of dynamic sampling, which replaces problems whose responses all get the same reward; ``None`` turns it off.
-        curriculum: Token budget that is stated in the prompt and falls during training; ``None`` states no budget.
-        modes: Texts that request long thinking in half of a problem's prompts and short thinking in the other half; ``None`` adds no such
-            text.
-        switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; ``None`` means no such loss.
-        problems: Problems per generation (a batch of responses sampled at once), over all processes.
-        samples: Responses per problem, the size of a group (G in the papers).
-        max_tokens: Largest response length, in tokens.
-        learning_rate: Learning rate of AdamW, constant during training.
-        updates: Optimizer steps per generation (in the papers: batch size divided by mini-batch size).
-        config: Further fields of TRL's ``GRPOConfig``.
-        sources: Note on where the numbers come from and which of them are ours.
-    """
-
-    name: str
-    paper: str
-    reward: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    advantage: str | None = None
-    loss: DRPO | None = None
-    dynamic: Dynamic | None = None
-    curriculum: Curriculum | None = None
-    modes: Modes | None = None
-    switch: ModeSwitch | None = None
-    problems: int = 16
-    samples: int = 8
-    max_tokens: int = 4096
-    learning_rate: float = 1e-6
-    updates: int = 1
-    config: Mapping[str, Any] = field(default_factory=dict)
-    sources: str = ""
-
-    def __post_init__(self) -> None:
-        if self.reward not in rewards.ALL:
-            raise ValueError(f"Unknown reward {self.reward!r}: choose one of {', '.join(rewards.ALL)}.")
-        if self.advantage is not None and self.advantage not in advantages.ALL:
-            raise ValueError(f"Unknown advantage {self.advantage!r}: choose one of {', '.join(advantages.ALL)}.")
-        for name in ("problems", "samples", "max_tokens", "updates"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: give a whole number of at least 1.")
-        if self.samples < 2:
-            raise ValueError(f"samples={self.samples}: an advantage compares the samples of a problem, so give at least 2.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: give a number above 0.")
-        if self.modes and self.samples % 2:
-            raise ValueError(f"samples={self.samples}: half of a group thinks long and half short, so give an even number.")
-        if self.switch and not self.modes:
-            raise ValueError("switch is set without modes: the mode-switching loss needs modes=Modes(...).")
-
-    def scaled(self) -> Recipe:
-        """Return the recipe with numbers for the tiny reasoner, the small model in this package.
-
-        The scaled recipe samples 8 responses to each of 16 problems at once, uses them for one optimizer step, and has a low token limit.
-        Lengths in the reward's options and texts in the prompt are changed to suit the model. All new numbers are ours.
-        """
-        return replace(
-            self,
-            problems=16,
-            samples=8,
-            updates=1,
-            max_tokens=TINY_LIMITS.get(self.name, TINY_TOKENS),
-            learning_rate=TINY_RATE,
-            options={**self.options, **TINY_OPTIONS.get(self.name, {})},
-            loss=replace(self.loss, capacity=None) if self.loss else None,  # None: DRPO divides lengths by the scaled token limit
-            **TINY_PROMPTS.get(self.name, {}),
-            config={k: v for k, v in self.config.items() if k not in NOT_SCALED},
-        )
-
-
-NOT_SCALED = ("beta", "temperature", "entropy_coef")
-"""Fields of ``Recipe.config`` that ``Recipe.scaled`` leaves out. TRL's defaults then hold:
-
-* ``beta``, weight of the KL penalty: 0, so no reference model is needed.
-* ``temperature``: 1, at which the tiny reasoner (the small model in this package) is evaluated.
-* ``entropy_coef``, weight of the entropy bonus: 0.
-"""
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
 """Clip-higher (DAPO): the ratio of token probabilities, new to old policy, is clipped to ``[1 - epsilon, 1 + epsilon_high]``."""
 DUAL_CLIP = 10.0
@@ -315,6 +195,102 @@ def drpo(lam: float = 0.1) -> Recipe:
     )
 
 
+def gfpo(keep: int = 8, metric: str = "shortest") -> Recipe:
+    """Return the recipe of GFPO (arXiv 2508.09726): sample many responses, and learn from the shortest, or the best per token.
+
+    Args:
+        keep: Number of responses per problem to learn from, of 16.
+        metric: ``"shortest"`` or ``"efficiency"`` (see ``filters.GFPO``).
+    """
+    return Recipe(
+        "gfpo" if metric == "shortest" else "gfpo_efficiency",
+        "2508.09726",
+        "correctness",
+        filter=GFPO(keep, metric),
+        samples=16,
+        note=f"only {'the shortest responses' if metric == 'shortest' else 'those with the most reward per token'} are trained on",
+        sources="Notes: 8, 16 or 24 rollouts, at most 8 kept. Batch, rate and token limit not found.",
+    )
+
+
+def gfpo_efficiency() -> Recipe:
+    """Return the recipe of GFPO (arXiv 2508.09726) that keeps the responses with the most reward per token."""
+    return gfpo(metric="efficiency")
+
+
+def art(masked: tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe of Art's study of truncation (arXiv 2602.20945): correctness within a length limit, 24 responses per problem.
+
+    Args:
+        masked: Cells of responses to learn nothing from, some of ``filters.CELLS``. The paper's variants are ``("SW", "LW")``, ``("LC",)``,
+            ``("LC", "SW")`` and ``("LC", "LW")``; () masks none.
+    """
+    return Recipe(
+        "art",
+        "2602.20945",
+        "truncation",
+        {"target": 4000},
+        filter=CellMask(masked, 4000) if masked else None,
+        problems=128,
+        samples=24,
+        max_tokens=4000,
+        learning_rate=1e-6,
+        config={**CLIP_HIGHER},
+        note="sampled up to the same limit, and with more responses per problem",
+        sources="Notes: 24 rollouts, batch 128, limit of the reward = limit of sampling = 4k, 1e-6, clip-high .28. Easy prompts: not chosen here.",
+    )
+
+
+def decs() -> Recipe:
+    """Return the recipe of DECS (arXiv 2509.25827): only tokens after the first right answer of the thinking are charged for length."""
+    return Recipe(
+        "decs",
+        "2509.25827",
+        "correctness",
+        token_advantage=DECS(),
+        samples=16,
+        max_tokens=16384,
+        note="tokens after the first right answer in the thinking are charged for length",
+        sources="Code pixas/DECS: bonus .1, 16 rollouts, 16384 tokens. Judge and curriculum left out; batch and rate not found.",
+    )
+
+
+def luspo() -> Recipe:
+    """Return the recipe of LUSPO (arXiv 2602.05261): GSPO's loss times the length of the response, which does not favour short ones."""
+    return replace(
+        plain("correctness"),
+        name="luspo",
+        paper="2602.05261",
+        config={"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 2e-3, "epsilon_high": 2.5e-3},
+        note="a response's loss is weighted by its length",
+        sources="TRL's loss, with the paper's clipping. The loss grows with length: lower the rate, or rely on clipping.",
+    )
+
+
+def gdpo() -> Recipe:
+    """Return the recipe of GDPO (arXiv 2601.05242) with the reward of LASER: its components are normalised one by one, then added."""
+    return Recipe(
+        "gdpo",
+        "2601.05242",
+        "laser",
+        advantage="gdpo",
+        note="correctness and bonus are normalised one by one",
+        sources="TRL's normalize_then_sum, on the components of LASER, whose bonus only right answers get (ours). Numbers: TRL's.",
+    )
+
+
+def entropy_bonus() -> Recipe:
+    """Return the recipe of correctness with TRL's adaptive entropy bonus, after Skywork-OR1 (arXiv 2505.22312)."""
+    return replace(
+        plain("correctness"),
+        name="entropy_bonus",
+        paper="2505.22312",
+        config={"use_adaptive_entropy": True},
+        note="an entropy bonus keeps the entropy above a target",
+        sources="TRL's defaults: target .2 nats, steps of .005 up to 1. A bonus may lengthen responses: compare with and without.",
+    )
+
+
 def slpo() -> Recipe:
     """Return the recipe of SLPO, the method with which the ORION models were trained (arXiv 2511.22891).
 
@@ -432,6 +408,13 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
             laser_de,
             hapo,
             drpo,
+            gfpo,
+            gfpo_efficiency,
+            art,
+            decs,
+            luspo,
+            gdpo,
+            entropy_bonus,
             slpo,
             train_long_think_short,
             adaptive_deep_reasoning,

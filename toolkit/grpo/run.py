@@ -5,7 +5,7 @@ Files in a run's directory:
 * ``log.jsonl``: the log, one line per optimizer step; a finished run adds the same table as ``log.parquet``.
 * ``checkpoint-N``: ordinary Hugging Face folders, with the states of optimizer, scheduler, random numbers and reward. N is the step.
 * ``conciseness.json``: the head that scores conciseness, only for rewards that read such scores, as CRF does (see ``judge``).
-* ``model`` and, with LoRA, ``adapter``: the result, written by a finished run (see ``saved``).
+* ``model`` and, with an adapter, ``adapter``; or ``vector``: the result, written by a finished run (see ``saved``).
 * Files of the tracker, if ``Extras.track`` names one (see ``tracking``).
 
 Precision. Trained weights are fp32, whatever dtype the model was loaded in. At a usual learning rate, one AdamW step changes a weight by
@@ -18,8 +18,8 @@ of the log are those of the saved model.
 
 Memory, in bytes per weight of the model, besides activations:
 
-* 16 for the weights in training: 4 each for weight, gradient and Adam's two moments. With LoRA: 2 (bfloat16) or 4 (fp32) for each frozen
-  weight instead, plus 16 for each weight of the adapter.
+* 16 for the weights in training: 4 each for weight, gradient and Adam's two moments. If only a
+  part is trained: 2 (bfloat16) or 4 (fp32) for each frozen weight instead, plus 16 for each weight of the part.
 * 2 for a bfloat16 copy of the weights, under autocast.
 * 2 (bfloat16) or 4 (fp32) for the initial model, which stays in memory.
 * 4 for a reference model, if TRL's ``beta`` (the weight of its KL term) is not 0.
@@ -41,6 +41,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers.trainer import TRAINER_STATE_NAME
 
 try:
@@ -52,7 +53,7 @@ from toolkit import generate, store
 from toolkit import identity as identities
 from toolkit.engines import OWN_LOOP, CannotSampleError, Engine, OwnLoop
 from toolkit.generate import Sampling
-from toolkit.grpo import code, draws, judge, log, saved, tracking
+from toolkit.grpo import code, draws, judge, log, parts, saved, tracking
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
@@ -104,8 +105,8 @@ class Run:
         evaluate: Sampling settings of the evaluation.
         evaluation_engine: Engine that samples the responses of the saved model for the last evaluation. If it is not the toolkit's own
             loop, it also samples the responses of the initial model before the first step. In the evaluations between, the toolkit samples
-            from the policy in training. An engine other than the toolkit's own loop needs a LoRA run, since it gets the trained weights as
-            an adapter.
+            from the policy in training. An engine other than the toolkit's own loop needs a run that trains an adapter, since it gets the
+            trained weights as an adapter.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
             step, except with DRPO's loss if a batch of responses is used for several optimizer steps. That loss has a KL term that is
             computed for each micro-batch separately.
@@ -132,16 +133,22 @@ class Trained:
     """A trained model and its log.
 
     Attributes:
-        lm: The trained model. In the main process it was saved and read back from disk. In other processes it is the model in memory, in
-            fp32, without the rounding to ``Run.save_dtype``.
+        policy: The trained policy. If vectors were trained, it is the initial model with the steering along them; else a new model. In the
+            main process it was saved and read back from disk. In other processes it is the policy in memory, in fp32, without the rounding
+            to ``Run.save_dtype``.
         log: One row per optimizer step; row 0 describes the model before training. ``measures`` describes the columns. Empty in processes
             other than the main one.
         main: True in the main process, which writes the files.
     """
 
-    lm: LM
+    policy: Condition
     log: pd.DataFrame
     main: bool = True
+
+    @property
+    def lm(self) -> LM:
+        """The model of the policy. If vectors were trained, it is the initial model, and ``policy.during`` holds their steering."""
+        return self.policy.lm
 
 
 def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
@@ -233,7 +240,7 @@ def train(
         recipe: Reward, loss and other settings of the method.
         problems: Training problems.
         run: Length, seed, directory and evaluation of this run.
-        extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
+        extras: Parts of the run that the recipe does not set, such as your own reward or the part to train.
         resume: True to continue from the last complete checkpoint in ``run.out``, or to start anew if there is none.
         say: Function that is called with one line at a time: progress, alarms, a warning if all responses of the initial model to some
             training problems are correct, and the rounding error of the saved model.
@@ -277,10 +284,12 @@ def train(
             trainer.add_callback(callback)
         main = trainer.is_world_process_zero()
         if main:
-            store.remove(run.out / MODEL)  # left by an earlier run with fewer steps, which is now resumed
+            store.remove(saved.folder_of(run.out, extras.train))  # left by an earlier run with fewer steps, which is now resumed
             remove_old(run.out, args.save_total_limit)  # a killed process may have left a half-removed checkpoint
         done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
         if checkpoint is None:
+            if hasattr(trainer.reward, "warning") and (text := trainer.reward.warning(recipe.samples)):
+                say(text)
             probe(trainer, say)
         else:
             _restore_reward(trainer, checkpoint)
@@ -288,8 +297,9 @@ def train(
                 recorder.resume(done)
         with tracking.opened(extras.track if main else None, run.out, done + 1) as recorder.note:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            (longer,) = broadcast_object_list([parts.length_change(recorder.rows)])
             if not main:
-                return Trained(saved.trained_lm(lm, trainer), pd.DataFrame(), main)
+                return Trained(saved.in_memory(lm, trainer, longer), pd.DataFrame(), main)
             about = {"recipe": recipe, **_facts(run, extras), "dtype": str(lm.model.dtype).removeprefix("torch.")}
             policy = saved.save_policy(trainer, recorder, run.out, run.save_dtype, about)
         return Trained(policy, pd.DataFrame(recorder.rows), main)
@@ -340,10 +350,10 @@ def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict
 def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
     """Return a dict of further settings that must be the same when a run is resumed, such as seed, reward and code.
 
-    ``policy_identity`` returns the others: initial model, recipe and training problems. Fields of a reward or LoRA config that cannot be
-    hashed by their value are left out.
+    ``policy_identity`` returns the others: initial model, recipe and training problems. Fields of a reward or of the part to train that cannot
+    be hashed by their value are left out.
     """
-    plugged = {"reward": extras.reward, "adapter": extras.lora}
+    plugged = {"reward": extras.reward, "train": extras.train}
     keys = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in plugged.items()}
     return {
         "seed": run.seed,
@@ -357,10 +367,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
-    """Return seed, steps, overrides, engine and LoRA settings of the run as a dict; ``model/grpo.json`` records them with the model."""
-    lora = (
-        None if extras.lora is None else {name: getattr(extras.lora, name, None) for name in ("r", "lora_alpha", "target_modules")}
-    )
+    """Return seed, steps, overrides, engine and part of the run as a dict; ``grpo.json`` records them with the trained policy."""
     settings = {name: str(value) for name, value in run.overrides.items()}
     return {
         "seed": run.seed,
@@ -368,7 +375,7 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
         "overrides": settings,
         "engine": extras.engine,
         "evaluation": dict(run.evaluation_engine.header),
-        "lora": {k: sorted(v) if isinstance(v, set) else v for k, v in lora.items()} if lora else None,
+        "train": parts.describe(extras.train),
     }
 
 
@@ -415,18 +422,18 @@ def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
     The toolkit's own loop always can. Nothing is checked if the run has no evaluations.
 
     Raises:
-        engines.EngineError: the engine cannot sample the initial model's responses, or cannot answer its tool calls; or it is not the toolkit's own loop and either every
-            weight is trained (``extras.lora`` is ``None``) or the engine cannot load an adapter while it runs.
+        engines.EngineError: the engine cannot sample the initial model's responses, or cannot answer its tool calls; or it is not the toolkit's own loop and either
+            ``extras.train`` is not an adapter or the engine cannot load an adapter while it runs.
     """
     engine = run.evaluation_engine
     if isinstance(engine, OwnLoop) or not (run.held_out and run.evaluate_every):
         return
     condition = Condition(lm, tools=extras.tools)
     engine.check(condition, run.evaluate)
-    if extras.lora is None:
+    if not parts.is_adapter(extras.train):
         raise CannotSampleError(
-            f"{engine.name} cannot be given a model whose weights are all trained: train an adapter (--lora), or leave out --engine and judge "
-            "the trained model with toolkit compare while a server serves it."
+            f"{engine.name} can be given nothing but a trained adapter: train one (--train adapter), or leave out --engine and judge the "
+            "trained model with toolkit compare while a server serves it."
         )
     if not engine.takes_adapters:
         raise CannotSampleError(

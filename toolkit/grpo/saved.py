@@ -1,7 +1,12 @@
-"""Save a trained model and read it back. The model that a run evaluates at the end and returns is the one on disk.
+"""Save a trained policy and read it back. The policy that a run evaluates at the end and returns is the one on disk.
 
-A run writes ``model``, an ordinary Hugging Face directory. With LoRA it also writes ``adapter``, an ordinary PEFT directory in fp32, which
-vLLM serves with ``--enable-lora``.
+A run writes ``model``, an ordinary Hugging Face directory. With an adapter it also writes ``adapter``, an ordinary PEFT directory in fp32,
+which vLLM serves with ``--enable-lora``.
+
+A run that trains vectors writes ``vector`` instead. It holds ``direction.safetensors``, a ``Direction``, and ``grpo.json``. By the sign
+convention of directions, adding one makes thinking longer. So if thinking became shorter in training (``parts.length_change``), the saved
+direction is minus the trained vectors, and the policy is the initial model steered with strength -1. The strength is in the notes of the
+direction's provenance.
 
 ``model`` is fp32 unless ``Run.save_dtype`` is another dtype. At a usual learning rate, rounding to bfloat16 would undo most of the weight
 changes of a run. The share of the weight changes that rounding keeps is measured (``toolkit.rounding``), printed, and saved in
@@ -27,12 +32,16 @@ from toolkit import checkpoints, origins, store
 from toolkit import lm as lms
 from toolkit.generate import task_and_split
 from toolkit.grpo.log import Recorder
+from toolkit.grpo.parts import Heads, Vectors, length_change, trained_parameters
 from toolkit.grpo.sampler import base_model
 from toolkit.grpo.trainer import Trainer
-from toolkit.lm import LM
+from toolkit.lm import LM, Condition
 from toolkit.rounding import Rounding, rounding
+from toolkit.steering import check_direction, steering
+from toolkit.types import Direction
 
-MODEL, ADAPTER, ABOUT = "model", "adapter", "grpo.json"
+MODEL, ADAPTER, VECTOR, ABOUT = "model", "adapter", "vector", "grpo.json"
+DIRECTION = "direction.safetensors"  # file in ``VECTOR``
 assumed_prompts, assumed_positions = 8, 16  # models are compared at the last 16 positions of the first 8 training prompts (ours)
 PICKLED = "training_args.bin"  # transformers writes it beside a model; it is useless without the run
 
@@ -44,13 +53,90 @@ def finished_model(trainer: Trainer) -> PreTrainedModel:
     for name in ("forward", "_original_forward"):
         model.__dict__.pop(name, None)
     model = merge_adapter(model)
+    if trainer.attached is not None:
+        trainer.attached.merge(model)
     model.__dict__.pop("forward", None)
     return model.eval()
 
 
+def in_memory(initial: LM, trainer: Trainer, longer: float | None) -> Condition:
+    """Return the trained policy, without saving it.
+
+    Args:
+        initial: The initial model.
+        trainer: The trainer after its last step.
+        longer: By how many tokens thinking became longer in training (``parts.length_change``). Used for vectors only.
+    """
+    if isinstance(trainer.extras.train, Vectors):
+        return steered(initial, trained_direction(initial, trainer, longer))
+    return Condition(trained_lm(initial, trainer))
+
+
 def trained_lm(initial: LM, trainer: Trainer) -> LM:
     """Return the trained policy as an ``LM``. Its ``parent`` names the initial model; its ``made_from`` records the training problems."""
-    return lms.child(initial, finished_model(trainer), f"{initial.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
+    chosen = trainer.extras.train.made_from if isinstance(trainer.extras.train, Heads) else ()
+    name = f"{initial.name}, {trainer.recipe.name}"
+    return lms.child(initial, finished_model(trainer), name, made_from=(_trained_on(trainer), *chosen))
+
+
+def trained_direction(initial: LM, trainer: Trainer, longer: float | None) -> Direction:
+    """Return trained vectors as a direction of the initial model, such that adding it lengthens thinking.
+
+    Args:
+        initial: The initial model.
+        trainer: The trainer; it trains ``Vectors``.
+        longer: By how many tokens thinking became longer in training. If it is negative, the direction is minus the trained vectors.
+            ``None``: unknown, and the direction is the trained vectors.
+    """
+    attached, part = trainer.attached, trainer.extras.train
+    assert attached is not None
+    strength = -1.0 if longer is not None and longer < 0 else 1.0
+    about: dict[str, Any] = {
+        "strength": strength,
+        "longer": longer,
+        "recipe": trainer.recipe.name,
+        "parameters": trained_parameters(trainer.model),
+    }
+    provenance = initial.provenance(**_trained_on(trainer), **about)
+    vector = strength * attached.vectors()
+    return Direction(vector, part.assumed_site, "all", f"trained by {trainer.recipe.name}", 0, 0, provenance)
+
+
+def steered(lm: LM, direction: Direction) -> Condition:
+    """Return the policy of a trained direction: its initial model ``lm``, with the direction added at the strength in its notes.
+
+    Raises:
+        store.WrongModelError: the direction was trained on another model.
+    """
+    check_direction(direction, lm)
+    strength = direction.provenance.notes["strength"]
+    return Condition(lm, (steering(direction, strength),), note=direction.estimator)
+
+
+def folder_of(out: Path, part: Any) -> Path:
+    """Return the folder in which a run with directory ``out`` that trains ``part`` saves its policy."""
+    return out / (VECTOR if isinstance(part, Vectors) else MODEL)
+
+
+def is_finished(out: Path, part: Any) -> bool:
+    """Return True if the directory of a run that trains ``part`` holds its complete policy."""
+    folder = folder_of(out, part)
+    return (folder / DIRECTION).is_file() if isinstance(part, Vectors) else store.is_whole(folder)
+
+
+def read_policy(initial: LM, out: Path, part: Any, name: str) -> Condition:
+    """Return the saved policy of a finished run.
+
+    Args:
+        initial: The initial model.
+        out: Directory of the run.
+        part: Part of the model that was trained.
+        name: Name of the policy's model.
+    """
+    folder = folder_of(out, part)
+    if isinstance(part, Vectors):
+        return steered(initial, store.load(folder / DIRECTION, Direction))
+    return Condition(replace(read_back(initial, folder), parent=initial.fingerprint, name=name))
 
 
 def _trained_on(trainer: Trainer) -> origins.Record:
@@ -79,26 +165,45 @@ def has_adapter(model: Any) -> bool:
     return any(isinstance(layer, BaseTunerLayer) for layer in model.modules())
 
 
-def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
+def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> Condition:
     """Save the trained policy in ``out``, read it back, evaluate it for the last row of the log, and return it.
 
     The evaluation is skipped if the run's last evaluation used exactly the weights that are saved.
 
     Call the function in the main process only. Do not use the trainer afterwards: its optimizer is freed, and its model is unwrapped,
-    converted to ``dtype`` and moved to the CPU. If the process is killed before the end, ``out / "model"`` does not exist, and the run can
-    be resumed from the last checkpoint.
+    converted to ``dtype`` and moved to the CPU. If the process is killed before the end, ``folder_of(out, part)`` does not exist, and the
+    run can be resumed from the last checkpoint.
 
     Args:
         trainer: The trainer after its last step.
         recorder: Callback that holds the log and the initial model.
         out: The run's directory.
-        dtype: Dtype of the saved model.
-        about: Further fields for ``model/grpo.json``. The file also gets the fingerprints (hashes) of the initial and the saved model, and
-            the rounding error.
+        dtype: Dtype of the saved model; vectors are always fp32.
+        about: Further fields for ``grpo.json``. The file also gets the fingerprint (hash) of the initial model and the number of trained
+            parameters; and, unless vectors were trained, the fingerprint of the saved model and the rounding error.
     """
-    # ``changed``: saving changes the numbers that the model computes, since an adapter is merged or autocast ends.
-    initial, changed = recorder.initial, has_adapter(trainer.model) or trainer.args.bf16
+    initial = recorder.initial
     assert initial is not None
+    about = {**about, "parent": initial.fingerprint, "parameters": trained_parameters(trainer.model)}
+    if isinstance(trainer.extras.train, Vectors):
+        return _save_vectors(trainer, recorder, initial, out / VECTOR, about)
+    return Condition(_save_model(trainer, recorder, initial, out, dtype, about))
+
+
+def _save_vectors(trainer: Trainer, recorder: Recorder, initial: LM, folder: Path, about: Mapping[str, Any]) -> Condition:
+    direction = trained_direction(initial, trainer, length_change(recorder.rows))
+    with store.atomic_directory(folder) as partial:
+        path = store.save(direction, partial / DIRECTION)
+        policy = steered(initial, store.load(path, Direction))
+        if trainer.args.bf16:
+            recorder.finish(policy, trainer.args.max_steps)  # in training, autocast rounds otherwise than a bfloat16 model
+        store.write_json({**about, "strength": direction.provenance.notes["strength"]}, partial / ABOUT)
+    return policy
+
+
+def _save_model(trainer: Trainer, recorder: Recorder, initial: LM, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
+    # ``changed``: saving changes the numbers that the model computes, since an adapter or heads are merged or autocast ends.
+    changed = has_adapter(trainer.model) or trainer.attached is not None or trainer.args.bf16
     if isinstance(trainer.model, PeftModel):
         _save_adapter(trainer, initial, out / ADAPTER)
     _free_optimizer(trainer)
@@ -116,8 +221,10 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
         lost |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
         recorder.say(_rounding_message(lost))
         if changed or saved.fingerprint != in_memory:
-            recorder.finish(saved, trainer.args.max_steps)  # otherwise the last evaluation already used exactly these weights
-        store.write_json({**about, "parent": initial.fingerprint, "fingerprint": saved.fingerprint, "saved": lost}, partial / ABOUT)
+            recorder.finish(
+                Condition(saved), trainer.args.max_steps
+            )  # otherwise the last evaluation already used exactly these weights
+        store.write_json({**about, "fingerprint": saved.fingerprint, "saved": lost}, partial / ABOUT)
     return saved
 
 

@@ -5,7 +5,8 @@ A generation is a batch of responses sampled at once; a group is the responses o
 * Sampling: responses come from ``toolkit.generate`` through TRL's ``rollout_func``, without a copy of the model. Finished rows leave the
   decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are converted to ``Rollout`` objects.
 * Rewards: a reward gets the batch of all processes with whole groups, including think spans, entropies and log-probabilities.
-* Advantages: ``Recipe.advantage`` selects one of ``advantages.ALL``; ``None`` means TRL's.
+* Advantages: ``Recipe.advantage`` selects one of ``advantages.ALL``; ``None`` means TRL's. ``Recipe.filter`` leaves rollouts out, and
+  ``Recipe.token_advantage`` gives every token its own.
 * Losses: DRPO's loss over whole groups, and the mode-switching loss (see ``losses``).
 * Dynamic sampling: groups whose rewards are all equal are replaced.
 * Prompts can state a token budget, or request a mode: long or short thinking.
@@ -41,12 +42,13 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
-from toolkit.grpo import advantages, draws
+from toolkit.grpo import advantages, decs, draws, parts
 from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches, written_mask
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
 from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.extras import Extras as Extras
+from toolkit.grpo.filters import filtered
 from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_estimate, kl_hinge, preference, switch_hinge
 from toolkit.grpo.measures import batch_measures
 from toolkit.grpo.recipes import Recipe
@@ -66,7 +68,7 @@ class ScoredBatch:
         drawn: The ``n`` rollouts with their prompts.
         batch: The data that the rewards were computed from: arrays with one value per rollout, by name.
         scored: Rewards of the rollouts and their components.
-        advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
+        advantages: Advantages of the rollouts, ``[n]``, or of their tokens, ``[n, positions]``; ``None`` if TRL computes the advantages.
     """
 
     drawn: list[Drawn]
@@ -85,7 +87,7 @@ class Trainer(ResumableTrainer):
         recipe: The recipe. Its numbers must already be in ``args``, as ``run.arguments`` puts them there.
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
-        extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
+        extras: Parts of the run that the recipe does not set, such as your own reward or the part to train.
         identity: Dict of settings that must be the same when the run is resumed; saved in each checkpoint.
 
     Attributes:
@@ -94,6 +96,7 @@ class Trainer(ResumableTrainer):
         reward: The reward object.
         newest: Rollouts of the last generation with their rewards, as a ``ScoredBatch``; ``None`` before the first generation.
         sampler: Object that samples the responses.
+        attached: Trained vectors or heads with their hooks; ``None`` if weights or an adapter are trained.
 
     Raises:
         ValueError: the responses to one problem would be split across processes; they would be split across micro-batches, and the
@@ -117,17 +120,18 @@ class Trainer(ResumableTrainer):
         self.recipe, self.extras, self.origin = recipe, extras, lm
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
-        check_args(args, recipe, extras.engine)
+        check_args(args, recipe, extras)
         self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None  # this process's rollouts of the newest batch; None if TRL samples
         self._log_probs: Tensor | None = None  # log-probabilities that TRL computed last, for ``_note_gap``
         self.identity = identity
-        if extras.lora is None:
+        if extras.train is None:
             learn_in_fp32(lm.model)  # before the reference is copied and the optimizer is made
         beta, reference = args.beta, None
-        if beta and extras.lora is None:
+        if beta and not parts.is_adapter(extras.train):
             reference = deepcopy(lm.model)
             args.beta = 0.0  # TRL would load the reference from the config's path, which may be that of a parent model
+        self.attached = parts.attach(extras.train, lm)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
             super().__init__(
@@ -137,7 +141,8 @@ class Trainer(ResumableTrainer):
                 train_dataset=self._dataset(list(problems), args),
                 processing_class=lm.tokenizer,
                 callbacks=list(extras.callbacks),
-                peft_config=deepcopy(extras.lora),  # peft changes it, so a second run with it would train another adapter
+                # A copy: peft changes it, so a second run with it would train another adapter.
+                peft_config=deepcopy(extras.train) if parts.is_adapter(extras.train) else None,
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
         check_unsharded(self)
@@ -186,7 +191,10 @@ class Trainer(ResumableTrainer):
         device = self.accelerator.device
         output["row"] = torch.arange(mine.start, mine.stop, device=device)
         if self.newest.advantages is not None:
-            output["advantages"] = torch.tensor(self.newest.advantages[mine], dtype=torch.float32, device=device)
+            own = self.newest.advantages[mine]
+            if own.ndim == 2:  # one column per token of this process's longest response
+                own = own[:, : output["completion_ids"].shape[1]]
+            output["advantages"] = torch.tensor(own, dtype=torch.float32, device=device)
         if self.recipe.loss:
             rows = self.newest.batch
             output["correct"] = torch.tensor(np.asarray(rows["correct"], bool)[mine], device=device)
@@ -244,19 +252,29 @@ class Trainer(ResumableTrainer):
         batch = self.batch_of(drawn, local, self.state.global_step, "train")
         scored = self.reward(batch)
         check_finite(scored, batch, self.state.global_step)
-        weights = None
-        if self.recipe.advantage:
-            parts = (
-                np.stack(list(scored.components.values()), axis=1)
-                if self.recipe.advantage == "decoupled"
-                else scored.values[:, None]
-            )
-            # Only ``decoupled`` needs the components; the other advantages get the reward as a single column.
-            weights = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["written_tokens"]))
-        self.newest = ScoredBatch(drawn, batch, scored, weights)
+        self.newest = ScoredBatch(drawn, batch, scored, self._advantages(drawn, batch, scored))
         for name, value in {**batch_measures(drawn, batch, scored), **self.sampler.metrics}.items():
             self._metrics["train"][name].append(value)
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
+
+    def _advantages(self, drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> np.ndarray | None:
+        """Return the advantages of the rollouts of all processes, ``[n]``, or of their tokens, ``[n, positions]``. ``None``: TRL's."""
+        recipe = self.recipe
+        if recipe.token_advantage is not None:
+            form, tokens = recipe.token_advantage, np.asarray(batch["tokens"])
+            spans = [decs.redundant_span(self.origin, d.rollout, self.problems[d.rollout.problem_id]) for d in drawn]
+            longest = int(form.longest or self.max_completion_length or 1)
+            correct = np.asarray(batch["correct"], bool)
+            each = decs.token_rewards(correct, tokens, spans, int(tokens.max(initial=1)), form.bonus, longest)
+            return decs.token_advantages(each, batch.groups)
+        if recipe.advantage is None and recipe.filter is None:
+            return None
+        name = recipe.advantage or "grpo"
+        by_component = name in advantages.BY_COMPONENT
+        columns = np.stack(list(scored.components.values()), axis=1) if by_component else scored.values[:, None]
+        if recipe.filter is not None:
+            return filtered(advantages.ALL[name], recipe.filter, columns, batch)
+        return advantages.ALL[name](columns, batch.groups, np.asarray(batch["written_tokens"]))
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
         """Convert responses that TRL sampled on this process to rollouts with their prompts, and return them.

@@ -15,12 +15,12 @@ import pandas as pd
 
 from toolkit import evaluate, merging, rewards, store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import curves, policies, recipes
+from toolkit.grpo import curves, policies, recipes, saved
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import Bar
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, check_free, train
+from toolkit.grpo.run import GRPOConfig, Run, Trained, check_free, train
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.types import Report
@@ -42,7 +42,7 @@ def catalogue() -> pd.DataFrame:
     """
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
     others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
-    rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; its loss differs.") for name, r in others]
+    rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; {r.note or 'its loss differs'}.") for name, r in others]
     return pd.DataFrame(rows, columns=["name", "paper", "own", "pays"]).set_index("name")
 
 
@@ -86,7 +86,9 @@ def _value(text: str) -> Any:
 def grpo(
     lm: LM, recipe: Recipe, study: Study, run: Run, *, extras: Extras = Extras(), resume: bool = False, say: Say = lambda text: None
 ) -> Trained:
-    """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"`` with ``grpo.json`` beside the weights.
+    """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"``, or in ``run.out / "vector"`` for vectors.
+
+    The file ``grpo.json`` there describes the run.
 
     Evaluations during training, if ``run.evaluate_every`` requests them, use problems of the dev split. The number of these problems is a
     quarter of the number of training problems, but at least 16. The train and the dev split have no problem in common, even if the task is
@@ -98,7 +100,7 @@ def grpo(
         study: Task, number of training problems, and seed of the problems.
         run: Output directory, training steps, checkpoints and evaluations. The problems in ``run.held_out`` are not used: the dev split
             replaces them.
-        extras: Optional parts, such as a LoRA adapter or another engine that generates responses.
+        extras: Optional parts, such as the part to train or another engine that generates responses.
         resume: True to continue from the last checkpoint in ``run.out``, if there is one.
         say: Function that is called with one line of progress at a time.
 
@@ -106,11 +108,12 @@ def grpo(
         The trained model and its log.
 
     Raises:
-        FileExistsError: ``run.out / "model"`` already holds a finished model or other files.
+        FileExistsError: that directory already holds a finished policy or other files.
     """
-    if store.is_whole(run.out / MODEL):
-        raise FileExistsError(f"{run.out / MODEL} exists: this run is finished. Choose another directory.")
-    store.new_directory(run.out / MODEL)
+    folder = saved.folder_of(run.out, extras.train)
+    if saved.is_finished(run.out, extras.train):
+        raise FileExistsError(f"{folder} exists: this run is finished. Choose another directory.")
+    store.new_directory(folder)
     held_out = replace(study, problems=max(16, study.problems // 4)).load("dev", lm) if run.evaluate_every else []
     say(f"training {lm.name} with {recipe.name}: {run.steps} steps of {recipe.problems} problems x {recipe.samples} samples")
     bars = () if extras.callbacks else (Bar(recipe.name),)  # no progress bar if the caller watches training with callbacks
@@ -223,9 +226,10 @@ def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: 
         runs: Directory whose subdirectory ``test`` receives the rollouts.
         tested: Number of test problems.
     """
-    policy = merging.in_type_of(lm, done.lm)  # trained weights are fp32; compare them in the dtype of base
-    # The folder of rollouts gets this name too. It holds the fingerprint, so that rollouts of other weights do not conflict.
-    name = f"{about['recipe'].name}-seed{about['seed']}-{policy.fingerprint[:8]}"
+    policy = replace(done.policy, lm=merging.in_type_of(lm, done.lm))  # trained weights are fp32; compare them in the dtype of base
+    # The folder of rollouts gets this name too. It depends on weights and vectors, so that rollouts of another policy do not conflict.
+    mark = store.key([policy.lm.fingerprint, *map(str, policy.during)]) if policy.during else policy.lm.fingerprint
+    name = f"{about['recipe'].name}-seed{about['seed']}-{mark[:8]}"
     problems, sampling = tasks.load(TESTED, "test", tested), Sampling(n=8, max_new_tokens=400)
     where = runs / "test" / store.code_of("toolkit.generate", *tasks.modules(TESTED))
     report = evaluate.compare({"base": lm, name: policy}, problems, sampling, out=where, progress=False)

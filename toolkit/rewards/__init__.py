@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from toolkit.rewards.adaptive_deep_reasoning import AdaptiveDeepReasoning
+from toolkit.rewards.alp import ALP
 from toolkit.rewards.arora_zanette import AroraZanette
 from toolkit.rewards.batch import MissingColumnError, Reward, RewardBatch, RewardValues
 from toolkit.rewards.beyond_monolithic import BeyondMonolithic
@@ -29,6 +30,8 @@ from toolkit.rewards.correctness import Correctness, Format, LengthPenalty
 from toolkit.rewards.cosine import Cosine
 from toolkit.rewards.crf import CRF
 from toolkit.rewards.dler import DLER, DifficultyAwareDLER
+from toolkit.rewards.dot import DOT
+from toolkit.rewards.gr3 import GR3
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.kimi import Kimi
@@ -101,6 +104,11 @@ _ENTRIES = (
     RewardEntry(
         Kimi, "2501.12599", "Correctness plus a score for length within the range of the group; wrong answers can only lose by it."
     ),
+    RewardEntry(ALP, "2506.05256", "Correctness minus a price per token that rises with the share of right answers of the group."),
+    RewardEntry(
+        GR3, "2603.10535", "Right answers are divided by a number that grows with their length relative to the group's mean."
+    ),
+    RewardEntry(DOT, "2601.03969", "Correctness, but 0 for outliers in length in groups that are all right."),
     RewardEntry(L1Exact, "2503.04697", "Correctness minus the distance to the budget in the prompt."),
     RewardEntry(L1Max, "2503.04697", "Right answers earn more the further they stay below the budget in the prompt."),
     RewardEntry(GRPOLambda, "2505.18086", "Length is penalised only in the most accurate groups of the batch."),

@@ -1,0 +1,255 @@
+"""GFPO's and Art's filters, GDPO's and DECS's advantages: against naive loops, TRL, and text; and one step of training with each recipe."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from toolkit import generate, tasks
+from toolkit.generate import Sampling
+from toolkit.grpo import advantages, decs, recipes
+from toolkit.grpo.decs import DECS, redundant_span
+from toolkit.grpo.filters import CELLS, GFPO, CellMask, filtered
+from toolkit.grpo.run import Run, arguments, train
+from toolkit.grpo.trainer import Trainer
+from toolkit.rewards import RewardBatch
+from toolkit.types import Problem, Rollout, Span
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@st.composite
+def batches(draw):
+    rows = [
+        (f"q{g}", draw(st.booleans()), draw(st.integers(0, 9)))
+        for g in range(draw(st.integers(1, 3)))
+        for _ in range(draw(st.integers(2, 8)))
+    ]
+    ids, correct, tokens = zip(*draw(st.permutations(rows)), strict=True)
+    return RewardBatch.from_columns(problem_id=list(ids), correct=list(correct), tokens=list(tokens), written_tokens=list(tokens))
+
+
+def rows_of(batch: RewardBatch) -> list[list[int]]:
+    return [[i for i in range(len(batch)) if batch.groups[i] == g] for g in range(batch.groups.max() + 1)]
+
+
+def column(batch: RewardBatch) -> np.ndarray:
+    return batch["correct"].astype(float)[:, None]
+
+
+# --- GFPO --------------------------------------------------------------------------------------------------------
+
+
+@given(batch=batches(), keep=st.integers(2, 6), metric=st.sampled_from(["shortest", "efficiency"]))
+def test_gfpo_keeps_the_best_k_of_each_group(batch, keep, metric):
+    kept = GFPO(keep, metric).keeps(batch, batch["correct"].astype(float))
+    for rows in rows_of(batch):
+
+        def worse(i: int) -> tuple:
+            tokens = int(batch["tokens"][i])
+            return (tokens if metric == "shortest" else -float(batch["correct"][i]) / max(tokens, 1), tokens, i)
+
+        assert [i for i in rows if kept[i]] == sorted(sorted(rows, key=worse)[:keep])
+
+
+@given(batch=batches(), keep=st.integers(2, 6))
+def test_gfpo_compares_the_kept_among_themselves_or_with_all(batch, keep):
+    form = GFPO(keep)
+    kept = form.keeps(batch, batch["correct"].astype(float))
+    for stats in ("kept", "all"):
+        values = filtered(advantages.grpo, replace(form, assumed_stats=stats), column(batch), batch)
+        for rows in rows_of(batch):
+            among = [float(batch["correct"][i]) for i in rows if stats == "all" or kept[i]]
+            spread = statistics.stdev(among) if len(among) > 1 else 0.0
+            naive = [(float(batch["correct"][i]) - statistics.fmean(among)) / (spread + 1e-4) if kept[i] else 0.0 for i in rows]
+            assert_allclose(values[rows], naive, atol=1e-6)
+
+
+@given(batch=batches())
+def test_gfpo_that_keeps_all_is_grpo(batch):
+    plain = advantages.grpo(column(batch), batch.groups, batch["tokens"])
+    for stats in ("kept", "all"):
+        assert_allclose(filtered(advantages.grpo, GFPO(8, assumed_stats=stats), column(batch), batch), plain)
+
+
+# --- the masking study -------------------------------------------------------------------------------------------
+
+
+@given(batch=batches(), cells=st.sets(st.sampled_from(CELLS), min_size=1, max_size=3))
+def test_masked_cells_get_no_advantage_and_the_others_keep_theirs(batch, cells):
+    values = filtered(advantages.grpo, CellMask(tuple(cells), target=5), column(batch), batch)
+    plain = advantages.grpo(column(batch), batch.groups, batch["tokens"])
+    for i in range(len(batch)):
+        cell = ("S" if batch["tokens"][i] <= 5 else "L") + ("C" if batch["correct"][i] else "W")
+        assert values[i] == (0.0 if cell in cells else pytest.approx(plain[i]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GFPO(1), "keep at least 2"),
+        (lambda: GFPO(4, "longest"), "choose one of shortest, efficiency"),
+        (lambda: GFPO(4, assumed_stats="none"), "choose one of kept, all"),
+        (lambda: CellMask(("XX",), 5), "choose one of SC, LC, SW, LW"),
+        (lambda: CellMask((), 5), "one to three cells"),
+        (lambda: CellMask(CELLS, 5), "one to three cells"),
+        (lambda: CellMask(("LC",), 0), "a limit above 0"),
+        (lambda: replace(recipes.gfpo(), samples=8), "leaves none out"),
+        (lambda: DECS(bonus=0.0), "above 0"),
+        (lambda: replace(recipes.decs(), advantage="grpo"), "set none of them"),
+    ],
+)
+def test_settings_without_effect_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["dler", "truncation", "dot"])
+def test_truncated_responses_may_not_be_masked_if_the_reward_punishes_them(name, tiny, tmp_path):
+    recipe = replace(recipes.find(name).scaled(), config={"mask_truncated_completions": True})
+    with pytest.raises(ValueError, match="leaves out the rollouts that the reward"):
+        Trainer(tiny, recipe, tasks.load("arithmetic", "train", 16), arguments(tiny, recipe, Run(tmp_path, steps=1)))
+
+
+# --- GDPO --------------------------------------------------------------------------------------------------------
+
+
+def test_gdpo_is_trls_normalize_then_sum():
+    """The lines of TRL's grpo_trainer.py (``multi_objective_aggregation``), on the same numbers."""
+    rewards = torch.rand(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rewards[4:8, 1] = 0.25  # no spread in one group
+    grouped = rewards.view(-1, 4, 3)
+    each = (grouped - grouped.mean(dim=1, keepdim=True)) / (grouped.std(dim=1, keepdim=True) + 1e-4)
+    total = each.view(-1, 3).sum(dim=1)
+    expected = (total - total.mean()) / (total.std() + 1e-4)
+    groups, tokens = np.repeat([0, 1, 2], 4), np.full(12, 5)
+    assert_allclose(advantages.gdpo(rewards.numpy(), groups, tokens), expected.numpy(), atol=1e-9)
+
+
+def test_in_gdpo_the_size_of_a_component_sets_nothing():
+    components = np.random.default_rng(0).random((8, 2))
+    groups, tokens = np.repeat([0, 1], 4), np.full(8, 5)
+    scaled = components * [1.0, 50.0]
+    assert_allclose(advantages.gdpo(scaled, groups, tokens), advantages.gdpo(components, groups, tokens), atol=2e-3)
+    assert not np.allclose(advantages.grpo(scaled, groups, tokens), advantages.grpo(components, groups, tokens), atol=0.05)
+
+
+def test_trls_own_aggregation_is_refused_since_it_gets_one_reward(tiny, tmp_path):
+    recipe = replace(recipes.plain("laser").scaled(), config={"multi_objective_aggregation": "normalize_then_sum"})
+    with pytest.raises(ValueError, match="use the advantage gdpo"):
+        Trainer(tiny, recipe, tasks.load("arithmetic", "train", 16), arguments(tiny, recipe, Run(tmp_path, steps=1)))
+
+
+# --- DECS --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_decs_advantages_are_those_of_a_loop_over_positions(seed):
+    random = np.random.default_rng(seed)
+    n, width = 9, 7
+    groups, correct, tokens = random.integers(0, 3, n), random.random(n) < 0.6, random.integers(1, width + 1, n)
+    spans = [Span(a, int(random.integers(a + 1, t + 1))) if (a := int(random.integers(0, t))) + 1 <= t else None for t in tokens]
+    spans[0] = None
+    rewards = decs.token_rewards(correct, tokens, spans, width, 0.1, 20)
+    values = decs.token_advantages(rewards, groups)
+    for i in range(n):
+        for j in range(width):
+            span = spans[i]
+            charged = correct[i] and span is not None and span.start <= j < span.stop
+            score = float(correct[i])
+            assert rewards[i, j] == pytest.approx(score + 0.1 * (1 - tokens[i] / 20) if charged else score * 1.1)
+            others = [rewards[k, j] for k in range(n) if groups[k] == groups[i]]
+            mean, spread = (statistics.fmean(others), statistics.stdev(others)) if len(others) > 1 else (0.0, 1.0)
+            assert values[i, j] == pytest.approx((rewards[i, j] - mean) / (spread + 1e-6), rel=1e-5, abs=1e-5)
+
+
+def test_a_longer_right_response_is_charged_more_and_a_wrong_one_never():
+    spans = [Span(1, 3)] * 3
+    rewards = decs.token_rewards(np.array([True, True, False]), np.array([4, 8, 8]), spans, 4, 0.1, 10)
+    assert rewards[0, 1] > rewards[1, 1] and (rewards[2] == 0).all() and (rewards[:2, 0] == 1.1).all()
+
+
+def thought(lm, problem: Problem, text: str) -> Rollout:
+    """A rollout whose thinking is ``text``."""
+    prompt = lm.prompt_ids(problem.messages)
+    think = lm.tokenizer.encode(text, add_special_tokens=False)
+    answer = lm.tokenizer.encode(f"</think>{problem.answer}", add_special_tokens=False)
+    start, stop = len(prompt), len(prompt) + len(think)
+    ids = (*prompt, *think, *answer)
+    return Rollout(problem.id, 0, ids, start, Span(start, stop), Span(stop + 1, len(ids)), "stop", text, True)
+
+
+@pytest.mark.parametrize(
+    ("expression", "needed", "rest"),
+    [
+        ("5+10+6", "5+10=15\n15+6=21\n", "wait 15+6=21 ok\n"),
+        ("5+10+6", "5+10=15\nwait 5+10=15 ok\n15+6=21\n", ""),
+        ("5+10+6-6", "5+10=15\n15+6=21\n21-6=15\n", "=15\n"),  # the first 15 is an intermediate result
+        ("5+10+6-6", "5+10=15\nwait 5+10=15 ok\n15+6=21\n21-6=15\n", "wait 21-6=15 ok\n"),
+        ("5+10+6", "5+10=15\n15+6=22\n", None),  # never right
+    ],
+)
+def test_the_redundant_part_begins_after_the_line_that_reaches_the_answer(tiny, expression, needed, rest):
+    problem = Problem("p", ({"role": "user", "content": f"{expression}=?"},), str(eval(expression)), {"expression": expression})
+    rollout = thought(tiny, problem, needed + (rest or ""))
+    span = redundant_span(tiny, rollout, problem)
+    if not rest:
+        assert span is None
+        return
+    response = rollout.token_ids[rollout.prompt_len :]
+    assert tiny.text(response[span.start : span.stop]) == rest and tiny.text(response[: span.start]) == needed
+
+
+def test_on_our_generator_what_is_left_out_was_never_needed(tiny):
+    """In rollouts of the tiny reasoner the part before the redundant span holds every result, and the rest repeats the last one."""
+    problems = tasks.arithmetic.load("train", 48, operands=(2, 3))
+    by_id, seen = {p.id: p for p in problems}, 0
+    for rollout in generate.rollouts(tiny, problems, Sampling(n=2, max_new_tokens=120), progress=False):
+        problem = by_id[rollout.problem_id]
+        span = redundant_span(tiny, rollout, problem)
+        if not rollout.correct or span is None:
+            continue
+        seen += 1
+        response = rollout.token_ids[rollout.prompt_len :]
+        before, after = tiny.text(response[: span.start]), tiny.text(response[span.start : span.stop])
+        results = [line.rpartition("=")[2] for line in before.splitlines() if not line.startswith("wait")]
+        assert results[-1] == problem.answer
+        assert problem.answer in after, after
+    assert seen >= 3
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+NEWER = ("gfpo", "gfpo_efficiency", "art", "decs", "luspo", "gdpo", "entropy_bonus", "alp", "gr3", "dot")
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_a_step_of_training_with_each_recipe_changes_the_model(name, tiny, tmp_path):
+    recipe = replace(recipes.find(name).scaled(), problems=4, max_tokens=60)
+    done = train(tiny, recipe, tasks.load("arithmetic", "train", 16), Run(tmp_path / "run", steps=1, evaluate_every=0))
+    assert done.lm.fingerprint != tiny.fingerprint and done.log["grad_norm"].iloc[-1] > 0
+
+
+def test_a_trainer_learns_from_the_kept_rollouts_and_from_the_charged_tokens_only(tiny, tmp_path):
+    problems = tasks.load("arithmetic", "train", 16)
+    for recipe in (replace(recipes.gfpo().scaled(), problems=4), replace(recipes.decs().scaled(), problems=4)):
+        trainer = Trainer(tiny, recipe, problems, arguments(tiny, recipe, Run(tmp_path, steps=1)))
+        rows = [row for row in trainer.train_dataset.select(range(4)) for _ in range(recipe.samples)]
+        output = trainer._generate_and_score_completions(rows)
+        batch, values = trainer.newest.batch, output["advantages"].numpy()
+        if recipe.filter:
+            kept = recipe.filter.keeps(batch, trainer.newest.scored.values)
+            assert kept.sum() == 4 * recipe.filter.keep and (values[~kept] == 0).all() and np.abs(values[kept]).sum() > 0
+        else:
+            assert values.shape == output["completion_ids"].shape
+            uniform = (values == values[:, :1]).all(axis=1)
+            spans = [redundant_span(tiny, d.rollout, trainer.problems[d.rollout.problem_id]) for d in trainer.newest.drawn]
+            charged = np.array([d.rollout.correct and s is not None for d, s in zip(trainer.newest.drawn, spans, strict=True)])
+            assert charged.any() and not uniform[charged].all()
