@@ -70,7 +70,7 @@ class Recipe:
         paper: arXiv id of the paper; "" if the method is ours.
         reward: Name of the reward, a key of ``rewards.ALL``.
         options: Arguments of the reward, by name.
-        advantage: Name of the advantage, a key of ``advantages.ALL``; ``None`` means TRL's (``scale_rewards`` in ``config``).
+        advantage: Name of the advantage, a key of ``advantages.ALL`` or ``advantages.STEPS``; ``None`` means TRL's (``scale_rewards`` in ``config``).
         loss: Parameters of DRPO's loss, which then replaces TRL's; ``None`` means TRL's loss (``loss_type`` in ``config``).
         dynamic: Settings of dynamic sampling, which replaces problems whose responses all get the same reward; ``None`` turns it off.
         curriculum: Token budget that is stated in the prompt and falls during training; ``None`` states no budget.
@@ -107,8 +107,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.reward not in rewards.ALL:
             raise ValueError(f"Unknown reward {self.reward!r}: choose one of {', '.join(rewards.ALL)}.")
-        if self.advantage is not None and self.advantage not in advantages.ALL:
-            raise ValueError(f"Unknown advantage {self.advantage!r}: choose one of {', '.join(advantages.ALL)}.")
+        if self.advantage is not None and self.advantage not in (names := (*advantages.ALL, *advantages.STEPS)):
+            raise ValueError(f"Unknown advantage {self.advantage!r}: choose one of {', '.join(names)}.")
         for name in ("problems", "samples", "max_tokens", "updates"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a whole number of at least 1.")
@@ -419,6 +419,28 @@ def longwriter() -> Recipe:
     )
 
 
+def ppr() -> Recipe:
+    """Return the recipe of PPR (arXiv 2509.25598): a reward per turn, and one advantage per turn.
+
+    The paper trains with PPO and a critic. Here GRPO's process rewards take its place.
+    """
+    return Recipe(
+        "ppr", "2509.25598", "ppr", advantage="grpo_steps", sources="GRPO in place of PPO: ours. Rate and batch not found."
+    )
+
+
+def mash() -> Recipe:
+    """Return the recipe of MASH (arXiv 2510.01152): a right answer earns less the more calls it has beyond the fewest that suffice."""
+    return Recipe(
+        "mash",
+        "2510.01152",
+        "mash",
+        {"cost": "calls"},
+        samples=16,
+        sources="Notes: exp, lambda .7, G 16, 1e-6, no KL. Batch not found.",
+    )
+
+
 ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
     {
         f.__name__: f
@@ -439,6 +461,8 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
             pear,
             surrogate,
             longwriter,
+            ppr,
+            mash,
         )
     }
 )

@@ -66,13 +66,13 @@ class ScoredBatch:
         drawn: The ``n`` rollouts with their prompts.
         batch: The data that the rewards were computed from: arrays with one value per rollout, by name.
         scored: Rewards of the rollouts and their components.
-        advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
+        advantages: Advantages of the rollouts, ``[n]``, or one array per rollout with an advantage per token; ``None`` if TRL computes them.
     """
 
     drawn: list[Drawn]
     batch: RewardBatch
     scored: rewards.RewardValues
-    advantages: np.ndarray | None
+    advantages: np.ndarray | list[np.ndarray] | None
 
 
 class Trainer(ResumableTrainer):
@@ -118,6 +118,11 @@ class Trainer(ResumableTrainer):
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
         check_args(args, recipe, extras.engine)
+        if recipe.advantage in advantages.STEPS and not hasattr(self.reward, "steps"):
+            raise ValueError(
+                f"The advantage {recipe.advantage!r} needs a reward per step, which {self.reward.name!r} has not: use ppr or reseek, or give "
+                "the reward a method steps(batch)."
+            )
         self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None  # this process's rollouts of the newest batch; None if TRL samples
         self._log_probs: Tensor | None = None  # log-probabilities that TRL computed last, for ``_note_gap``
@@ -186,7 +191,7 @@ class Trainer(ResumableTrainer):
         device = self.accelerator.device
         output["row"] = torch.arange(mine.start, mine.stop, device=device)
         if self.newest.advantages is not None:
-            output["advantages"] = torch.tensor(self.newest.advantages[mine], dtype=torch.float32, device=device)
+            output["advantages"] = _padded(self.newest.advantages[mine], output["completion_ids"].shape[1]).to(device)
         if self.recipe.loss:
             rows = self.newest.batch
             output["correct"] = torch.tensor(np.asarray(rows["correct"], bool)[mine], device=device)
@@ -244,8 +249,11 @@ class Trainer(ResumableTrainer):
         batch = self.batch_of(drawn, local, self.state.global_step, "train")
         scored = self.reward(batch)
         check_finite(scored, batch, self.state.global_step)
-        weights = None
-        if self.recipe.advantage:
+        weights: np.ndarray | list[np.ndarray] | None = None
+        if self.recipe.advantage in advantages.STEPS:
+            steps = advantages.STEPS[self.recipe.advantage](self.reward.steps(batch), batch.groups)
+            weights = [advantages.per_token(a, d.rollout) for a, d in zip(steps, drawn, strict=True)]
+        elif self.recipe.advantage:
             parts = (
                 np.stack(list(scored.components.values()), axis=1)
                 if self.recipe.advantage == "decoupled"
@@ -457,6 +465,13 @@ class Trainer(ResumableTrainer):
                 if not all(torch.isfinite(value).all() for value in (loss, *grads) if value is not None):
                     return f", from {describe_rollout(self.newest.drawn[row])}" if self.newest else ""
         return "; no sample alone causes it"
+
+
+def _padded(values: np.ndarray | list[np.ndarray], width: int) -> Tensor:
+    """Return advantages as TRL takes them: ``[n]``, or ``[n, width]`` from arrays of one advantage per token, with 0 after their ends."""
+    if isinstance(values, np.ndarray):
+        return torch.tensor(values, dtype=torch.float32)
+    return torch.tensor(np.stack([np.pad(v, (0, width - len(v))) for v in values]), dtype=torch.float32)
 
 
 def learn_in_fp32(model: Any) -> None:
