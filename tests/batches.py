@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit import rewards
 from toolkit.rewards import RewardBatch
-from toolkit.rewards.batch import object_array
+from toolkit.rewards.columns import object_array
 from toolkit.rewards.laser_targets import TargetSettings
 from toolkit.stats import ranges_around
 
@@ -37,9 +37,18 @@ def full_batch(
     """A batch with every column that any reward needs, the further ones drawn at random."""
     n, random = len(tokens), np.random.default_rng(seed)
     ids = object_array(tuple(random.integers(0, 5, length).tolist()) for length in tokens)
+    calls = random.integers(0, 4, n)
     columns = {
         "token_ids": ids,
-        "text": object_array(" ".join(map(str, i)) for i in ids),
+        "text": object_array(episode(int(k), random) for k in calls),
+        "calls": calls,
+        "question": "the river of zor",
+        "gold_answer": "7",
+        "gold_documents": object_array([("doc 1", "doc 2")] * n),
+        "gold_calls": object_array([({"name": "search", "parameters": {"query": "a 1"}},)] * n),
+        "nuggets": object_array([("12", "7")] * n),
+        "schema": "create table t (a); insert into t values (7);",
+        "gold_sql": "select a from t",
         "think_tokens": np.maximum(0, np.array(tokens) - 3),
         "logprob": -random.random(n),
         "logprob_without": -2 * random.random(n),
@@ -58,6 +67,16 @@ def full_batch(
         "think_closed": random.random(n) < 0.9,
     }
     return batch_of(correct, tokens, problem_id, **{**columns, **more})
+
+
+def episode(calls: int, random: np.random.Generator) -> str:
+    """A response with calls, results and judgements drawn at random."""
+    parts = [
+        f"asked: x <search>a {random.integers(3)}</search><result>doc {random.integers(4)}</result>"
+        f"{random.choice(['relevant', 'irrelevant', 'so'])}. "
+        for _ in range(calls)
+    ]
+    return f"<think>{''.join(parts)}</think>7"
 
 
 def every_reward() -> dict[str, Any]:

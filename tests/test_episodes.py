@@ -212,6 +212,37 @@ def test_the_identity_of_tools_depends_on_all_that_results_depend_on(llama):
     assert named(Toolbox((Tool(Database(table).sql),))) == named(boxes[4])
 
 
+def test_the_identity_of_tools_depends_on_their_code(monkeypatch):
+    def tool(body: str) -> Tool:
+        space = {"__name__": "mine"}
+        exec(f"def shout(words: str) -> str:\n    return {body}", space)
+        return Tool(space["shout"])
+
+    def named(t: Tool) -> str:
+        return identity.describe_tools(Toolbox((t,)))
+
+    assert named(tool("words.upper()")) == named(tool("words.upper()")) != named(tool("words.lower()"))
+    before = named(Tool(calculate))
+    real = store.modules_of
+    monkeypatch.setattr(store, "modules_of", lambda *names: real(*names) | {"toolkit.tools.calculator": "other code"})
+    assert named(Tool(calculate)) != before
+
+
+def test_a_tool_that_holds_a_connection_needs_an_identity_of_its_own(tmp_path):
+    with (tmp_path / "notes").open("w+") as file:
+
+        def note(words: str) -> str:
+            return words + file.name
+
+        def named(**more) -> str:
+            return identity.describe_tools(Toolbox((Tool(note, **more),)))
+
+        with pytest.raises(identity.UnknownIdentityError, match=r"note > file: no key.*Pass Tool\(\.\.\., identity=\.\.\.\)"):
+            named()
+        assert named(identity="v1") == named(identity="v1") != named(identity="v2")
+        assert named(identity="v1", characters=99) != named(identity="v1")
+
+
 def test_a_directory_may_hold_parts_with_and_without_results(tmp_path, rollout_of):
     old, new = rollout_of(3, name="old"), replace(rollout_of(6, name="new"), results=(Span(7, 9), Span(10, 11)))
     store.append_rollouts([old], tmp_path)

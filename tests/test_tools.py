@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import sqlite3
@@ -9,6 +10,8 @@ import threading
 import time
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from toolkit.tools import Database, Marks, Search, Tool, Toolbox, calculate
 from toolkit.tools.base import CUT
 from toolkit.tools.marks import without
+from toolkit.tools.sql import expansions
 
 TOWNS = "create table towns (name text, people int); insert into towns values ('Ao', 3), ('Bei', 5), ('Cy', null);"
 CORPUS = (
@@ -91,6 +95,13 @@ def test_a_query_gives_the_rows_that_sqlite_gives():
     assert Database(TOWNS).sql(query).splitlines() == ["name | people * 2", *rows]
 
 
+def grown(levels: int, references: int, quoted: str = "{}") -> str:
+    """A query of nested common table expressions, each of which refers several times to the one before."""
+    names = [quoted.format(letter) for letter in "abcdefghijkl"[:levels]]
+    parts = [f"{b} as(select 1 from {','.join([a] * references)})" for a, b in pairwise(names)]
+    return f"with {names[0]} as(select 1),{','.join(parts)} select 1 from {names[-1]}"
+
+
 QUERIES = {
     "an insert": ("insert into towns values ('D', 1)", "not allowed"),
     "an update": ("update towns set people = 0", "not allowed"),
@@ -119,6 +130,13 @@ QUERIES = {
         f"with recursive c(s, n) as (select '{'a' * 300}', 0 union all select s, n + 1 from c) select max(instr(s, substr(s, 9) || n)) from c",
         "step limit",
     ),
+    "a query that grows when it is compiled": (grown(9, 8), "too large"),
+    "a growing query in quotes": (grown(9, 8, "'{}'"), "too large"),
+    "a growing query in brackets": (grown(9, 8, "[{}]"), "too large"),
+    "a growing query in scopes": (
+        "with a as (with a as (select 1 from a, a, a) select 1 from a, a, a) select 1 from a",
+        "too large",
+    ),
     "no SQL": ("give me all", "sql"),
     "nothing": ("", "not allowed"),
 }
@@ -134,6 +152,48 @@ def test_a_query_that_is_not_a_short_read_is_cut_with_a_name_and_changes_nothing
     assert result == Tool(towns.sql).call(query), "not deterministic"
     assert time.monotonic() - began < 4
     assert towns.sql("select count(*) from towns") == "count(*)\n3" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5])
+@pytest.mark.parametrize("references", [1, 2, 3])
+def test_the_bound_of_copies_is_never_below_the_copies_that_a_naive_expansion_makes(levels, references):
+    query = grown(levels, references)
+    copies = [1]  # of the last table: one, and for each reference the copies of the table before
+    for _ in range(levels - 1):
+        copies.append(1 + references * copies[-1])
+    assert copies[-1] <= expansions(query) <= (references + 1) * sum(copies)
+    assert Database(TOWNS).sql(query).splitlines()[1:] == ["1"]
+
+
+def test_tables_that_are_used_a_few_times_are_no_growing_query():
+    query = "with big(n) as (select people from towns where people > 2), two as (select n from big) select b.n from two b, big where b.n = big.n"
+    assert Database(TOWNS).sql(query).splitlines() == ["n", "3", "5"]
+    assert expansions("select a from b where c = 'as ('") == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed in /proc")
+def test_a_large_sort_writes_no_temporary_file():
+    """Without ``pragma temp_store`` this sort opens a file of SQLite's, which was tried."""
+    query = (
+        f"with recursive c(x, n) as (select replace('{'b' * 50}', 'b', '{'a' * 37}'), 0 union all select x, n + 1 from c where n < 20000) "
+        "select n from c order by x, n desc"
+    )
+    opened, over = set(), threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            for entry in Path("/proc/self/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    opened.add(str(entry.readlink()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert Database(TOWNS).sql(query).splitlines()[1] == "20000"
+    finally:
+        over.set()
+        watcher.join()
+    assert opened and not [name for name in opened if "etilqs" in name]
 
 
 def test_rows_beyond_the_limit_are_left_out_and_that_is_said():

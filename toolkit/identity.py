@@ -45,7 +45,7 @@ import torch
 
 from toolkit import store
 from toolkit.lm import LM, Condition
-from toolkit.tools import Toolbox
+from toolkit.tools import Tool, Toolbox
 from toolkit.types import Problem, Provenance
 
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -148,8 +148,17 @@ def describe_interventions(condition: Condition) -> list[str]:
 
 
 def describe_tools(tools: Toolbox) -> str:
-    """Return a text that names the tools of a toolbox, with a hash of all that their results depend on."""
-    return f"tools {', '.join(tool.name for tool in tools.tools)} {store.key(of(tools, strict=False).body)}"
+    """Return a text that names the tools of a toolbox, with a hash of all that their results depend on: settings, data and code.
+
+    Raises:
+        UnknownIdentityError: a part of a tool, such as an open file, has no identity, and ``Tool.identity`` is not set.
+    """
+    try:
+        identity = of(tools)
+    except UnknownIdentityError as error:
+        cause = str(error).removesuffix(f" {REMEDY}")
+        raise UnknownIdentityError(f"{cause} Pass Tool(..., identity=...) with everything the tool's results depend on.") from error
+    return f"tools {', '.join(tool.name for tool in tools.tools)} {store.key([identity.body, store.modules_of(*sorted(identity.modules))])}"
 
 
 def of_problems(problems: Sequence[Problem]) -> str:
@@ -242,6 +251,9 @@ class _Inspector:
                 names = ("during", "rules", "ask", *(("tools",) if value.tools else ()))
                 parts = {name: self.of(getattr(value, name)) for name in names}
                 return {"lm": of_lm(value.lm), **parts}
+            case Tool() if value.identity is not None:
+                limits = (value.name, value.seconds, value.characters, value.longest_argument)
+                return {"tool": [*limits, self.of(value.identity)]}
             case Provenance():  # it records where a value comes from, and does not change its behaviour
                 return {"provenance": value.fingerprint}
             case torch.Tensor() | np.ndarray() | bytes() | bytearray():

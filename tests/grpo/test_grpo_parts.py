@@ -21,7 +21,7 @@ from toolkit.grpo import advantages, draws, log, losses, measures, recipes, run,
 from toolkit.grpo.batching import nonzero_micro_batches, trim
 from toolkit.grpo.draws import Drawn
 from toolkit.rewards import RewardBatch, RewardValues
-from toolkit.types import Problem
+from toolkit.types import Problem, Rollout, Span
 
 GROUPS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
 TOKENS = np.array([10, 20, 30, 40, 50, 60, 70, 80])
@@ -70,6 +70,31 @@ def test_decoupled_keeps_a_small_component_that_the_sum_would_drown():
     naive = (advantages.grpo(column(big), GROUPS, TOKENS) + advantages.grpo(column(small), GROUPS, TOKENS)) / 2
     assert found == pytest.approx(naive)
     assert found[2] > found[0]  # equal in the big component, better in the small one
+
+
+def test_advantages_per_step_are_sums_over_later_steps_and_do_not_depend_on_shift_scale_or_order():
+    random = np.random.default_rng(0)
+    groups, steps = np.array([0, 1, 0, 1, 0]), [random.random(n) for n in (1, 3, 2, 2, 4)]
+    found = advantages.grpo_steps(steps, groups)
+    for row, of in zip(found, range(5), strict=True):
+        flat = [r for i in range(5) if groups[i] == groups[of] for r in steps[i]]
+        z = (steps[of] - np.mean(flat)) / (np.std(flat, ddof=1) + 1e-4)
+        assert row == pytest.approx([sum(z[t:]) for t in range(len(z))])
+    moved = advantages.grpo_steps([5 + 100 * r for r in steps], groups)
+    assert [a.tolist() for a in moved] == [pytest.approx(a, abs=5e-3) for a in found]
+    order = [3, 0, 4, 1, 2]
+    shuffled = advantages.grpo_steps([steps[i] for i in order], groups[order])
+    assert [a.tolist() for a in shuffled] == [pytest.approx(found[i]) for i in order]
+    single = [np.array([r.mean()]) for r in steps]
+    whole = advantages.grpo(column([r.mean() for r in steps]), groups, np.ones(5, int))
+    assert np.concatenate(advantages.grpo_steps(single, groups)) == pytest.approx(whole)
+
+
+def test_a_row_with_another_number_of_steps_than_turns_is_refused():
+    r = Rollout("p", 0, (1, 2, 3, 4, 5), 1, None, None, "stop", "", True, results=(Span(2, 3),))
+    assert advantages.per_token([np.array([1.0, 2.0])], [r]).tolist() == [[1, 0, 2, 2]]
+    with pytest.raises(ValueError, match="3 steps of a response with 1 tool results: expected 2"):
+        advantages.per_token([np.ones(3)], [r])
 
 
 @pytest.mark.parametrize("name", advantages.ALL)

@@ -189,6 +189,68 @@ def test_the_gradient_of_the_loss_is_zero_at_tool_results_and_not_elsewhere(name
     assert any((gradient[kind == 2] != 0).any() for gradient, kind in gradients)
 
 
+@dataclass
+class Steps:
+    """A reward with one number per turn, drawn at random."""
+
+    name: ClassVar[str] = "steps"
+    needs: ClassVar[frozenset[str]] = frozenset({"calls"})
+
+    def steps(self, batch: RewardBatch) -> list[np.ndarray]:
+        random = np.random.default_rng(0)
+        return [random.random(calls + 1) for calls in batch["calls"]]
+
+    def __call__(self, batch: RewardBatch) -> RewardValues:
+        return RewardValues.sum(mean=np.array([steps.mean() for steps in self.steps(batch)]))
+
+
+def test_each_token_is_trained_with_the_advantage_of_its_turn(tmp_path):
+    lm = scripted(family("llama"), CALL)
+    recipe = replace(recipes.find("ppr"), problems=2, samples=4, max_tokens=90, learning_rate=1e-3)
+    args = run.arguments(lm, recipe, Run(tmp_path, steps=1, micro_batch=4))
+    trainer = Trainer(lm, recipe, problems(), args, Extras(reward=Steps(), tools=BOX))
+    log_probs_of, loss_of = trainer._get_per_token_logps_and_entropies, trainer._compute_loss
+    added: list[torch.Tensor] = []
+    pushed: list[tuple[int, torch.Tensor]] = []
+
+    def shifted(*args, **kwargs):
+        log_probs, *others = log_probs_of(*args, **kwargs)
+        added.append(torch.zeros_like(log_probs, requires_grad=True))
+        return log_probs + added[-1], *others
+
+    def loss(model, inputs):
+        before = len(added)
+        value = loss_of(model, inputs)
+        (gradient,) = torch.autograd.grad(value, added[before], retain_graph=True)
+        pushed.extend(zip(inputs["row"].tolist(), gradient, strict=True))
+        return value
+
+    trainer._get_per_token_logps_and_entropies, trainer._compute_loss = shifted, loss
+    trainer.train()
+    drawn = [d.rollout for d in trainer.newest.drawn]
+    rewards = Steps().steps(trainer.newest.batch)
+    written = sum(r.written_tokens for r in drawn)
+    assert len(pushed) == 8 and all(len(r.results) == 2 for r in drawn)
+    for row, gradient in pushed:
+        r, group = drawn[row], [rewards[i] for i in range(8) if drawn[i].problem_id == drawn[row].problem_id]
+        flat = np.concatenate(group)
+        expected, turn = [], 0
+        for at in range(r.prompt_len, len(r.token_ids)):
+            turn += any(span.start == at for span in r.results)
+            inside = any(span.start <= at < span.stop for span in r.results)
+            later = sum((x - flat.mean()) / (flat.std(ddof=1) + 1e-4) for x in rewards[row][turn:])
+            expected.append(0.0 if inside else later)
+        found = -gradient[: len(expected)].double().numpy() * written  # DAPO: the mean over all trained tokens of the generation
+        assert found == pytest.approx(np.array(expected), rel=1e-3, abs=1e-5)
+        assert (gradient[len(expected) :] == 0).all()
+
+
+def test_an_advantage_per_step_needs_a_reward_per_step(tmp_path):
+    lm, recipe = family("llama"), replace(recipes.find("ppr"), problems=2, samples=4, max_tokens=9)
+    with pytest.raises(ValueError, match="needs a reward per step, which 'spy' has not"):
+        Trainer(lm, recipe, problems(), run.arguments(lm, recipe, Run(tmp_path, steps=1)), Extras(reward=Spy()))
+
+
 def test_every_evaluation_of_a_run_samples_with_its_tools(monkeypatch, tmp_path):
     offered = []
     sample = generate.rollouts

@@ -23,7 +23,7 @@ ROOMS = (
     "directions", "probes", "judging", "merging", "steering", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "strengths", "jobs", "exports", "board", "widgets", "cli",
 )  # fmt: skip
-ONLY = {"rewards": {"types", "stats", "expressions"}}  # rooms that may import less than what is above them
+ONLY = {"rewards": {"types", "stats", "expressions", "tools"}}  # rooms that may import less than what is above them
 ISOLATED = {"methods"}  # rooms whose files may not import one another
 
 

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from toolkit import rewards
 from toolkit.rewards import RewardBatch
 from toolkit.rewards.arora_zanette import AroraZanette
-from toolkit.rewards.batch import object_array
+from toolkit.rewards.columns import object_array
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.laser import LaserD
@@ -126,6 +126,7 @@ RIGHT_BEATS_WRONG = [
     "correctness",
     "cosine",
     "crf",
+    "ppr",
     "dler",
     "dot",
     "gr3",
@@ -158,6 +159,8 @@ BOUNDS = {
     "laser_de": (-1, 1.5), "hapo": (-1, 2), "slpo": (0, 1.5), "sar": (-0.2, 1.2), "surrogate": (-1, 2), "longwriter": (0, 1),
     "mash": (0, 1), "ruler": (0, 1), "repetition": (0, 1), "repetition_penalty": (-1, 0), "train_long_think_short": (0, 1),
     "adaptive_deep_reasoning": (0, 1.5), "l1_max": (0, 1), "alp": (-0.2, 1), "dot": (0, 1), "gr3": (0, 1),
+    "reseek": (-1.8, 1.9), "re_searcher": (0, 1.2), "ppr": (-1, 1),
+    "toolrl": (-3, 4), "search_gen_v": (0, 1), "contrastive_sql": (0, 1.2), "r3": (0, 0.04),
 }  # fmt: skip
 
 
@@ -309,8 +312,9 @@ def test_laser_targets_from_a_monitoring_set_replace_what_training_showed():
 
 # --- speed ---------------------------------------------------------------------------------------------------
 
+BY_TEXT = ("contrastive_sql", "ppr", "r3", "re_searcher", "reseek", "search_gen_v", "toolrl")
 CLOSED_FORMS = sorted(
-    set(rewards.ALL) - {"repetition", "repetition_penalty", "laser_de", "surrogate", *STATEFUL}
+    set(rewards.ALL) - {"repetition", "repetition_penalty", "laser_de", "surrogate", *BY_TEXT, *STATEFUL}
 )  # those look at every token or text, or keep a number per problem
 
 

@@ -152,6 +152,10 @@ def test_many_rewards_on_one_file_of_rollouts(found, problems):
         "target_tokens": 30,
         "low_tokens": 20,
         "high_tokens": 40,
+        "gold_documents": [("7",)] * 48,
+        "gold_calls": [()] * 48,
+        "schema": "create table t (a);",
+        "gold_sql": "select a from t",
     }
     table = rewards.compare(found, every_reward(), problems, columns=columns)
     assert table["name"].unique().tolist() == list(rewards.ALL) and len(table) == 48 * len(rewards.ALL)

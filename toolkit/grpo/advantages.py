@@ -1,7 +1,8 @@
 """Advantages: the weight of each rollout in the policy gradient, computed from the rewards of a whole batch. Pure functions of arrays.
 
 Every function in ``ALL`` maps ``(components, groups, tokens)`` to advantages ``[n]``, one per rollout of the batch. A positive advantage
-raises the rollout's probability. The arguments are:
+raises the rollout's probability. Functions in ``STEPS`` return one advantage per *step* instead, a turn of a response with tool calls. The
+arguments of those in ``ALL`` are:
 
 * ``components [n, k]``: the parts of the reward, one column per part. The reward r of a rollout is the sum of its k parts. Only
   ``decoupled`` and ``gdpo`` treat the parts separately.
@@ -17,15 +18,18 @@ Difference from the papers: for a group of one rollout, the papers' formulas for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from toolkit.types import Rollout
+
 Values = Float[ndarray, "n components"]
 Advantage = Callable[[Values, Int[ndarray, " n"], Int[ndarray, " n"]], Float[ndarray, " n"]]
+StepAdvantage = Callable[[Sequence[Float[ndarray, " _"]], Int[ndarray, " n"]], list[Float[ndarray, " _"]]]
 
 TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation before division: trl's grpo_trainer.py, verl's masked_whiten
 
@@ -158,3 +162,51 @@ ALL: Mapping[str, Advantage] = MappingProxyType(
     {f.__name__: f for f in (grpo, dr_grpo, leave_one_out, dler, dler_tokens, decoupled, gdpo)}
 )
 """Name of an advantage -> function that computes it. ``Recipe.advantage`` is such a name."""
+
+
+def grpo_steps(steps: Sequence[Float[ndarray, " _"]], groups: Int[ndarray, " n"]) -> list[Float[ndarray, " _"]]:
+    """Return GRPO's advantages with process rewards (arXiv 2402.03300, section 4.1.3): one advantage per step of each rollout.
+
+    The rewards of all steps of a group are normalised together: ``z = (r - mean) / (std + 1e-4)``. The advantage of a step is the sum of z
+    over this step and all later ones of its rollout. A group is the set of rollouts of one problem. As everywhere here, the standard
+    deviation has Bessel's correction; a step is a turn, and the paper's steps are spans that a reward model scores.
+
+    >>> [a.round(3).tolist() for a in grpo_steps([np.array([1.0, 0.0]), np.array([0.0, 1.0])], np.array([0, 0]))]
+    [[0.0, -0.866], [0.0, 0.866]]
+
+    Args:
+        steps: Reward of each step of each rollout.
+        groups: Group of each rollout, as an integer.
+    """
+    lengths = [len(r) for r in steps]
+    flat, of_steps = np.concatenate(steps), np.repeat(groups, lengths)
+    z = (flat - group_mean(flat, of_steps)) / (group_std(flat, of_steps) + TRL_EPSILON)
+    return [part[::-1].cumsum()[::-1] for part in np.split(z, np.cumsum(lengths)[:-1])]
+
+
+STEPS: Mapping[str, StepAdvantage] = MappingProxyType({"grpo_steps": grpo_steps})
+"""Name of an advantage per step -> function that computes it. The reward of such a recipe needs a method ``steps``."""
+
+
+def per_token(steps: Sequence[Float[ndarray, " _"]], rollouts: Sequence[Rollout]) -> Float[ndarray, "n positions"]:
+    """Return the advantage of each token: that of its turn. Tokens of tool results, and positions after a response's end, get 0.
+
+    Args:
+        steps: Advantage of each turn of each rollout. A rollout has one turn more than it has tool results.
+        rollouts: The rollouts.
+
+    Raises:
+        ValueError: the number of turns differs.
+    """
+    values = np.zeros((len(rollouts), max(r.response_tokens for r in rollouts)))
+    for row, of_turns, rollout in zip(values, steps, rollouts, strict=True):
+        if len(of_turns) != len(rollout.results) + 1:
+            raise ValueError(
+                f"{len(of_turns)} steps of a response with {len(rollout.results)} tool results: expected {len(rollout.results) + 1}, "
+                "one per turn."
+            )
+        turns = np.zeros(rollout.response_tokens, np.int64)
+        for span in rollout.results:
+            turns[span.stop - rollout.prompt_len :] += 1
+        row[: rollout.response_tokens] = np.where(rollout.written, of_turns[turns], 0.0)
+    return values

@@ -395,6 +395,28 @@ def longwriter() -> Recipe:
     )
 
 
+def ppr() -> Recipe:
+    """Return the recipe of PPR (arXiv 2509.25598): a reward per turn, and one advantage per turn.
+
+    The paper trains with PPO and a critic. Here GRPO's process rewards take its place.
+    """
+    return Recipe(
+        "ppr", "2509.25598", "ppr", advantage="grpo_steps", sources="GRPO in place of PPO: ours. Rate and batch not found."
+    )
+
+
+def mash() -> Recipe:
+    """Return the recipe of MASH (arXiv 2510.01152): a right answer earns less the more calls it has beyond the fewest that suffice."""
+    return Recipe(
+        "mash",
+        "2510.01152",
+        "mash",
+        {"cost": "calls"},
+        samples=16,
+        sources="Notes: exp, lambda .7, G 16, 1e-6, no KL. Batch not found.",
+    )
+
+
 ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
     {
         f.__name__: f
@@ -422,6 +444,8 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
             pear,
             surrogate,
             longwriter,
+            ppr,
+            mash,
         )
     }
 )

@@ -121,6 +121,11 @@ class Trainer(ResumableTrainer):
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
         check_args(args, recipe, extras)
+        if recipe.advantage in advantages.STEPS and not hasattr(self.reward, "steps"):
+            raise ValueError(
+                f"The advantage {recipe.advantage!r} needs a reward per step, which {self.reward.name!r} has not: use ppr or reseek, or give "
+                "the reward a method steps(batch)."
+            )
         self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None  # this process's rollouts of the newest batch; None if TRL samples
         self._log_probs: Tensor | None = None  # log-probabilities that TRL computed last, for ``_note_gap``
@@ -267,6 +272,9 @@ class Trainer(ResumableTrainer):
             correct = np.asarray(batch["correct"], bool)
             each = decs.token_rewards(correct, tokens, spans, int(tokens.max(initial=1)), form.bonus, longest)
             return decs.token_advantages(each, batch.groups)
+        if recipe.advantage is not None and recipe.advantage in advantages.STEPS:
+            steps = advantages.STEPS[recipe.advantage](self.reward.steps(batch), batch.groups)
+            return advantages.per_token(steps, [d.rollout for d in drawn])
         if recipe.advantage is None and recipe.filter is None:
             return None
         name = recipe.advantage or "grpo"

@@ -42,13 +42,19 @@ from toolkit.rewards.mash import MASH
 from toolkit.rewards.offline import compare, mean_advantages, score
 from toolkit.rewards.overlong import Overlong
 from toolkit.rewards.pear import PEAR
-from toolkit.rewards.ppr import ReNorm
+from toolkit.rewards.ppr import PPR, ReNorm
+from toolkit.rewards.r3 import R3
+from toolkit.rewards.re_searcher import RESearcher
 from toolkit.rewards.repetition import Distinct, Repetition, RepetitionPenalty
+from toolkit.rewards.reseek import ReSeek
 from toolkit.rewards.ruler import Ruler
 from toolkit.rewards.sar import SAR
+from toolkit.rewards.search_gen_v import SearchGenV
 from toolkit.rewards.self_rewarded_efficiency import SelfRewardedEfficiency
 from toolkit.rewards.slpo import SLPO
 from toolkit.rewards.surrogate import Surrogate
+from toolkit.rewards.text_to_sql import ContrastiveSQL
+from toolkit.rewards.toolrl import ToolRL
 from toolkit.rewards.train_long_think_short import TrainLongThinkShort
 from toolkit.rewards.trl import as_trl
 from toolkit.rewards.truncation import ThinkPrune, Truncation
@@ -140,7 +146,20 @@ _ENTRIES = (
         "2510.05283",
         "Our stand-in: a penalty for being shorter than the right answers; the formula was not found.",
     ),
-    RewardEntry(MASH, "2510.01152", "Right answers are discounted by their cost beyond that of the cheapest known one (stateful)."),
+    RewardEntry(
+        MASH,
+        "2510.01152",
+        "Right answers are discounted by their cost, calls or tokens, beyond that of the cheapest known one (stateful).",
+    ),
+    RewardEntry(ReSeek, "2510.00568", "Correctness plus a reward for judging each search result rightly."),
+    RewardEntry(
+        RESearcher, "2509.26048", "A ladder of correctness and format, plus the share of right reflections on search results."
+    ),
+    RewardEntry(PPR, "2509.25598", "ReNorm: a score of each turn plus correctness minus 1; one advantage per turn."),
+    RewardEntry(ToolRL, "2504.13958", "Format, and calls that match the right ones in name, parameters and values."),
+    RewardEntry(SearchGenV, "2510.14660", "Share of the facts (nuggets) that a verifier finds in the answer."),
+    RewardEntry(ContrastiveSQL, "2510.13827", "1 for a query with the right rows, plus its similarity to the question."),
+    RewardEntry(R3, "2402.03469", "Relevance times factors for length and for distinct 3-grams."),
     RewardEntry(Ruler, "2409.18943", "1 if the length is within the target range of the prompt, else 0."),
     RewardEntry(Repetition, "2402.03469", "Correctness times the share of distinct n-grams."),
     RewardEntry(RepetitionPenalty, "2502.03373", "A penalty for repeated n-grams (as in TRL)."),

@@ -32,68 +32,11 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from toolkit.rewards.answers import CLOSE, answer_text
+from toolkit.rewards.columns import COLUMN_SOURCES, column, object_array, problem_columns
 from toolkit.rewards.written import mean, own, own_text, phase_entropies
 from toolkit.types import Problem, Rollout
 
 SPLITS = ("train", "eval")
-UNITS = ("tokens", "words")
-
-_ROLLOUTS = "RewardBatch.from_rollouts(rollouts) fills it"
-_ENTROPIES = (
-    f"{_ROLLOUTS} if the rollouts carry entropies: sample with Sampling(details=True), or use "
-    "entropies.with_entropies(lm, rollouts); in training, engine='toolkit' records them and engine='trl' does not"
-)
-_GRPO = "the trainer of toolkit.grpo fills it"
-
-
-def _length_source(name: str, unit: str) -> str:
-    """Return the entry of ``COLUMN_SOURCES`` for the column ``{name}_{unit}``, for example ``target_words``: how to get the column.
-
-    Args:
-        name: ``"target"``: a target length; ``"low"`` or ``"high"``: the lower or upper end of the range of lengths that match a target.
-        unit: ``"tokens"`` or ``"words"``.
-    """
-    other = UNITS[unit == UNITS[0]]  # the unit that is not ``unit``
-    return (
-        f"RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['{name}_{unit}'] (the task target_length "
-        f"sets it in words); or set it in the reward; or count {other} (unit='{other}')"
-    )
-
-
-COLUMN_SOURCES: Mapping[str, str] = {
-    "problem_id": f"{_ROLLOUTS}; in a TRL dataset, add a column of ids",
-    "correct": f"{_ROLLOUTS}; in as_trl, pass columns={{'correct': your grader}} or add a dataset column",
-    "tokens": f"{_ROLLOUTS} with the number of completion tokens, end-of-sequence and tool results included",
-    "calls": f"{_ROLLOUTS} with the number of tool calls that were answered",
-    "result_tokens": f"{_ROLLOUTS} with the number of tokens of tool results, which the model did not write",
-    "written_tokens": f"{_ROLLOUTS} with the number of completion tokens that the model wrote: tokens minus result_tokens",
-    "think_tokens": f"{_ROLLOUTS}; in as_trl, pass a column that counts them",
-    "closed": f"{_ROLLOUTS} (false if thinking was opened and never closed); in as_trl, pass a column of your own",
-    "think_closed": f"{_ROLLOUTS} (true if a think span was closed); in as_trl, pass a column that looks for the closing tag",
-    "finish": f"{_ROLLOUTS}; in as_trl, pass stop_ids",
-    "text": _ROLLOUTS,
-    "answer_text": f'{_ROLLOUTS} with the text after the closing think tag, "" if thinking was never closed',
-    "token_ids": _ROLLOUTS,
-    "formatted": f"{_ROLLOUTS} (true if an answer that is not empty follows a closed think span); or add a format check of your own",
-    "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
-    "logprob_without": f"{_GRPO} when the reward needs it; offline, score the same responses after an empty question "
-    "(entropies.with_entropies) and take the mean log-probability of each",
-    "think_entropy": _ENTROPIES,
-    "answer_entropy": _ENTROPIES,
-    "difficulty": "RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['difficulty']",
-    "budget": f"{_GRPO} if the recipe has a curriculum: the token budget stated in the prompt; or set one "
-    "in the reward (budget=N, --set reward.budget=N)",
-    "mode": f"{_GRPO} if the recipe has modes: 'long' or 'short', as requested in the prompt",
-    **{f"{name}_{unit}": _length_source(name, unit) for unit in UNITS for name in ("target", "low", "high")},
-    "conciseness": f"{_GRPO} (it trains a conciseness head first); offline, use rewards.conciseness: train a head on pooled states, "
-    "then score the responses with it",
-}
-"""Column name -> how to get this column, as a text. ``MissingColumnError`` prints the text. Rewards of your own may read other columns."""
-META_COLUMNS = ("difficulty", *(f"{name}_{unit}" for unit in UNITS for name in ("target", "low", "high")))
-"""Names of the columns that ``RewardBatch.from_rollouts`` reads from the problems: column ``name`` holds ``Problem.meta[name]``.
-
-They are the difficulty and, in tokens and in words, the target length and the two ends of the range of lengths that match it.
-"""
 
 
 class MissingColumnError(ValueError):
@@ -149,7 +92,7 @@ class RewardBatch:
 
     Attributes:
         columns: Column name -> values, ``[n]``. ``problem_id`` is required. Other columns are required only if a reward has them in
-            ``needs``. ``COLUMN_SOURCES`` lists the known names.
+            ``needs``. ``columns.COLUMN_SOURCES`` lists the known names.
         step: Number of optimizer steps done so far. Rewards that change during training by a schedule depend on it.
         split: ``"train"`` or ``"eval"``; stateful rewards change only in ``"train"``.
     """
@@ -197,12 +140,13 @@ class RewardBatch:
         - ``logprob``, if every rollout has log-probabilities: their mean over the response's tokens.
         - ``think_entropy`` and ``answer_entropy``, if every rollout has entropies: their mean over the thinking
           and their mean over the answer.
-        - Each column of ``META_COLUMNS``, if every problem has a number of this name in its ``meta``. For ``high_tokens`` and
-          ``high_words``, ``None`` also counts, as infinity.
+        - ``question`` and ``gold_answer``, if problems are given.
+        - Each column of ``columns.META_COLUMNS``, if every problem has a number of this name in its ``meta``. For ``high_tokens`` and
+          ``high_words``, ``None`` also counts, as infinity. Each column of ``columns.LABEL_COLUMNS``, if every problem has this label.
 
         Args:
             rollouts: The rollouts.
-            problems: The problems of the rollouts; needed only for the columns of ``META_COLUMNS``.
+            problems: The problems of the rollouts; needed only for the columns that are read from problems.
             step: Optimizer steps done so far.
             split: ``"train"`` or ``"eval"``.
             close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none:
@@ -234,7 +178,7 @@ class RewardBatch:
             columns["logprob"] = np.array([mean(own(r, r.logprobs or ())) for r in rollouts])
         if all(r.entropies is not None for r in rollouts):
             columns["think_entropy"], columns["answer_entropy"] = np.array([phase_entropies(r) for r in rollouts]).T
-        return cls(columns | _meta_columns(columns["problem_id"], problems or ()), step, split)
+        return cls(columns | problem_columns(columns["problem_id"], problems or ()), step, split)
 
     @classmethod
     def from_columns(cls, *, problem_id: Any = "problem", step: int = 0, split: str = "train", **columns: Any) -> RewardBatch:
@@ -248,7 +192,7 @@ class RewardBatch:
         """
         # Numbers and texts are single values; the number of rows is the length of the longest list.
         n = max((len(values) for values in (problem_id, *columns.values()) if not np.isscalar(values)), default=1)
-        return cls({"problem_id": _column(problem_id, n)}, step, split).with_columns(**columns)
+        return cls({"problem_id": column(problem_id, n)}, step, split).with_columns(**columns)
 
     def __getitem__(self, column: str) -> ndarray:
         if column not in self.columns:
@@ -279,8 +223,8 @@ class RewardBatch:
 
     def check(self, reward: Reward) -> None:
         """Raise MissingColumnError if the batch lacks a column that the reward needs."""
-        for column in sorted(reward.needs - set(self.columns)):
-            raise MissingColumnError(column, self.columns, reward.name)
+        for name in sorted(reward.needs - set(self.columns)):
+            raise MissingColumnError(name, self.columns, reward.name)
 
     def take(self, rows: Sequence[int] | ndarray) -> RewardBatch:
         """Return a batch of some of the rows.
@@ -294,7 +238,7 @@ class RewardBatch:
 
     def with_columns(self, **columns: Any) -> RewardBatch:
         """Return a batch with columns added or replaced. Each argument is one column: one value per row, or a single value for all rows."""
-        return replace(self, columns={**self.columns, **{k: _column(v, len(self)) for k, v in columns.items()}})
+        return replace(self, columns={**self.columns, **{k: column(v, len(self)) for k, v in columns.items()}})
 
 
 def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
@@ -352,52 +296,3 @@ def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
     for r in rewards:
         if hasattr(r, "monitoring") and r.monitoring():
             r.monitor(batch)  # type: ignore[attr-defined]
-
-
-def object_array(values: Iterable[Any]) -> ndarray:
-    """Return a one-dimensional array with one Python object per element; ``np.array`` would turn tuples of equal length into a matrix."""
-    return np.fromiter(values, dtype=object)
-
-
-def _column(values: Any, n: int) -> ndarray:
-    """Return a column as an array. An array or a sequence keeps its values; a single value is repeated for each of the ``n`` rows."""
-    if isinstance(values, ndarray) and values.ndim:
-        return values
-    if np.isscalar(values):
-        return np.full(n, values)
-    # Sequences of sequences, such as token ids, stay one object per row.
-    return object_array(values) if isinstance(next(iter(values), None), tuple | list) else np.asarray(values)
-
-
-def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
-    """Return column name -> one value per row, for the columns of ``META_COLUMNS`` that the problems of all rows have.
-
-    Args:
-        ids: Problem id of each row.
-        problems: Problems, with the values in their ``meta``. If there are none, the result is empty.
-
-    Raises:
-        ValueError: The problem of a row is not among ``problems``.
-    """
-    if not problems:
-        return {}
-    meta_by_id = {p.id: p.meta for p in problems}
-    if missing := sorted(set(ids) - set(meta_by_id)):
-        raise ValueError(
-            f"{len(missing)} problems of the rollouts are not among the problems given, e.g. {missing[0]!r}: pass the problems that "
-            "were sampled from."
-        )
-    metas = [meta_by_id[i] for i in ids]
-    columns = {name: [_number(name, meta) for meta in metas] for name in META_COLUMNS}
-    return {name: np.array(values, float) for name, values in columns.items() if None not in values}
-
-
-def _number(name: str, meta: Mapping[str, Any]) -> float | None:
-    """Return ``meta[name]`` as a float; ``None`` if it is missing or not a number.
-
-    For ``high_tokens`` and ``high_words``, the upper end of a range of lengths, a stored ``None`` means that the range has no upper end,
-    and the result is infinity. (Problems are stored as JSON, which has no infinity.)
-    """
-    if name.startswith("high_") and name in meta and meta[name] is None:
-        return np.inf
-    return float(meta[name]) if isinstance(meta.get(name), int | float) else None

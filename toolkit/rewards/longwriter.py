@@ -29,7 +29,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit import stats
-from toolkit.rewards.batch import UNITS, RewardBatch, RewardValues
+from toolkit.rewards.batch import RewardBatch, RewardValues
+from toolkit.rewards.columns import UNITS
 from toolkit.stats import Number
 
 assumed_longest = 14000  # L_max in tokens: probably the output limit of the paper

@@ -1,4 +1,4 @@
-"""MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
+"""MASH: modelling abstention via selective help-seeking, arXiv:2510.01152. The cost of a response is its number of calls, or its length.
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
 one; lambda: factor per block above n, the field ``decay``; C: a constant, the field ``cap``; F: cost factor, from 0 to 1, where 1 means
@@ -14,11 +14,14 @@ no loss of reward):
 cheapest right response so far. On a problem whose right responses are all long, n is large, and a long response may lose little.
 ``linear``, and ``otc`` if n = 0, depend on the cost alone. In the linear form, C is the largest cost with a reward.
 
-Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response. The default
-block, ``assumed_block``, is our choice. Here n is the least cost over all batches so far; in the released code it is that of the current
+Abstention is read off searching: after training, the tool is taken away, and a response that asks for it abstains. ``abstention`` scores
+this: F1 of abstaining on questions that cannot be answered, and F1 of not abstaining on the others.
+
+Deviations: the paper's cost is the number of searches (``cost="calls"``). By default ours is the number of whole blocks of ``block`` tokens
+in the response, for models without tools. The default block, ``assumed_block``, is our choice. Here n is the least cost over all batches so far; in the released code it is that of the current
 batch. The released code also has a branch for m < n that cannot be reached; we leave it out.
 
-Units and signs: costs in blocks of tokens; a higher reward is better; a wrong response gets 0 at any cost.
+Units and signs: costs in calls or in blocks of tokens; a higher reward is better; a wrong response gets 0 at any cost.
 
 State: n of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of the batch.
 """
@@ -29,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from toolkit.rewards import groups
@@ -39,6 +42,7 @@ from toolkit.stats import Number
 PUBLISHED_DECAY = 0.7  # lambda: the default of the released code; 0.5 on NQ, 0.8 on HotpotQA and 2Wiki
 PUBLISHED_CAP = 5  # C
 assumed_block = 64  # tokens per unit of cost: ours
+COSTS = ("tokens", "calls")
 KINDS = ("exp", "linear", "otc", "otc_strict")
 
 
@@ -58,11 +62,11 @@ def penalty(
     [1.0, 0.5, 0.25]
 
     Args:
-        m: Cost of each response, in blocks of tokens.
-        n: Least cost of a right response to the same problem, in this batch or an earlier one, in blocks of tokens; at most m.
+        m: Cost of each response, in calls or blocks of tokens.
+        n: Least cost of a right response to the same problem, in this batch or an earlier one, in the same unit; at most m.
         kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
-        decay: Used only by ``"exp"``: each block above n multiplies the factor by this number, in (0, 1].
-        cap: Used only by ``"linear"`` and ``"otc"``, in blocks of tokens: a larger cap gives a slower fall with the cost.
+        decay: Used only by ``"exp"``: each unit above n multiplies the factor by this number, in (0, 1].
+        cap: Used only by ``"linear"`` and ``"otc"``, in units of cost: a larger cap gives a slower fall with the cost.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
@@ -79,7 +83,7 @@ def penalty(
 
 @dataclass(eq=False)
 class MASH:
-    """Correctness times a factor that falls with the cost of the response. The cost is the number of whole blocks of ``block`` tokens.
+    """Correctness times a factor that falls with the cost of the response: its answered calls, or its whole blocks of tokens.
 
     By default (``kind="exp"``) the factor depends on how much the cost exceeds that of the cheapest right response to the problem, in this
     batch or an earlier one.
@@ -87,23 +91,27 @@ class MASH:
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 164, 100])
     >>> MASH(decay=0.7, block=64)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.0]
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 1], calls=[0, 1, 2])
+    >>> MASH(decay=0.5, cost="calls")(batch).values.tolist()
+    [1.0, 0.5, 0.25]
 
     Attributes:
         kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; see ``penalty``.
-        decay: Used only by ``"exp"``: each block above the least cost multiplies the factor by this number, in (0, 1].
-        cap: Used only by ``"linear"`` and ``"otc"``, in blocks of tokens: a larger cap gives a slower fall with the cost.
-        block: Number of tokens per block.
-        best: Problem id (as text) -> least cost of a right response so far, in blocks of tokens.
+        decay: Used only by ``"exp"``: each unit above the least cost multiplies the factor by this number, in (0, 1].
+        cap: Used only by ``"linear"`` and ``"otc"``, in units of cost: a larger cap gives a slower fall with the cost.
+        block: Number of tokens per block. It has no effect if ``cost`` is ``"calls"``.
+        cost: ``"calls"``, as in the paper, or ``"tokens"``: blocks of tokens.
+        best: Problem id (as text) -> least cost of a right response so far, in calls or blocks of tokens.
     """
 
     kind: str = "exp"
     decay: Number = PUBLISHED_DECAY
     cap: Number = PUBLISHED_CAP
     block: int = assumed_block
+    cost: str = "tokens"
     best: dict[str, int] = field(default_factory=dict, init=False)
 
     name: ClassVar[str] = "mash"
-    needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens"})
 
     def __post_init__(self) -> None:
         penalty(np.zeros(0), np.zeros(0), self.kind)  # raises ValueError for an unknown kind
@@ -112,10 +120,17 @@ class MASH:
                 f"decay={self.decay}, cap={self.cap}, block={self.block}: need 0 < decay <= 1, cap > 0 and block >= 1."
             )
 
+        if self.cost not in COSTS:
+            raise ValueError(f"cost={self.cost!r}: choose one of {', '.join(COSTS)}.")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"correct", self.cost})
+
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right, g = batch["correct"].astype(bool), batch.groups
-        cost = batch["tokens"] // self.block
+        cost = batch["calls"] if self.cost == "calls" else batch["tokens"] // self.block
         history = np.array([self.best.get(str(i), np.inf) for i in batch.group_ids], float)[g]
         # inf if no response to the problem was right yet, in this batch or an earlier one.
         least = np.minimum(history, groups.lowest(cost, g, right))
@@ -136,3 +151,26 @@ class MASH:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore the least cost of a right response to each problem from ``saved``, the result of ``state_dict``."""
         self.best = {problem: int(cost) for problem, cost in saved["best"].items()}
+
+
+def abstention(asked: Bool[ndarray, " n"], answerable: Bool[ndarray, " n"]) -> dict[str, float]:
+    """Return F1 scores of abstaining, where a response abstains if it asks for the tool that was taken away.
+
+    The keys are ``unanswerable`` (F1 of asking, for the questions that cannot be answered without the tool), ``answerable`` (F1 of not
+    asking, for the others) and ``mean`` (of the two). A score is NaN if there is no such question and no such response.
+
+    >>> abstention(np.array([True, True, False, False]), np.array([False, True, True, True]))["unanswerable"].round(3)
+    np.float64(0.667)
+
+    Args:
+        asked: True for each response that asks for the tool.
+        answerable: True for each response whose question can be answered without the tool.
+    """
+    asked, answerable = np.asarray(asked, bool), np.asarray(answerable, bool)
+
+    def f1(chosen: ndarray, wanted: ndarray) -> float:
+        with np.errstate(invalid="ignore"):  # 0 / 0 = NaN
+            return 2 * (chosen & wanted).sum() / np.float64(chosen.sum() + wanted.sum())
+
+    scores = {"unanswerable": f1(asked, ~answerable), "answerable": f1(~asked, answerable)}
+    return {**scores, "mean": (scores["unanswerable"] + scores["answerable"]) / 2}

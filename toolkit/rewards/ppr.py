@@ -1,21 +1,26 @@
-"""ReNorm, the reward of PPR (principle process reward), arXiv:2509.25598: a process reward plus correctness, minus 1.
+"""PPR (principle process reward) with ReNorm, arXiv:2509.25598: a process reward plus correctness, minus 1.
 
 Equation (r_p in [0, 1]: process score, the quality of a step or response; r_o: outcome, 1 if the answer is right, else 0):
 
     r = r_p + r_o - 1
 
+``PPR`` applies it to each step, a turn of a response with tool calls; ``ReNorm`` applies it to a whole response. The reward of a response
+is, for ``PPR``, the mean over its steps. The recipe ``ppr`` trains with one advantage per step (``grpo.advantages.grpo_steps``).
+
 r is between 0 and 1 if the answer is right, and between -1 and 0 if it is wrong.
 
-Deviations: we had no access to the formula in the paper, and took it from the published peer reviews. The reward ``ReNorm`` uses one r_p
-per response; the function ``renorm`` also accepts one r_p per step.
+Deviations: we had no access to the formula in the paper, and took it from the published peer reviews. The paper's r_p comes from a trained
+model of 8 billion parameters that judges principles; here it is an argument. Its default, ``assumed_principles``, is the share of a few
+rules that a step follows (ours). The paper trains with PPO and a critic; we have no critic. The mean over steps is ours.
 
-Units and signs: higher is better. The constant -1 has no effect on advantages, since a mean is subtracted from rewards.
+Units and signs: higher is better. The constant -1 has no effect on advantages if a mean is subtracted from rewards.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +36,9 @@ from toolkit.rewards.batch import (
     monitoring_size,
     state_by_name,
 )
+from toolkit.rewards.turns import Protocol, Turn, words
+
+FAILED = ("error (", "nothing found")  # beginnings of results without content: those of ``toolkit.tools``
 
 
 def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
@@ -111,3 +119,52 @@ class ReNorm:
             batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
         """
         monitor_parts([self.process], batch)
+
+
+def assumed_principles(turns: Sequence[Turn]) -> list[float]:
+    """Return a process score in [0, 1] for each turn: the share of rules that it follows (ours).
+
+    A turn with an answered call follows two rules if its call differs from all earlier ones and its result has content. The last turn
+    follows one rule if it ends without a call, so with an answer.
+
+    >>> assumed_principles(Protocol().turns("<search>a</search><result>b</result><search>A</search><result>b</result>b", 2))
+    [1.0, 0.5, 1.0]
+
+    Args:
+        turns: Turns of a response.
+    """
+    calls = [(turn.tool, tuple(words(turn.argument))) for turn in turns]
+    content = [bool(turn.result) and not str(turn.result).startswith(FAILED) for turn in turns[:-1]]
+    return [*((float(calls[t] not in calls[:t]) + float(ok)) / 2 for t, ok in enumerate(content)), float(turns[-1].tool is None)]
+
+
+@dataclass(frozen=True)
+class PPR:
+    """Mean over the steps of a response of process score plus correctness minus 1.
+
+    >>> text = "<search>a</search><result>b</result><search>a</search><result>b</result>b"
+    >>> batch = RewardBatch.from_columns(text=[text] * 2, calls=2, correct=[1, 0])
+    >>> PPR().steps(batch)[1].tolist(), PPR()(batch).values.round(3).tolist()
+    ([0.0, -0.5, 0.0], [0.833, -0.167])
+
+    Attributes:
+        principles: Function from the turns of a response to a process score in [0, 1] for each turn.
+        protocol: Marks of calls and results.
+    """
+
+    principles: Callable[[Sequence[Turn]], Sequence[float]] = assumed_principles
+    protocol: Protocol = field(default_factory=Protocol)
+
+    name: ClassVar[str] = "ppr"
+    needs: ClassVar[frozenset[str]] = frozenset({"text", "calls", "correct"})
+
+    def steps(self, batch: RewardBatch) -> list[Float[ndarray, " _"]]:
+        """Return the reward of each turn of each response."""
+        batch.check(self)
+        scores = [np.asarray(self.principles(turns), float) for turns in self.protocol.of_batch(batch)]
+        return [renorm(s, np.full(len(s), float(c))) for s, c in zip(scores, batch["correct"], strict=True)]
+
+    def __call__(self, batch: RewardBatch) -> RewardValues:
+        total = np.array([steps.mean() for steps in self.steps(batch)])
+        outcome = batch["correct"].astype(float) - 1.0
+        return RewardValues.sum(process=total - outcome, outcome=outcome)

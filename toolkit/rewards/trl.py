@@ -38,7 +38,8 @@ import numpy as np
 from numpy import ndarray
 
 from toolkit.rewards.answers import CLOSE, OPEN, answer_text, closed_answer_text
-from toolkit.rewards.batch import Reward, RewardBatch, has_state_by_problem, object_array
+from toolkit.rewards.batch import Reward, RewardBatch, has_state_by_problem
+from toolkit.rewards.columns import column, object_array
 
 TAIL = 32  # the closing mark of a call is searched in this number of tokens before a result
 Column = Callable[..., Sequence[Any]]
@@ -162,9 +163,9 @@ class TRLReward:
         columns = {"problem_id": self._problem_ids(arguments, split)}
         for name in self.reward.needs - {"problem_id"}:
             if name in self.columns:
-                columns[name] = np.asarray(self.columns[name](**arguments))
+                columns[name] = column(self.columns[name](**arguments), len(ids))
             elif name in arguments:
-                columns[name] = np.asarray(arguments[name])
+                columns[name] = column(arguments[name], len(ids))
             elif name in computed:
                 columns[name] = computed[name]()
         return columns

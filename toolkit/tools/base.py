@@ -67,12 +67,15 @@ class Tool:
             work by counting.
         characters: Largest number of characters in a result. A longer one is cut and ends with ``CUT``.
         longest_argument: Largest number of characters in the argument of a call.
+        identity: Everything that results depend on, as plain data; ``None`` if that is the code and data of the function. Rollouts with other
+            tools are not reused. Set it for a function that holds a connection or another value whose behaviour its fields do not determine.
     """
 
     function: Callable[..., str]
     seconds: float = 5.0
     characters: int = 500
     longest_argument: int = 500
+    identity: Any = None
 
     def __post_init__(self) -> None:
         if not self.seconds > 0 or self.characters <= len(CUT) or self.longest_argument < 1:
