@@ -20,7 +20,8 @@ from toolkit.jobs import Arm
 from toolkit.jobs.edit import DEMO, FORMS, OURS
 from toolkit.lm import LM, Condition
 from toolkit.tasks import characters
-from toolkit.types import HeadEdit, Plan, Problem
+from toolkit.tasks.grading import grade
+from toolkit.types import Direction, HeadEdit, HeadScores, Plan, Problem
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "smol-reasoner" / "results"
@@ -40,7 +41,8 @@ SAMPLING = Sampling(temperature=0.0, max_new_tokens=60, batch_size=24)
 def arms_of(lm: LM) -> dict[str, Arm]:
     """Return the interventions of the smol reasoner's board, from its committed scores and direction, each with random controls."""
     form = FORMS[OURS]
-    scores, v = (store.load(RESULTS / f"{form.short}-{name}.safetensors") for name in ("scores", "direction"))
+    scores = store.load(RESULTS / f"{form.short}-scores.safetensors", HeadScores)
+    v = store.load(RESULTS / f"{form.short}-direction.safetensors", Direction)
     top = [row for row in store.read_json(RESULTS / "retrieval.json")["heads"] if row["ranking"] == "write (ours)"][:MASKED]
     retrieval = Plan(
         tuple(HeadEdit(row["layer"], row["head"], "scale", 1.0) for row in top), None, "retrieval heads", lm.provenance(SEED)
@@ -65,8 +67,6 @@ def answers(condition: Condition, problems: Sequence[Problem], folder: Path) -> 
 
 def guessing(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return accuracy, by kind of question, if answers are exchanged at random among the questions of a kind: mean and 95 % range."""
-    from toolkit.tasks.grading import grade
-
     rng, found = np.random.default_rng(SEED), {}
     for kind in characters.KINDS:
         of_kind = [i for i, p in enumerate(problems) if p.meta["kind"] == kind]

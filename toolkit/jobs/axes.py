@@ -24,6 +24,7 @@ from toolkit.generate import Sampling
 from toolkit.jobs.edit import DOSE, edited
 from toolkit.jobs.masking import controls
 from toolkit.lm import LM, Condition
+from toolkit.metrics import with_interval
 from toolkit.steering import steering
 from toolkit.tasks import haystack, running_sum
 from toolkit.tasks.generators.planted import History
@@ -233,6 +234,29 @@ def level_table(cells: Cells, *, seed: int = 0) -> pd.DataFrame:
         row: dict[str, Any] = {"arm": name, "level": level, "items": len(cell.base), "draws": len(cell.controls)}
         rows.append(row | _columns(estimates) | {"verdict": verdict(estimates["change"], estimates["beyond_random"])})
     return pd.DataFrame(rows)
+
+
+def level_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the means, differences and verdicts of ``level_table`` to be read, in percent and points, with 95 % intervals in brackets.
+
+    The rows are indexed by arm and level.
+    """
+
+    def points(row: pd.Series, name: str) -> str:
+        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], "share", sign="+")
+
+    rows = [
+        {
+            "arm": row["arm"],
+            "level": row["level"],
+            **{f"{name}, %": f"{100 * row[name]:.0f}" for name in ("base", "treated", "random")},
+            "treated - base": points(row, "change"),
+            "treated - random": points(row, "beyond_random"),
+            "verdict": row["verdict"],
+        }
+        for _, row in table.iterrows()
+    ]
+    return pd.DataFrame(rows).set_index(["arm", "level"])
 
 
 def growth_table(cells: Cells, *, seed: int = 0) -> pd.DataFrame:
