@@ -8,11 +8,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from toolkit import generate, tasks
+from toolkit import chunk_attention, generate, tasks
+from toolkit.chunk_attention import Turns, attend_chunks, chunk_keys
 from toolkit.generate import Sampling
 from toolkit.lm import Condition
 from toolkit.methods import long_heads
-from toolkit.methods.long_heads import LongHeads, Turns, attend_chunks, choose, chunk_keys
+from toolkit.methods.long_heads import LongHeads, choose
 from toolkit.sites import UnsupportedModelError
 from toolkit.types import Span
 
@@ -112,7 +113,7 @@ def test_a_chunk_whose_keys_point_along_the_query_is_selected():
 
 @pytest.mark.parametrize("few", [0, N])
 def test_chunked_attention_equals_a_naive_loop_with_consecutive_positions(few, monkeypatch):
-    monkeypatch.setattr(long_heads, "FEW", few)
+    monkeypatch.setattr(chunk_attention, "FEW", few)
     query, key, value = normal(HEADS, N, DIM), normal(KV, N, DIM, seed=1), normal(KV, N, 5, seed=2)
     local = [torch.stack([rotated(x[:, t], t % W) for t in range(N)], dim=1) for x in (query, key)]
     chosen = choose(normal(HEADS, N, DIM, seed=3), normal(HEADS, N // W, DIM, seed=4), torch.arange(N), SMALL)
@@ -222,6 +223,15 @@ def test_an_extended_model_differs_only_in_its_context(llama):
     assert longer.model.config.max_position_embeddings == 10**5 != llama.model.config.max_position_embeddings
     assert {p.data_ptr() for p in longer.model.parameters()} == {p.data_ptr() for p in llama.model.parameters()}
     assert torch.equal(logits(longer, text(llama)), logits(llama, text(llama)))
+
+
+def test_a_window_may_not_exceed_the_context_that_the_model_had_before_it_was_extended(llama):
+    own = llama.model.config.max_position_embeddings
+    longer = long_heads.extended(long_heads.extended(llama, 4 * own), 8 * own)  # extended twice: the first context counts
+    with pytest.raises(ValueError, match=f"window={2 * own} is longer than the context of .*, {own} tokens as loaded"):
+        LongHeads(own // 4, 2 * own)(longer)
+    LongHeads(own // 4, own)(longer)
+    assert not hasattr(llama.model.config, long_heads.ORIGINAL), "the model itself is unchanged"
 
 
 def test_hit_rates_count_free_queries_that_select_every_chunk_of_the_needle():

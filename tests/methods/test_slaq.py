@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import hooks
-from toolkit.methods import slaq
+from toolkit.methods import slaq, slaq_positions
 from toolkit.probes import Protocol, TooFewProblemsError
 from toolkit.sites import Site
 from toolkit.types import Span
@@ -195,7 +195,7 @@ def test_too_few_pairs_and_wrong_shapes_are_refused():
 def test_a_fall_is_the_slope_of_the_line_through_all_positions():
     long = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 1]], bool)
     short = np.ones_like(long)
-    found = slaq.position_effect(short, long)
+    found = slaq_positions.position_effect(short, long)
     slopes = [np.polyfit(range(4), row.astype(float), 1)[0] for row in long]
     assert found["long"].mean == pytest.approx(-3 * np.mean(slopes)) == found["long - short"].mean
     assert found["short"].mean == pytest.approx(0)
@@ -212,7 +212,7 @@ def test_momentum_is_what_one_counts_and_chance_its_counts_over_all_orders_if_po
                 after[one].append(two)
         return np.mean(after[True]) - np.mean(after[False]) if after[True] and after[False] else None
 
-    found = slaq.momentum(np.array(rows))
+    found = slaq_positions.momentum(np.array(rows))
     assert found["momentum"].mean == pytest.approx(difference(rows) or 0.0)
     everything = [order for row in rows for order in permutations(row)]
     assert found["chance"].mean == pytest.approx(difference(everything) or 0.0)
@@ -222,25 +222,25 @@ def test_momentum_is_what_one_counts_and_chance_its_counts_over_all_orders_if_po
 def test_streaks_have_momentum_beyond_chance_and_easy_pairs_alone_have_none():
     rng = np.random.default_rng(0)
     easy = rng.random((400, 5)) < rng.choice([0.2, 0.9], size=(400, 1))  # parts of a pair are independent
-    found = slaq.momentum(easy)
+    found = slaq_positions.momentum(easy)
     assert found["momentum"].low > 0.2 and found["momentum - chance"].low < 0 < found["momentum - chance"].high
     streaks = rng.random((400, 5)) < 0.5
     for t in range(1, 5):
         keep = rng.random(400) < 0.6
         streaks[keep, t] = streaks[keep, t - 1]
-    assert slaq.momentum(streaks)["momentum - chance"].low > 0.1 and slaq.momentum_p(streaks) < 0.001
+    assert slaq_positions.momentum(streaks)["momentum - chance"].low > 0.1 and slaq_positions.momentum_p(streaks) < 0.001
 
 
 @pytest.mark.parametrize("fall", [[0.9, 0.6, 0.3, 0.1], [0.1, 0.9, 0.2, 0.8]])
 def test_positions_that_are_easier_than_others_alone_have_no_momentum_beyond_chance(fall):
     answers = np.random.default_rng(1).random((400, 4)) < np.array(fall)  # independent
-    found = slaq.momentum(answers)["momentum - chance"]
-    assert found.low < 0 < found.high and 0.05 < slaq.momentum_p(answers) < 0.95
+    found = slaq_positions.momentum(answers)["momentum - chance"]
+    assert found.low < 0 < found.high and 0.05 < slaq_positions.momentum_p(answers) < 0.95
 
 
 def test_weights_of_positions_give_the_observed_right_parts_and_keep_those_of_each_answer():
     answers = np.random.default_rng(2).random((60, 5)) < [0.9, 0.7, 0.5, 0.3, 0.2]
-    patterns, given = slaq.pattern_probabilities(answers)
+    patterns, given = slaq_positions.pattern_probabilities(answers)
     totals = answers.sum(axis=1)
     assert given.sum(axis=1) == pytest.approx(1) and (given @ patterns).sum(axis=1) == pytest.approx(np.arange(6))
     assert (given[totals] @ patterns).sum(axis=0) == pytest.approx(answers.sum(axis=0), abs=1e-3)
@@ -248,6 +248,6 @@ def test_weights_of_positions_give_the_observed_right_parts_and_keep_those_of_ea
 
 def test_flags_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match="expected the same"):
-        slaq.position_effect(np.ones((3, 2), bool), np.ones((3, 3), bool))
+        slaq_positions.position_effect(np.ones((3, 2), bool), np.ones((3, 3), bool))
     with pytest.raises(ValueError, match="2 facts or more"):
-        slaq.momentum(np.ones((3, 1), bool))
+        slaq_positions.momentum(np.ones((3, 1), bool))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from itertools import combinations
 
+import numpy as np
 import pytest
 from bpe import bpe_lm, lm_of, read
 
-from toolkit import store, tasks
+from toolkit import stats, store, tasks
 from toolkit.lm import LM
 from toolkit.tasks import grading, haystack, splits, threading
 from toolkit.tasks.generators.pairs import solve
@@ -151,6 +152,26 @@ def test_values_under_a_condition_are_wanted_all_and_no_others():
 )
 def test_the_effective_context_length_is_where_accuracy_first_falls_through(accuracy, size, reached):
     assert threading.effective_context_length(accuracy) == threading.ContextLength(size, reached)
+
+
+def test_the_interval_of_the_context_length_is_that_of_the_threshold_crossings_of_resampled_answers():
+    right = {1000: [True] * 36 + [False] * 4, 2000: [True] * 20 + [False] * 20}
+    e = threading.context_length_interval(right)
+    assert e.mean == threading.effective_context_length({1000: 0.9, 2000: 0.5}).size
+    rng = np.random.default_rng(7)  # a plain bootstrap with binomial draws
+    drawn = [
+        threading.effective_context_length({size: rng.binomial(len(v), sum(v) / len(v)) / len(v) for size, v in right.items()}).size
+        for _ in range(4000)
+    ]
+    assert (e.low, e.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=60)
+
+
+def test_a_context_length_that_no_resample_crosses_has_an_interval_of_its_own_value():
+    assert threading.context_length_interval({500: [True] * 9, 900: [True] * 9}) == stats.Estimate(900.0, 900.0, 900.0)
+    assert threading.context_length_interval({500: [False] * 9}) == stats.Estimate(0.0, 0.0, 0.0)
+    for nothing in ({}, {500: []}):
+        with pytest.raises(ThreadError, match="at least one for every size"):
+            threading.context_length_interval(nothing)
 
 
 # --- bad input -----------------------------------------------------------------------------------------------

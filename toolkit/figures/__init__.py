@@ -4,6 +4,7 @@ Each function returns a plotly ``Figure``, which Jupyter shows and saved pages e
 """
 
 from toolkit.figures.atlas import agreement, attention, lenses
+from toolkit.figures.axes import axis_effects
 from toolkit.figures.base import COLOURS
 from toolkit.figures.board import chain_accuracy, head_change, metric_differences, pareto, state_shifts
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
@@ -19,6 +20,7 @@ __all__ = [
     "accuracy_by_length",
     "agreement",
     "attention",
+    "axis_effects",
     "by_layer",
     "chain_accuracy",
     "coefficients",

@@ -16,6 +16,7 @@ from toolkit import stats, store
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM
 from toolkit.methods import slaq as method
+from toolkit.methods import slaq_positions
 from toolkit.methods.slaq import Attribution
 from toolkit.probes import Protocol
 from toolkit.progress import stage
@@ -180,9 +181,9 @@ def summary(facts: pd.DataFrame, *, shuffles: int = 50, protocol: Protocol = Pro
         "pairs": n,
         "facts": n * m,
         "accuracy": {"short": mean(short), "long": mean(long), "aligned": mean(aligned)},
-        "position": method.position_effect(short, long),
-        "momentum": method.momentum(long),
-        "momentum p": method.momentum_p(long),
+        "position": slaq_positions.position_effect(short, long),
+        "momentum": slaq_positions.momentum(long),
+        "momentum p": slaq_positions.momentum_p(long),
         "similarity": {
             name: {
                 "same fact": mean(grid(name)),

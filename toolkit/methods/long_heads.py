@@ -33,7 +33,6 @@ Not tested on a GPU, where the loops over heads and chunks are slow.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from toolkit import hooks, tensors
+from toolkit import chunk_attention, hooks, tensors
 from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.sites import UnsupportedModelError
@@ -53,8 +52,8 @@ from toolkit.types import Span
 PUBLISHED_CHUNK, PUBLISHED_WINDOW = 256, 4096  # tokens; released code, for Llama-2 with a context of 4,096
 RULES = ("scores", "random", "sinks", "recent")
 FORCED = 3  # chunks that are always attended: the first, the one before the token's own, and its own
-FEW = 8  # up to so many queries, such as one while decoding, gather their keys; more are grouped by chunk
 SCORE_NUMBERS = 2**24  # largest number of scores in memory at a time: 64 MB in fp32
+ORIGINAL = "context_before_extension"  # entry of a config: the model's own context, which ``extended`` keeps there
 TOLERANCE = 1e-3  # of the check at entry: largest difference of logits from full attention, relative to the largest logit
 
 Take = Callable[[int, Int[Tensor, "heads queries chunks"], int], None]
@@ -100,17 +99,19 @@ class LongHeads:
         Raises:
             UnsupportedModelError: the model does not have one rotary module for all layers, or its attention computes something that this
                 form does not, such as a sliding window. It is raised by this call, before the context is entered.
-            ValueError: the window is longer than the context of the model.
+            ValueError: the window is longer than the context of the model, before any ``extended``.
         """
         return self.recording(lm, None)
 
     def recording(self, lm: LM, take: Take | None) -> AbstractContextManager[None]:
         """Return the context manager of ``__call__``, in which ``take`` gets the chosen chunks of every pass."""
         rotary = _rotary(lm)
-        context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+        config = lm.model.config.get_text_config()
+        context = getattr(config, ORIGINAL, None) or getattr(config, "max_position_embeddings", None)
         if context and self.window > context:
             raise ValueError(
-                f"window={self.window} is longer than the context of {lm.name}, {context} tokens: its last positions would be new to the model."
+                f"window={self.window} is longer than the context of {lm.name}, {context} tokens as loaded: its last positions would be new "
+                f"to the model. Give a window of at most {context}."
             )
         _check(lm, rotary)
         return self._acting(lm, rotary, take)
@@ -118,7 +119,7 @@ class LongHeads:
     @contextmanager
     def _acting(self, lm: LM, rotary: Any, take: Take | None) -> Iterator[None]:
         """Reduce positions to those within a chunk, and replace the attention function of every layer."""
-        turns = Turns.of(lm, rotary, self)
+        turns = chunk_attention.Turns.of(lm, rotary, self.chunk, self.chunks)
         states = {layer: _State(self.chunk) for layer in lm.layout.attention_layers}
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None]:
@@ -131,52 +132,10 @@ class LongHeads:
             chosen = choose(turns.unrotated(q, at), keys, at, self, layer)
             if take is not None:
                 take(layer, chosen, past)
-            return attend_chunks(turns, (q, k, v), chosen, at, scale).transpose(0, 1)[None].to(query.dtype), None
+            return chunk_attention.attend_chunks(turns, (q, k, v), chosen, at, scale).transpose(0, 1)[None].to(query.dtype), None
 
         with hooks.rewrite_positions([rotary], lambda ids: ids % self.chunk), hooks.wrap_attention(lm.layout, fn):
             yield
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Rotations by positions, as the model's own code does them.
-
-    Attributes:
-        rotate: The model's function ``(query, key, cos, sin) -> (query, key)``.
-        cos, sin: Rotations by the positions 0 to w - 1, ``[w, rotated entries]``.
-        far_cos, far_sin: Rotations by the positions 0, w, .., (k - 1) w, without the model's factor on cos and sin, if it has one.
-        chunk: Tokens per chunk, w.
-    """
-
-    rotate: Callable[..., tuple[Tensor, Tensor]]
-    cos: Float[Tensor, "w d"]
-    sin: Float[Tensor, "w d"]
-    far_cos: Float[Tensor, "k d"]
-    far_sin: Float[Tensor, "k d"]
-    chunk: int
-
-    @classmethod
-    def of(cls, lm: LM, rotary: Any, settings: LongHeads) -> Turns:
-        """Return the rotations of a model for the chunks of ``settings``."""
-        weight = next(lm.layout.attention.parameters())
-        near = torch.arange(settings.chunk, device=lm.device)
-        far = settings.chunk * torch.arange(settings.chunks, device=lm.device)
-        sample = torch.zeros(1, dtype=weight.dtype if weight.is_floating_point() else torch.float32, device=lm.device)
-        with torch.inference_mode():
-            (cos, sin), (far_cos, far_sin) = (rotary(sample, position_ids=at[None]) for at in (near, far))
-        factor = far_cos[0, 0]  # at position 0, cos is 1 times the model's factor
-        return cls(_code(lm).apply_rotary_pos_emb, cos[0], sin[0], far_cos[0] / factor, far_sin[0] / factor, settings.chunk)
-
-    def unrotated(self, query: Float[Tensor, "heads queries d"], at: Int[Tensor, " queries"]) -> Float[Tensor, "heads queries d"]:
-        """Return queries before their rotation by ``at mod w``, up to a positive factor."""
-        return self._turned(query, self.cos[at % self.chunk], -self.sin[at % self.chunk])
-
-    def forward(self, query: Float[Tensor, "queries d"], chunks: Int[Tensor, " queries"]) -> Float[Tensor, "queries d"]:
-        """Return queries rotated further by ``chunks`` times w positions."""
-        return self._turned(query[None], self.far_cos[chunks], self.far_sin[chunks])[0]
-
-    def _turned(self, query: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self.rotate(query[None], query[None], cos[None], sin[None])[0][0]
 
 
 @dataclass
@@ -221,27 +180,9 @@ class _State:
                 x.unflatten(1, (-1, w))
                 for x in (queries[:, : full - done], *(x[:, done:full].repeat_interleave(group, dim=0) for x in (key, value)))
             )
-            self.keys = torch.cat([self.keys, chunk_keys(q, k, v, scale)], dim=1)
+            self.keys = torch.cat([self.keys, chunk_attention.chunk_keys(q, k, v, scale)], dim=1)
         self.queries = queries[:, full - done :].clone()
         return self.keys
-
-
-def chunk_keys(
-    query: Float[Tensor, "heads chunks w d"],
-    key: Float[Tensor, "heads chunks w d"],
-    value: Float[Tensor, "heads chunks w d"],
-    scale: float,
-) -> Float[Tensor, "heads chunks d"]:
-    """Return the key c_i of every chunk.
-
-    Args:
-        query, key: Queries and keys, rotated by their positions within the chunk.
-        value: Values.
-        scale: Factor on attention logits, usually ``1 / sqrt d``.
-    """
-    each = F.scaled_dot_product_attention(query, key, value, scale=scale)
-    mean = each.mean(dim=2, keepdim=True)
-    return F.scaled_dot_product_attention(mean, key, key, scale=scale)[:, :, 0]
 
 
 def choose(
@@ -257,7 +198,7 @@ def choose(
 
     Args:
         query: Queries before rotation.
-        keys: Keys of all full chunks, from ``chunk_keys``.
+        keys: Keys of all full chunks, from ``chunk_attention.chunk_keys``.
         at: Position of each query in the text.
         settings: Chunk, window and rule.
         layer: Index of the layer; the rule ``random`` draws other chunks in each.
@@ -284,87 +225,19 @@ def choose(
     return torch.cat(chosen, dim=1)
 
 
-def attend_chunks(
-    turns: Turns,
-    qkv: tuple[Float[Tensor, "heads queries d"], Float[Tensor, "kv keys d"], Float[Tensor, "kv keys v"]],
-    chosen: Int[Tensor, "heads queries k"],
-    at: Int[Tensor, " queries"],
-    scale: float,
-) -> Float[Tensor, "heads queries v"]:
-    """Return the output of attention over the chosen chunks, in fp32.
-
-    Args:
-        turns: Rotations of the model.
-        qkv: Queries, keys and values; queries and keys are rotated by their positions within the chunk.
-        chosen: Chunks of each query, from ``choose``.
-        at: Position of each query in the text.
-        scale: Factor on attention logits.
-    """
-    query, key, value = qkv
-    group = torch.arange(len(query), device=query.device) // (len(query) // len(key))  # KV head of each head
-    if query.shape[1] <= FEW:
-        return _attend_few(turns, qkv, chosen, at, scale, group)
-    heads = zip(query, key[group], value[group], chosen, strict=True)
-    return torch.stack([_attend(turns, (q, k, v), own, at, scale) for q, k, v, own in heads])
-
-
-def _attend_few(
-    turns: Turns, qkv: tuple[Tensor, Tensor, Tensor], chosen: Tensor, at: Tensor, scale: float, group: Tensor
-) -> Tensor:
-    """Return the output of all heads for a few queries, such as one while decoding: the keys and values of each query are gathered."""
-    (query, key, value), w, k = qkv, turns.chunk, chosen.shape[2]
-    exists = chosen <= at[-1] // w
-    turn = (exists.sum(dim=2, keepdim=True) - 1 - torch.arange(k, device=at.device)).clamp(min=0)
-    q = turns.forward(query.repeat_interleave(k, dim=1).flatten(0, 1), turn.flatten()).unflatten(0, chosen.shape)
-    places = chosen[..., None] * w + torch.arange(w, device=at.device)
-    hidden = (places > at[:, None, None]) | ~exists[..., None]
-    places, which = places.clamp(max=key.shape[1] - 1), group[:, None, None, None]
-    logits = torch.einsum("hqkd,hqkwd->hqkw", q.float(), key[which, places].float()) * scale
-    weights = logits.masked_fill(hidden, -torch.inf).flatten(2).softmax(dim=-1)
-    return torch.einsum("hqs,hqsd->hqd", weights, value[which, places].float().flatten(2, 3))
-
-
-def _attend(
-    turns: Turns, qkv: tuple[Tensor, Tensor, Tensor], chosen: Tensor, at: Tensor, scale: float
-) -> Float[Tensor, "queries v"]:
-    """Return the output of one head: a softmax over all chosen chunks, summed chunk by chunk.
-
-    For each query, ``top`` is its largest logit so far, ``total`` the sum of ``exp(logit - top)``, and ``out`` the same sum of values.
-    """
-    query, key, value = qkv
-    w, k, n = turns.chunk, chosen.shape[1], int(at[-1]) // turns.chunk + 1
-    counts = (chosen < n).sum(dim=1)
-    top, total = torch.full((len(query),), -torch.inf, device=query.device), torch.zeros(len(query), device=query.device)
-    out = torch.zeros(len(query), value.shape[-1], device=query.device)
-    order = chosen.flatten().argsort(stable=True)  # entries that chose chunk 0, then those that chose chunk 1, ...
-    sizes = torch.bincount(chosen.flatten(), minlength=n + 1)[:n].tolist()
-    start = 0
-    for chunk, size in enumerate(sizes):
-        entries, start = order[start : start + size], start + size
-        if not size:
-            continue
-        rows = entries // k
-        q = turns.forward(query[rows], counts[rows] - 1 - entries % k).float()
-        keys, values = (x[chunk * w : (chunk + 1) * w].float() for x in (key, value))
-        places = chunk * w + torch.arange(len(keys), device=query.device)
-        logits = (q @ keys.mT * scale).masked_fill_(places > at[rows, None], -torch.inf)
-        new = torch.maximum(top[rows], logits.amax(dim=1))
-        weights, old = (logits - new[:, None]).exp_(), (top[rows] - new).exp()
-        top[rows] = new
-        total[rows] = total[rows] * old + weights.sum(dim=1)
-        out[rows] = out[rows] * old[:, None] + weights @ values
-    return out / total[:, None]
-
-
 def extended(lm: LM, context: int) -> LM:
     """Return a copy of a model with another largest number of tokens of a text, ``max_position_embeddings``. All weights are shared.
 
-    Nothing else changes: with the model's own attention, positions beyond the trained context are new to it.
+    Nothing else changes: with the model's own attention, positions beyond the trained context are new to it. The config also keeps the
+    context of the original model, which a window of ``LongHeads`` may not exceed.
     """
     if context < 1:
         raise ValueError(f"context={context}: expected a positive number of tokens.")
     model = tensors.copied(lm.model)
-    model.config.get_text_config().max_position_embeddings = context
+    config = model.config.get_text_config()
+    if not hasattr(config, ORIGINAL):
+        setattr(config, ORIGINAL, getattr(config, "max_position_embeddings", None))
+    config.max_position_embeddings = context
     return lms.child(lm, model, f"{lm.name}, context {context}")
 
 
@@ -404,10 +277,10 @@ def hit_rates(
         needle: Token span of the needle.
         settings: The settings of ``selections``.
     """
-    chunks = torch.arange(needle.start // settings.chunk, (needle.stop - 1) // settings.chunk + 1)
+    holds = torch.arange(needle.start // settings.chunk, (needle.stop - 1) // settings.chunk + 1)  # the needle's chunks
     own = torch.arange(span.start, span.stop) // settings.chunk
-    free = bool((chunks > 0).all()) & (own - 1 > chunks.max())
-    return chosen[:, :, free][..., chunks].all(dim=-1).double().mean(dim=-1)
+    free = bool((holds > 0).all()) & (own - 1 > holds.max())
+    return chosen[:, :, free][..., holds].all(dim=-1).double().mean(dim=-1)
 
 
 def _rotary(lm: LM) -> Any:
@@ -415,17 +288,12 @@ def _rotary(lm: LM) -> Any:
     names, config = tensors.rotary(lm.model), lm.model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     slides = {*kinds} != {"full_attention"} if kinds else getattr(config, "sliding_window", None) is not None
-    if len(names) != 1 or slides or not hasattr(_code(lm), "apply_rotary_pos_emb"):
+    if len(names) != 1 or slides or not hasattr(chunk_attention.attention_code(lm), "apply_rotary_pos_emb"):
         raise UnsupportedModelError(
             f"{lm.name} cannot be read in chunks: expected one rotary module and full attention in all layers, found {len(names)} rotary "
             f"modules and {'other' if slides else 'full'} attention."
         )
     return lm.model.get_submodule(names[0])
-
-
-def _code(lm: LM) -> Any:
-    """Return the module of transformers that defines the model's attention."""
-    return sys.modules[type(lm.layout.attention).__module__]
 
 
 @torch.inference_mode()

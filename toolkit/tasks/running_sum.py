@@ -8,6 +8,8 @@ After "The Illusion of Diminishing Returns" (arXiv 2509.09677). The task has two
 - *episodes*, for any language model, as in the paper. They are conversations: the user first gives a dictionary from words to integers,
   and then, in each turn, K words whose values are to be added (``generators/episodes.py``).
 
+Both forms can be given a history with wrong totals: ``planted`` and ``with_history_errors``.
+
 ``grading/execution.py`` checks the totals that the model writes. It compares accuracy with p^H: the accuracy expected after H steps if
 each step is right with probability p.
 
@@ -35,6 +37,7 @@ from toolkit.tasks.generators.episodes import (
     running_sum_episodes,
     with_history_errors,
 )
+from toolkit.tasks.generators.planted import History, explained, planted
 from toolkit.tasks.grading.execution import (
     Execution,
     by_horizon,
@@ -48,13 +51,16 @@ from toolkit.types import Problem, Rollout
 __all__ = [
     "Episode",
     "Execution",
+    "History",
     "align",
     "by_horizon",
     "execution_metrics",
+    "explained",
     "horizon_length",
     "inject_history_errors",
     "judge",
     "load",
+    "planted",
     "play",
     "problem",
     "read_rollout",

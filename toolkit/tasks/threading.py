@@ -29,6 +29,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
+
+from toolkit import stats
 from toolkit.lm import LM
 from toolkit.tasks import haystack, splits
 from toolkit.tasks.generators.pairs import (
@@ -53,6 +56,7 @@ __all__ = [
     "Kind",
     "Pairs",
     "ThreadError",
+    "context_length_interval",
     "effective_context_length",
     "grid",
     "kv_haystack",
@@ -305,3 +309,32 @@ def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0
         if accuracy[b] < threshold:
             return ContextLength(a + (b - a) * (accuracy[a] - threshold) / (accuracy[a] - accuracy[b]), "crossed")
     return ContextLength(float(sizes[-1]), "always")
+
+
+def context_length_interval(
+    right: Mapping[int, Sequence[bool]], threshold: float = 0.75, *, seed: int = 0, times: int = stats.RESAMPLES
+) -> stats.Estimate:
+    """Return the effective context length with a 95 % bootstrap interval that resamples the problems of every size.
+
+    It is 0 if accuracy is below ``threshold`` even at the smallest size, and the largest size if it never falls below it. An end of the
+    interval at one of these values thus says only that the length lies beyond the sizes measured.
+
+    Args:
+        right: Prompt size -> one flag per problem, True for a right answer.
+        threshold: Smallest accuracy at which a model counts as using a context of this size, 0 to 1.
+        seed: Seed of the bootstrap.
+        times: Number of resamples.
+
+    Raises:
+        ThreadError: there is no size, or a size without problems.
+    """
+    if not right or not all(len(flags) for flags in right.values()):
+        raise ThreadError(f"{[len(flags) for flags in right.values()]} answers per size: give at least one for every size.")
+    point = effective_context_length({size: float(np.mean(flags)) for size, flags in right.items()}, threshold)
+    drawn = {
+        size: stats.mean_of(np.array(flags, float)[:, None])(stats.resamples(len(flags), seed=seed + i, times=times))
+        for i, (size, flags) in enumerate(right.items())
+    }
+    resampled = [effective_context_length({size: v[k] for size, v in drawn.items()}, threshold).size for k in range(times)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return stats.Estimate(point.size, float(low), float(high))

@@ -1,0 +1,57 @@
+"""Figure of interventions along an axis of difficulty, beside random controls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from toolkit.figures.base import COLOURS, GREY, styled
+
+LINES = {
+    "base": ("base", "black", "dot"),
+    "random": ("random controls", GREY, "solid"),
+    "treated": ("intervention", COLOURS[1], "solid"),
+}
+"""Column of the table -> ``(title in the legend, colour, dash)``."""
+
+
+def axis_effects(table: pd.DataFrame, title: str, *, axis: str, unit: str = "right answers") -> go.Figure:
+    """Line plots against the levels of an axis with 95 % intervals: one panel per intervention, beside base and its random controls.
+
+    Args:
+        table: Table from ``jobs.level_table``.
+        title: Title of the figure.
+        axis: Title of the horizontal axis.
+        unit: Title of the vertical axis, a share from 0 to 1.
+    """
+    arms, order = list(table["arm"].unique()), [str(level) for level in table["level"].unique()]
+    figure = make_subplots(rows=1, cols=len(arms), subplot_titles=arms, shared_yaxes=True)
+    for column, arm in enumerate(arms, 1):
+        rows = table[table["arm"] == arm]
+        for name, (label, colour, dash) in LINES.items():
+            error: dict[str, Any] = {
+                "type": "data",
+                "symmetric": False,
+                "array": rows[f"{name}_high"] - rows[name],
+                "arrayminus": rows[name] - rows[f"{name}_low"],
+                "thickness": 1,
+            }
+            figure.add_scatter(
+                x=rows["level"].astype(str),
+                y=rows[name],
+                error_y=error,
+                mode="lines+markers",
+                line={"color": colour, "dash": dash},
+                name=label,
+                legendgroup=label,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+        figure.update_xaxes(title=axis, type="category", categoryorder="array", categoryarray=order, row=1, col=column)
+    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
+    figure.update_yaxes(title=unit, row=1, col=1)
+    return styled(figure, title).update_layout(margin={"t": 90})
