@@ -26,10 +26,11 @@ from toolkit.rewards.r3 import R3, assumed_similarity
 from toolkit.rewards.re_searcher import RESearcher, pass_consistency, perturbed, result_similarity
 from toolkit.rewards.reseek import ReSeek, verdict_reward
 from toolkit.rewards.search_gen_v import LABELS, SearchGenV, macro_f1, nugget_score, verifier_reward
-from toolkit.rewards.text_to_sql import ContrastiveSQL, executes_like
+from toolkit.rewards.text_to_sql import ContrastiveSQL
 from toolkit.rewards.toolrl import ToolCall, ToolRL, calls_of, matching_score
 from toolkit.rewards.turns import RESULT, SEARCH, Protocol, Turn, verdicts
 from toolkit.tools import Marks, Tool, Toolbox, calculate
+from toolkit.tools.queries import executes_like
 from toolkit.types import Problem, Rollout, Span
 
 WORDS = st.text(alphabet="ab ", min_size=1, max_size=6)

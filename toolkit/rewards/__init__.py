@@ -5,6 +5,9 @@ The constant ``ALL`` maps the name of each reward to its ``RewardEntry``. ``ALL[
 A reward object has three uses: training with ``toolkit.grpo``, training with any TRL script (``as_trl``), and scoring existing rollouts
 without training (``score``).
 
+Rewards of tool calls read a response as *turns*, see ``toolkit.rewards.turns``. Some of them need labels of the problems, which
+``score(rollouts, reward, problems)`` reads from ``Problem.meta``.
+
 Example: the reward "slpo" of a right response is 1, plus a bonus of up to ``alpha`` if the response is short. The reward of a wrong
 response is 0. The three entries of each list belong to three rollouts of one problem.
 

@@ -16,11 +16,8 @@ Units and signs: e is 0 or 1; higher is better. Cost: two queries per response, 
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -28,55 +25,13 @@ import numpy as np
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.rewards.turns import words
 from toolkit.stats import Number
-from toolkit.tools import Database, ToolError
+from toolkit.tools.queries import executes_like, query_of
 
 assumed_weight = 0.2
 KEYWORDS = frozenset((
     "select", "from", "where", "and", "or", "not", "order", "by", "group", "having", "limit", "join", "on", "as", "desc", "asc", "distinct",
     "count", "sum", "avg", "min", "max", "in", "like", "between", "is", "null",
 ))  # fmt: skip
-_ORDERED = re.compile(r"\border\s+by\b[^()]*$", re.IGNORECASE)
-_FENCE = re.compile(r"```(?:sql)?\s*(.*?)```", re.IGNORECASE | re.DOTALL)
-
-
-def query_of(answer: str) -> str:
-    """Return the query in an answer: the last block between ``` marks if there is one, else the whole answer.
-
-    >>> query_of("Here: ```sql select 1 ```")
-    'select 1'
-    """
-    blocks = _FENCE.findall(answer)
-    return (blocks[-1] if blocks else answer).strip()
-
-
-@lru_cache(maxsize=256)
-def _database(schema: str) -> Database:
-    return Database(schema)
-
-
-def executes_like(query: str, gold: str, schema: str) -> bool:
-    """Return True if a query gives the rows of the right one. A query that is refused, fails or takes too long gives False.
-
-    Names of columns do not matter, and the order of rows matters only if the right query ends with ORDER BY.
-
-    >>> executes_like("select b from t where a = 1", "select b from t where a < 2", "create table t (a, b); insert into t values (1, 7);")
-    True
-
-    Args:
-        query: The query to judge.
-        gold: The right query.
-        schema: SQL script that makes the tables.
-
-    Raises:
-        ToolError: the right query fails.
-    """
-    database = _database(schema)
-    right = database.sql(gold).splitlines()[1:]
-    try:
-        rows = database.sql(query).splitlines()[1:]
-    except ToolError:
-        return False
-    return rows == right if _ORDERED.search(gold) else Counter(rows) == Counter(right)
 
 
 def assumed_similarity(question: str, query: str) -> float:

@@ -13,6 +13,7 @@
 | ``slaq`` | the same facts asked one by one and all at once |
 | ``target_length`` | questions to be answered in a given number of words |
 | ``ranking`` | put passages in order of how much they say about a subject |
+| ``text_to_sql`` | questions in two languages about a table, to be answered with an SQL query |
 | ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, because prompts are fitted to its context |
 | ``gsm8k``, ``math500`` | downloaded from the Hugging Face hub with the package ``datasets`` |
 | ``gym:NAME`` | the data set NAME of reasoning-gym |
@@ -45,6 +46,7 @@ from toolkit.tasks import (
     slaq,
     splits,
     target_length,
+    text_to_sql,
     threading,
     wordproblems,
 )
@@ -53,7 +55,7 @@ from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length", "ranking",
+    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -150,6 +152,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return slaq.load(split, n, seed)
         case "target_length":
             return target_length.load(split, n, seed)
+        case "text_to_sql":
+            return text_to_sql.load(split, n, seed)
         case "ranking":
             return ranking.load(split, n, seed)
         case "needle":

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import re
 import sqlite3
 import time
-from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
 from toolkit.tools.base import ToolError
+from toolkit.tools.expanding import expansions
 
 LARGEST = 2_000  # bytes of a value or a row; some functions take time proportional to its square
 CHECK_EVERY = 20  # SQLite's instructions between two checks of the limits
@@ -24,10 +22,6 @@ FUNCTIONS = frozenset((
     "row_number", "rank", "dense_rank", "lag", "lead", "first_value", "last_value",
 ))  # fmt: skip
 """Functions that a query may use. All are deterministic: random numbers and the current time are not among them."""
-_TOKEN = re.compile(
-    r"--[^\n]*|/\*.*?(?:\*/|$)|'(?P<single>(?:[^']|'')*)'|\"(?P<double>(?:[^\"]|\"\")*)\"|\[(?P<square>[^\]]*)\]|`(?P<back>[^`]*)`|(?P<word>\w+)|(?P<mark>[()])",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True)
@@ -128,70 +122,6 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
     if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in FUNCTIONS:
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY
-
-
-def expansions(query: str) -> float:
-    """Return an upper bound of the number of copies of common table expressions (WITH) that SQLite makes to compile a query.
-
-    The number of copies can grow exponentially with the length of a query, and compiling counts no instructions. The bound counts every
-    word that is the name of such a table as a reference. Names that are defined twice give infinity, because scopes are not followed.
-
-    >>> expansions("with a as (select 1), b as (select 1 from a, a), c as (select 1 from b, b) select 1 from c")
-    26.0
-
-    Args:
-        query: The query.
-    """
-    tokens = [
-        token for match in _TOKEN.finditer(query) if (token := next((t for t in match.groups() if t is not None), "").lower())
-    ]
-    bodies: dict[str, Counter[str]] = {}
-    for at, token in enumerate(tokens):
-        if token == "as" and (start := _body(tokens, at)):
-            name = _defined(tokens, at)
-            if name in bodies:
-                return math.inf
-            bodies[name] = Counter(tokens[start : _closing(tokens, start)])
-    sizes: dict[str, float] = {}
-
-    def size(name: str, above: tuple[str, ...] = ()) -> float:
-        if name not in sizes:
-            others = {other: n for other, n in bodies[name].items() if other in bodies and other not in (*above, name)}
-            sizes[name] = 1.0 + sum(n * size(other, (*above, name)) for other, n in others.items())
-        return sizes[name]
-
-    return float(sum(n * size(name) for name, n in Counter(tokens).items() if name in bodies))
-
-
-def _body(tokens: list[str], at: int) -> int:
-    """Return the index of the first token in the parentheses that follow ``as`` at index ``at``; 0 if none follow."""
-    at += 1
-    while tokens[at : at + 1] in (["not"], ["materialized"]):
-        at += 1
-    return at + 1 if tokens[at : at + 1] == ["("] else 0
-
-
-def _defined(tokens: list[str], at: int) -> str:
-    """Return the name that stands before ``as`` at index ``at``, and before a list of columns in parentheses if there is one."""
-    at -= 1
-    if at >= 0 and tokens[at] == ")":
-        depth = 0
-        while at >= 0:
-            depth += (tokens[at] == ")") - (tokens[at] == "(")
-            at -= 1
-            if not depth:
-                break
-    return tokens[at] if at >= 0 else ""
-
-
-def _closing(tokens: list[str], start: int) -> int:
-    """Return the index of the parenthesis that closes the one before ``start``, or the number of tokens."""
-    depth = 1
-    for at in range(start, len(tokens)):
-        depth += (tokens[at] == "(") - (tokens[at] == ")")
-        if not depth:
-            return at
-    return len(tokens)
 
 
 def _text(value: object) -> str:

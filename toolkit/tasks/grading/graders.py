@@ -12,6 +12,7 @@ from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks.external import gym
 from toolkit.tasks.grading import countdown, rankings
 from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, word_recall
+from toolkit.tools.queries import executes_like, query_of
 from toolkit.types import Problem
 
 READ_OF_META: dict[str, dict[str, Any]] = {
@@ -24,6 +25,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "facts": {"golds": list[str], "wrong": list[str]},
     "length": {"low_words": float, "high_words": float | None},
     "ranking": {"relevance": list[int]},
+    "sql": {"schema": str},
     "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
 }
 """Name of a grader -> the fields that it requires in a problem's ``meta``, with their types."""
@@ -77,6 +79,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"facts"``: each numbered part i contains ``meta["golds"][i]`` and none of the other answers in the list ``meta["wrong"]``.
     - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
     - ``"ranking"``: it names every passage once, ``[3] > [1] > [2]``, in an order of the highest NDCG for ``meta["relevance"]``.
+    - ``"sql"``: the query in it gives the rows of the gold query, on the tables that the script ``meta["schema"]`` makes.
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
     ``"identifiers"`` and ``"identifier set"`` ignore the words in ``meta["asked"]``: an answer may repeat the keys asked about.
@@ -108,6 +111,8 @@ def grade(problem: Problem, answer: str) -> bool:
             ranking = [int(i) - 1 for i in rankings.IDENTIFIER.findall(answer)]
             once = sorted(ranking) == list(range(len(relevance)))
             return once and all(relevance[i] >= relevance[j] for i, j in pairwise(ranking))
+        case "sql":
+            return executes_like(query_of(answer), gold, problem.meta["schema"])
         case "gym":
             return gym.verify(problem, answer)
     number, gold_number = last_number(answer), last_number(gold)

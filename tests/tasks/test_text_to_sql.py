@@ -1,0 +1,74 @@
+"""The task text_to_sql: right queries run, rows decide, the two languages ask the same, and no test question is a training question."""
+
+from __future__ import annotations
+
+import sqlite3
+from itertools import combinations
+
+import pytest
+
+from toolkit import tasks
+from toolkit.tasks import splits, text_to_sql
+from toolkit.tasks.grading import grade
+from toolkit.types import Problem
+
+
+def rows(schema: str, query: str) -> list:
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(schema)
+    found = connection.execute(query).fetchall()
+    connection.close()
+    return found
+
+
+def naive(p: Problem) -> list:
+    """The answer to an English question, read off the table in a loop."""
+    table = p.meta["schema"].split()[2]
+    names = [c.strip() for c in p.meta["schema"].partition("(")[2].partition(")")[0].split(",")]
+    entries = [dict(zip(names, row, strict=True)) for row in rows(p.meta["schema"], f"select * from {table}")]
+    words = p.messages[0]["content"].splitlines()[-1].replace("?", "").replace(".", "").split()
+    column = next((w for w in words if w in text_to_sql.NUMBERS), "")
+    place = next((w for w in words if w in text_to_sql.PLACES), "")
+    match p.meta["kind"]:
+        case "above":
+            return [(e["name"],) for e in entries if e[column] > int(words[words.index("above") + 1])]
+        case "below":
+            return [(e["name"],) for e in entries if e[column] < int(words[words.index("below") + 1])]
+        case "count":
+            return [(sum(e["place"] == place for e in entries),)]
+        case "most":
+            return [(e["name"],) for e in entries if e[column] == max(o[column] for o in entries)]
+    values = [e[column] for e in entries if e["place"] == place]
+    return [(sum(values) if values else None,)]
+
+
+def test_the_right_query_answers_the_english_question():
+    problems = text_to_sql.load("test", 60, language="en")
+    assert {p.meta["kind"] for p in problems} == {*text_to_sql.QUERIES}
+    for p in problems:
+        assert sorted(rows(p.meta["schema"], p.answer)) == sorted(naive(p)), p.id
+
+
+def test_both_languages_ask_the_same_and_share_no_word_of_the_question_but_numbers_and_places():
+    english, kesh = (text_to_sql.load("dev", 40, language=language) for language in text_to_sql.LANGUAGES)
+    for a, b in zip(english, kesh, strict=True):
+        assert a.meta["pair"] == b.meta["pair"] and a.answer == b.answer and a.id != b.id
+        one, other = ({*p.messages[0]["content"].splitlines()[-1].strip("?.").split()} for p in (a, b))
+        assert all(w.strip("?.").isdigit() or w.strip("?.") in text_to_sql.PLACES for w in one & other)
+    assert {p.meta["language"] for p in text_to_sql.load("dev", 40)} == {*text_to_sql.LANGUAGES}
+
+
+def test_no_pair_is_in_two_splits_and_seeds_decide():
+    found = {split: {p.meta["pair"] for p in tasks.load("text_to_sql", split, 200)} for split in splits.SPLITS}
+    assert not any(found[a] & found[b] for a, b in combinations(found, 2))
+    assert (
+        tasks.load("text_to_sql", "dev", 9, 1) == tasks.load("text_to_sql", "dev", 9, 1) != tasks.load("text_to_sql", "dev", 9, 2)
+    )
+
+
+def test_rows_decide_about_an_answer_and_a_write_is_wrong():
+    for p in tasks.load("text_to_sql", "test", 20):
+        assert grade(p, p.answer) and grade(p, f"```sql\n{p.answer}\n```")
+        assert not grade(p, "select 'nobody'") and not grade(p, f"delete from {p.meta['schema'].split()[2]}")
+    with pytest.raises(ValueError, match="language='fr'"):
+        text_to_sql.load("dev", 1, language="fr")
