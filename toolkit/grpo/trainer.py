@@ -250,7 +250,7 @@ class Trainer(ResumableTrainer):
         scored = self.reward(batch)
         check_finite(scored, batch, self.state.global_step)
         weights: np.ndarray | list[np.ndarray] | None = None
-        if self.recipe.advantage in advantages.STEPS:
+        if self.recipe.advantage and self.recipe.advantage in advantages.STEPS:
             steps = advantages.STEPS[self.recipe.advantage](self.reward.steps(batch), batch.groups)
             weights = [advantages.per_token(a, d.rollout) for a, d in zip(steps, drawn, strict=True)]
         elif self.recipe.advantage:
