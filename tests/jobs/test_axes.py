@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_the_figure_shows_every_number_of_the_table():
     drawn = {trace.name: list(trace.y) for trace in figure.data}
     for name, column in (("base", "base"), ("random controls", "random"), ("intervention", "treated")):
         assert drawn[name] == pytest.approx(table[column].tolist())
+
+
+def test_pooled_levels_have_the_mean_of_all_items():
+    parts = cells(a=cell(0.9, 0.5, [0.9, 0.8], n=10), b=cell(0.2, 0.1, [0.2, 0.3], n=30))
+    (key, joint), *rest = jobs.pooled(parts).items()
+    assert key == ("arm", "all") and not rest
+    assert joint.treated.mean() == pytest.approx(
+        (10 * parts["arm", "a"].treated.mean() + 30 * parts["arm", "b"].treated.mean()) / 40
+    )
+    assert joint.controls.shape == (2, 40) and joint.base.tolist() == [*parts["arm", "a"].base, *parts["arm", "b"].base]
+
+
+def test_the_text_of_a_table_holds_its_numbers_in_percent():
+    table = jobs.level_table(cells(only=cell(0.9, 0.1, [0.9] * 3)))
+    row, text = table.iloc[0], jobs.level_text(table).loc[("arm", "only")]
+    assert text["base, %"] == f"{100 * row['base']:.0f}" and text["verdict"] == "lower"
+    change = [float(x) for x in re.findall(r"[+-][\d.]+", text["treated - base"])]
+    assert change == pytest.approx([100 * row[name] for name in ("change", "change_low", "change_high")], abs=0.051)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------

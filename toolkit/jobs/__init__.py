@@ -10,6 +10,7 @@ from toolkit.jobs.axes import (
     masking_arm,
     measure_axis,
     next_steps,
+    pooled,
     right_answers,
     steering_arm,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "origin",
     "perplexity_text",
     "plan_table",
+    "pooled",
     "read_doses",
     "read_rollouts",
     "retrieval_report",

@@ -206,6 +206,24 @@ def measure_axis(
     return cells
 
 
+def pooled(cells: Cells, level: Level = "all") -> dict[tuple[str, Level], Cell]:
+    """Return one cell per arm, with the items of all its levels together.
+
+    Args:
+        cells: Results from ``measure_axis``.
+        level: Name of the joint level.
+    """
+    joint: dict[tuple[str, Level], Cell] = {}
+    for name in dict.fromkeys(arm for arm, _ in cells):
+        parts = [cell for (arm, _), cell in cells.items() if arm == name]
+        joint[name, level] = Cell(
+            np.concatenate([cell.base for cell in parts]),
+            np.concatenate([cell.treated for cell in parts]),
+            np.concatenate([cell.controls for cell in parts], axis=1),
+        )
+    return joint
+
+
 NO_EFFECT = "no effect detectable"
 
 
