@@ -263,6 +263,27 @@ def random_like(direction: Direction, *, seed: int) -> Direction:
     )
 
 
+def split(direction: Direction, along: Direction) -> tuple[Direction, Direction]:
+    """Return the part of a direction along another one, and the rest, which is orthogonal to it; both per layer. Their sum is the direction.
+
+    In a layer where ``along`` is zero, the part is zero.
+
+    >>> from toolkit.types import Provenance
+    >>> made = Provenance("example", None, "0", "0", "0.1.0")
+    >>> a = Direction(torch.tensor([[3.0, 4.0]]), "resid_post", "think", "mean_difference", 10, 10, made)
+    >>> b = Direction(torch.tensor([[2.0, 0.0]]), "resid_post", "think", "pca", 10, 10, made)
+    >>> part, rest = split(a, b)
+    >>> part.vector.tolist(), rest.vector.tolist()
+    ([[3.0, 0.0]], [[0.0, 4.0]])
+    """
+    unit = along.unit().to(direction.vector)
+    part = (direction.vector * unit).sum(dim=-1, keepdim=True) * unit
+    return (
+        replace(direction, vector=part, estimator=f"{direction.estimator}, along {along.estimator}"),
+        replace(direction, vector=direction.vector - part, estimator=f"{direction.estimator}, without {along.estimator}"),
+    )
+
+
 def cosine(a: Direction, b: Direction) -> Float[Tensor, " layers"]:
     """Return the cosine between two directions, one value per layer.
 
