@@ -10,6 +10,7 @@ import typer
 
 from toolkit.cli.common import (
     AsJson,
+    Command,
     Device,
     Dtype,
     EngineAddress,
@@ -154,7 +155,7 @@ def grpo(
 
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --lora --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
-    from toolkit import store, tasks
+    from toolkit import pages, store, tasks
     from toolkit.grpo import curves, policies
     from toolkit.jobs import grpo as jobs
 
@@ -189,11 +190,12 @@ def grpo(
     if not done.main:
         return
     table = jobs.before_and_after(done)
+    pages.write(jobs.training_page(done, recipe, model, out_dir, command=Command.line), out_dir / "report.html")
     if as_json:
         print_json(
             {"out": str(out_dir / jobs.MODEL), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)}
         )
         return
     show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the model is in {out_dir / jobs.MODEL}")
-    out.print(f"Log with one line per step: [bold]{out_dir / 'log.jsonl'}[/bold].")
+    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the log, with one line per step, is in {out_dir / 'log.jsonl'}.")
     next_steps(compare_on_held_out_problems=same_options(f"toolkit compare base={model} trained={out_dir / jobs.MODEL}"))

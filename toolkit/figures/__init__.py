@@ -5,7 +5,8 @@ Each function returns a plotly ``Figure``, which Jupyter shows and saved pages e
 
 from toolkit.figures.atlas import agreement, attention, lenses
 from toolkit.figures.base import COLOURS
-from toolkit.figures.board import chain_accuracy, head_change, metric_differences, pareto, state_shifts
+from toolkit.figures.board import chain_accuracy, head_change, highlighted, metric_differences, pareto, state_shifts
+from toolkit.figures.claimed import claimed
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import accuracy_by_length, by_layer, differences, direction_norms, length_accuracy, length_distribution
@@ -21,6 +22,7 @@ __all__ = [
     "attention",
     "by_layer",
     "chain_accuracy",
+    "claimed",
     "coefficients",
     "correlation",
     "damage",
@@ -31,6 +33,7 @@ __all__ = [
     "entropy_filtering",
     "head_change",
     "head_scores",
+    "highlighted",
     "learning_curves",
     "length_accuracy",
     "length_against_accuracy",
