@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from toolkit import evaluate, figures, report, store
+from toolkit import evaluate, report, store
 from toolkit.edits import Steering
 from toolkit.engines import loop
 from toolkit.generate import Sampling, rollouts
@@ -205,24 +204,3 @@ def test_the_board_shows_means_and_paired_differences(outcomes, provenance):
     )
     assert board.loc["edited", "accuracy"] == expected
     assert math.isclose(float(board.loc["base", "accuracy"].split()[0]), 100 * outcomes[0]["base"].mean(), abs_tol=0.05)
-
-
-def test_the_page_escapes_names_and_is_whole_by_itself(measured, tmp_path):
-    board = report.headline_table(evaluate.summary(measured)).rename(index={"steered": "<script>x</script>"})
-    page = report.write_page("A & B", "intro <b>", board, [], tmp_path / "report.html").read_text()
-    assert "A &amp; B" in page and "&lt;script&gt;x&lt;/script&gt;" in page and "<script>x" not in page
-    assert "intro &lt;b&gt;" in page
-
-
-def test_a_sections_html_stands_in_the_page_as_it_is_under_its_figures(measured, tmp_path):
-    table = pd.DataFrame({"a <b>": ["1.5 [1.2, 1.8]"]}, index=pd.Index(["x"], name="row"))
-    sections = [
-        report.Section("First", "", (figures.direction_norms({}),), "<div class='own'>one</div>"),
-        report.Section("Second", "", html=report.table_html(table)),
-    ]
-    page = report.write_page(
-        "t", "", report.headline_table(evaluate.summary(measured)), sections, tmp_path / "report.html"
-    ).read_text()
-    assert "<div class='own'>one</div><h2>Second</h2>" in page and page.index("plotly-graph-div") < page.index("class='own'")
-    assert "<th>row</th><th>a &lt;b&gt;</th>" in page and "1.5<br><small>[1.2, 1.8]</small>" in page
-    assert not re.search(r"<(?:link|img|iframe)\b|<script[^>]+src=", page)

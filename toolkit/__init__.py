@@ -8,7 +8,7 @@ Modules, by step of the work:
 - **measure**: ``collect`` averages activations; ``directions`` and ``methods`` turn the averages into directions and head scores.
 - **change**: ``edits`` changes weights, ``steering`` and ``masks`` change activations, ``baselines`` changes decoding or the prompt,
   ``rewards`` and ``grpo`` train. ``vectors`` exchanges steering vectors with other tools.
-- **compare**: ``evaluate`` compares models, ``figures`` and ``report`` show the comparison, ``board`` compares all kinds of changes.
+- **compare**: ``evaluate`` compares models, ``figures``, ``pages`` and ``report`` show the comparison, ``board`` compares all kinds of changes.
 - **commands**: ``cli`` is the command line, ``jobs`` the functions behind it.
 
 ``import toolkit`` imports none of these modules. Import the ones that you need: ``from toolkit import lm, generate``.

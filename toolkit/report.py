@@ -1,51 +1,24 @@
-"""Write the results of a comparison of conditions: ``report.json``, a web page that works offline, and model cards."""
+"""Write the results of a comparison of conditions: ``report.json``, its web page, and model cards."""
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from toolkit import evaluate, store
+from toolkit import claims, evaluate, figures, store, verdicts
+from toolkit.claims import Claim
+from toolkit.lm import LM
 from toolkit.metrics import cell, described
+from toolkit.pages import Page, Section, side_by_side
 from toolkit.stats import NO_VARIANCE
-from toolkit.types import Direction, Plan, Report
+from toolkit.types import Direction, Plan, Problem, Report
 
 HEADLINE = ("accuracy", "think_tokens", "shortest_20", "shortest_20_same", "closed")
-_PLOTLY = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # no button that sends the data to a website
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto;margin:1rem 0}
-table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .6rem;border-bottom:1px solid #ddd;text-align:right}td{white-space:nowrap}
-th:first-child,td:first-child{text-align:left}small{color:#666}td.clear{font-weight:600}
-pre{background:#f6f6f6;padding:1rem;overflow-x:auto;font-size:.8rem}
-"""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of a web page (see ``write_page``).
-
-    Attributes:
-        title: Heading.
-        text: Paragraph that says how to read the section.
-        figures: Interactive figures (plotly).
-        html: HTML under the figures, such as a transcript or the result of ``table_html``. It is inserted unchanged, so plain text in it
-            must already be escaped.
-    """
-
-    title: str
-    text: str
-    figures: tuple[go.Figure, ...] = ()
-    html: str = ""
 
 
 def judged_on(report: Report) -> str:
@@ -137,44 +110,88 @@ def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
     return cell(metric, estimate, None if is_base else change, note=note)
 
 
-def write_page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
-    """Write a self-contained HTML page: title, introduction, table, and sections with interactive figures. Return its path.
+def comparison_page(
+    title: str, report: Report, summary: pd.DataFrame, *, sections: Sequence[Section] = (), command: str = ""
+) -> Page:
+    """Return the web page of a comparison: verdict, accuracy against length, table, differences from base, and how it was made.
 
     Args:
         title: Heading of the page.
-        intro: Paragraph under the heading, as plain text.
-        table: Table of text cells, such as from ``headline_table``. The text after a cell's first space is put on a second line.
-        sections: Sections, in order.
-        path: File to write.
+        report: Results of ``evaluate.compare``.
+        summary: Table from ``evaluate.summary``.
+        sections: Further sections, such as transcripts, which come last.
+        command: Command that makes the page again; "" if no single command does.
     """
-    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", table_html(table)]
-    first = True
-    for section in sections:
-        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
-        for figure in section.figures:
-            # The first figure brings the plotly library into the page, so that the page works offline.
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=first, config=_PLOTLY))
-            first = False
-        parts.append(section.html)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
-    return store.write_text(page, path)
-
-
-def table_html(table: pd.DataFrame) -> str:
-    """Return a table of text cells as HTML, with the index as first column. Text after a cell's first space is put on a second line."""
-    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (table.index.name or "condition", *table.columns))
-    body = "".join(
-        f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
-        for name, row in zip(table.index, table.itertuples(index=False), strict=True)
+    metrics = [m for m in ("think_tokens", "accuracy", "shortest_20", "shortest_20_same") if m in set(summary["metric"])]
+    many = len(report.conditions) > 1
+    effects = Section(
+        "What changes",
+        "Condition minus base, paired by problem. Filled dots: the interval excludes zero. Blue is better, brown is worse, dark grey is "
+        "neither. Open dots: no effect detectable at this sample size. Grey crosses: random controls.",
+        tuple(figures.differences(summary, m, base=report.base) for m in metrics),
     )
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    sampling = report.provenance.notes.get("sampling", {})
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sampling.items() if value is not None)
+    return Page(
+        title=title,
+        verdict=verdicts.of_summary(summary, base=report.base),
+        main=Section(
+            "Accuracy against length",
+            "Bars are 95 % intervals. Blue: more accurate than base. Brown: less accurate. Dark grey: no effect on accuracy detectable.",
+            (figures.length_accuracy(summary, base=report.base),),
+        ),
+        table=headline_table(summary, base=report.base),
+        caption="Mean and, in brackets, the paired difference from base (condition minus base) with its 95 % bootstrap interval over problems.",
+        sections=[*([effects] if many else []), *sections],
+        made=f"{judged_on(report)} All conditions answer the same problems with the same random numbers. Sampling: {settings}.",
+        command=command,
+    )
 
 
-def _lines(cell: str) -> str:
-    """Return a cell's text as HTML: the part before the first space, and the rest in small type on a second line."""
-    mean, _, rest = html.escape(cell).partition(" ")
-    return f"{mean}<br><small>{rest}</small>"
+def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str = "") -> Page:
+    """Return the web page of published effects: verdict, figure, table of claims, and how it was made.
+
+    Args:
+        title: Heading of the page.
+        effects: Claims with their measurements.
+        made: How the effects were measured.
+        command: Command that makes the page again; "" if no single command does.
+    """
+    main = Section(
+        "Effects",
+        "Right of 0: in the direction that the paper claims. The dotted line is the smallest effect that matters, which is our choice. Blue: "
+        "reproduced. Brown: contradicted. Open: neither. Grey crosses: larger than with a random control?",
+        (figures.claimed(effects),),
+    )
+    caption = "+ is the direction that the paper claims, with 95 % intervals; shares are in percentage points."
+    table = claims.verdict_table(effects)
+    return Page(
+        title=title, verdict=verdicts.of_claims(effects), main=main, table=table, caption=caption, made=made, command=command
+    )
+
+
+def transcripts(lm: LM, report: Report, problems: Sequence[Problem], rollouts: str | Path, *, count: int = 3) -> Section:
+    """Return a section with responses of base and of up to three other conditions, side by side.
+
+    It shows the first problems on which the first sample of base differs from that of another condition; they are not selected for what
+    they show. Random controls are left out.
+
+    Args:
+        lm: Model whose tokenizer made the tokens.
+        report: Results of ``evaluate.compare``.
+        problems: Problems of the comparison.
+        rollouts: Directory of rollouts, the argument ``out`` of ``evaluate.compare``.
+        count: Largest number of problems.
+    """
+    names = [report.base, *(n for n in report.conditions if n != report.base and not verdicts.is_control(n))][:4]
+    first = {
+        name: {r.problem_id: r for r in store.load_rollouts(evaluate.rollout_folder(rollouts, name)) if r.sample == 0}
+        for name in names
+    }
+    differ = [p for p in problems if len({first[name][p.id].text for name in names}) > 1] if len(names) > 1 else list(problems)
+    shown = [side_by_side(lm, p, {name: first[name][p.id] for name in names}) for p in differ[:count]]
+    text = "The first problems on which the conditions respond differently, sample 0 of each; not selected for what they show."
+    return Section("Transcripts", text if shown else "All conditions give the same first responses.", html="".join(shown))
 
 
 def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) -> pd.DataFrame:

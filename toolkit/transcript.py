@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
 
 from toolkit import steps
@@ -90,6 +90,19 @@ def fragment(
         inside, rest = "".join(tokens[start_answer - start : answer.stop - start]), tokens[answer.stop - start :]
         parts.append(_part("answer", f"answer · {_tokens_in(answer)}", f"{inside}{_tag(rest)}"))
     return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, scale)}</div>"
+
+
+def compared(fragments: Mapping[str, str]) -> str:
+    """Return the responses of two or more conditions side by side as HTML; below one another where there is little room.
+
+    Args:
+        fragments: Name of a condition -> HTML of its response, from ``fragment``. Pass the same ``top`` to all, so that colours compare.
+    """
+    boxes = "".join(
+        f"<div style='flex:1 1 22rem;min-width:0'><b style='font:600 14px system-ui,sans-serif'>{html.escape(name)}</b>{text}</div>"
+        for name, text in fragments.items()
+    )
+    return f"<div style='display:flex;flex-wrap:wrap;gap:1rem'>{boxes}</div>"
 
 
 def html_page(title: str, fragments: Sequence[str]) -> str:

@@ -10,42 +10,45 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import publish
 
 from toolkit import figures
 from toolkit.board.page import write_page
+from toolkit.board.reading import sections
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # this line of the README.md beside this script is replaced
-NAMED = (
-    "base",
-    "ThinkEdit (ours), strength 2",
-    "PEAR",
-    "Surrogate format and length",
-    "GRPO: naive length penalty",
-    "Wait, once",
-    "no re-checks",
-    "asked to be quick",
-)
-"""Conditions with a label in the figure."""
+COLOURED = ("ThinkEdit (ours), strength 2", "LASER-D")
+"""Conditions in colour: the most accurate edit, and the most accurate trained policy."""
+NAMED = ("control: 4 random heads masked", "GRPO: naive length penalty", "no re-checks", "asked to be quick")
+"""Further conditions with a label in the figure."""
+
+
+def draw(board: Mapping[str, Any]) -> None:
+    """Write ``board.png``: two conditions in colour, base and all others in grey."""
+    figure = figures.highlighted(board, COLOURED, labels=NAMED)
+    publish.draw(figure, HERE / "board.png", 1000, 520)
 
 
 def main() -> None:
     """Update all files."""
-    sys.path.insert(0, str(HERE.parent))
-    import publish
     import readme
 
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "board"
     board = json.loads((source / "board.json").read_text())
     shutil.copyfile(source / "table.parquet", HERE / "table.parquet")
     (HERE / "board.json").write_text(json.dumps({k: v for k, v in board.items() if k != "figures"}, separators=(",", ":")) + "\n")
-    write_page(board, HERE / "report.html")
+    write_page({**board, "figures": sections(board), "command": "toolkit board --jobs 2"}, HERE / "report.html")
     readme.update(["board"])
     card = HERE / "README.md"
     card.write_text(MADE_BY.sub(lambda _: f"Made by {board['provenance']['made_by']}.", card.read_text(), count=1))
-    publish.draw(figures.pareto(board, labels=NAMED), HERE / "board.png", 1000, 520)
+    draw(board)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import claims, needles, report, store
+from toolkit import claims, needles, pages, report, store
 from toolkit import lm as lms
 from toolkit.claims import Claim
 from toolkit.generate import rollouts
@@ -144,6 +144,11 @@ def main() -> None:
     code = store.code_of("toolkit.jobs.retrieval_claims", "toolkit.methods.retrieval_heads")
     result = {"made_by": store.made_by(code), "models": about, "claims": claims.json_records(found)}
     store.write_json(result, HERE / "properties.json")
+    made = f"{', '.join(scores)}. {result['made_by']}."
+    shown = report.claims_page(
+        "Properties of retrieval heads", found, made=made, command="python data/retrieval-heads/properties.py"
+    )
+    pages.write(shown, HERE / "report.html")
     for mark, text in page(store.read_json(HERE / "properties.json")).items():
         publish.splice(mark, text, HERE / "README.md")
 

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from toolkit import board as boards
-from toolkit import claims, directions, doses, identity, jobs, processes, report, stats, store, tasks
+from toolkit import claims, directions, doses, identity, jobs, pages, processes, report, stats, store, tasks
 from toolkit import lm as lms
 from toolkit.board import reading
 from toolkit.board.ground import TRAINING
@@ -244,6 +244,13 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     table = reading.AlignedResults(reading.condition_results(ground, specs))
     effects = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
     store.write_json(claims.json_records(effects), out / "claims.json")
+    made = (
+        f"{ground.lm.name}, {len(ground.problems)} problems, {ground.sizes.samples} samples each. {board['provenance']['made_by']}."
+    )
+    command = "python data/smol-reasoner/results.py"
+    pages.write(
+        report.claims_page("Published effects on real weights", effects, made=made, command=command), ground.out / "claims.html"
+    )
     cells = boards.text_table(board, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
     text = PAGE.format(
         fingerprint=ground.lm.fingerprint[:12],

@@ -12,7 +12,8 @@ import shutil
 import pytest
 from board_fixture import NASTY, NASTY_TEXT, board
 
-from toolkit.board.page import embedded, write_page
+from toolkit.board.page import write_page
+from toolkit.pages import embedded
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

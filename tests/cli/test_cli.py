@@ -98,7 +98,7 @@ def test_demo_writes_everything_it_promises(tmp_path):
     assert all(m["low"] <= m["mean"] <= m["high"] for m in base.values())
     assert report["provenance"]["fingerprint"]
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("plotly-graph-div") >= 8 and "cdn.plot.ly" not in page.split("<body>")[0]
+    assert page.count("data-figure=") >= 8 and "cdn.plot.ly" not in page.split("<body>")[0]
 
 
 @pytest.mark.parametrize(

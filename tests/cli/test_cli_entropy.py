@@ -92,7 +92,7 @@ def test_right_wrong_and_all_responses_are_told_apart(written):
 def test_the_page_holds_every_figure_and_the_transcripts_by_itself(written):
     folder, _ = written
     page = (folder / "report.html").read_text()
-    assert page.count("plotly-graph-div") == 7
+    assert page.count("data-figure=") == 7
     assert "The wrong response with the most failed steps, " in page
     assert 1 <= page.count("class='rl-t'") <= 3 and "mean entropy, thinking" in page and "gold" in page
     assert not re.search(r"<(?:link|img|iframe)\b|<script[^>]+src=", page)

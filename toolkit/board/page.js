@@ -314,7 +314,7 @@ function placed(wanted, points, plot) {
     const text = p.name.length > 30 ? `${p.name.slice(0, 29)}…` : p.name, [x, y] = at(p), width = pen.measureText(text).width + 4;
     const side = width / 2 + (p.name === state.condition ? 16 : 9);
     // Above and left of a point on the front there is no other point, so that place is tried first.
-    const places = [1, 1.5].flatMap((k) => [[-side, -9 * k], [-side - 3 * k, 0], [0, -17 * k], [side, -9 * k], [side + 3 * k, 0], [side, 9 * k], [-side, 9 * k], [0, 17 * k]]);
+    const places = (always ? [1, 1.5, 2.5, 4, 6] : [1, 1.5]).flatMap((k) => [[-side, -9 * k], [-side - 3 * k, 0], [0, -17 * k], [side, -9 * k], [side + 3 * k, 0], [side, 9 * k], [-side, 9 * k], [0, 17 * k]]);
     const box = ([dx, dy]) => [x + dx - width / 2, y + dy - 8, x + dx + width / 2, y + dy + 8];
     const place = places.find((d) => free(box(d))) ?? (always ? places[0] : null);
     if (!place) continue;
@@ -361,7 +361,7 @@ function drawPareto() {
 const axisName = (metric, unit) => `${about(metric).label}${unit === "tokens" && !/token/i.test(about(metric).label) ? " (tokens)" : ""}`;
 const TICKS = {linecolor: "#8c959f", ticks: "outside", tickcolor: "#8c959f"};
 // plotly's "share" button is switched off: it would send the numbers to the site of its makers.
-const CONFIG = {displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
+const CONFIG = {...plots.CONFIG, responsive: true};
 const PICTURE = {
   name: "picture", title: "Save as a picture, with its legend", icon: Plotly.Icons.camera,
   click: (plot) => Plotly.downloadImage({data: plot.data, layout: {...plot.layout, showlegend: true, margin: {...plot.layout.margin, b: 110}}},
@@ -556,15 +556,12 @@ function buildFigures() {
   $("figures").hidden = !all.length;
   const seen = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach(({target}) => {
     seen.unobserve(target);
-    const {figure, title} = all[Number(target.dataset.figure)], layout = {...figure.layout, autosize: true};
-    delete layout.width;
-    if ((layout.title?.text ?? layout.title) === title) Object.assign(layout, {title: undefined, margin: {...layout.margin, t: 30}});
-    Plotly.newPlot(target, figure.data ?? [], layout, CONFIG);
+    plots.draw(target, all[Number(target.dataset.figure)].figure);
   }), {rootMargin: "800px"});
   $("gallery").replaceChildren(...all.map(({title, text, figure}, i) => {
-    const plot = h("div", {class: "plot", "data-figure": i, role: "img", "aria-label": title ?? "figure"});
-    plot.style.height = `${figure.layout?.height ?? 420}px`;
-    return h("article", {class: "panel"}, h("h3", {}, title ?? ""), paragraphs(text), plot);
+    const plot = h("div", {class: "plot", "data-figure": i, "data-least": figure.layout?.meta?.least_width, role: "img", "aria-label": title ?? "figure"});
+    plot.style.minHeight = `${figure.layout?.height ?? 420}px`;
+    return h("article", {class: "panel"}, h("h3", {}, title ?? ""), paragraphs(text), h("div", {class: "frame"}, plot));
   }));
   document.querySelectorAll("[data-figure]").forEach((plot) => seen.observe(plot));
 }
@@ -605,6 +602,10 @@ drawCurves();
 drawHead();
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); go($("table")); });
 addEventListener("hashchange", () => { state = read(); draw(); drawCurves(); });
+// On paper, which is narrower than most windows.
+const onScreen = ["pareto", "curve-accuracy", "curve-tokens"].map($);
+addEventListener("beforeprint", () => onScreen.filter((plot) => plot.data).forEach((plot) => Plotly.relayout(plot, {width: plot.id === "pareto" ? 680 : 330})));
+addEventListener("afterprint", () => onScreen.filter((plot) => plot.data).forEach((plot) => Plotly.relayout(plot, {width: null, autosize: true})));
 let resized, width = innerWidth;
 addEventListener("resize", () => { clearTimeout(resized); if (innerWidth !== width) resized = setTimeout(() => { width = innerWidth; draw(); }, 200); });
 document.documentElement.dataset.ready = "yes";

@@ -14,6 +14,7 @@ the page forbids every network request, and no text of the board is interpreted 
 * ``metrics`` has the texts of each metric: ``better`` says whether high or low values are good, ``help`` explains the metric.
 * ``curves`` has the learning curves of trained conditions, one per seed: held-out accuracy and think tokens by training step.
 * ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the problems of the main tasks.
+* ``command`` makes the board again. The verdict at the top of the page is written from ``conditions`` and ``paired`` (``verdicts.of_board``).
 * ``provenance`` describes the base model, the code, the sizes and the number of problems. The page shows all its keys.
 
 ::
@@ -30,23 +31,20 @@ the page forbids every network request, and no text of the board is interpreted 
      "examples": [{"id", "task", "difficulty", "prompt", "answer", "responses": {name: {"text", "correct", "think_tokens"}}}],
      "curves": {name: [{"seed", "step": [...], "accuracy": [...], "think_tokens": [...]}]},
      "figures": [{"title", "text", "figure": {"data", "layout"}}],
-     "methods": [{"title", "text"}]}
+     "methods": [{"title", "text"}], "command": str}
 """
 
 from __future__ import annotations
 
 import html
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from plotly.basedatatypes import BaseFigure
 from plotly.offline import get_plotlyjs
 
-from toolkit import store
+from toolkit import pages, store, verdicts
 
 HERE = Path(__file__).parent
 
@@ -66,34 +64,15 @@ def write_page(board: Mapping[str, Any], path: str | Path) -> Path:
         raise ValueError(
             f"base {base!r} is not among the conditions ({', '.join(map(str, conditions))}): name the one to compare with."
         )
-    template, style, script = (_asset(f"page.{kind}") for kind in ("html", "css", "js"))
-    title = html.escape(str(board.get("title", "The board")))
-    parts = {"title": title, "style": style, "data": embedded(board), "plotly": get_plotlyjs(), "script": script}
+    template, style, script = (pages.asset(f"page.{kind}", HERE) for kind in ("html", "css", "js"))
+    verdict = verdicts.of_board(board) if conditions and board.get("paired") else []
+    parts = {
+        "title": html.escape(str(board.get("title", "The board"))),
+        "style": f"{pages.asset('base.css')}\n{style}",
+        "verdict": pages.verdict_html(verdict),
+        "command": pages.command_html(str(board.get("command") or "")),
+        "data": pages.embedded(board),
+        "plotly": get_plotlyjs(),
+        "script": f"{pages.asset('plots.js')}\n{script}",
+    }
     return store.write_text(Template(template).substitute(parts), path)
-
-
-def embedded(value: Any) -> str:
-    """Return a value as JSON text for a ``<script>`` element. The text has no ``<``, so it cannot close or open an HTML element."""
-    return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def plain(value: Any) -> Any:
-    """Return a value converted to JSON types: keys to text, arrays to lists, plotly figures to mappings, NaN and infinity to ``None``."""
-    if isinstance(value, BaseFigure):
-        value = value.to_dict()
-    elif hasattr(value, "tolist"):  # arrays and single numbers of numpy, pandas and torch
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    return plain(store.jsonable(value))
-
-
-def _asset(name: str) -> str:
-    """Return the text of a file in the folder of this module."""
-    return "\n".join(store.read_lines(HERE / name))

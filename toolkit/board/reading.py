@@ -459,7 +459,7 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
     return logs
 
 
-def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Path) -> dict[str, Any]:
+def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Path, *, command: str = "") -> dict[str, Any]:
     """Write the board of all results saved so far into a directory, and return the board as a mapping.
 
     The files are ``board.json``, ``table.parquet`` (one row per condition and metric, see ``long_table``) and the web page ``report.html``.
@@ -469,9 +469,10 @@ def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Pa
         specs: Conditions of the board; those without results are left out.
         title: Title of the page.
         directory: Directory to write to.
+        command: Command that makes the board again, to be shown on the page.
     """
     board, out = make_board(ground, specs, title), store.writable(directory)
-    board |= {"figures": sections(board), "methods": methods()}
+    board |= {"figures": sections(board), "methods": methods(), "command": command}
     store.write_json(board, out / "board.json")
     store.save_table(long_table(board), out / "table.parquet")
     write_page(board, out / "report.html")
@@ -491,10 +492,12 @@ def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     Args:
         board: The board, from ``make_board``.
     """
+    trained_on = board["provenance"].get("trained_on", ())  # files of version 0.1.0 lack it
     trained = any(about["family"] in ("trained", "combined") for about in board["conditions"].values())
-    where = f" This board trains policies on {' and '.join(board['provenance']['trained_on'])} only." if trained else ""
+    where = f" This board trains policies on {' and '.join(trained_on)} only." if trained and trained_on else ""
     drawn = (
-        ("Gains and damage", f"Condition minus base.{where}", figures.metric_differences(board, DAMAGE)),
+        ("Gains and damage", "Condition minus base. Blue: better; brown: worse; grey: neither. Cells with a colour have p < .05 after Holm's correction. In "
+         f"brackets: fewer than three seeds, not tested.{where}", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "
          "minus base) of the mean hidden state after the last block, at the first token of each line of thinking. Grey: 97.5 % of the differences between random groups "
          "of responses lie in this band.", figures.state_shifts(board)),

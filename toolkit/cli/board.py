@@ -12,6 +12,7 @@ import typer
 from toolkit import processes
 from toolkit.cli.common import (
     AsJson,
+    Command,
     Device,
     EngineAddress,
     Loaded,
@@ -150,7 +151,9 @@ def board(
             helper.terminate()
     if measure_only:
         return
-    result = boards.write(ground, specs, f"Thinking length of {lm.name}: interventions and trained policies", out_dir)
+    result = boards.write(
+        ground, specs, f"Thinking length of {lm.name}: interventions and trained policies", out_dir, command=Command.line
+    )
     if as_json:
         print_json({k: result[k] for k in ("conditions", "paired", "provenance")})
         return

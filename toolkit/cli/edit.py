@@ -76,7 +76,9 @@ def demo(
     tasks.check(task, "train", "dev", "test")
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    result = jobs.demo(load_model(model, None, Dtype.float32, None, template=template), study, out_dir, say=say)
+    result = jobs.demo(
+        load_model(model, None, Dtype.float32, None, template=template), study, out_dir, say=say, command=Command.line
+    )
     if as_json:
         print_json(store.read_json(out_dir / "report.json"))
         return
@@ -413,7 +415,7 @@ def compare(
         typer.Option(
             "--out",
             "-o",
-            help="Directory of rollouts, report.json and rows.parquet. Default: runs/compare/KEY, where KEY depends on models and options.",
+            help="Directory of report.html, report.json, rows.parquet and rollouts. Default: runs/compare/KEY, where KEY depends on models and options.",
         ),
     ] = None,
     allow_overlap: AllowOverlap = False,
@@ -437,7 +439,7 @@ def compare(
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """
-    from toolkit import evaluate, identity, report, tasks
+    from toolkit import evaluate, identity, pages, report, tasks
     from toolkit.generate import Sampling
 
     pairs = [text.partition("=") for text in models]
@@ -456,11 +458,15 @@ def compare(
         loaded, chosen, sampling, base=pairs[0][0], engine=sampler, out=directory / "rollouts", allow_overlap=allow_overlap
     )
     summary = report.write(directory, measured)
+    shown = [report.transcripts(base, measured, chosen, directory / "rollouts")]
+    heading = f"{', '.join(name for name in loaded if name != measured.base)} compared with {measured.base}"
+    page = report.comparison_page(heading, measured, summary, sections=shown, command=Command.line)
+    pages.write(page, directory / "report.html")
     if as_json:
         print_json(report.as_json(measured, summary))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     title = "Mean, and paired difference from the first model with its 95 % interval"
     show(report.headline_table(summary, base=measured.base), title)
-    out.print(f"Rollouts and numbers are in [bold]{directory}[/bold].")
+    out.print(f"Open [bold]{directory / 'report.html'}[/bold]; rollouts and numbers are beside it.")
     next_steps(narrower_intervals="the same command with more --problems and a new --out")

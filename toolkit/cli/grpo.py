@@ -10,6 +10,7 @@ import typer
 
 from toolkit.cli.common import (
     AsJson,
+    Command,
     Device,
     Dtype,
     EngineAddress,
@@ -194,7 +195,7 @@ def grpo(
 
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --train adapter --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
-    from toolkit import store, tasks
+    from toolkit import pages, store, tasks
     from toolkit.grpo import curves, saved
     from toolkit.jobs import grpo as jobs
     from toolkit.types import Direction
@@ -234,11 +235,12 @@ def grpo(
     if not done.main:
         return
     table, folder = jobs.before_and_after(done), saved.folder_of(out_dir, part)
+    pages.write(jobs.training_page(done, recipe, model, out_dir, command=Command.line), out_dir / "report.html")
     if as_json:
         print_json({"out": str(folder), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)})
         return
     show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the result is in {folder}")
-    out.print(f"Log with one line per step: [bold]{out_dir / 'log.jsonl'}[/bold].")
+    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the log, with one line per step, is in {out_dir / 'log.jsonl'}.")
     if train == "vector":
         vector = folder / saved.DIRECTION
         strength = store.load(vector, Direction).provenance.notes["strength"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -49,10 +50,12 @@ class Command(TyperCommand):
     Attributes:
         given: Parameter names of the options that were given to the running command.
         values: Options and arguments of the running command, by parameter name.
+        line: Command line that makes the result again: the running command with the arguments and options that were given.
     """
 
     given: ClassVar[frozenset[str]] = frozenset()
     values: ClassVar[dict[str, Any]] = {}
+    line: ClassVar[str] = ""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters of the command."""
@@ -62,7 +65,30 @@ class Command(TyperCommand):
         """Record which options were given on the command line, then run the command."""
         Command.given = frozenset(name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE")
         Command.values = dict(ctx.params)
+        Command.line = _line(ctx, Command.given)
         return super().invoke(ctx)
+
+
+def _line(ctx: Any, given: frozenset[str]) -> str:
+    """Return the command line of a context, without options that only change what is printed or how a stopped command goes on."""
+    words = ["toolkit", str(ctx.info_name)]
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name)
+        if (
+            param.name not in given
+            or param.name in ("as_json", "force", "resume")
+            or value is None
+            or getattr(param, "hidden", False)
+        ):
+            continue
+        texts = [str(getattr(v, "value", v)) for v in (value if isinstance(value, list | tuple) else [value])]
+        if param.param_type_name == "argument":
+            words += texts
+        elif getattr(param, "is_flag", False):
+            words += [max(param.opts, key=len)] if value else [max(param.secondary_opts, key=len)] if param.secondary_opts else []
+        else:
+            words += [word for text in texts for word in (max(param.opts, key=len), text)]
+    return shlex.join(words)
 
 
 class _Group(TyperGroup):

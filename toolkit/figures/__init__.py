@@ -6,7 +6,8 @@ Each function returns a plotly ``Figure``, which Jupyter shows and saved pages e
 from toolkit.figures.atlas import agreement, attention, lenses
 from toolkit.figures.axes import axis_effects
 from toolkit.figures.base import COLOURS
-from toolkit.figures.board import chain_accuracy, head_change, metric_differences, pareto, state_shifts
+from toolkit.figures.board import chain_accuracy, head_change, highlighted, metric_differences, pareto, state_shifts
+from toolkit.figures.claimed import claimed
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import accuracy_by_length, by_layer, differences, direction_norms, length_accuracy, length_distribution
@@ -23,6 +24,7 @@ __all__ = [
     "axis_effects",
     "by_layer",
     "chain_accuracy",
+    "claimed",
     "coefficients",
     "correlation",
     "damage",
@@ -33,6 +35,7 @@ __all__ = [
     "entropy_filtering",
     "head_change",
     "head_scores",
+    "highlighted",
     "learning_curves",
     "length_accuracy",
     "length_against_accuracy",

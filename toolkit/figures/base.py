@@ -1,12 +1,50 @@
-"""Colours and layout that all figures share."""
+"""Colours, error bars and layout that all figures share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import plotly.graph_objects as go
 
 # Okabe and Ito's palette: distinguishable with every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
 SHORT_COLOUR, LONG_COLOUR, GREY = COLOURS[1], COLOURS[0], "#BBBBBB"
+BETTER, WORSE, NEITHER = COLOURS[0], COLOURS[1], "#444444"
+"""Colours of a clear effect: blue if it is better, brown if it is worse, dark grey for metrics that are neither, such as lengths."""
+CONTROL = "#999999"
+"""Colour of random controls."""
+
+
+def effect_colour(better: str, difference: float) -> str:
+    """Return the colour of a clear difference from base.
+
+    Args:
+        better: ``Metric.better``: ``high``, ``low`` or ``none``.
+        difference: Condition minus base.
+    """
+    if better == "none":
+        return NEITHER
+    return BETTER if (difference > 0) == (better == "high") else WORSE
+
+
+def error_bars(
+    mean: Iterable[float], low: Iterable[float], high: Iterable[float], colour: str = NEITHER, *, opacity: float = 0.35
+) -> dict[str, Any]:
+    """Return plotly's error bars for values with intervals, as a light layer: thin, without caps, in a pale colour.
+
+    Args:
+        mean: The values.
+        low: Lower ends of their intervals.
+        high: Upper ends.
+        colour: Colour as ``#rrggbb``, usually that of the marks.
+        opacity: Opacity of the bars, 0 to 1.
+    """
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    middle, least, most = (np.array(list(values), float) for values in (mean, low, high))
+    look = {"thickness": 1.5, "width": 0, "color": f"rgba({red},{green},{blue},{opacity})"}
+    return {"type": "data", "symmetric": False, "array": (most - middle).tolist(), "arrayminus": (middle - least).tolist(), **look}
 
 
 def styled(figure: go.Figure, title: str, **layout) -> go.Figure:

@@ -6,16 +6,18 @@ unchanged model), and the contribution of the short-thinking heads (those that T
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from toolkit.figures.base import COLOURS, GREY, styled
+from toolkit.figures.base import BETTER, COLOURS, GREY, WORSE, error_bars, styled
+from toolkit.figures.labels import placed
 
 FAMILIES = {
-    "base": ("base", "black", "star"),
+    "base": ("base", "#000000", "star"),
     "edit": ("weight edits", COLOURS[1], "square"),
     "steer": ("steering", COLOURS[4], "diamond"),
     "mask": ("masked heads", COLOURS[6], "cross"),
@@ -46,10 +48,9 @@ def few_seeds(e: Mapping[str, Any]) -> bool:
     return "seed" in e.get("note", "")
 
 
-def _error(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _bars(rows: Sequence[Mapping[str, float]], colour: str) -> dict[str, Any]:
     """Return plotly's error bars for values with ``mean, low, high``."""
-    up, down = [r["high"] - r["mean"] for r in rows], [r["mean"] - r["low"] for r in rows]
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
+    return error_bars([row["mean"] for row in rows], [row["low"] for row in rows], [row["high"] for row in rows], colour)
 
 
 def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
@@ -70,13 +71,10 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
         figure.add_scatter(
             x=[v["mean"] for v in x],
             y=[v["mean"] for v in y],
-            error_x=_error(x) | {"color": colour},
-            error_y=_error(y) | {"color": colour},
-            text=[name if name in labels else "" for name, _ in conditions],
+            error_x=_bars(x, colour),
+            error_y=_bars(y, colour),
             hovertext=[name for name, _ in conditions],
-            textposition="top center",
-            textfont={"size": 11},
-            mode="markers+text",
+            mode="markers",
             name=title,
             marker={
                 "size": 13 if family == "base" else 9,
@@ -85,15 +83,59 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
             },
         )
         few |= any(few_seeds(v) for v in y)
-    layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
-    means = [c["metrics"]["think_tokens"]["mean"] for c in board["conditions"].values() if "think_tokens" in c["metrics"]]
-    # The space on the left is for labels, which are centred on their points.
-    ranges = {
-        "xaxis_range": [-0.16 * max(means), 1.2 * max(means)],
-        "yaxis_range": [-0.04, 1.04],
-    }  # a wide interval may end outside
     title = "Accuracy against think tokens" + few * " (open: fewer than three seeds, not tested)"
-    return styled(figure, title, **layout, **ranges)
+    return _framed(figure, board, title, labels).update_layout(legend_traceorder="reversed")
+
+
+def highlighted(board: Board, names: Sequence[str], *, labels: Sequence[str] = ()) -> go.Figure:
+    """Scatter plot of accuracy against think tokens that shows a few conditions in colour, and all others in grey.
+
+    Base is a dark star, random controls are grey crosses, and any other condition is a small grey dot. Error bars (95 %) belong to base and
+    to the conditions in colour. There is no legend: names stand at the points.
+
+    Args:
+        board: Content of ``board.json``.
+        names: Conditions in colour, labelled with their names.
+        labels: Further conditions whose points are labelled with their names.
+    """
+    points = {name: c["metrics"] for name, c in board["conditions"].items() if "think_tokens" in c["metrics"]}
+    base, figure = board.get("base", "base"), go.Figure()
+    looks = {name: (colour, "circle", 13) for name, colour in zip(names, (COLOURS[0], COLOURS[2], *COLOURS[3:]), strict=False)} | {
+        base: ("#333333", "star", 15)
+    }
+    controls = [name for name in points if board["conditions"][name]["family"] == "control" and name not in looks]
+    others = [name for name in points if name not in looks and name not in controls]
+    grey = ((others, "#C4C4C4", "circle", 7), (controls, "#888888", "x", 8))
+    chosen = (((name,), *looks[name]) for name in (*names, base) if name in points)
+    for members, colour, symbol, size in (*grey, *chosen):
+        x, y = ([points[name][m] for name in members] for m in ("think_tokens", "accuracy"))
+        bars = {} if members is others or members is controls else {"error_x": _bars(x, colour), "error_y": _bars(y, colour)}
+        mark = {"color": colour, "symbol": symbol, "size": size}
+        place = {"x": [v["mean"] for v in x], "y": [v["mean"] for v in y], "hovertext": list(members)}
+        figure.add_scatter(**place, **bars, mode="markers", marker=mark, name=members[0] if len(members) == 1 else "")
+    title = "Accuracy against think tokens (crosses: random controls; dots: other conditions)"
+    framed = _framed(figure, board, title, (*names, base, *labels)).update_layout(showlegend=False)
+    for annotation in framed.layout.annotations:
+        colour = looks.get(annotation.name, ("#666666",))[0]
+        annotation.font.color = colour
+        if annotation.name in names:
+            annotation.text = f"<b>{annotation.text}</b>"
+    return framed
+
+
+def _framed(figure: go.Figure, board: Board, title: str, labels: Sequence[str]) -> go.Figure:
+    """Give a plot of accuracy against think tokens its axes, its title, and labels that cover no point and no other label."""
+    metrics = {name: c["metrics"] for name, c in board["conditions"].items() if "think_tokens" in c["metrics"]}
+    names = [*(name for name in labels if name in metrics), *(name for name in metrics if name not in labels)]
+    points = [(metrics[name]["think_tokens"]["mean"], metrics[name]["accuracy"]["mean"]) for name in names]
+    most = float(max((x for x, _ in points), default=1.0)) or 1.0
+    x_range, y_range = (-0.06 * most, 1.15 * most), (-0.06, 1.06)  # a wide interval may end outside
+    axes = {
+        "xaxis": {"title": "think tokens", "range": x_range, "zeroline": False},
+        "yaxis": {"title": "accuracy", "range": y_range, "tickformat": ".0%", "zeroline": False},
+    }
+    texts = [name if name in labels else "" for name in names]
+    return styled(figure, title, annotations=placed(points, texts, x_range, y_range), **axes)
 
 
 def state_shifts(board: Board) -> go.Figure:
@@ -131,7 +173,7 @@ def state_shifts(board: Board) -> go.Figure:
             figure.add_scatter(
                 x=[v["mean"] for v in values],
                 y=[name for name, _ in conditions],
-                error_x=_error(values),
+                error_x=_bars(values, colour),
                 mode="markers",
                 name=title,
                 marker={"color": colour, "symbol": symbol, "size": 9},
@@ -179,15 +221,16 @@ def chain_accuracy(board: Board) -> go.Figure:
         figure,
         "Chains of additions: accuracy against p^H",
         xaxis_title="p^H, expected from step accuracy p over H steps",
-        yaxis_title="accuracy",
+        yaxis={"title": "accuracy", "tickformat": ".0%"},
     )
 
 
 def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     """Heat map of paired differences from base (condition minus base), one row per condition and one column per metric.
 
-    Differences are in percentage points. White cells have p >= .05 after Holm's correction, or no test. Numbers in brackets belong to
-    random or trained conditions with fewer than three seeds, too few for a test.
+    Differences are in percentage points. Blue cells are better than base, brown cells are worse, whether the metric is better high or low;
+    grey cells belong to metrics that are neither. White cells have p >= .05 after Holm's correction, or no test. Numbers in brackets belong
+    to random or trained conditions with fewer than three seeds, too few for a test.
 
     Args:
         board: Content of ``board.json``.
@@ -195,37 +238,49 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     """
     names = [name for name in board["conditions"] if name in board["paired"]]
     columns = [m for m in metrics if any(m in board["paired"][name] for name in names)]
-    values = np.full((len(names), len(columns)), np.nan)
-    text = [["" for _ in columns] for _ in names]
+    # Two heat maps, one over the other: metrics with a better direction, and the others.
+    directed, plain = np.full((2, len(names), len(columns)), np.nan)
+    signed, unsigned = np.full((2, len(names), len(columns)), "", object)
     for i, name in enumerate(names):
         for j, metric in enumerate(columns):
-            d = board["paired"][name].get(metric)
+            d, better = board["paired"][name].get(metric), board["metrics"][metric]["better"]
             if d and d["mean"] is not None:
-                text[i][j] = f"({100 * d['mean']:+.0f})" if few_seeds(d) else f"{100 * d['mean']:+.0f}"
+                values, texts = (plain, unsigned) if better == "none" else (directed, signed)
+                texts[i, j] = f"({100 * d['mean']:+.0f})" if few_seeds(d) else f"{100 * d['mean']:+.0f}"
                 # The colour shows the difference only if it is significant; 0 is white.
-                values[i, j] = d["mean"] if d["p_holm"] is not None and d["p_holm"] < 0.05 else 0.0
+                shown = d["mean"] if d["p_holm"] is not None and d["p_holm"] < 0.05 else 0.0
+                values[i, j] = -shown if better == "low" else shown
+    labels = [_lines(board["metrics"][m]["label"]) for m in columns]
+    shared = {
+        "x": labels,
+        "y": names,
+        "texttemplate": "%{text}",
+        "textfont": {"size": 10},
+        "showscale": False,
+        "hoverongaps": False,
+    }
+    shared |= {"hovertemplate": "%{y}<br>%{x}: %{text} points<extra></extra>"}
+    scale = {"colorscale": [(0, WORSE), (0.5, "white"), (1, BETTER)], "zmin": -1, "zmax": 1}
+    greys = {"colorscale": [(0, "white"), (1, "#888888")], "zmin": 0, "zmax": 1}
     figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            x=[board["metrics"][m]["label"] for m in columns],
-            y=names,
-            text=text,
-            texttemplate="%{text}",
-            textfont={"size": 10},
-            colorscale=[(0, COLOURS[1]), (0.5, "white"), (1, COLOURS[0])],
-            zmid=0,
-            zmin=-1,
-            zmax=1,
-            showscale=False,
-            hovertemplate="%{y}<br>%{x}: %{text} points<extra></extra>",
-        )
+        [go.Heatmap(z=directed, text=signed, **scale, **shared), go.Heatmap(z=np.abs(plain), text=unsigned, **greys, **shared)]
     )
-    figure = styled(
-        figure, "Condition minus base, in points (coloured: p < .05 after Holm's correction; in brackets: fewer than three seeds)"
-    )
+    title = "Condition minus base, in points"
+    rows = max((label.count("<br>") + 1 for label in labels), default=1)
+    figure = styled(figure, title)
     return figure.update_layout(
-        yaxis={"autorange": "reversed", "automargin": True}, xaxis={"side": "top", "automargin": True}, height=160 + 20 * len(names)
+        title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 10}},
+        yaxis={"autorange": "reversed", "automargin": True},
+        xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 10}},
+        margin={"t": 50 + 15 * rows, "b": 10},
+        height=70 + 15 * rows + 20 * len(names),
+        meta={"least_width": 260 + 66 * len(columns)},
     )
+
+
+def _lines(label: str) -> str:
+    """Return a label with line breaks, at most about ten characters per line."""
+    return "<br>".join(textwrap.wrap(label, 10, break_long_words=False))
 
 
 def head_change(board: Board) -> go.Figure:

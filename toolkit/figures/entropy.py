@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, GREY, styled
+from toolkit.figures.base import COLOURS, GREY, NEITHER, error_bars, styled
 
 
 def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position") -> go.Figure:
@@ -46,7 +46,7 @@ def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure = go.Figure()
     for i, (name, rows) in enumerate(tables.items()):
         rows = rows[rows["phase"].isin(["think", "answer"])]
-        error = {"symmetric": False, "array": rows["high"] - rows["mean"], "arrayminus": rows["mean"] - rows["low"]}
+        error = error_bars(rows["mean"], rows["low"], rows["high"], NEITHER, opacity=0.8)  # on a bar, a pale line is not seen
         figure.add_bar(x=rows["phase"], y=rows["mean"], name=name, error_y=error, marker_color=COLOURS[i % len(COLOURS)])
     return styled(figure, "Entropy by phase", barmode="group", yaxis_title="nats per token")
 
@@ -95,7 +95,7 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
     figure = go.Figure()
     for scope, name, at, colour in (("pooled", "pooled", -0.13, GREY), ("within", "within problem", 0.13, COLOURS[0])):
         rows = chosen[chosen["scope"] == scope].set_index("measure").loc[names]
-        error = {"symmetric": False, "array": rows["high"] - rows["r"], "arrayminus": rows["r"] - rows["low"], "color": "#888888"}
+        error = error_bars(rows["r"], rows["low"], rows["high"])
         marker = {"size": 10, "color": colour, "line": {"color": "#444444", "width": 1}}
         places = [i + at for i in range(len(names))]  # the two dots of a measure are a little apart
         figure.add_scatter(x=list(rows["r"]), y=places, name=name, mode="markers", marker=marker, error_x=error)
@@ -123,8 +123,8 @@ def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for i, (drop, name) in enumerate(names.items()):
         rows = summary[summary["drop"] == drop].sort_values("keep")
-        error = {"symmetric": False, "array": rows["high"] - rows["accuracy"], "arrayminus": rows["accuracy"] - rows["low"]}
-        line = {"mode": "lines+markers", "line": {"color": COLOURS[i]}, "error_y": {**error, "thickness": 1}}
+        error = error_bars(rows["accuracy"], rows["low"], rows["high"], COLOURS[i])
+        line = {"mode": "lines+markers", "line": {"color": COLOURS[i]}, "error_y": error}
         figure.add_scatter(x=rows["keep"], y=rows["accuracy"], name=name, **line)
     axes = {
         "xaxis": {"title": "share of think tokens kept", "tickformat": ".0%"},

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, GREY, LONG_COLOUR, SHORT_COLOUR, styled
+from toolkit.figures.base import COLOURS, CONTROL, GREY, LONG_COLOUR, NEITHER, SHORT_COLOUR, effect_colour, error_bars, styled
+from toolkit.figures.labels import placed
+from toolkit.metrics import described
 from toolkit.types import Direction, Rollout
+from toolkit.verdicts import Change, is_control
 
 
 def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
@@ -63,36 +65,63 @@ def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
     return by_layer({name: d.norms.tolist() for name, d in directions.items()}, "Norm of the direction", "|v|")
 
 
-def length_accuracy(summary: pd.DataFrame) -> go.Figure:
+def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
     """Scatter plot of accuracy against think tokens, one point per condition, with 95 % intervals of both.
+
+    Names stand at the points. A condition is blue if it is clearly more accurate than base, brown if it is clearly less accurate, and else
+    dark grey. Base is a black star. Random controls, known by their names (see ``verdicts.is_control``), are grey crosses; hover over one
+    to see its name.
 
     Args:
         summary: Table from ``evaluate.summary``.
+        base: Name of the base condition.
     """
+    names = [str(name) for name in summary["condition"].unique()]
+    rows = {metric: part.set_index("condition").loc[names] for metric, part in summary.groupby("metric")}
+    length, accuracy = rows["think_tokens"], rows["accuracy"]
+    changed = [name for name in names if name != base and not is_control(name)]
+    colours = {name: _colour(accuracy.loc[name]) for name in changed}
     figure = go.Figure()
-    wide = summary.pivot(index="condition", columns="metric", values=["mean", "low", "high"])
-    for i, name in enumerate(summary["condition"].unique()):
-        row = wide.loc[name]
-        point: dict[str, Any] = {}
-        for axis, metric in (("x", "think_tokens"), ("y", "accuracy")):
-            mean, low, high = (row[part][metric] for part in ("mean", "low", "high"))
-            point[axis] = [mean]
-            point[f"error_{axis}"] = {
-                "type": "data",
-                "symmetric": False,
-                "array": [high - mean],
-                "arrayminus": [mean - low],
-                "thickness": 1,
-            }
-        symbol = {"size": 11, "color": COLOURS[i % len(COLOURS)], "symbol": i // len(COLOURS)}
-        figure.add_scatter(**point, name=name, mode="markers", marker=symbol)
-    return styled(figure, "Accuracy against think length", xaxis_title="think tokens", yaxis_title="accuracy")
+    for name in sorted(names, key=lambda name: (not is_control(name), name == base)):  # controls below, base on top
+        colour = colours.get(name, "#000000" if name == base else CONTROL)
+        symbol = "star" if name == base else "circle" if name in colours else "x"
+        x, y = ({column: [table.loc[name, column]] for column in ("mean", "low", "high")} for table in (length, accuracy))
+        pale = 0.15 if is_control(name) else 0.4
+        bars = {"error_x": error_bars(**x, colour=colour, opacity=pale), "error_y": error_bars(**y, colour=colour, opacity=pale)}
+        mark = {"size": 13 if name == base else 10 if name in colours else 8, "color": colour, "symbol": symbol}
+        figure.add_scatter(x=x["mean"], y=y["mean"], name=name, mode="markers", marker=mark, **bars)
+    low, high = min(length["low"]), max(length["high"])
+    room = 0.12 * (high - low or 1.0)  # for names
+    x_range, y_range = (low - room, high + room), _wide(accuracy["low"].min(), accuracy["high"].max())
+    points = list(zip(length["mean"], accuracy["mean"], strict=True))
+    texts = [name if name in (base, *changed) else "" for name in names]
+    title = "Accuracy against think length" + " (grey crosses: random controls)" * any(map(is_control, names))
+    axes = {
+        "xaxis": {"title": "think tokens", "range": x_range},
+        "yaxis": {"title": "accuracy", "range": y_range, "tickformat": ".0%"},
+    }
+    annotations = placed(points, texts, x_range, y_range)
+    return styled(figure, title, showlegend=False, annotations=annotations, **axes)
+
+
+def _colour(row: pd.Series) -> str:
+    """Return the colour of a condition by its accuracy: a row of the summary."""
+    change = Change(mean=row["difference"], low=row["difference_low"], high=row["difference_high"])
+    return effect_colour("high", change.mean) if change.is_clear else NEITHER
+
+
+def _wide(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an axis around an interval, with room on both sides."""
+    room = 0.15 * (high - low or 0.2)
+    return low - room, high + room
 
 
 def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go.Figure:
     """Dot plot of paired differences from base (condition minus base) with 95 % intervals, one row per condition.
 
-    A dot is grey if its interval contains zero, or has width 0 because nothing varies.
+    Filled dots have an interval that excludes zero: blue is better, brown is worse, dark grey is neither, as for lengths. Open dots have an
+    interval that contains zero, or that has width 0 because nothing varies. Random controls are grey crosses. Shares are in percentage
+    points.
 
     Args:
         summary: Table from ``evaluate.summary``.
@@ -101,27 +130,37 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
     """
     # Reversed, because plotly draws the first row at the bottom.
     rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
-    low, high = rows["difference_low"], rows["difference_high"]
-    clear = (low < high) & ((low > 0) | (high < 0))  # an interval of width 0 means that nothing varies, so the spread is unknown
+    label, unit, better = _about(metric)
+    scale = 100 if unit == "share" else 1
+    mean, low, high = (scale * rows[column] for column in ("difference", "difference_low", "difference_high"))
+    colours, symbols = [], []
+    for name, d, least, most in zip(rows["condition"], mean, low, high, strict=True):
+        clear = Change(mean=d, low=least, high=most).is_clear
+        colours.append(CONTROL if is_control(name) else effect_colour(better, d) if clear else "#777777")
+        symbols.append(("x" if is_control(name) else "circle") + "-open" * (not clear))
     figure = go.Figure(
         go.Scatter(
-            x=rows["difference"],
+            x=mean,
             y=rows["condition"],
             mode="markers",
-            marker={"size": 10, "color": np.where(clear, COLOURS[0], GREY)},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": rows["difference_high"] - rows["difference"],
-                "arrayminus": rows["difference"] - rows["difference_low"],
-                "color": "#888888",
-            },
+            marker={"size": 10, "color": colours, "symbol": symbols, "line": {"width": 1.5, "color": colours}},
+            error_x=error_bars(mean, low, high, opacity=0.45),
         )
     )
     figure.add_vline(x=0, line={"color": "black", "width": 1})
-    return styled(
-        figure, f"{metric.replace('_', ' ')}: difference from {base}", xaxis_title=f"condition minus {base}, paired, 95 % interval"
-    ).update_layout(yaxis={"automargin": True}, margin={"l": 20})
+    title = f"{label}: condition minus {base}, paired, 95 % interval"
+    axis = {"share": "percentage points", "number": ""}.get(unit, unit)
+    framed = styled(figure, title[0].upper() + title[1:], xaxis_title=axis, yaxis={"automargin": True})
+    return framed.update_layout(margin={"l": 20}, height=140 + 26 * len(rows))
+
+
+def _about(metric: str) -> tuple[str, str, str]:
+    """Return label, unit and better direction of a metric. A metric that ``metrics.METRICS`` lacks is a number without a direction."""
+    try:
+        about = described(metric)
+    except KeyError:
+        return metric.replace("_", " "), "number", "none"
+    return about.label, about.unit, about.better
 
 
 def accuracy_by_length(table: pd.DataFrame, *, metric: str = "exact") -> go.Figure:
@@ -139,13 +178,7 @@ def accuracy_by_length(table: pd.DataFrame, *, metric: str = "exact") -> go.Figu
     for column, task in enumerate(tasks, 1):
         for i, encoding in enumerate(encodings):
             line = rows[(rows["task"] == task) & (rows["encoding"] == encoding)].sort_values("length")
-            error = {
-                "type": "data",
-                "symmetric": False,
-                "array": line["high"] - line["mean"],
-                "arrayminus": line["mean"] - line["low"],
-                "thickness": 1,
-            }
+            error = error_bars(line["mean"], line["low"], line["high"], COLOURS[i % len(COLOURS)])
             look = {
                 "name": encoding,
                 "legendgroup": encoding,
@@ -156,6 +189,6 @@ def accuracy_by_length(table: pd.DataFrame, *, metric: str = "exact") -> go.Figu
         trained = rows.loc[(rows["task"] == task) & (rows["multiple"] == 1), "length"].max()
         figure.add_vline(x=trained, line={"color": GREY, "dash": "dot"}, row=1, col=column)
         figure.update_xaxes(title="length", row=1, col=column)
-    figure.update_yaxes(range=[-0.02, 1.02])
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
     figure.update_yaxes(title="accuracy" if metric == "exact" else "share of right tokens", row=1, col=1)
     return styled(figure, "Accuracy on longer inputs, by positional encoding").update_layout(margin={"t": 90})

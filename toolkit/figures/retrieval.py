@@ -6,14 +6,13 @@ relative position in the prompt, from 0 (start) to 1 (end).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, GREY, styled
+from toolkit.figures.base import COLOURS, CONTROL, GREY, NEITHER, error_bars, styled
 
 
 def recall(cells: pd.DataFrame) -> go.Figure:
@@ -99,7 +98,7 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
     for column, name in enumerate(names, 1):
         part = rows[rows["ranking"] == name].sort_values("heads")
         lines = {"top heads": ("accuracy", "low", "high"), "random heads": ("random", "random_low", "random_high")}
-        for (label, columns), colour in zip(lines.items(), (COLOURS[1], COLOURS[7]), strict=True):
+        for (label, columns), colour in zip(lines.items(), (COLOURS[1], CONTROL), strict=True):
             line = {
                 "mode": "lines+markers",
                 "line": {"color": colour},
@@ -109,7 +108,13 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
             }
             hover = [f"{label}, {n:.0f} draws" for n in part["draws"]] if label == "random heads" and "draws" in part else None
             figure.add_scatter(
-                x=part["heads"], y=part[columns[0]], hovertext=hover, error_y=_bars(part, *columns), row=1, col=column, **line
+                x=part["heads"],
+                y=part[columns[0]],
+                hovertext=hover,
+                error_y=_bars(part, *columns, colour),
+                row=1,
+                col=column,
+                **line,
             )
         unmasked = float((part["accuracy"] + part["lost"]).iloc[0])  # accuracy without a mask; equal in all rows
         figure.add_hline(y=unmasked, line={"color": GREY, "dash": "dot"}, row=1, col=column)
@@ -140,7 +145,7 @@ def masking_forms(table: pd.DataFrame) -> go.Figure:
             "marker": {"size": 10, "color": COLOURS[i]},
             "name": f"{name}, {part['heads'].iloc[0]} heads",
         }
-        figure.add_scatter(x=part[columns[0]], y=labels[part.index], error_x=_bars(part, *columns), **dots)
+        figure.add_scatter(x=part[columns[0]], y=labels[part.index], error_x=_bars(part, *columns, COLOURS[i]), **dots)
     figure.add_vline(x=0, line={"color": "black", "width": 1})
     axes = {
         "xaxis": {"title": "accuracy with random heads masked minus accuracy with top heads masked, 95 % interval"},
@@ -162,25 +167,24 @@ def thinking_or_not(table: pd.DataFrame) -> go.Figure:
     names = list(rows["task"].unique())
     figure = make_subplots(rows=1, cols=len(names), subplot_titles=names, shared_yaxes=True)
     for column, task in enumerate(names, 1):
-        for label, colour in (("top", COLOURS[1]), ("random", COLOURS[7])):
+        for label, colour in (("top", COLOURS[1]), ("random", CONTROL)):
             part = rows[(rows["task"] == task) & (rows["masked"] == label)]
             bar = {"name": f"{label} heads", "legendgroup": label, "marker_color": colour, "showlegend": column == 1}
             figure.add_bar(
-                x=part["mode"], y=part["lost"], error_y=_bars(part, "lost", "lost_low", "lost_high"), row=1, col=column, **bar
+                x=part["mode"],
+                y=part["lost"],
+                error_y=_bars(part, "lost", "lost_low", "lost_high", NEITHER, 0.8),
+                row=1,
+                col=column,
+                **bar,
             )
     figure.update_yaxes(title="accuracy lost", row=1, col=1)
     return styled(figure, "Accuracy loss from masking", barmode="group").update_layout(margin={"t": 90})
 
 
-def _bars(rows: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Sequence[float] | bool | int | str]:
+def _bars(rows: pd.DataFrame, mean: str, low: str, high: str, colour: str, opacity: float = 0.35) -> dict[str, Any]:
     """Return plotly's error bars from three columns of ``rows``."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": (rows[high] - rows[mean]).tolist(),
-        "arrayminus": (rows[mean] - rows[low]).tolist(),
-        "thickness": 1,
-    }
+    return error_bars(rows[mean], rows[low], rows[high], colour, opacity=opacity)
 
 
 def recall_by_length(table: pd.DataFrame) -> go.Figure:
@@ -191,7 +195,7 @@ def recall_by_length(table: pd.DataFrame) -> go.Figure:
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("condition", sort=False)):
-        error = {"array": rows["recall_high"] - rows["recall"], "arrayminus": rows["recall"] - rows["recall_low"]}
+        error = error_bars(rows["recall"], rows["recall_low"], rows["recall_high"], COLOURS[i % len(COLOURS)])
         figure.add_scatter(
             x=rows["length"],
             y=rows["recall"],

@@ -13,7 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, GREY, styled
+from toolkit.figures.base import COLOURS, CONTROL, GREY, styled
+from toolkit.verdicts import is_control
 
 Usable = Mapping[str, tuple[float, float]]
 """Name of a direction -> ``(lowest, highest)`` strength of its usable range.
@@ -32,7 +33,7 @@ def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({}))
             ``doses.usable_range``. Directions that are not keys get no shading.
     """
     figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
-    figure.update_yaxes(range=[0, 1], row=1, col=2)
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", row=1, col=2)
     return styled(figure, "Dose-response of steering").update_layout(margin={"t": 90})
 
 
@@ -48,19 +49,19 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
         usable: Name of a direction -> ``(lowest, highest)`` strength of the range to shade, for example computed by
             ``doses.usable_range``. Directions that are not keys get no shading.
     """
-    panels = {"closed": "share of closed think spans", "looping": "share of loops", "perplexity": "perplexity of base's responses"}
+    panels = {"closed": "closed think spans", "looping": "loops", "perplexity": "perplexity of base's responses"}
     figure = _against_strength(table, panels, usable)
     for column in (1, 2):
-        figure.update_yaxes(range=[-0.02, 1.02], row=1, col=column)
+        figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", row=1, col=column)
     figure.update_yaxes(type="log", row=1, col=3)
     return styled(figure, "Damage by steering").update_layout(margin={"t": 90})
 
 
 def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Usable) -> go.Figure:
-    """Return a figure with one panel per metric (``panels``: metric -> title) and one line per direction."""
+    """Return a figure with one panel per metric (``panels``: metric -> title) and one line per direction. Random directions are grey."""
     figure = make_subplots(rows=1, cols=len(panels), subplot_titles=tuple(panels.values()), horizontal_spacing=0.1)
     for i, (name, part) in enumerate(table.groupby("direction", sort=False)):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = CONTROL if is_control(str(name)) else COLOURS[i % len(COLOURS)]
         for column, metric in enumerate(panels, 1):
             rows = part[part["metric"] == metric].sort_values("strength")
             band = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
@@ -75,6 +76,7 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
             if name in usable:
                 low, high = usable[str(name)]
                 figure.add_vrect(x0=low, x1=high, fillcolor=colour, opacity=0.07, line_width=0, row=1, col=column)
+    figure.update_annotations(font_size=13)
     return figure.update_xaxes(title="strength (- shorter, + longer)")
 
 
@@ -98,5 +100,5 @@ def target_lengths(table: pd.DataFrame) -> go.Figure:
     base = {"mode": "lines+markers", "line": {"color": COLOURS[1]}, "name": "base"}
     figure.add_scatter(x=table["target"], y=table["base_flexible"] / 100, row=1, col=2, **base)
     figure.update_xaxes(title="target think tokens")
-    figure.update_yaxes(range=[0, 1], row=1, col=2)
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", row=1, col=2)
     return styled(figure, "Target lengths by strength").update_layout(margin={"t": 90})

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, styled
+from toolkit.figures.base import COLOURS, error_bars, styled
 
 HELD_OUT = ("held_out/accuracy", "held_out/think_tokens", "held_out/accuracy_hard")
 TITLES = {
@@ -51,7 +51,7 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
     for column, metric in enumerate(metrics, 1):
         figure.update_xaxes(title="step", row=1, col=column)
         if "accuracy" in metric:
-            figure.update_yaxes(range=[0, 1.02], row=1, col=column)
+            figure.update_yaxes(range=[0, 1.02], tickformat=".0%", row=1, col=column)
         else:
             figure.update_yaxes(rangemode="tozero", row=1, col=column)
     return styled(figure, "Learning curves").update_layout(margin={"t": 90}, legend={"font": {"size": 11}})
@@ -85,12 +85,14 @@ def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
     for name, rows in table.groupby("name", sort=False):
         bars = {}
         for axis, column in (("x", "think_tokens"), ("y", "accuracy")):
-            spread = {"array": rows[f"{column}_high"] - rows[column], "arrayminus": rows[column] - rows[f"{column}_low"]}
-            bars[f"error_{axis}"] = {"type": "data", "symmetric": False, "thickness": 1, **spread}
+            bars[f"error_{axis}"] = error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"])
         marker = {"size": 12, "symbol": "x", "color": "black"}
         if name != "base":
             i = trained.index(name)
             marker = {"size": 9, "symbol": "circle" if i < len(COLOURS) else "square", "color": COLOURS[i % len(COLOURS)]}
         figure.add_scatter(x=rows["think_tokens"], y=rows["accuracy"], name=str(name), mode="markers", marker=marker, **bars)
-    axes = {"xaxis": {"title": "think tokens", "rangemode": "tozero"}, "yaxis": {"title": "accuracy", "range": [0, 1.02]}}
+    axes = {
+        "xaxis": {"title": "think tokens", "rangemode": "tozero"},
+        "yaxis": {"title": "accuracy", "range": [0, 1.02], "tickformat": ".0%"},
+    }
     return styled(figure, "After training: accuracy against think length", **axes)

@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from toolkit import figures, report, stats, store
+from toolkit import figures, pages, report, stats, store
 from toolkit.collect import lm_head
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import giraffe
+from toolkit.pages import Page, Section
 from toolkit.progress import stage
-from toolkit.report import Section
 from toolkit.tasks import lines, lookup
 from toolkit.tasks.generators.traces import Habits
 from toolkit.types import Problem
@@ -287,13 +287,13 @@ def giraffe_report(
     about = {"study": study, "text": text, "rope_parameters": changed.model.config.get_text_config().rope_parameters}
     records = {name: report.json_records(table) for name, table in tables.items()}
     store.write_json(about | {"provenance": lm.provenance(study.seed)} | records, out / "giraffe.json")
-    report.write_page(
-        f"{lm.name} beyond its trained length",
-        "Greedy recall of records in prompts of several lengths, and the perplexity of right answers, with 95 % intervals over problems.",
-        tables["lengths"].round(3).astype(str).set_index("condition"),
-        [Section("Length", "Recall by prompt length.", (figures.recall_by_length(tables["lengths"]),))],
-        out / "report.html",
+    page = Page(
+        title=f"{lm.name} beyond its trained length",
+        main=Section("Length", "Recall by prompt length.", (figures.recall_by_length(tables["lengths"]),)),
+        table=tables["lengths"].round(3).astype(str).set_index("condition"),
+        caption="Greedy recall of records in prompts of several lengths, and the perplexity of right answers, with 95 % intervals over problems.",
     )
+    pages.write(page, out / "report.html")
     return tables
 
 

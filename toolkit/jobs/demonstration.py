@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit import directions, doses, evaluate, figures, report, store
+from toolkit import directions, doses, evaluate, figures, pages, report, store
 from toolkit.jobs.edit import (
     DEMO,
     FORMS,
@@ -26,12 +26,18 @@ from toolkit.jobs.edit import (
 )
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM
-from toolkit.report import Section
-from toolkit.types import Report, Rollout
+from toolkit.pages import Section
+from toolkit.types import Rollout
 
 
 def demo(
-    lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None
+    lm: LM,
+    study: Study,
+    directory: str | Path,
+    *,
+    settings: EditSettings = DEMO,
+    say: Say = lambda text: None,
+    command: str = "",
 ) -> pd.DataFrame:
     """Edit and steer a model to change how long it thinks, compare the results with base and random controls, and write a report.
 
@@ -49,6 +55,7 @@ def demo(
             (the saved model), ``report.json``, ``rows.parquet``, ``doses.json`` (effects by steering strength) and ``report.html``.
         settings: Share of heads to edit, strength of the edit, classes of short and long thinking, and random controls.
         say: Function that is called with one line of progress at a time.
+        command: Command that makes the report again, to be shown in it.
 
     Returns:
         The table of ``evaluate.summary``: one row per condition and metric, with the difference from base.
@@ -64,7 +71,8 @@ def demo(
     store.write_json(heads, out / "heads.json")
     say("comparing base, edits, steering and random controls on held-out problems")
     compared = edit_conditions(lm, findings, settings) | steering_conditions(lm, v, settings)
-    measured = evaluate.compare(compared, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
+    tests = study.load("test", lm)
+    measured = evaluate.compare(compared, tests, study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not saved:
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
@@ -73,23 +81,14 @@ def demo(
     few = study.load("dev", lm)[: max(40, study.problems // 4)]  # few, since 16 conditions are sampled
     swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.DoseSweep(STRENGTHS), out=out / "rollouts" / "doses")
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
-    table = report.headline_table(summary)
-    report.write_page(
-        f"Editing the thinking length of {lm.name}",
-        _intro(study, measured),
-        table,
-        _sections(lm, findings, rollouts, settings, summary, swept),
-        out / "report.html",
-    )
+    sections = [
+        *_sections(lm, findings, rollouts, settings, swept),
+        report.transcripts(lm, measured, tests, out / "rollouts" / "test"),
+    ]
+    title = f"Editing the thinking length of {lm.name}"
+    page = report.comparison_page(title, measured, summary, sections=sections, command=command)
+    pages.write(page, out / "report.html")
     return summary
-
-
-def _intro(study: Study, measured: Report) -> str:
-    return (
-        f"{report.judged_on(measured)} {study.samples} samples per problem at temperature 1, with the same random numbers for every "
-        "model. Each cell: the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % bootstrap interval "
-        "over problems."
-    )
 
 
 def _sections(
@@ -97,7 +96,6 @@ def _sections(
     findings: Mapping[str, Finding],
     rollouts: Sequence[Rollout],
     settings: EditSettings,
-    summary: pd.DataFrame,
     swept: doses.Doses,
 ) -> list[Section]:
     apart = {name: separation(lm, rollouts, settings, f, name).tolist() for name, f in findings.items()}
@@ -120,16 +118,6 @@ def _sections(
             "Which heads write it",
             "Published form: a high score means that, in short thinking, the head writes towards short thinking. Our form: a high score means that the head does so more in short thinking than in long thinking.",
             maps,
-        ),
-        Section(
-            "What the edit does",
-            "Condition minus base, paired by problem. If an interval contains zero, no effect is detectable at this sample size. Random controls edit other heads of the same layers, or the same heads along random directions that these heads can write.",
-            tuple(figures.differences(summary, m) for m in ("accuracy", "shortest_20", "shortest_20_same", "think_tokens")),
-        ),
-        Section(
-            "Accuracy against length",
-            "Every condition with 95 % intervals in both directions.",
-            (figures.length_accuracy(summary),),
         ),
         Section(
             "Steering",

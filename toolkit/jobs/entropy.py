@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from toolkit import entropies, figures, generate, report, stats, store, transcript
+from toolkit import entropies, figures, generate, pages, report, stats, store, transcript
 from toolkit.engines import OWN_LOOP, Engine, OwnLoop
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
 from toolkit.methods.failed_steps import Chain, ReaderOf
 from toolkit.metrics import with_interval
-from toolkit.report import Section
+from toolkit.pages import Page, Section, table_html
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
@@ -210,9 +210,14 @@ def entropy_report(
     store.write_json({"provenance": lm.provenance(study.seed, **about), **written}, out / "entropy.json")
     store.save_table(tables.rows, out / "rows.parquet")
     sections = _sections(tables, _transcripts(lm, rollouts, chains, problems))
-    report.write_page(
-        f"Entropy of the thinking of {lm.name}", _intro(about), entropy_headline(tables), sections, out / "report.html"
+    page = Page(
+        title=f"Entropy of the thinking of {lm.name}",
+        main=sections[0],
+        table=entropy_headline(tables),
+        caption=_intro(about),
+        sections=sections[1:],
     )
+    pages.write(page, out / "report.html")
     return tables
 
 
@@ -433,7 +438,7 @@ def _sections(tables: EntropyTables, transcripts: tuple[str, str]) -> list[Secti
             "responses, which must give about 0. The table shows the entropy of failed and of re-checking steps beside the other steps of the "
             "same responses, in nats per token.",
             (figures.coefficients(named, "Correlation with right answers"),),
-            report.table_html(_marked_cells(tables.marked))
+            table_html(_marked_cells(tables.marked))
             if len(tables.marked)
             else "<p>No response has both marked steps and other steps.</p>",
         ),
@@ -441,7 +446,7 @@ def _sections(tables: EntropyTables, transcripts: tuple[str, str]) -> list[Secti
             "Keeping one response per problem",
             "Accuracy in percent when only one response per problem is kept, and the paired gain over a random response, in points. If responses "
             "tie, their mean counts.",
-            html=report.table_html(_choice_cells(tables.choices)),
+            html=table_html(_choice_cells(tables.choices)),
         ),
         Section(
             "Transcripts",
@@ -466,7 +471,7 @@ def _filtering_section(tables: EntropyTables) -> Section:
         "have the highest entropy? The table shows the accuracy after dropping the tokens of highest entropy minus the accuracy of each control "
         "at the same share kept, paired by response, in points.",
         (figures.entropy_filtering(tables.filtering),),
-        report.table_html(wide.rename(columns=against).rename_axis(index="highest entropies dropped, minus", columns=None)),
+        table_html(wide.rename(columns=against).rename_axis(index="highest entropies dropped, minus", columns=None)),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import evaluate, merging, rewards, store, tasks
+from toolkit import evaluate, figures, merging, rewards, store, tasks, verdicts
+from toolkit.figures.training import HELD_OUT
 from toolkit.generate import Sampling
 from toolkit.grpo import curves, policies, recipes, saved
 from toolkit.grpo.extras import Extras
@@ -23,9 +24,11 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import GRPOConfig, Run, Trained, check_free, train
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
+from toolkit.pages import Page, Section
 from toolkit.types import Report
 
 TESTED = "arithmetic"  # task on which a sweep compares finished policies with base
+IN_TRAINING = ("accuracy", "think_tokens", "truncated")  # measures of a training batch
 HARD = (6, 7, 8)  # numbers of operands of the arithmetic problems that are called hard
 RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate")
 """Numbers of a recipe that ``adjust_recipe`` can change by name."""
@@ -136,6 +139,35 @@ def before_and_after(done: Trained) -> pd.DataFrame:
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
     table = rows.iloc[[0, -1]].set_index("step")[columns].astype(float)
     return table.rename(columns=lambda name: name.removeprefix("held_out/").replace("_", " ")).T.rename_axis("step")
+
+
+def training_page(done: Trained, recipe: Recipe, base: str, directory: Path, *, command: str = "") -> Page:
+    """Return the web page of a training run: verdict, learning curves, measures before and after, and how it was made.
+
+    Args:
+        done: Trained model with its log.
+        recipe: Its recipe.
+        base: Name of the model before training.
+        directory: Directory of the run, which holds the trained model.
+        command: Command that makes the page again; "" if no single command does.
+    """
+    table = before_and_after(done)
+    measured = table.rename(index=lambda name: name.replace(" ", "_"))
+    first, last = table.columns[0], table.columns[-1]
+    held_out = "held_out/accuracy" in done.log
+    metrics = tuple(m for m in (HELD_OUT if held_out else IN_TRAINING) if m in done.log)
+    where = "held-out problems (dev split)" if held_out else "the problems of the first and the last training batch"
+    return Page(
+        title=f"{recipe.name} on {base}",
+        verdict=verdicts.of_training(measured[first], measured[last], steps=int(last)),
+        main=Section("Learning curves", f"Measured on {where}.", (figures.learning_curves({recipe.name: done.log}, metrics),)),
+        table=table.map(lambda value: f"{value:.3g}"),
+        caption=f"Before and after training, by step; on {where}. Accuracy and truncated are shares, 0 to 1; lengths are in tokens.",
+        made=f"{recipe.name}: reward {recipe.reward}, {recipe.problems} problems x {recipe.samples} samples per batch, learning rate "
+        f"{recipe.learning_rate:g}. To compare with base on the test split, with intervals: toolkit compare base={base} "
+        f"trained={directory / MODEL}",
+        command=command,
+    )
 
 
 def sweep(

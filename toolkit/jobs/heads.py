@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 from numpy import ndarray
 
-from toolkit import bridges, entropies, evaluate, figures, generate, masks, needles, origins, report, stats, store
+from toolkit import bridges, entropies, evaluate, figures, generate, masks, needles, origins, pages, report, stats, store
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.methods import phase_entropy, retrieval_heads
-from toolkit.report import Section
+from toolkit.pages import Page, Section
 from toolkit.tasks.haystack import Haystack
 from toolkit.types import HeadEdit, HeadScores, Plan, Problem, Rollout
 
@@ -380,6 +380,5 @@ def _write_page(
         ),
     ]
     top = tables["heads"].drop(columns="layer").set_index("head").head(2 * count).round(3)
-    report.write_page(
-        f"Heads of {lm.name}", "One row per head; heads that write most towards short thinking first.", top, sections, path
-    )
+    caption = "One row per head; heads that write most towards short thinking first."
+    pages.write(Page(title=f"Heads of {lm.name}", main=sections[0], table=top, caption=caption, sections=sections[1:]), path)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit import figures, report, store, tasks
+from toolkit import figures, pages, report, store, tasks
 from toolkit.jobs.masking import masking_effects, planned_masks, thinking_or_not
 from toolkit.jobs.retrieval import RANKINGS, RetrievalMeasurement, Search, measure_retrieval, sparsity, stability, top_heads
 from toolkit.jobs.study import Say
 from toolkit.lm import LM
 from toolkit.methods import retrieval_heads
-from toolkit.report import Section
+from toolkit.pages import Page, Section
 
 
 def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say = lambda text: None) -> dict[str, pd.DataFrame]:
@@ -61,14 +61,17 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
         tables["thinking"] = thinking_or_not(lm, plan, both, sampling, draws=search.draws, out=out / "rollouts" / "thinking")
     about = {"search": search, "provenance": lm.provenance(search.seed)}
     store.write_json(about | {name: report.json_records(table) for name, table in tables.items()}, out / "retrieval.json")
-    report.write_page(
-        f"Retrieval heads of {lm.name}",
-        f"Heads are found on {len(measurement.haystacks)} haystacks (prompts that hide a fact) of the task {search.task}, answered greedily, and masked "
-        f"on {len(questions)} others. The table lists the best heads; given_success is the score over correctly answered haystacks only.",
-        tables["heads"].round(3).set_index("ranking"),
-        _sections(measurement, tables),
-        out / "report.html",
+    sections = _sections(measurement, tables)
+    page = Page(
+        title=f"Retrieval heads of {lm.name}",
+        main=sections[0],
+        table=tables["heads"].round(3).set_index("ranking"),
+        caption="The best heads; given_success is the score over correctly answered haystacks only.",
+        sections=sections[1:],
+        made=f"Heads are found on {len(measurement.haystacks)} haystacks (prompts that hide a fact) of the task {search.task}, answered greedily, and "
+        f"masked on {len(questions)} others.",
     )
+    pages.write(page, out / "report.html")
     return tables
 
 

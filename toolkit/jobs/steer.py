@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import directions, doses, figures, report, store, strengths, tasks, vectors
+from toolkit import directions, doses, evaluate, figures, pages, report, store, strengths, tasks, vectors, verdicts
 from toolkit.edits import Steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM, Condition
-from toolkit.report import Section
+from toolkit.pages import Page, Section
 from toolkit.types import Direction, Problem, Rollout
 
 IN_DOSES = {"direction": str, "strength": float, "metric": str, "mean": float, "low": float, "high": float}
@@ -84,9 +84,27 @@ def dose_report(
             (figures.target_lengths(dial),),
         ),
     ]
-    intro = f"{lm.name}. {on} {study.samples} samples each. {plan.act(v, 1.0)}."
-    report.write_page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
+    page = Page(
+        title=f"Dose-response: {v.estimator}",
+        verdict=_verdict(swept, name, low, high),
+        main=sections[0],
+        table=_flat(wide.round(3)),
+        caption="Means. Shares, such as accuracy, are from 0 to 1; relative_dose is the norm of the added vector over that of the activations.",
+        sections=sections[1:],
+        made=f"{lm.name}. {on} {study.samples} samples each. {plan.act(v, 1.0)}.",
+    )
+    pages.write(page, out / "report.html")
     return wide, dial
+
+
+def _verdict(swept: doses.Doses, name: str, low: float, high: float) -> list[str]:
+    """Return the verdict on a direction: its effect at the ends of the usable range, and that of the random direction there."""
+    ends = {f"{direction} {a:+g}" for direction in (name, doses.RANDOM) for a in (low, high) if a}
+    if not ends:
+        return ["No strength but 0 is usable: at every measured strength, responses do not close their thinking, or they loop."]
+    summary = evaluate.summary(swept.report)
+    usable = f"Usable strengths are from {low:+g} to {high:+g}."
+    return [*verdicts.of_summary(summary[summary["condition"].isin({"base", *ends})]), usable]
 
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
@@ -129,17 +147,17 @@ def vector_folder(
         drop_layer_0: A GGUF file cannot hold a vector of layer 0. If this vector is not zero, True writes a GGUF file without it, and False
             writes no GGUF file. A direction at another site than ``resid_post`` never gets a GGUF file.
     """
-    table, on, pages = None, "", {}
+    table, on, drawn = None, "", {}
     if measured is not None:
         doses_table, on = read_doses(measured)
         chosen = doses_table[doses_table["metric"].isin(["think_tokens", "accuracy", "closed", "perplexity", "relative_dose"])]
         table = _flat(chosen.pivot(index=["direction", "strength"], columns="metric", values="mean").round(3))
-        pages = {
+        drawn = {
             "doses.html": figures.dose_response(doses_table).to_html(include_plotlyjs="cdn"),
             "damage.html": figures.damage(doses_table).to_html(include_plotlyjs="cdn"),
         }
-    card = report.vector_card(v, table=table, on=on, figures=tuple(pages))
-    return vectors.save_folder(v, directory, lm=lm, card=card, figures=pages, drop_layer_0=drop_layer_0)
+    card = report.vector_card(v, table=table, on=on, figures=tuple(drawn))
+    return vectors.save_folder(v, directory, lm=lm, card=card, figures=drawn, drop_layer_0=drop_layer_0)
 
 
 def fitting_strengths(

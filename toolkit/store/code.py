@@ -32,7 +32,7 @@ CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
 A result uses one instance, whose fields are part of the result's cache key already. The other instances do not matter.
 """
 NO_NUMBERS = (
-    "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
+    "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.pages", "toolkit.verdicts", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
     "toolkit.grpo.tracking",
     "toolkit.store.code",

@@ -1,0 +1,218 @@
+"""Web pages of results: their order, their safety, and how they look in a browser, narrow, dark and on paper.
+
+The last part needs a Chromium on the machine and the package ``playwright``, which drives it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit import figures, pages
+from toolkit.figures import labels
+from toolkit.pages import Page, Section
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+NAMES = ("edited", "edited: random heads", "edited: random direction 1", "a condition with a name of many words <b>")
+
+
+def summary() -> pd.DataFrame:
+    rows = []
+    for i, name in enumerate(("base", *NAMES)):
+        for metric, value, size in (("accuracy", 0.7, 0.05), ("think_tokens", 30.0, 3.0)):
+            effect = size * (i == 1)
+            ends = (value + effect, value + effect - size, value + effect + size, effect, effect - size / 2, effect + size / 2)
+            rows.append((name, metric, *ends))
+    columns = ["condition", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def doses() -> go.Figure:
+    rows = [
+        (name, a, metric, 0.5, 0.4, 0.6)
+        for name in ("length direction", "random direction")
+        for a in (-1.0, 0.0, 1.0)
+        for metric in ("closed", "looping", "perplexity")
+    ]
+    return figures.damage(pd.DataFrame(rows, columns=["direction", "strength", "metric", "mean", "low", "high"]))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    made = Page(
+        title="A & <b>",
+        verdict=["edited: thinks longer <i>.", "Random controls: no effect detectable."],
+        main=Section("Main", "main text", (figures.length_accuracy(summary()),)),
+        table=pd.DataFrame({"accuracy": ["70.0 (+1.0)"] * 4}, index=[*NAMES]),
+        caption="caption",
+        sections=[
+            Section("Effects", "", (figures.differences(summary(), "think_tokens"), figures.differences(summary(), "accuracy"))),
+            Section("Damage", "", (doses(),)),
+            Section("Transcripts", "", html="<div class='own'>transcript</div>"),
+        ],
+        made="made so",
+        command="toolkit demo --out 'a b'",
+    )
+    return pages.write(made, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_a_page_reads_verdict_figure_table_transcripts_command_in_this_order(page):
+    body = page.read_text().split("<body>")[1]
+    order = [
+        "verdict-box",
+        "<h2>Main</h2>",
+        "data-figure='0'",
+        "<h2>Table</h2>",
+        "class='own'",
+        "<h2>How it was made</h2>",
+        "class='command'",
+    ]
+    places = [body.index(mark) for mark in order]
+    assert places == sorted(places)
+
+
+def test_no_text_of_a_page_is_read_as_html_and_nothing_is_loaded(page):
+    text = page.read_text()
+    head, body = text.split("<body>")
+    shown = body.split("<script")[0]
+    assert "A &amp; &lt;b&gt;" in shown and "longer &lt;i&gt;" in shown and "many words &lt;b&gt;" in shown
+    assert "<b>" not in shown.replace("class='own'", "") and "<i>" not in shown
+    assert "toolkit demo --out &#x27;a b&#x27;" in shown
+    assert not re.search(r"<(?:link|img|iframe)\b|<script[^>]+src=", head + shown)
+    assert "default-src 'none'" in head and text.count("plotly.js v") == 1
+
+
+def test_a_page_without_verdict_has_no_empty_box(tmp_path):
+    table = pd.DataFrame({"a <b>": ["1.5 [1.2, 1.8]"]}, index=pd.Index(["x"], name="row"))
+    text = pages.write(Page(title="t", table=table, caption="c"), tmp_path / "p.html").read_text()
+    body = text.split("<body>")[1]
+    assert "verdict-box" not in body and "How it was made" not in body
+    assert "<th>row</th><th>a &lt;b&gt;</th>" in body and "1.5<br><small>[1.2, 1.8]</small>" in body
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8))
+def test_labels_cover_no_point_and_no_other_label(points):
+    texts = [f"condition {i}" for i in range(len(points))]
+    placed = labels.placed(points, texts, (0.0, 1.0), (0.0, 1.0))
+    assert [a["text"] for a in placed] == texts
+    for width, height in labels.SIZES:
+        at = [(x * width, (1 - y) * height) for x, y in points]
+        boxes = []
+        for (x, y), a in zip(at, placed, strict=True):
+            dx, dy = (a["ax"], a["ay"]) if a["showarrow"] else (a["xshift"], -a["yshift"])
+            wide, high = 0.6 * labels.FONT * len(a["text"]) + 4, 1.3 * labels.FONT + 2
+            boxes.append((x + dx - wide / 2, y + dy - high / 2, x + dx + wide / 2, y + dy + high / 2))
+        for i, box in enumerate(boxes):
+            assert box[0] >= -1e-6 and box[2] <= width + 1e-6 and box[1] >= -1e-6 and box[3] <= height + 1e-6
+            assert not any(labels.overlap(box, other) for other in boxes[:i])
+            assert not any(labels.overlap(box, (x - 6, y - 6, x + 6, y + 6)) for x, y in at)
+
+
+def test_controls_are_grey_and_clear_effects_blue_or_brown():
+    table = summary()
+    dots = figures.differences(table, "accuracy").data[0]
+    colours = dict(zip(dots.y, dots.marker.color, strict=True))
+    symbols = dict(zip(dots.y, dots.marker.symbol, strict=True))
+    assert colours["edited"] == figures.COLOURS[0] and symbols["edited"] == "circle"
+    assert {colours[n] for n in NAMES[1:3]} == {"#999999"} and symbols[NAMES[1]] == "x-open"
+    worse = table.assign(
+        difference=-table["difference"], difference_low=-table["difference_high"], difference_high=-table["difference_low"]
+    )
+    dots = figures.differences(worse, "accuracy").data[0]
+    assert dict(zip(dots.y, dots.marker.color, strict=True))["edited"] == figures.COLOURS[1]
+
+
+def test_shares_are_in_points_under_the_label_of_their_metric():
+    figure = figures.differences(summary(), "accuracy")
+    assert figure.layout.xaxis.title.text == "percentage points" and figure.layout.title.text.startswith("Accuracy: ")
+    assert dict(zip(figure.data[0].y, figure.data[0].x, strict=True))["edited"] == pytest.approx(5.0)
+    assert figures.differences(summary(), "think_tokens").layout.xaxis.title.text == "tokens"
+
+
+def test_random_directions_are_grey_in_dose_panels():
+    lines = {t.name: t.line.color for t in doses().data if t.name}
+    assert lines["random direction"] == "#999999" and lines["length direction"] == figures.COLOURS[0]
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        )
+        yield browser
+        browser.close()
+
+
+CUT_OFF = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
+  const box = plot.getBoundingClientRect();
+  return [...plot.querySelectorAll('text')].filter(t => t.textContent.trim() && !t.closest('.hoverlayer')).map(t => [t.textContent, t.getBoundingClientRect()])
+    .filter(([, r]) => r.width && (r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 || r.bottom > box.bottom + 1))
+    .map(([text]) => text); })"""
+OVERPRINTED = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
+  const texts = [...plot.querySelectorAll('text')].filter(t => t.textContent.trim()).map(t => [t.textContent, t.getBoundingClientRect()]).filter(([, r]) => r.width);
+  const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+  return texts.flatMap(([text, r], i) => texts.slice(i + 1).filter(([, s]) => over(r, s)).map(([other]) => [text, other])); })"""
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 800, 400])
+def test_nothing_is_cut_off_or_overprinted(chromium, page, width, scheme):
+    tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    complaints: list[str] = []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    requests: list[str] = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(CUT_OFF) == [] and tab.evaluate(OVERPRINTED) == []
+    assert complaints == [] and requests == [page.as_uri()]
+    ground, ink = tab.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    brightness = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in (ground, ink)]
+    assert (brightness[0] > brightness[1]) == (scheme == "light")
+    inverted = tab.evaluate("getComputedStyle(document.querySelector('.plot .svg-container')).filter")
+    assert (inverted != "none") == (scheme == "dark")
+    tab.close()
+
+
+@in_browser
+def test_panels_stand_below_one_another_where_the_window_is_narrow(chromium, page):
+    def tops(width):
+        tab = chromium.new_page(viewport={"width": width, "height": 900})
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("html[data-ready]")
+        found = tab.evaluate("[...document.querySelectorAll('.plot')].at(-1).layout.xaxis3.domain")
+        tab.close()
+        return found
+
+    assert tops(400) == [0, 1] and tops(1400)[0] > 0.5
+
+
+@in_browser
+def test_a_page_fits_the_paper_in_dark_ink(chromium, page):
+    tab = chromium.new_page(viewport={"width": 1400, "height": 900}, color_scheme="dark")
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.emulate_media(media="print")
+    widths = tab.evaluate("[...document.querySelectorAll('.plot .main-svg')].map(svg => svg.getBoundingClientRect().width)")
+    assert widths and max(widths) <= 700
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    tab.emulate_media(media="screen")
+    assert tab.evaluate("document.querySelector('.plot .main-svg').getBoundingClientRect().width") > 700
+    tab.close()
