@@ -163,15 +163,23 @@ def test_results_after_thinking_are_no_part_of_the_answer(llama, problems_of):
     assert llama.text(r.token_ids[r.answer.start : r.answer.stop]) == "no" and not r.correct
     (r,) = write(llama, f"<think>a</think><calculate>1</calculate>{problem.answer}", [problem])
     assert r.correct
-    assert spans(llama, r.token_ids, r.prompt_len, ended=True, results=r.results) == (r.think, r.answer)
+    opened, closed = (r.token_ids.index(llama.token_id(tag)) for tag in ("<think>", "</think>"))
+    end = len(r.token_ids) - 1  # the end-of-sequence token is in no span
+    expected = (Span(opened + 1, closed), Span(r.results[-1].stop, end))
+    assert (r.think, r.answer) == expected == spans(llama, r.token_ids, r.prompt_len, ended=True, results=r.results)
+    assert spans(llama, r.token_ids, r.prompt_len, ended=True)[1] == Span(closed + 1, end)
 
 
 def test_positions_of_thinking_leave_results_out(llama, problems_of):
-    (r,) = write(llama, "<think>a<calculate>1/8</calculate>b. c</think>42", problems_of(1))
-    assert "0.125" in r.text  # a full stop in a result ends no sentence
+    def say(words: str) -> str:
+        return f"{words}. so. 7"
+
+    (r,) = write(llama, "<think>a<say>1</say>b. c</think>42", problems_of(1), tools=Toolbox((Tool(say),)))
     predicted = [r.token_ids[t + 1] for t in positions.THINK.of(r)]
-    assert predicted == Script(llama, "a<calculate>1/8</calculate>b. c").ids and len(predicted) == r.think_tokens
-    assert [llama.text([r.token_ids[t]]).strip()[-1] for t in positions.sentence_ends(llama).of(r)] == ["."]
+    assert predicted == Script(llama, "a<say>1</say>b. c").ids and len(predicted) == r.think_tokens
+    ends = positions.sentence_ends(llama)
+    assert [llama.text([r.token_ids[t]]).strip()[-1] for t in ends.of(r)] == ["."]
+    assert len(ends.of(replace(r, results=()))) > 1  # the result has sentences too
 
 
 def test_kept_episodes_come_back_equal_and_are_not_sampled_again(llama, problems_of, tmp_path):

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from toolkit import lm as lms
@@ -217,11 +218,12 @@ def results(parts: dict[str, list[dict[str, list[Any]]]]) -> dict[str, Any]:
 def figure(found: dict[str, Any]) -> go.Figure:
     """Return accuracy against calls and against tokens: one mark per arm, with intervals."""
     panels = make_subplots(1, 2, subplot_titles=["accuracy against calls", "accuracy against tokens"], shared_yaxes=True)
-    for arm, row in found["arms"].items():
+    # One colour per arm in both panels.
+    for (arm, row), colour in zip(found["arms"].items(), qualitative.D3, strict=True):
         for column, metric in enumerate(("calls", "tokens"), start=1):
             panels.add_scatter(
                 x=[row[metric]["mean"]], y=[row["accuracy"]["mean"]], error_x=_bars(row[metric]), error_y=_bars(row["accuracy"]), name=arm,
-                legendgroup=arm, showlegend=column == 1, mode="markers", marker={"size": 9, "symbol": "x" if arm == CONTROL else "circle"},
+                legendgroup=arm, showlegend=column == 1, mode="markers", marker={"size": 9, "color": colour, "symbol": "x" if arm == CONTROL else "circle"},
                 row=1, col=column,
             )  # fmt: skip
             panels.update_xaxes(title=f"{metric} per response", row=1, col=column)

@@ -24,6 +24,7 @@ from toolkit.grpo.trainer import Trainer
 from toolkit.lm import Condition
 from toolkit.rewards import RewardBatch, RewardValues
 from toolkit.rewards.trl import as_trl
+from toolkit.rewards.turns import Protocol
 from toolkit.tools import Marks, Tool, Toolbox, calculate
 from toolkit.tools.trl import for_trl
 from toolkit.types import Problem
@@ -73,7 +74,7 @@ class Spy:
     """A reward that keeps the batch that it gets."""
 
     name: ClassVar[str] = "spy"
-    needs: ClassVar[frozenset[str]] = frozenset({"calls", "result_tokens", "written_tokens", "tokens", "answer_text"})
+    needs: ClassVar[frozenset[str]] = frozenset({"calls", "result_tokens", "written_tokens", "tokens", "answer_text", "text"})
     batch: Any = None
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
@@ -125,8 +126,12 @@ def test_trl_and_our_loop_make_the_same_episodes_and_rewards_see_the_same_column
             assert a == b
     batch = RewardBatch.from_rollouts(theirs)
     assert (batch["calls"] > 0).any() == (what != "no call")
-    for name in ("calls", "result_tokens", "written_tokens", "tokens", "answer_text"):
+    for name in ("calls", "result_tokens", "written_tokens", "tokens", "answer_text", "text"):
         assert spy.batch[name].tolist() == batch[name].tolist(), name
+    turns = Protocol.of(BOX).of_batch(spy.batch)
+    for r, of in zip(theirs, turns, strict=True):
+        results = [lm.text(r.token_ids[span.start : span.stop]) for span in r.results]
+        assert [BOX.result.around(turn.result or "") for turn in of[:-1]] == results and len(of) == len(r.results) + 1
     if "so 7" in text:
         assert spy.batch["answer_text"].tolist() == ["so 7"] * 4
 

@@ -463,6 +463,14 @@ NEW = (*EPISODES, "search_gen_v", "contrastive_sql", "r3")
 
 
 @pytest.mark.parametrize("name", NEW)
+def test_a_reward_pays_in_trl_what_it_pays_for_a_batch(name):
+    batch, reward = full_batch([1, 0, 1, 1], [5, 9, 20, 40], "q", seed=3), every_reward()[name]
+    rows = {k: [list(v) if isinstance(v, tuple) else v for v in batch[k].tolist()] for k in (*reward.needs, "problem_id")}
+    paid = as_trl(reward)(["?"] * 4, list(batch["text"]), [[1]] * 4, **rows)
+    assert_allclose(paid, reward(batch).values)
+
+
+@pytest.mark.parametrize("name", NEW)
 def test_a_reward_is_unchanged_by_what_it_does_not_read(name):
     batch = full_batch([1, 0, 1, 1], [5, 9, 20, 40], "q", seed=3)
     reward = every_reward()[name]

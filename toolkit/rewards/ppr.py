@@ -12,6 +12,7 @@ r is between 0 and 1 if the answer is right, and between -1 and 0 if it is wrong
 Deviations: we had no access to the formula in the paper, and took it from the published peer reviews. The paper's r_p comes from a trained
 model of 8 billion parameters that judges principles; here it is an argument. Its default, ``assumed_principles``, is the share of a few
 rules that a step follows (ours). The paper trains with PPO and a critic; we have no critic. The mean over steps is ours.
+With ``grpo_steps`` the advantage of a step sums over all later steps, so steps of good responses with many turns get large advantages.
 
 Units and signs: higher is better. The constant -1 has no effect on advantages if a mean is subtracted from rewards.
 """
