@@ -28,10 +28,8 @@ RESULTS = HERE.parent / "smol-reasoner" / "results"
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
-CODE = store.code_of(
-    "toolkit.generate", "toolkit.edits", "toolkit.steering", "toolkit.masks", "toolkit.tasks.characters", "toolkit.tasks.grading"
-)
-BASE_PROBLEMS, PROBLEMS, DRAWS, SHUFFLES, SEED = 100, 48, 3, 1000, 0
+CODE = store.code_of("toolkit.jobs.axes", "toolkit.tasks.characters", "toolkit.generate")
+PROBLEMS, DRAWS, SHUFFLES, SEED = 48, 3, 1000, 0
 FRACTION, STRENGTH, MASKED = (
     0.04,
     2.0,
@@ -58,11 +56,11 @@ def arms_of(lm: LM) -> dict[str, Arm]:
 
 
 def answers(condition: Condition, problems: Sequence[Problem], folder: Path) -> pd.DataFrame:
-    """Return one row per problem: ``kind`` (of question), ``correct`` (1 or 0), ``text`` (of the answer, without thinking)."""
-    where = folder / store.key([condition.lm.fingerprint, [str(i) for i in condition.during], len(problems)])
+    """Return one row per problem: ``kind, gold, answer`` (the last number of the answer, or NaN), ``correct``."""
+    where = folder / store.key([condition.lm.fingerprint, [str(i) for i in condition.during]])
     responses = generate.rollouts(condition, problems, SAMPLING, out=where)
     return pd.DataFrame(
-        {"kind": p.meta["kind"], "correct": float(r.correct), "text": condition.lm.text(r.token_ids[r.answer.start :]) if r.answer else ""}
+        {"kind": p.meta["kind"], "gold": p.answer, "correct": float(r.correct), "text": condition.lm.text(r.token_ids[r.answer.start :]) if r.answer else ""}
         for p, r in zip(problems, responses, strict=True)
     )  # fmt: skip
 
@@ -84,8 +82,8 @@ def main() -> None:
     torch.set_num_threads(1)
     lm = lms.load("smol-reasoner", device="cpu", dtype=torch.bfloat16)
     folder = publish.work_folder(__file__, CODE, lm.fingerprint)
-    problems = characters.load("test", BASE_PROBLEMS, SEED)
-    kinds: Mapping[str, list[Problem]] = {"all": problems[:PROBLEMS]}
+    problems = characters.load("test", PROBLEMS, SEED, tokenizer=lm.tokenizer)
+    kinds: Mapping[str, list[Problem]] = {"all": problems}
     cells = jobs.measure_axis(
         Condition(lm), arms_of(lm), kinds, lambda condition, items: answers(condition, items, folder)["correct"].to_numpy()
     )
@@ -97,9 +95,10 @@ def main() -> None:
     ]  # fmt: skip
     shuffled = guessing(problems, list(base["text"]))
     found = {
-        "problems": {"base": BASE_PROBLEMS, "arms": PROBLEMS},
+        "problems": PROBLEMS,
         "kinds": [row | shuffled[row["kind"]] for row in by_kind],
         "arms": report.json_records(jobs.level_table(cells)),
+        "correlations": report.json_records(characters.feature_correlations(problems, base["correct"].astype(bool).tolist())),
         "made_by": store.made_by(CODE),
         "provenance": lm.provenance(SEED),
     }
