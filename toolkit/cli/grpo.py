@@ -19,10 +19,12 @@ from toolkit.cli.common import (
     Task,
     Template,
     Think,
+    ToolName,
     Track,
     Trust,
     app,
     connect_engine,
+    find_toolbox,
     load_model,
     next_steps,
     out,
@@ -43,7 +45,7 @@ Setting = Annotated[
 Scale = Annotated[
     str,
     typer.Option(
-        help="Sizes of the recipe. tiny: scaled down to the tiny reasoner. paper: the paper's numbers. auto: tiny for tiny-reasoner, else paper."
+        help="Sizes of the recipe. tiny: scaled down to the tiny models. paper: the paper's numbers. auto: tiny for tiny-reasoner and tiny-searcher, else paper."
     ),
 ]
 
@@ -82,6 +84,7 @@ def grpo(
     scale: Scale = "auto",
     settings: Setting = None,
     task: Task = "arithmetic",
+    tool: ToolName = None,
     problems: Annotated[
         int,
         typer.Option(
@@ -154,7 +157,7 @@ def grpo(
 
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --lora --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
-    from toolkit import store, tasks
+    from toolkit import shipped, store, tasks
     from toolkit.grpo import curves, policies
     from toolkit.jobs import grpo as jobs
 
@@ -170,7 +173,7 @@ def grpo(
         raise typer.BadParameter("--lora-rank needs --lora: without it every weight is trained.")
     tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
-    tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
+    tiny = scale == "tiny" or (scale == "auto" and model in shipped.COMPLETE)
     base = jobs.recipes.find(reward)
     recipe, overrides = jobs.adjust_recipe(base.scaled() if tiny else base, parse_settings(settings))
     study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
@@ -178,7 +181,8 @@ def grpo(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=training_engine, lora=policies.lora_config(lora_rank or 16) if lora else None, track=track)
+    adapter = policies.lora_config(lora_rank or 16) if lora else None
+    extras = jobs.Extras(engine=training_engine, lora=adapter, track=track, tools=find_toolbox(tool))
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     run = replace(run, evaluation_engine=connect_engine(engine, lm, out_dir))
     try:

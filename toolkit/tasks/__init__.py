@@ -6,6 +6,7 @@
 | ``lookup`` | variables whose values are in the prompt, such as ``K=5; B=K; B?`` |
 | ``tiny`` | three quarters ``arithmetic``, one quarter ``lookup``: the two tasks that ``tiny-reasoner`` was trained on |
 | ``running_sum`` | chains of additions and subtractions, longer than in ``arithmetic`` |
+| ``searching`` | facts about people, in the weights of ``tiny-searcher``, in its corpus, or in neither |
 | ``wordproblems`` | arithmetic in short English stories, for the shipped model ``smol-reasoner`` |
 | ``countdown`` | reach a target number from given numbers |
 | ``threading`` | find values, or follow chains of keys and values, in a JSON object |
@@ -18,7 +19,7 @@
 | ``gym:NAME`` | the data set NAME of reasoning-gym |
 | any other name | the path of a JSONL file of problems |
 
-The first four are for the shipped model ``tiny-reasoner`` and use only characters that it knows. The tasks from ``countdown`` on are for
+The first four are for the shipped model ``tiny-reasoner`` and use only characters that it knows. ``searching`` is for ``tiny-searcher``. The tasks from ``countdown`` on are for
 any language model.
 
 This package has one module per task. ``generators`` writes stories, training texts and key-value pairs for some of them. ``grading``
@@ -42,6 +43,7 @@ from toolkit.tasks import (
     needle,
     ranking,
     running_sum,
+    searching,
     slaq,
     splits,
     target_length,
@@ -53,7 +55,7 @@ from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length", "ranking",
+    "running_sum", "characters", "slaq", "target_length", "ranking", "searching",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -152,6 +154,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return target_length.load(split, n, seed)
         case "ranking":
             return ranking.load(split, n, seed)
+        case "searching":
+            return searching.load(split, n, seed)
         case "needle":
             if lm is None:
                 raise ValueError(
