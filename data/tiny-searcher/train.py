@@ -5,6 +5,7 @@
 Model, optimizers, schedule and resuming are those of ``data/tiny-reasoner/train.py``. (seed, chunk index) determines every chunk of data. Each
 chunk is about a new world (``toolkit/tasks/generators/worlds.py``): facts that are the same in all worlds are learnt by heart, all others
 must be searched for. The world of the task ``searching`` is not among them. The loss covers all that the model writes; results are read only.
+Most of the training has two kinds of drills beside episodes: judging results, and recalling facts. The weights are saved in float16.
 """
 
 from __future__ import annotations
@@ -88,23 +89,23 @@ def row_of(tokenizer: PreTrainedTokenizerFast, pieces: list[tuple[str, bool]]) -
 def example(tokenizer: PreTrainedTokenizerFast, p: Problem, episode: searches.Episode) -> tuple[list[int], list[bool]]:
     """Return a problem and its episode as a row; all that the model writes is predicted."""
     prompt = f"<|user|>{p.messages[0]['content']}<|end|><|assistant|>"
-    return row_of(
-        tokenizer, [(prompt, False), ("<think>", True), *episode.pieces, (f"</think> {episode.answer}<|end|>", True)]
-    )
+    return row_of(tokenizer, [(prompt, False), ("<think>", True), *episode.pieces, (f"</think> {episode.answer}<|end|>", True)])
 
 
 def chunk(tokenizer: PreTrainedTokenizerFast, seed: int, index: int, args: argparse.Namespace, done: float) -> list[list]:
     """Return the ``index``-th chunk of training data as batches of rows of similar length, all about one new world.
 
     Args:
-        done: Share of the training that is done. Until ``args.drills_until``, some rows are drills in judging results.
+        done: Share of the training that is done. Until ``args.drills_until``, some rows are drills.
     """
     rng, world = random.Random(f"train-{seed}-{index}"), worlds.World(f"train-{seed}-{index}")
     writer = searches.Writer(world, searching.corpus.__wrapped__(world).search)
-    rows = []
+    drills = (args.judging_share, args.recall_share) if done < args.drills_until else (0.0, 0.0)
+    shares, rows = [*drills, 1 - sum(drills)], []
     for _ in range(args.chunk):
-        if done < args.drills_until and rng.random() < args.drill_share:
-            rows.append(row_of(tokenizer, [("<think>", False), *writer.drill(rng).pieces]))
+        drill = rng.choices([writer.judging_drill, writer.recall_drill, None], shares)[0]
+        if drill is not None:
+            rows.append(row_of(tokenizer, [("<think>", False), *drill(rng).pieces]))
             continue
         p = searching.problem(rng, "train", world=world)
         rows.append(example(tokenizer, p, writer.write(p, rng)))
@@ -124,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=4e6, help="training tokens, padding included")
+    parser.add_argument("--tokens", type=float, default=3.8e6, help="training tokens, padding included")
     parser.add_argument("--minutes", type=float, default=60, help="stop this sitting after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
@@ -136,8 +137,9 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.02, help="Muon: the matrices of the layers")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=1024)
-    parser.add_argument("--drill-share", type=float, default=0.35, help="share of rows that are drills in judging")
-    parser.add_argument("--drills-until", type=float, default=0.65, help="share of the tokens at which the drills end")
+    parser.add_argument("--judging-share", type=float, default=0.2, help="share of rows that are drills in judging")
+    parser.add_argument("--recall-share", type=float, default=0.25, help="share of rows that are drills in recalling facts")
+    parser.add_argument("--drills-until", type=float, default=0.85, help="share of the tokens at which the drills end")
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)
@@ -187,6 +189,7 @@ def main() -> None:
                 model.save_pretrained(work / "model")
                 tokenizer.save_pretrained(work / "model")
     if tokens >= args.tokens:
+        model.to(torch.float16)
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
 

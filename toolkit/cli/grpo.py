@@ -171,6 +171,7 @@ def grpo(
         raise typer.BadParameter(f"--scale {scale}: choose auto, tiny or paper.")
     if lora_rank is not None and not lora:
         raise typer.BadParameter("--lora-rank needs --lora: without it every weight is trained.")
+    box = find_toolbox(tool)
     tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
     tiny = scale == "tiny" or (scale == "auto" and model in shipped.COMPLETE)
@@ -182,7 +183,7 @@ def grpo(
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
     adapter = policies.lora_config(lora_rank or 16) if lora else None
-    extras = jobs.Extras(engine=training_engine, lora=adapter, track=track, tools=find_toolbox(tool))
+    extras = jobs.Extras(engine=training_engine, lora=adapter, track=track, tools=box)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     run = replace(run, evaluation_engine=connect_engine(engine, lm, out_dir))
     try:

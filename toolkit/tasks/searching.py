@@ -23,7 +23,7 @@ from toolkit.types import Problem
 
 SHIPPED = World("shipped")  # the world of the problems and of the corpus; the model is trained on others
 UNKNOWN = "unknown"  # gold answer of a question that has no answer
-SHARES: dict[Where, float] = {"weights": 0.35, "corpus": 0.4, "neither": 0.25}
+SHARES: dict[str, float] = {"weights": 0.35, "corpus": 0.4, "neither": 0.25}
 TWO_HOPS = 0.25  # share of questions that take two facts
 FAMILIAR_SHARE = 0.35  # of the questions that need the corpus; so a person's name does not tell where a fact is
 MAX_CALLS = 5
@@ -34,7 +34,7 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def problem(rng: random.Random, split: str, *, world: World = SHIPPED, where: Where | None = None) -> Problem:
+def problem(rng: random.Random, split: str, *, world: World = SHIPPED, where: str | None = None) -> Problem:
     """Draw random questions until one belongs to ``split``, and return it as a problem.
 
     A hash decides the split: of the question's wording if all facts are in the weights, else of the last fact that is not. So a fact that a
@@ -59,10 +59,12 @@ def problem(rng: random.Random, split: str, *, world: World = SHIPPED, where: Wh
         question = rng.choice(QUESTIONS).format(word=words[-1], whom=whom)
         sources = [world.where(*step) for step in path]
         outside = [" ".join(step) for step, source in zip(path, sources, strict=True) if source != "weights"]
+        facts = [fact for step in path if (fact := world.facts.get(step))]
+        if not world.hidden.isdisjoint(facts):
+            continue
         if _worst(sources) == wanted and splits.split_of(outside[-1] if outside else question) == split:
             break
     content, word = cues.with_word(question, rng, cue_share=0.2, neutral_share=0.2)
-    facts = [fact for step in path if (fact := world.facts.get(step))]
     meta = {
         "task": "searching",
         "split": split,
@@ -85,7 +87,7 @@ def problem(rng: random.Random, split: str, *, world: World = SHIPPED, where: Wh
     return Problem(f"searching-{content}", ({"role": "user", "content": content},), answer, meta)
 
 
-def load(split: str, n: int = 200, seed: int = 0, *, where: Where | None = None) -> list[Problem]:
+def load(split: str, n: int = 200, seed: int = 0, *, where: str | None = None) -> list[Problem]:
     """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:

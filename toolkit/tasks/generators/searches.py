@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from toolkit.tasks.generators.worlds import RELATIONS, TEACHER, VALUES, WORDS, World
+from toolkit.tasks.generators.worlds import FAMILIAR, RELATIONS, TEACHER, VALUES, WORDS, World, familiar
 from toolkit.tasks.searching import MAX_CALLS, UNKNOWN
 from toolkit.types import Problem
 
@@ -121,7 +121,28 @@ class Writer:
         episode.answer = person
         return episode
 
-    def drill(self, rng: random.Random, searches: int = 4) -> Episode:
+    def recall_drill(self, rng: random.Random, facts: int = 8) -> Episode:
+        """Return an episode in which every lasting fact is remembered and every other fact is searched for, without results.
+
+        It is a dense lesson in knowing, and in knowing what is not known. Half of the facts are lasting.
+        """
+        known = [(person, relation) for (person, relation), value in familiar().items() if value is not None]
+        episode = Episode()
+        for _ in range(facts):
+            if rng.random() < 0.5:
+                person, relation = rng.choice(known)
+            else:
+                people = self.world.people[: FAMILIAR if rng.random() < 0.5 else None]
+                person, relation = rng.choice(people), rng.choice(RELATIONS)
+            word, fact = rng.choice(WORDS[relation]), self.world.facts.get((person, relation))
+            episode.pieces.append((f"so {person} {word} .", False))
+            if fact is not None and fact.lasting:
+                episode.pieces.append((f"i know {person} {word} is {fact.value} .", True))
+            else:
+                episode.pieces.append((f"<search> {person} {word} </search>", True))
+        return episode
+
+    def judging_drill(self, rng: random.Random, searches: int = 4) -> Episode:
         """Return an episode of searches for unrelated facts, without mistakes; only the judgements are to be written by the model.
 
         It is a dense lesson in judging: an ordinary episode has one or two judgements, some of them wrong.

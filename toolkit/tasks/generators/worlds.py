@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 Where = Literal["weights", "corpus", "neither"]
@@ -75,7 +75,8 @@ class Fact:
         return f"{self.person} {self.word} is {self.value}"
 
 
-def familiar() -> dict[tuple[str, str], str | None]:
+@cache
+def familiar() -> Mapping[tuple[str, str], str | None]:
     """Return the possible facts of familiar people, ``(person, relation) -> value``; ``None`` if the fact is not the same in every world."""
     rng = random.Random("searching-familiar")
     people = rng.sample([f"{first} {last}" for first in FIRST for last in LAST], FAMILIAR)
@@ -122,6 +123,15 @@ class World:
         documents = [fact.document for fact in self.facts.values()]
         random.Random(f"searching-order-{self.name}").shuffle(documents)
         return tuple(documents)
+
+    @cached_property
+    def hidden(self) -> frozenset[Fact]:
+        """Facts that the best two results of ``Fact.query`` may lack, because two other documents match the query as well.
+
+        For the query ``tal bor teacher``, ``lin hume teacher is tal bor`` is such a document.
+        """
+        facts = [(fact, set(fact.document.split())) for fact in self.facts.values() if fact.relation == TEACHER]
+        return frozenset(fact for fact, _ in facts if sum(words.issuperset(fact.query.split()) for _, words in facts) > 2)
 
     def where(self, person: str, relation: str) -> Where:
         """Return where a possible fact can be found; a lasting fact, which is in the corpus too, counts as ``"weights"``."""
