@@ -35,8 +35,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
-QUESTIONS = 120  # per place of the facts
-SAMPLING = Sampling(n=6, max_new_tokens=160)
+QUESTIONS = 60  # per place of the facts
+SAMPLING = Sampling(n=4, max_new_tokens=160)
 TOOL, NONE, RANDOM = "with the tool", "without", "with random results"
 MEASURES: Mapping[str, tuple[str, int, Callable[[Rollout], float]]] = {
     "accuracy": ("share", 1, lambda r: float(r.correct)),

@@ -357,7 +357,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
-    """Return seed, steps, overrides, engine and LoRA settings of the run as a dict; ``model/grpo.json`` records them with the model."""
+    """Return seed, steps, overrides, engine, LoRA and tools of the run as a dict; ``model/grpo.json`` records them with the model."""
     lora = (
         None if extras.lora is None else {name: getattr(extras.lora, name, None) for name in ("r", "lora_alpha", "target_modules")}
     )
@@ -369,6 +369,7 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
         "engine": extras.engine,
         "evaluation": dict(run.evaluation_engine.header),
         "lora": {k: sorted(v) if isinstance(v, set) else v for k, v in lora.items()} if lora else None,
+        **({"tools": identities.describe_tools(extras.tools)} if extras.tools else {}),
     }
 
 

@@ -6,8 +6,8 @@
 | ``lookup`` | variables whose values are in the prompt, such as ``K=5; B=K; B?`` |
 | ``tiny`` | three quarters ``arithmetic``, one quarter ``lookup``: the two tasks that ``tiny-reasoner`` was trained on |
 | ``running_sum`` | chains of additions and subtractions, longer than in ``arithmetic`` |
-| ``searching`` | facts about people, in the weights of ``tiny-searcher``, in its corpus, or in neither |
 | ``wordproblems`` | arithmetic in short English stories, for the shipped model ``smol-reasoner`` |
+| ``searching`` | facts about people, in the weights of the shipped model ``tiny-searcher``, in its corpus, or in neither |
 | ``countdown`` | reach a target number from given numbers |
 | ``threading`` | find values, or follow chains of keys and values, in a JSON object |
 | ``characters`` | count or find the characters of a word |
@@ -19,8 +19,8 @@
 | ``gym:NAME`` | the data set NAME of reasoning-gym |
 | any other name | the path of a JSONL file of problems |
 
-The first four are for the shipped model ``tiny-reasoner`` and use only characters that it knows. ``searching`` is for ``tiny-searcher``. The tasks from ``countdown`` on are for
-any language model.
+The first four are for the shipped model ``tiny-reasoner`` and use only characters that it knows. ``searching`` is
+for ``tiny-searcher``. The tasks from ``countdown`` on are for any language model.
 
 This package has one module per task. ``generators`` writes stories, training texts and key-value pairs for some of them. ``grading``
 compares answers with gold answers. ``external`` reads problems from the hub, from reasoning-gym and from files.

@@ -142,6 +142,14 @@ class Writer:
                 episode.pieces.append((f"<search> {person} {word} </search>", True))
         return episode
 
+    def opening(self, p: Problem) -> str:
+        """Return the first move for a problem without mistakes: a lasting fact from memory, or the search for any other fact."""
+        person, word = p.meta["person"], p.meta["words"][0]
+        fact = self.world.facts.get((person, p.meta["relations"][0]))
+        if fact is not None and fact.lasting:
+            return f"i know {person} {word} is {fact.value} ."
+        return f"<search> {person} {word} </search>"
+
     def judging_drill(self, rng: random.Random, searches: int = 4) -> Episode:
         """Return an episode of searches for unrelated facts, without mistakes; only the judgements are to be written by the model.
 
