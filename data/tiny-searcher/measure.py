@@ -3,8 +3,8 @@
     python data/tiny-searcher/measure.py          # measures what is not in runs/tiny-searcher yet, then writes
     python data/tiny-searcher/measure.py --card   # writes the card from results.json
 
-Temperature 1; intervals over questions. Three conditions answer the same questions with the same random numbers: with the search tool,
-without a tool, and, as a control, with a tool whose results are documents drawn at random.
+Temperature 1; intervals over questions. Four conditions answer the same questions with the same random numbers: with the search tool,
+without a tool, with every search replaced by recall, and, as a control, with a tool whose results are documents drawn at random.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
-QUESTIONS = 60  # per place of the facts
+QUESTIONS = 120  # per place of the facts
 SAMPLING = Sampling(n=4, max_new_tokens=160)
-TOOL, NONE, RANDOM = "with the tool", "without", "with random results"
+TOOL, NONE, MEMORY, RANDOM = "with the tool", "without", "searches replaced by recall", "with random results"
 MEASURES: Mapping[str, tuple[str, int, Callable[[Rollout], float]]] = {
     "accuracy": ("share", 1, lambda r: float(r.correct)),
     "calls": ("calls", 2, lambda r: float(len(r.results))),
@@ -68,10 +68,20 @@ def search(query: str) -> str:
     return "\n".join(documents[i] for i in drawn)
 
 
+def recall(lm: LM, reader: Any, drawn: int) -> list[int] | None:
+    """Replace the start of a search by ``i know``: a decoding rule that makes the model answer from memory."""
+    return lm.tokenizer.encode("i know") if drawn == lm.token_id("<search>") else None
+
+
 def conditions(lm: LM) -> dict[str, Condition]:
     """Return the conditions, by name."""
     control = Toolbox((Tool(search),), max_calls=searching.MAX_CALLS)
-    return {TOOL: Condition(lm, tools=searching.toolbox()), NONE: Condition(lm), RANDOM: Condition(lm, tools=control)}
+    return {
+        TOOL: Condition(lm, tools=searching.toolbox()),
+        NONE: Condition(lm),
+        MEMORY: Condition(lm, rules=(recall,)),
+        RANDOM: Condition(lm, tools=control),
+    }
 
 
 def questions() -> list[Problem]:
@@ -100,7 +110,7 @@ def summary(problems: list[Problem], sampled: Mapping[str, list[Rollout]]) -> di
             per = {c: means(rs, value) for c, rs in part.items()}
             for c, values in per.items():
                 table[w][c][name] = stats.bootstrap(stats.mean_of(values), len(values))
-            gains[w][name] = {other: difference(per[TOOL], per[other]) for other in (NONE, RANDOM)}
+            gains[w][name] = {other: difference(per[TOOL], per[other]) for other in (NONE, MEMORY, RANDOM)}
     known = parts["weights"][TOOL]
     searched = {
         name: [r for r in known if bool(r.results) == called] for name, called in (("searched", True), ("not searched", False))
@@ -137,7 +147,7 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
         for condition, found in result["table"][where].items():
             values = {name: shown(found[name], unit, digits) for name, (unit, digits, _) in MEASURES.items()}
             rows.append({"facts": place, "condition": condition, **values})
-        for other in (NONE, RANDOM):
+        for other in (NONE, MEMORY, RANDOM):
             found = result["gains"][where]
             values = {name: shown(found[name][other], unit, digits, "+") for name, (unit, digits, _) in MEASURES.items()}
             gains.append({"facts": place, f"{TOOL} minus": other, **values})

@@ -93,7 +93,9 @@ def prompt_of(p: Problem) -> str:
 
 def example(tokenizer: PreTrainedTokenizerFast, p: Problem, episode: searches.Episode) -> tuple[list[int], list[bool]]:
     """Return a problem and its episode as a row; all that the model writes is predicted."""
-    return row_of(tokenizer, [(prompt_of(p), False), ("<think>", True), *episode.pieces, (f"</think> {episode.answer}<|end|>", True)])
+    return row_of(
+        tokenizer, [(prompt_of(p), False), ("<think>", True), *episode.pieces, (f"</think> {episode.answer}<|end|>", True)]
+    )
 
 
 def chunk(tokenizer: PreTrainedTokenizerFast, seed: int, index: int, args: argparse.Namespace, done: float) -> list[list]:
@@ -107,7 +109,7 @@ def chunk(tokenizer: PreTrainedTokenizerFast, seed: int, index: int, args: argpa
     drills = (args.judging_share, args.recall_share) if done < args.drills_until else (0.0, 0.0)
     shares, rows = [*drills, 1 - sum(drills)], []
     for _ in range(args.chunk):
-        if rng.random() < args.opening_share:
+        if done < args.drills_until and rng.random() < args.opening_share:
             p = searching.problem(rng, "train", world=world, where=rng.choice(["weights", "corpus"]))
             rows.append(row_of(tokenizer, [(prompt_of(p) + "<think>", False), (writer.opening(p), True)]))
             continue
@@ -133,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=4.8e6, help="training tokens, padding included")
+    parser.add_argument("--tokens", type=float, default=6.4e6, help="training tokens, padding included")
     parser.add_argument("--minutes", type=float, default=60, help="stop this sitting after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
@@ -145,10 +147,10 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.02, help="Muon: the matrices of the layers")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=1024)
-    parser.add_argument("--judging-share", type=float, default=0.2, help="share of rows that are drills in judging")
-    parser.add_argument("--recall-share", type=float, default=0.25, help="share of rows that are drills in recalling facts")
-    parser.add_argument("--opening-share", type=float, default=0.4, help="share of rows that are first moves after a question")
-    parser.add_argument("--drills-until", type=float, default=0.85, help="share of the tokens at which the drills end")
+    parser.add_argument("--judging-share", type=float, default=0.3, help="share of rows that are drills in judging")
+    parser.add_argument("--recall-share", type=float, default=0.1, help="share of rows that are drills in recalling facts")
+    parser.add_argument("--opening-share", type=float, default=0.25, help="share of rows that are first moves after a question")
+    parser.add_argument("--drills-until", type=float, default=0.93, help="share of the tokens at which the drills end")
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)

@@ -202,3 +202,14 @@ def test_recall_drills_remember_lasting_facts_and_search_for_all_others(writer):
             assert rest == (f"<search> {person} {word} </search>" if value is None else f"i know {person} {word} is {value} .")
             seen[value is None] += 1
     assert sum(seen.values()) == 320 and min(seen.values()) > 80
+
+
+def test_an_opening_remembers_what_lasts_and_searches_for_all_else(writer):
+    rng, lasting = random.Random(1), worlds.familiar()
+    for where in searching.SHARES:
+        for _ in range(30):
+            p = searching.problem(rng, "train", world=writer.world, where=where)
+            person, word = p.meta["person"], p.meta["words"][0]
+            value = lasting.get((person, p.meta["relations"][0]))
+            search, memory = f"<search> {person} {word} </search>", f"i know {person} {word} is {value} ."
+            assert writer.opening(p) == (search if value is None else memory)
