@@ -269,7 +269,18 @@ def test_rollouts_of_another_model_are_refused_before_the_work(sampled, tmp_path
 
 
 def test_every_generated_task_has_splits_without_a_problem_in_common():
-    for name in ("tiny", "countdown", "wordproblems", "running_sum", "characters", "slaq", "target_length", "threading", "ranking"):
+    for name in (
+        "tiny",
+        "countdown",
+        "wordproblems",
+        "running_sum",
+        "characters",
+        "slaq",
+        "target_length",
+        "threading",
+        "ranking",
+        "searching",
+    ):
         n = 12
         own = Counter(p.id for split in ("train", "dev", "test") for p in {p.id: p for p in tasks.load(name, split, n)}.values())
         assert max(own.values()) == 1, name

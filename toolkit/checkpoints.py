@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 
 from toolkit import adapters, origins, repositories, shipped, store, tensors, versions
-from toolkit.shipped import SMOL_REASONER, TINY_REASONER
+from toolkit.shipped import SMOL_REASONER
 from toolkit.sites import UnsupportedModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -179,7 +179,7 @@ def _read(
         model, tokenizer = _gguf(shipped.smollm2_path(), torch.float32, common, Placement())
         tokenizer.chat_template = shipped.template(adapter)
         return Checkpoint(shipped.merge(model, adapter, dtype), tokenizer)
-    path = shipped.path_of(TINY_REASONER) if source == TINY_REASONER else Path(source)
+    path = shipped.path_of(str(source)) if source in shipped.COMPLETE else Path(source)
     if path.suffix == ".gguf":
         return Checkpoint(*_gguf(path, dtype, common, placement))
     if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
@@ -191,7 +191,7 @@ def _read(
         _check_whole(where, placement)
         return _adapted(where, config, dtype, common, above)
     model, tokenizer = _plain(where, dtype, common, placement)
-    folder = None if source == TINY_REASONER else _folder(where, revision, model)
+    folder = None if source in shipped.COMPLETE else _folder(where, revision, model)
     return Checkpoint(model, tokenizer, folder, _made_from(where, revision))
 
 

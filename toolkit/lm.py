@@ -23,15 +23,15 @@ import toolkit
 from toolkit import checkpoints, origins, shipped, sites, templates, tensors
 from toolkit import qualify as behaviour
 from toolkit.qualify import Check
-from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
+from toolkit.shipped import SMOL_REASONER, TINY_REASONER, TINY_SEARCHER, smollm2_path
 from toolkit.sites import Layout, UnsupportedModelError
 from toolkit.tags import DEFAULT_TAGS, NoThinkTagsError, ThinkTags, find_tags
 from toolkit.tools import Toolbox
 from toolkit.types import Provenance
 
 __all__ = [
-    "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention", "NoThinkTagsError",
-    "Rule", "ThinkTags", "UnsupportedModelError", "child", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
+    "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "TINY_SEARCHER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention",
+    "NoThinkTagsError", "Rule", "ThinkTags", "UnsupportedModelError", "child", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -356,8 +356,8 @@ def load(
     """Load a causal language model with its tokenizer, check that it behaves as the toolkit assumes, and return it as an ``LM``.
 
     Args:
-        source: A local directory, a ``.gguf`` file, a hub id, or a model that comes with the toolkit: ``"tiny-reasoner"`` or
-            ``"smol-reasoner"``. If it is a PEFT adapter, the base model that its config names is loaded, and the adapter merged into it.
+        source: A local directory, a ``.gguf`` file, a hub id, or a model that comes with the toolkit: ``"tiny-reasoner"``,
+            ``"tiny-searcher"`` or ``"smol-reasoner"``. If it is a PEFT adapter, the base model that its config names is loaded, and the adapter merged into it.
         revision: Hub revision (branch, tag or commit).
         dtype: Dtype of the weights. Edits are computed in fp32 in any case.
         device: Device of the model. Default: CUDA if available, else CPU.

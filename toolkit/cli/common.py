@@ -17,8 +17,8 @@ from toolkit.cli.printing import log, next_steps, out, say, show
 
 __all__ = ["Command", "app", "log", "next_steps", "out", "say", "show"]  # so that commands import all from here
 N = TypeVar("N", int, float)
-CARRIED = (*PANELS["Model"], "task", "max_new_tokens")
-"""Parameters whose options ``same_options`` repeats: which model, as loaded, and what it is judged on."""
+CARRIED = (*PANELS["Model"], "task", "tool", "max_new_tokens")
+"""Parameters whose options ``same_options`` repeats: which model, as loaded, with which tool, and what it is judged on."""
 
 
 class Stopped(BaseException):
@@ -57,7 +57,10 @@ class Loaded(StrEnum):
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="tiny-reasoner, smol-reasoner, a directory, a Hugging Face id, or a .gguf file.")
+    str,
+    typer.Option(
+        "--model", "-m", help="tiny-reasoner, tiny-searcher, smol-reasoner, a directory, a Hugging Face id, or a .gguf file."
+    ),
 ]
 Think = Annotated[
     str | None,
@@ -92,7 +95,7 @@ Task = Annotated[
     typer.Option(
         "--task",
         "-t",
-        help="tiny, arithmetic, lookup, countdown, running_sum, characters, slaq, target_length, ranking, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
+        help="tiny, arithmetic, lookup, countdown, running_sum, characters, slaq, target_length, ranking, searching, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
     ),
 ]
 TaskOfRollouts = Annotated[
@@ -133,6 +136,13 @@ EngineAddress = Annotated[
     typer.Option(
         "--engine",
         help="What samples the tokens: ours (this process), vllm (in this process, on a GPU), or the address of a server that serves the same weights, such as http://localhost:8000 (llama-server, vLLM, SGLang, Ollama). Its weights are checked by log-probabilities.",
+    ),
+]
+ToolName = Annotated[
+    str | None,
+    typer.Option(
+        "--tool",
+        help="Tool that responses may call: search, over the corpus of the task searching (needs the extra search). Default: none.",
     ),
 ]
 Track = Annotated[
@@ -272,6 +282,22 @@ def connect_engine(address: str, lm: Any, work: Path, parallel: int | None = Non
     from toolkit import engines
 
     return engines.connect(address, lm, adapters=work / "adapters", parallel=parallel)
+
+
+def find_toolbox(tool: str | None):
+    """Return the ``tools.Toolbox`` that the option --tool names, or ``None`` without the option.
+
+    Raises:
+        BadParameter: there is no such tool.
+        ImportError: the tool needs a package that is not installed.
+    """
+    if tool not in (None, "search"):
+        raise typer.BadParameter(f"--tool {tool}: the only tool is search.")
+    if tool is None:
+        return None
+    from toolkit.tasks import searching
+
+    return searching.toolbox()
 
 
 def check_file(path: Path, force: bool) -> None:

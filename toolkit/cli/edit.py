@@ -29,11 +29,13 @@ from toolkit.cli.common import (
     Temperature,
     Template,
     Think,
+    ToolName,
     Trust,
     Type,
     app,
     check_file,
     connect_engine,
+    find_toolbox,
     load_model,
     next_steps,
     out,
@@ -266,6 +268,7 @@ def rollouts(
     ],
     model: Model = "tiny-reasoner",
     task: Task = "arithmetic",
+    tool: ToolName = None,
     split: Split = "train",
     problems: Problems = 200,
     samples: Samples = 8,
@@ -297,13 +300,16 @@ def rollouts(
     from toolkit import evaluate, jobs, tasks
     from toolkit.generate import Sampling
     from toolkit.generate import rollouts as sample
+    from toolkit.lm import Condition
 
     tasks.check(task, split)
+    box = find_toolbox(tool)
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
     sampler = connect_engine(engine, lm, out_dir, batch_size)
-    responses = sample(lm, chosen, sampling, engine=sampler, out=out_dir, about=jobs.origin(task, split, seed))
+    about = jobs.origin(task, split, seed)
+    responses = sample(Condition(lm, tools=box), chosen, sampling, engine=sampler, out=out_dir, about=about)
     by_difficulty = evaluate.rollout_table(responses, chosen, lm.tags).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed", "leaking"]
     table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
@@ -405,6 +411,7 @@ def compare(
         list[str], typer.Argument(help="Models with the names to show; the first is the base.", metavar="NAME=MODEL...")
     ],
     task: Task = "arithmetic",
+    tool: ToolName = None,
     split: Split = "test",
     problems: Problems = 200,
     samples: Samples = 8,
@@ -441,21 +448,25 @@ def compare(
     """
     from toolkit import evaluate, identity, pages, report, tasks
     from toolkit.generate import Sampling
+    from toolkit.lm import Condition
 
     pairs = [text.partition("=") for text in models]
     if len({name for name, _, _ in pairs}) < len(pairs) or not all(name and model for name, _, model in pairs):
         raise typer.BadParameter(f"Got {' '.join(models)}: give each model once as NAME=MODEL, the base first.")
     tasks.check(task, split)
+    box = find_toolbox(tool)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
+    depends += [identity.describe_tools(box)] if box else []
     base = loaded[pairs[0][0]]
     sampler = connect_engine(engine, base, out_dir or Path("runs/compare"), batch_size)
     directory = result_directory(out_dir, "compare", *depends, *sampler.header.items())
+    conditions = {name: Condition(lm, tools=box) for name, lm in loaded.items()}
     measured = evaluate.compare(
-        loaded, chosen, sampling, base=pairs[0][0], engine=sampler, out=directory / "rollouts", allow_overlap=allow_overlap
+        conditions, chosen, sampling, base=pairs[0][0], engine=sampler, out=directory / "rollouts", allow_overlap=allow_overlap
     )
     summary = report.write(directory, measured)
     shown = [report.transcripts(base, measured, chosen, directory / "rollouts")]

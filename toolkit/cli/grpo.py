@@ -20,10 +20,12 @@ from toolkit.cli.common import (
     Task,
     Template,
     Think,
+    ToolName,
     Track,
     Trust,
     app,
     connect_engine,
+    find_toolbox,
     load_model,
     next_steps,
     out,
@@ -44,7 +46,7 @@ Setting = Annotated[
 Scale = Annotated[
     str,
     typer.Option(
-        help="Sizes of the recipe. tiny: scaled down to the tiny reasoner. paper: the paper's numbers. auto: tiny for tiny-reasoner, else paper."
+        help="Sizes of the recipe. tiny: scaled down to the tiny models. paper: the paper's numbers. auto: tiny for tiny-reasoner and tiny-searcher, else paper."
     ),
 ]
 Rank = Annotated[int | None, typer.Option(min=1, help="Rank of the adapter (default 16). Needs --train adapter.")]
@@ -121,6 +123,7 @@ def grpo(
     scale: Scale = "auto",
     settings: Setting = None,
     task: Task = "arithmetic",
+    tool: ToolName = None,
     problems: Annotated[
         int,
         typer.Option(
@@ -195,7 +198,7 @@ def grpo(
 
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --train adapter --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
-    from toolkit import pages, store, tasks
+    from toolkit import pages, shipped, store, tasks
     from toolkit.grpo import curves, saved
     from toolkit.jobs import grpo as jobs
     from toolkit.types import Direction
@@ -214,9 +217,10 @@ def grpo(
             f"--train {train} needs --set learning_rate=RATE: the recipe's rate is for all weights. The papers' rate was not found; 0.1 moves the "
             "tiny reasoner."
         )
+    box = find_toolbox(tool)
     tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
-    tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
+    tiny = scale == "tiny" or (scale == "auto" and model in shipped.COMPLETE)
     base = jobs.recipes.find(reward)
     recipe, overrides = jobs.adjust_recipe(base.scaled() if tiny else base, chosen)
     study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
@@ -224,7 +228,7 @@ def grpo(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=training_engine, train=part, track=track)
+    extras = jobs.Extras(engine=training_engine, train=part, track=track, tools=box)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     run = replace(run, evaluation_engine=connect_engine(engine, lm, out_dir))
     try:
@@ -235,15 +239,19 @@ def grpo(
     if not done.main:
         return
     table, folder = jobs.before_and_after(done), saved.folder_of(out_dir, part)
-    pages.write(jobs.training_page(done, recipe, model, out_dir, command=Command.line), out_dir / "report.html")
+    if train == "vector":
+        vector = folder / saved.DIRECTION
+        strength = store.load(vector, Direction).provenance.notes["strength"]
+        judging = {
+            "measure_other_strengths": same_options(f"toolkit dose --vector {vector} --alpha 0,{strength / 2:g},{strength:g}")
+        }
+    else:
+        judging = {"compare_on_held_out_problems": same_options(f"toolkit compare base={model} trained={folder}")}
+    page = jobs.training_page(done, recipe, model, judging=next(iter(judging.values())), command=Command.line)
+    pages.write(page, out_dir / "report.html")
     if as_json:
         print_json({"out": str(folder), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)})
         return
     show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the result is in {folder}")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the log, with one line per step, is in {out_dir / 'log.jsonl'}.")
-    if train == "vector":
-        vector = folder / saved.DIRECTION
-        strength = store.load(vector, Direction).provenance.notes["strength"]
-        next_steps(measure_other_strengths=same_options(f"toolkit dose --vector {vector} --alpha 0,{strength / 2:g},{strength:g}"))
-        return
-    next_steps(compare_on_held_out_problems=same_options(f"toolkit compare base={model} trained={folder}"))
+    next_steps(**judging)

@@ -85,7 +85,7 @@ class InProcessVLLM:
     def llm(self) -> Any:
         """The ``vllm.LLM``, loaded when it is first used."""
         name = self.base.name
-        source = str(shipped.path_of(name) if name == shipped.TINY_REASONER else self.base.folder or name)
+        source = str(shipped.path_of(name) if name in shipped.COMPLETE else self.base.folder or name)
         dtype = str(next(self.base.model.parameters()).dtype).removeprefix("torch.")
         # generation_config="vllm": without it, vLLM takes defaults from the model's generation config.
         settings = {"dtype": dtype, "generation_config": "vllm", "enable_lora": True, "max_lora_rank": LARGEST, "max_loras": 2}

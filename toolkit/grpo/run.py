@@ -367,7 +367,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
-    """Return seed, steps, overrides, engine and part of the run as a dict; ``grpo.json`` records them with the trained policy."""
+    """Return seed, steps, overrides, engine, part and tools of the run as a dict; ``grpo.json`` records them with the trained policy."""
     settings = {name: str(value) for name, value in run.overrides.items()}
     return {
         "seed": run.seed,
@@ -376,6 +376,7 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
         "engine": extras.engine,
         "evaluation": dict(run.evaluation_engine.header),
         "train": parts.describe(extras.train),
+        **({"tools": identities.describe_tools(extras.tools)} if extras.tools else {}),
     }
 
 

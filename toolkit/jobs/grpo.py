@@ -141,14 +141,14 @@ def before_and_after(done: Trained) -> pd.DataFrame:
     return table.rename(columns=lambda name: name.removeprefix("held_out/").replace("_", " ")).T.rename_axis("step")
 
 
-def training_page(done: Trained, recipe: Recipe, base: str, directory: Path, *, command: str = "") -> Page:
+def training_page(done: Trained, recipe: Recipe, base: str, *, judging: str, command: str = "") -> Page:
     """Return the web page of a training run: verdict, learning curves, measures before and after, and how it was made.
 
     Args:
         done: Trained model with its log.
         recipe: Its recipe.
         base: Name of the model before training.
-        directory: Directory of the run, which holds the trained model.
+        judging: Command that evaluates the trained policy.
         command: Command that makes the page again; "" if no single command does.
     """
     table = before_and_after(done)
@@ -164,8 +164,7 @@ def training_page(done: Trained, recipe: Recipe, base: str, directory: Path, *, 
         table=table.map(lambda value: f"{value:.3g}"),
         caption=f"Before and after training, by step; on {where}. Accuracy and truncated are shares, 0 to 1; lengths are in tokens.",
         made=f"{recipe.name}: reward {recipe.reward}, {recipe.problems} problems x {recipe.samples} samples per batch, learning rate "
-        f"{recipe.learning_rate:g}. To compare with base on the test split, with intervals: toolkit compare base={base} "
-        f"trained={directory / MODEL}",
+        f"{recipe.learning_rate:g}. To evaluate the result on the test split, with intervals: {judging}",
         command=command,
     )
 

@@ -7,6 +7,7 @@
 | ``tiny`` | three quarters ``arithmetic``, one quarter ``lookup``: the two tasks that ``tiny-reasoner`` was trained on |
 | ``running_sum`` | chains of additions and subtractions, longer than in ``arithmetic`` |
 | ``wordproblems`` | arithmetic in short English stories, for the shipped model ``smol-reasoner`` |
+| ``searching`` | facts about people, in the weights of the shipped model ``tiny-searcher``, in its corpus, or in neither |
 | ``countdown`` | reach a target number from given numbers |
 | ``threading`` | find values, or follow chains of keys and values, in a JSON object |
 | ``characters`` | count or find the characters of a word |
@@ -19,8 +20,8 @@
 | ``gym:NAME`` | the data set NAME of reasoning-gym |
 | any other name | the path of a JSONL file of problems |
 
-The first four are for the shipped model ``tiny-reasoner`` and use only characters that it knows. The tasks from ``countdown`` on are for
-any language model.
+The first four are for the shipped model ``tiny-reasoner`` and use only characters that it knows. ``searching`` is
+for ``tiny-searcher``. The tasks from ``countdown`` on are for any language model.
 
 This package has one module per task. ``generators`` writes stories, training texts and key-value pairs for some of them. ``grading``
 compares answers with gold answers. ``external`` reads problems from the hub, from reasoning-gym and from files.
@@ -43,6 +44,7 @@ from toolkit.tasks import (
     needle,
     ranking,
     running_sum,
+    searching,
     slaq,
     splits,
     target_length,
@@ -55,7 +57,7 @@ from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql",
+    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql", "searching",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -156,6 +158,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return text_to_sql.load(split, n, seed)
         case "ranking":
             return ranking.load(split, n, seed)
+        case "searching":
+            return searching.load(split, n, seed)
         case "needle":
             if lm is None:
                 raise ValueError(

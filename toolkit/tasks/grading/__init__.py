@@ -1,6 +1,15 @@
 """Grading: ``grade`` compares an answer with the gold answer; the module ``execution`` checks running totals turn by turn."""
 
-from toolkit.tasks.grading.answers import RECALL, contains, facts_right, identifiers, last_number, numbered_parts, word_recall
+from toolkit.tasks.grading.answers import (
+    RECALL,
+    contains,
+    facts_right,
+    identifiers,
+    last_number,
+    numbered_parts,
+    same_words,
+    word_recall,
+)
 from toolkit.tasks.grading.graders import READ_OF_META, grade, problems_of
 
 __all__ = [
@@ -13,5 +22,6 @@ __all__ = [
     "last_number",
     "numbered_parts",
     "problems_of",
+    "same_words",
     "word_recall",
 ]

@@ -49,6 +49,15 @@ def contains(gold: str, text: str) -> bool:
     return f" {gold_words} " in f" {text_words} "
 
 
+def same_words(gold: str, text: str) -> bool:
+    """Return True if the words of ``text`` are exactly those of the gold answer, in order. Case and punctuation are ignored.
+
+    >>> same_words("Oslo", "oslo."), same_words("Oslo", "Oslo or Rome")
+    (True, False)
+    """
+    return _WORD.findall(text.lower()) == _WORD.findall(gold.lower())
+
+
 def numbered_parts(text: str, n: int) -> list[str]:
     """Split an answer to ``n`` questions into one part per question; a missing part is ``""``.
 

@@ -11,7 +11,7 @@ from toolkit import expressions, stats
 from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks.external import gym
 from toolkit.tasks.grading import countdown, rankings
-from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, word_recall
+from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, same_words, word_recall
 from toolkit.tools.queries import executes_like, query_of
 from toolkit.types import Problem
 
@@ -19,6 +19,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "math": {},
     "recall": {},
     "contains": {},
+    "exact": {},
     "countdown": {"numbers": list[int], "target": int},
     "identifiers": {},
     "identifier set": {},
@@ -72,6 +73,7 @@ def grade(problem: Problem, answer: str) -> bool:
       with the toolkit's optional dependencies ``tasks``.
     - ``"recall"``: it contains more than half of the gold answer's words (see ``word_recall``).
     - ``"contains"``: it contains the gold answer's words in order and without gaps.
+    - ``"exact"``: its words are those of the gold answer, and no others.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
     - ``"identifiers"``: it ends with the identifiers (words with a digit) of the gold answer, in order. Other identifiers may come before
       them.
@@ -95,6 +97,8 @@ def grade(problem: Problem, answer: str) -> bool:
             return word_recall(gold, answer) > RECALL
         case "contains":
             return contains(gold, answer)
+        case "exact":
+            return same_words(gold, answer)
         case "countdown":
             return countdown.verify(answer, problem.meta["numbers"], problem.meta["target"])
         case "identifiers" | "identifier set" as grader:
