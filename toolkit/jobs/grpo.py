@@ -159,7 +159,7 @@ def training_page(done: Trained, recipe: Recipe, base: str, *, judging: str, com
     where = "held-out problems (dev split)" if held_out else "the problems of the first and the last training batch"
     return Page(
         title=f"{recipe.name} on {base}",
-        verdict=verdicts.of_training(measured[first], measured[last], steps=int(last)),
+        verdict=verdicts.of_training(measured[first].to_dict(), measured[last].to_dict(), steps=int(last)),
         main=Section("Learning curves", f"Measured on {where}.", (figures.learning_curves({recipe.name: done.log}, metrics),)),
         table=table.map(lambda value: f"{value:.3g}"),
         caption=f"Before and after training, by step; on {where}. Accuracy and truncated are shares, 0 to 1; lengths are in tokens.",
