@@ -30,7 +30,7 @@ def effect_colour(better: str, difference: float) -> str:
 
 
 def error_bars(
-    mean: Iterable[float], low: Iterable[float], high: Iterable[float], colour: str = NEITHER, *, opacity: float = 0.35
+    mean: Iterable[Any], low: Iterable[Any], high: Iterable[Any], colour: str = NEITHER, *, opacity: float = 0.35
 ) -> dict[str, Any]:
     """Return plotly's error bars for values with intervals, as a light layer: thin, without caps, in a pale colour.
 

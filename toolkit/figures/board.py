@@ -240,13 +240,13 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     columns = [m for m in metrics if any(m in board["paired"][name] for name in names)]
     # Two heat maps, one over the other: metrics with a better direction, and the others.
     directed, plain = np.full((2, len(names), len(columns)), np.nan)
-    signed, unsigned = np.full((2, len(names), len(columns)), "", object)
+    signed, unsigned = ([[""] * len(columns) for _ in names] for _ in range(2))
     for i, name in enumerate(names):
         for j, metric in enumerate(columns):
             d, better = board["paired"][name].get(metric), board["metrics"][metric]["better"]
             if d and d["mean"] is not None:
                 values, texts = (plain, unsigned) if better == "none" else (directed, signed)
-                texts[i, j] = f"({100 * d['mean']:+.0f})" if few_seeds(d) else f"{100 * d['mean']:+.0f}"
+                texts[i][j] = f"({100 * d['mean']:+.0f})" if few_seeds(d) else f"{100 * d['mean']:+.0f}"
                 # The colour shows the difference only if it is significant; 0 is white.
                 shown = d["mean"] if d["p_holm"] is not None and d["p_holm"] < 0.05 else 0.0
                 values[i, j] = -shown if better == "low" else shown

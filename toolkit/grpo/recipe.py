@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -171,3 +171,8 @@ NOT_SCALED = ("beta", "temperature", "entropy_coef")
 * ``temperature``: 1, at which the tiny reasoner (the small model in this package) is evaluated.
 * ``entropy_coef``, weight of the entropy bonus: 0.
 """
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe as a file holds them. A field that did not exist when the file was written gets its default."""
+    return {f.name: f.default for f in fields(Recipe) if f.name not in saved} | dict(saved)

@@ -20,6 +20,7 @@ from toolkit.grpo import curves, policies, recipes, saved
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import Bar
 from toolkit.grpo.plan import TrainingPlan
+from toolkit.grpo.recipe import with_defaults
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import GRPOConfig, Run, Trained, check_free, train
 from toolkit.jobs.study import Say, Study
@@ -221,7 +222,11 @@ def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: in
     same = json.loads(json.dumps(recipe, default=store.jsonable))  # the recipe as it would be read back from a file
     if "depends" in about:
         store.checked(about, store.RECORD, f"{file}, line 1", "Remove the file: the run is made again.")
-    elif "stale" not in about and (about["recipe"], about["seed"], about.get("fingerprint")) == (same, seed, lm.fingerprint):
+    elif "stale" not in about and (with_defaults(about["recipe"]), about["seed"], about.get("fingerprint")) == (
+        same,
+        seed,
+        lm.fingerprint,
+    ):
         say(
             f"{file.name}: kept, although its code is unknown ({about.get('made_by', store.BEFORE_HASHES)}); move the file away to train again"
         )
