@@ -23,7 +23,7 @@ from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, Trained, train
 from toolkit.grpo.trainer import Extras, Trainer
-from toolkit.lm import LM
+from toolkit.lm import LM, Condition
 from toolkit.rounding import rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -273,7 +273,8 @@ def test_a_sweep_trains_and_reads_back_the_same_model(half, recipe, tmp_path):
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_board_judges_a_policy_in_the_number_type_of_its_base(half, full, merged, tmp_path, monkeypatch):
-    policy = SimpleNamespace(lm=replace(full, model=deepcopy(full.model)))
+    trained = replace(full, model=deepcopy(full.model))
+    policy = SimpleNamespace(lm=trained, policy=Condition(trained))
     monkeypatch.setattr(board.Ground, "train", lambda *args, **kwargs: policy)
     how = {"recipe": recipes.plain("correctness"), "reward": None, "edit": 0.0, "steer": 0.0}
     judged = board.spec._trained(board.Ground(half, board.Sizes(), tmp_path), 0, merged=merged, **how).lm

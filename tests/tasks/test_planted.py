@@ -35,7 +35,7 @@ def test_without_errors_the_history_is_the_truth_and_the_reader_agrees_with_the_
     for p in CHAINS:
         assert list(running_sum.planted(p, 8 - 1, 0.0).totals) == running_sum.totals(p)[:7]
         history = running_sum.planted(p, 7, 0.5)
-        assert [not step for step in running_sum.read_text(p, history.text).step[:7]] == list(history.wrong)
+        assert [not step for step in running_sum.execution_of(p, history.text).step[:7]] == list(history.wrong)
 
 
 def test_errors_come_at_the_nominal_rate_where_they_are_possible_and_are_nested():

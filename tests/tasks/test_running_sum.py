@@ -212,12 +212,12 @@ def chain(expression: str) -> Problem:
     ],
 )
 def test_thinking_is_read_as_a_reader_would(text, outputs, step):
-    e = running_sum.read_text(chain("17+5-9+4"), text)
+    e = running_sum.execution_of(chain("17+5-9+4"), text)
     assert (e.outputs, e.step) == (outputs, step)
 
 
 def test_an_early_slip_of_alignment_does_not_spoil_the_steps_after_it():
-    e = running_sum.read_text(chain("1+2+3+4+5+6"), "1+3=4\n4+4=8\n8+5=13\n13+6=19")
+    e = running_sum.execution_of(chain("1+2+3+4+5+6"), "1+3=4\n4+4=8\n8+5=13\n13+6=19")
     assert e.step == (None, False, True, True, True) and not e.final
 
 
@@ -227,7 +227,7 @@ def test_written_traces_are_wrong_exactly_where_the_writer_slipped(habits):
     rng, slips, problems = random.Random(0), 0, arithmetic.load("train", 200, operands=(4, 8))
     for p in problems:
         trace = arithmetic.write_trace(p, rng, habits)
-        e = running_sum.read_text(chain(p.meta["expression"]), trace.text)
+        e = running_sum.execution_of(chain(p.meta["expression"]), trace.text)
         lines = trace.text.splitlines()
         left = [i for i in trace.failed_lines if not (i + 1 < len(lines) and lines[i + 1].endswith(" fix"))]
         assert sum(s is False for s in e.step) == len(left)
@@ -250,13 +250,13 @@ def test_rollouts_of_the_tiny_reasoner_are_read_from_their_tokens(tiny):
     found = generate.rollouts(tiny, problems, generate.Sampling(n=1, temperature=0.0, max_new_tokens=120))
     for r, p in zip(found, problems, strict=True):
         think = tiny.text(r.token_ids[r.think.start : r.think.stop])
-        assert running_sum.read_rollout(tiny, r, p) == running_sum.read_text(p, think)
+        assert running_sum.read_rollout(tiny, r, p) == running_sum.execution_of(p, think)
     assert execution.step_accuracy([running_sum.read_rollout(tiny, r, p) for r, p in zip(found, problems, strict=True)]).mean > 0.5
 
 
 def test_a_problem_of_another_task_is_not_read():
     with pytest.raises(ValueError, match=r"is of task 'arithmetic' and has no deltas: give a problem of running_sum\.load"):
-        running_sum.read_text(arithmetic.load("test", 1)[0], "1+1=2")
+        running_sum.execution_of(arithmetic.load("test", 1)[0], "1+1=2")
 
 
 # --- episodes ------------------------------------------------------------------------------------------------
@@ -382,4 +382,4 @@ def test_problems_go_through_a_file(tmp_path):
     back = store.load_problems(store.save_problems(own, tmp_path / "p.jsonl"))
     assert [json.dumps(p.meta) for p in back] == [json.dumps(p.meta, sort_keys=True) for p in own]
     text = own[0].meta["expression"] + f"={own[0].answer}"
-    assert running_sum.read_text(back[0], text) == running_sum.read_text(own[0], text)
+    assert running_sum.execution_of(back[0], text) == running_sum.execution_of(own[0], text)

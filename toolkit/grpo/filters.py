@@ -66,7 +66,7 @@ class GFPO:
     def keeps(self, batch: RewardBatch, rewards: Float[ndarray, " n"]) -> Bool[ndarray, " n"]:
         """Return a mask, True for the rollouts that are kept.
 
-        >>> batch = RewardBatch.from_columns(correct=[1, 0, 1, 1], tokens=[30, 10, 20, 40])
+        >>> batch = RewardBatch.from_columns(correct=[1.0, 0.0, 1.0, 1.0], tokens=[30, 10, 20, 40])
         >>> GFPO(keep=2).keeps(batch, batch["correct"]).tolist(), GFPO(2, "efficiency").keeps(batch, batch["correct"]).tolist()
         ([False, True, True, False], [True, False, True, False])
         """
@@ -110,7 +110,7 @@ class CellMask:
     def keeps(self, batch: RewardBatch, rewards: Float[ndarray, " n"]) -> Bool[ndarray, " n"]:
         """Return a mask, True for the rollouts that are kept; ``rewards`` is not used.
 
-        >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], tokens=[10, 30, 10, 30])
+        >>> batch = RewardBatch.from_columns(correct=[1.0, 1.0, 0.0, 0.0], tokens=[10, 30, 10, 30])
         >>> CellMask(("LC", "SW"), target=20).keeps(batch, batch["correct"]).tolist()
         [True, False, False, True]
         """

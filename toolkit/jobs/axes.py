@@ -126,7 +126,7 @@ def _next_steps(sampling: Sampling, condition: Condition, histories: Sequence[Hi
         for r in generate.continuations(condition, prompts, sampling)
     ]
     steps = [
-        running_sum.read_text(h.problem, h.text + text).step[len(h.totals)] for h, text in zip(histories, written, strict=True)
+        running_sum.execution_of(h.problem, h.text + text).step[len(h.totals)] for h, text in zip(histories, written, strict=True)
     ]
     return np.array([np.nan if step is None else step for step in steps], float)
 

@@ -48,7 +48,7 @@ class DOT:
     """Correctness, except that a response which is much longer than the others to the same problem earns 0, if all of them are right.
 
     >>> batch = RewardBatch.from_columns(correct=[1] * 5, tokens=[20, 20, 20, 20, 200])
-    >>> DOT(alpha=1.5)(batch).values.tolist()
+    >>> DOT(alpha=1.5, margin=8)(batch).values.tolist()
     [1.0, 1.0, 1.0, 1.0, 0.0]
 
     Attributes:

@@ -112,7 +112,7 @@ def perturbed(query: str, replacements: Sequence[str], seed: int) -> str:
     """Return a query with one of its words, drawn at random, replaced by another word.
 
     >>> perturbed("river of Zor", ["lake", "hill"], seed=0)
-    'river of lake'
+    'river of hill'
 
     Args:
         query: The query, with at least one word.

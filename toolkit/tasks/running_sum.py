@@ -3,7 +3,7 @@
 After "The Illusion of Diminishing Returns" (arXiv 2509.09677). The task has two forms:
 
 - *chains*, such as ``17+5-9+...=?``, for ``tiny-reasoner``. Each added or subtracted operand is one turn. By default a chain has 2 to 24
-  turns; the model was trained on at most 7. Running totals stay between 0 and 99. ``read_text`` reads the totals that the model writes in
+  turns; the model was trained on at most 7. Running totals stay between 0 and 99. ``execution_of`` reads the totals that the model writes in
   its thinking.
 - *episodes*, for any language model, as in the paper. They are conversations: the user first gives a dictionary from words to integers,
   and then, in each turn, K words whose values are to be added (``generators/episodes.py``).
@@ -64,7 +64,7 @@ __all__ = [
     "play",
     "problem",
     "read_rollout",
-    "read_text",
+    "execution_of",
     "running_sum_episodes",
     "step_accuracy",
     "with_history_errors",
@@ -136,12 +136,12 @@ def totals(p: Problem) -> list[int]:
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
     """Read the running totals that a rollout's thinking gives for the problem ``p``, and check them against the true ones.
 
-    Return an Execution: the totals, and whether each is right. ``read_text`` explains how totals are read.
+    Return an Execution: the totals, and whether each is right. ``execution_of`` explains how totals are read.
     """
-    return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
+    return execution_of(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
-def read_text(p: Problem, text: str) -> Execution:
+def execution_of(p: Problem, text: str) -> Execution:
     """Read the running totals that a chain of thought gives for the problem ``p``, and check them against the true ones.
 
     Return an Execution: the totals, and whether each is right.
