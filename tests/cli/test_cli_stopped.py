@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 
@@ -75,7 +76,9 @@ def test_what_steer_and_compare_sample_is_kept_without_being_asked(tmp_path, mon
     assert main(monkeypatch, *command) == 0
     monkeypatch.setattr(loop, "_decode", lambda *a, **k: pytest.fail("sampled again"))
     assert main(monkeypatch, *command) == 0
-    assert "Rollouts and numbers are in runs/compare/" in capsys.readouterr().out
+    assert re.search(
+        r"Open runs/compare/\w+/report\.html; rollouts and numbers are beside it", " ".join(capsys.readouterr().out.split())
+    )
 
 
 def test_what_other_problems_or_switches_decide_is_kept_elsewhere(tmp_path, monkeypatch, capsys, handlers):

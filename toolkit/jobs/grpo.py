@@ -154,13 +154,12 @@ def training_page(done: Trained, recipe: Recipe, base: str, *, judging: str, com
     """
     table = before_and_after(done)
     measured = table.rename(index=lambda name: name.replace(" ", "_"))
-    first, last = table.columns[0], table.columns[-1]
     held_out = "held_out/accuracy" in done.log
     metrics = tuple(m for m in (HELD_OUT if held_out else IN_TRAINING) if m in done.log)
     where = "held-out problems (dev split)" if held_out else "the problems of the first and the last training batch"
     return Page(
         title=f"{recipe.name} on {base}",
-        verdict=verdicts.of_training(measured[first].to_dict(), measured[last].to_dict(), steps=int(last)),
+        verdict=verdicts.of_training(measured.iloc[:, 0].to_dict(), measured.iloc[:, -1].to_dict(), steps=int(table.columns[-1])),
         main=Section("Learning curves", f"Measured on {where}.", (figures.learning_curves({recipe.name: done.log}, metrics),)),
         table=table.map(lambda value: f"{value:.3g}"),
         caption=f"Before and after training, by step; on {where}. Accuracy and truncated are shares, 0 to 1; lengths are in tokens.",
