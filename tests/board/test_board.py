@@ -395,7 +395,7 @@ def test_a_board_is_measured_and_reads_as_json_table_and_page(found, ground):
     row = table[(table["condition"] == "budget of 12") & (table["metric"] == "think_tokens")].iloc[0]
     assert row["difference"] == found["paired"]["budget of 12"]["think_tokens"]["mean"]
     assert "budget of 12" in (ground.out / "report.html").read_text()
-    assert found["figures"][0]["text"] == "Condition minus base. This board trains policies on arithmetic only."
+    assert found["figures"][0]["text"].endswith(" This board trains policies on arithmetic only.")
     assert found["metrics"]["accuracy_lookup"]["label"] == "lookup (never trained on)"
 
 
