@@ -1,12 +1,14 @@
-"""Helpers of the scripts that publish measured numbers: replace a marked part of the README, and draw a figure or a web page as a PNG."""
+"""Helpers of the scripts in ``data/``: keep work, load another script, replace a marked part of a page, draw a figure or a page as a PNG."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import plotly.graph_objects as go
@@ -28,6 +30,15 @@ def work_folder(script: str, code: str, depends: Any = None) -> Path:
     path = Path(script)
     key = store.key([path.read_text(), code, depends])
     return store.writable(ROOT / "runs" / path.parent.name / key)
+
+
+def script(path: str) -> ModuleType:
+    """Return a script in ``data/``, such as ``tiny-reasoner/train.py``, as a module. Names with hyphens cannot be imported."""
+    spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", path.removesuffix(".py")), ROOT / "data" / path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def splice(name: str, text: str, path: Path = README) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,14 +170,16 @@ def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str
     )
 
 
-def transcripts(lm: LM, report: Report, problems: Sequence[Problem], rollouts: str | Path, *, count: int = 3) -> Section:
+def transcripts(
+    lms: Mapping[str, LM], report: Report, problems: Sequence[Problem], rollouts: str | Path, *, count: int = 3
+) -> Section:
     """Return a section with responses of base and of up to three other conditions, side by side.
 
     It shows the first problems on which the first sample of base differs from that of another condition; they are not selected for what
     they show. Random controls are left out.
 
     Args:
-        lm: Model whose tokenizer made the tokens.
+        lms: Name of a condition -> its model, whose tokenizer made its tokens.
         report: Results of ``evaluate.compare``.
         problems: Problems of the comparison.
         rollouts: Directory of rollouts, the argument ``out`` of ``evaluate.compare``.
@@ -189,7 +191,7 @@ def transcripts(lm: LM, report: Report, problems: Sequence[Problem], rollouts: s
         for name in names
     }
     differ = [p for p in problems if len({first[name][p.id].text for name in names}) > 1] if len(names) > 1 else list(problems)
-    shown = [side_by_side(lm, p, {name: first[name][p.id] for name in names}) for p in differ[:count]]
+    shown = [side_by_side(lms, p, {name: first[name][p.id] for name in names}) for p in differ[:count]]
     text = "The first problems on which the conditions respond differently, sample 0 of each; not selected for what they show."
     return Section("Transcripts", text if shown else "All conditions give the same first responses.", html="".join(shown))
 

@@ -16,6 +16,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -124,10 +125,15 @@ def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: floa
         else:
             p = arithmetic.problem(rng, "train", operands=(2, 4) if steps else arithmetic.OPERANDS)
             rows.append(example(tokenizer, p, arithmetic.write_trace(p, rng, habits)))
+    return batched(rows, args.batch_tokens, rng)
+
+
+def batched(rows: list[Row], batch_tokens: int, rng: random.Random) -> list[list[Row]]:
+    """Return rows as batches of rows of similar length, at most ``batch_tokens`` tokens each with padding, in random order."""
     rows.sort(key=lambda row: len(row[0]))
     batches, batch = [], []
     for row in rows:
-        if batch and (len(batch) + 1) * len(row[0]) > args.batch_tokens:
+        if batch and (len(batch) + 1) * len(row[0]) > batch_tokens:
             batches.append(batch)
             batch = []
         batch.append(row)
@@ -155,12 +161,20 @@ def save(state: dict, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str, *, tokens: float, minutes: float, chunk: int) -> argparse.ArgumentParser:
+    """Return the options of a training: folders, sizes and rates.
+
+    Args:
+        description: Text of ``--help``.
+        tokens: Default number of training tokens.
+        minutes: Default length of a sitting.
+        chunk: Default number of rows per chunk.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=25e6, help="training tokens, padding included")
-    parser.add_argument("--minutes", type=float, default=90, help="stop this sitting after so many minutes")
+    parser.add_argument("--tokens", type=float, default=tokens, help="training tokens, padding included")
+    parser.add_argument("--minutes", type=float, default=minutes, help="stop this sitting after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--d-model", type=int, default=128)
@@ -170,37 +184,49 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2.5e-3, help="AdamW: embeddings and norms")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="Muon: the matrices of the layers")
     parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--chunk", type=int, default=2048)
-    parser.add_argument("--copying-until", type=float, default=0.06, help="share of the tokens for the first lesson")
-    parser.add_argument("--steps-until", type=float, default=0.11, help="share of the tokens at which the second lesson ends")
-    parser.add_argument("--lookup-share", type=float, default=0.3)
-    parser.add_argument("--brief-share", type=float, default=0.6, help="share of lookup problems with a context below 80")
-    parser.add_argument(
-        "--drill-share", type=float, default=0.3, help="share of lookup problems that are drills, after the first lesson"
-    )
-    args = parser.parse_args()
+    parser.add_argument("--chunk", type=int, default=chunk)
+    return parser
+
+
+def train(
+    args: argparse.Namespace,
+    build_tokenizer: Callable[[], PreTrainedTokenizerFast],
+    chunk: Callable[..., list[list[Row]]],
+    *,
+    context: int = 4096,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Train a model, or go on with a training that was stopped, and save it in ``args.out`` at the end.
+
+    Args:
+        args: Options, from ``parser_of``.
+        build_tokenizer: Function that returns the tokenizer.
+        chunk: Function that returns a chunk of data: ``chunk(tokenizer, seed, index, args, done)``, as the one in this file.
+        context: Largest number of positions.
+        dtype: Dtype of the saved weights.
+    """
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)
-
     torch.set_flush_denormal(True)  # denormal gradients make a CPU five times slower
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(args, len(tokenizer))
+    model.config.max_position_embeddings = context
     hidden = [p for name, p in model.model.layers.named_parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is h for h in hidden)]
     optimizers = [
         torch.optim.Muon(hidden, lr=args.muon_lr, momentum=0.95, weight_decay=0.05),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
-    start, tokens, step = 0, 0, 0
+    index, tokens, step = 0, 0, 0
     if (work / "state.pt").exists():
         state = torch.load(work / "state.pt", weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        start, tokens, step = state["chunk"], state["tokens"], state["step"]
+        index, tokens, step = state["chunk"], state["tokens"], state["step"]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokens / 1e6:.1f} M tokens done", flush=True)
-    began, index = time.time(), start
+    began = time.time()
     with open(work / "sittings.jsonl", "a") as sittings:
         print(json.dumps({"from_tokens": tokens, "arguments": vars(args)}, default=str), file=sittings)
     with open(work / "loss.jsonl", "a") as log:
@@ -221,21 +247,27 @@ def main() -> None:
             print(json.dumps(row), file=log, flush=True)
             print(json.dumps(row), flush=True)
             if index % 4 == 0 or tokens >= args.tokens:
-                save(
-                    {
-                        "model": model.state_dict(),
-                        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                        "chunk": index,
-                        "tokens": tokens,
-                        "step": step,
-                    },
-                    work / "state.pt",
-                )
+                optimizing = [optimizer.state_dict() for optimizer in optimizers]
+                kept = {"model": model.state_dict(), "optimizers": optimizing, "chunk": index, "tokens": tokens, "step": step}
+                save(kept, work / "state.pt")
                 model.save_pretrained(work / "model")
                 tokenizer.save_pretrained(work / "model")
     if tokens >= args.tokens:
+        model.to(dtype)
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
+
+
+def main() -> None:
+    parser = parser_of(__doc__, tokens=25e6, minutes=90, chunk=2048)
+    parser.add_argument("--copying-until", type=float, default=0.06, help="share of the tokens for the first lesson")
+    parser.add_argument("--steps-until", type=float, default=0.11, help="share of the tokens at which the second lesson ends")
+    parser.add_argument("--lookup-share", type=float, default=0.3)
+    parser.add_argument("--brief-share", type=float, default=0.6, help="share of lookup problems with a context below 80")
+    parser.add_argument(
+        "--drill-share", type=float, default=0.3, help="share of lookup problems that are drills, after the first lesson"
+    )
+    train(parser.parse_args(), build_tokenizer, chunk)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ without a tool, with every search replaced by recall, and, as a control, with a 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,15 +44,6 @@ MEASURES: Mapping[str, tuple[str, int, Callable[[Rollout], float]]] = {
 }
 """Measure -> unit, digits, and value of a response. The answer "unknown" is the right one if the facts are in neither."""
 PLACES = {"weights": "in the weights", "corpus": "only in the corpus", "neither": "in neither"}
-
-
-def reasoner() -> ModuleType:
-    """Return the measuring script of the tiny reasoner as a module."""
-    spec = importlib.util.spec_from_file_location("tiny_reasoner_measure", HERE.parent / "tiny-reasoner" / "measure.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def search(query: str) -> str:
@@ -177,7 +166,7 @@ def main() -> None:
         about = {"made_by": store.made_by(code), "provenance": lm.provenance(0), "settings": settings}
         store.write_json({**about, **summary(problems, sampled)}, HERE / "results.json")
     log = [json.loads(line) for line in (HERE / "loss.jsonl").read_text().splitlines()]
-    curve = reasoner().curve([row["tokens"] / 1e6 for row in log], [row["loss"] for row in log])
+    curve = publish.script("tiny-reasoner/measure.py").curve([row["tokens"] / 1e6 for row in log], [row["loss"] for row in log])
     store.write_text(curve, HERE / "loss.svg")
     for mark, text in tables(store.read_json(HERE / "results.json")).items():
         publish.splice(mark, text, HERE / "README.md")

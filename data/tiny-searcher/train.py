@@ -11,12 +11,9 @@ Most of the training has two kinds of drills beside episodes: judging results, a
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import random
-import time
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
@@ -26,19 +23,10 @@ from toolkit.tasks import searching
 from toolkit.tasks.generators import cues, searches, worlds
 from toolkit.types import Problem
 
-HERE = Path(__file__).parent
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import publish
 
-
-def reasoner() -> ModuleType:
-    """Return the training script of the tiny reasoner as a module."""
-    spec = importlib.util.spec_from_file_location("tiny_reasoner_train", HERE.parent / "tiny-reasoner" / "train.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BASE = reasoner()
+BASE = publish.script("tiny-reasoner/train.py")
 MARKS = ("<search>", "</search>", "<result>", "</result>")
 WRITTEN = (
     "asked", "so", "i", "know", "is", "relevant", "irrelevant", "no", "answer", "not", "found", "guess", "nothing", searching.UNKNOWN,
@@ -119,90 +107,16 @@ def chunk(tokenizer: PreTrainedTokenizerFast, seed: int, index: int, args: argpa
             continue
         p = searching.problem(rng, "train", world=world)
         rows.append(example(tokenizer, p, writer.write(p, rng)))
-    rows.sort(key=lambda row: len(row[0]))
-    batches, batch = [], []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(row[0]) > args.batch_tokens:
-            batches.append(batch)
-            batch = []
-        batch.append(row)
-    batches.append(batch)
-    rng.shuffle(batches)
-    return batches
+    return BASE.batched(rows, args.batch_tokens, rng)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
-    parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=6.4e6, help="training tokens, padding included")
-    parser.add_argument("--minutes", type=float, default=60, help="stop this sitting after so many minutes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--d-model", type=int, default=128)
-    parser.add_argument("--d-mlp", type=int, default=256)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--head-dim", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2.5e-3, help="AdamW: embeddings and norms")
-    parser.add_argument("--muon-lr", type=float, default=0.02, help="Muon: the matrices of the layers")
-    parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--chunk", type=int, default=1024)
+    parser = BASE.parser_of(__doc__, tokens=6.4e6, minutes=60, chunk=1024)
     parser.add_argument("--judging-share", type=float, default=0.3, help="share of rows that are drills in judging")
     parser.add_argument("--recall-share", type=float, default=0.1, help="share of rows that are drills in recalling facts")
     parser.add_argument("--opening-share", type=float, default=0.25, help="share of rows that are first moves after a question")
     parser.add_argument("--drills-until", type=float, default=0.93, help="share of the tokens at which the drills end")
-    args = parser.parse_args()
-    work = args.work or Path("runs") / args.out.name
-    work.mkdir(parents=True, exist_ok=True)
-
-    torch.set_flush_denormal(True)  # denormal gradients make a CPU five times slower
-    torch.manual_seed(args.seed)
-    tokenizer = build_tokenizer()
-    model = BASE.build_model(args, len(tokenizer))
-    model.config.max_position_embeddings = 512
-    hidden = [p for name, p in model.model.layers.named_parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is h for h in hidden)]
-    optimizers = [
-        torch.optim.Muon(hidden, lr=args.muon_lr, momentum=0.95, weight_decay=0.05),
-        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-    index, tokens, step = 0, 0, 0
-    if (work / "state.pt").exists():
-        state = torch.load(work / "state.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        index, tokens, step = state["chunk"], state["tokens"], state["step"]
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokens / 1e6:.1f} M tokens done", flush=True)
-    began = time.time()
-    with open(work / "sittings.jsonl", "a") as sittings:
-        print(json.dumps({"from_tokens": tokens, "arguments": vars(args)}, default=str), file=sittings)
-    with open(work / "loss.jsonl", "a") as log:
-        while tokens < args.tokens and time.time() - began < 60 * args.minutes:
-            total, count, seen, tick = 0.0, 0, 0, time.time()
-            for batch in chunk(tokenizer, args.seed, index, args, tokens / args.tokens):
-                loss, n = BASE.loss_of(model, batch)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                for optimizer, peak in zip(optimizers, (args.muon_lr, args.lr), strict=True):
-                    for group in optimizer.param_groups:
-                        group["lr"] = peak * BASE.schedule(tokens / args.tokens)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                total, count, tokens, seen, step = total + loss.item(), count + 1, tokens + n, seen + n, step + 1
-            index += 1
-            row = {"step": step, "tokens": tokens, "loss": total / count, "tokens_per_second": seen / (time.time() - tick)}
-            print(json.dumps(row), file=log, flush=True)
-            if index % 4 == 0 or tokens >= args.tokens:
-                optimizing = [optimizer.state_dict() for optimizer in optimizers]
-                kept = {"model": model.state_dict(), "optimizers": optimizing, "chunk": index, "tokens": tokens, "step": step}
-                BASE.save(kept, work / "state.pt")
-                model.save_pretrained(work / "model")
-                tokenizer.save_pretrained(work / "model")
-    if tokens >= args.tokens:
-        model.to(torch.float16)
-        model.save_pretrained(args.out)
-        tokenizer.save_pretrained(args.out)
+    BASE.train(parser.parse_args(), build_tokenizer, chunk, context=512, dtype=torch.float16)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import pytest
 from typer.testing import CliRunner
 
+from toolkit import lm as lms
 from toolkit import store
 from toolkit.cli import app
 
@@ -52,3 +54,22 @@ def test_an_unknown_tool_is_refused_before_any_work(command, tmp_path, monkeypat
     result = run(*command, "--tool", "oracle")
     assert result.exit_code == 2 and "--tool oracle: the only tool is search" in " ".join(result.output.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reward", ["ppr", "mash", "reseek"])
+def test_a_reward_of_calls_without_a_tool_is_refused_before_any_work(reward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("grpo", "-m", "tiny-searcher", "-t", "searching", "-r", reward, "-o", "x")
+    assert result.exit_code == 2 and f"--reward {reward} pays for tool calls" in " ".join(result.output.split())
+    assert "loading" not in result.output and not (tmp_path / "x" / "model").exists()
+
+
+def test_transcripts_of_two_tokenizers_are_each_read_with_their_own(tmp_path):
+    done = run("compare", "one=tiny-reasoner", "other=tiny-searcher", "-t", "arithmetic", "-n", 2, "-k", 1, "-o", tmp_path)
+    assert done.exit_code == 0, done.output
+    page = html.unescape((tmp_path / "report.html").read_text())
+    for name in ("one", "other"):
+        response = store.load_rollouts(tmp_path / "rollouts" / name)[0]
+        lm = lms.load("tiny-reasoner" if name == "one" else "tiny-searcher")
+        assert response.think is not None
+        assert lm.text(response.token_ids[response.think.start : response.think.stop]).strip() in page

@@ -117,7 +117,7 @@ def board(
     import torch
 
     from toolkit import board as boards
-    from toolkit import store
+    from toolkit import shipped, store
     from toolkit.board import default
     from toolkit.cli.grpo import parse_part, parse_settings
 
@@ -136,7 +136,7 @@ def board(
         raise typer.BadParameter(f"{conditions} defines SIZES: leave out --quick.")
     # Sizes: those of the file, else of --quick or of a full board; single options then change them.
     start = file_sizes or (boards.QUICK if quick else boards.FULL)
-    tiny = file_sizes.training.tiny if file_sizes else model == "tiny-reasoner"
+    tiny = file_sizes.training.tiny if file_sizes else model in shipped.COMPLETE
     sizes = boards.adjust_sizes(start, options, parse_settings(settings), tiny=tiny)
     specs = boards.select_conditions(listed, only)
     store.writable(out_dir)

@@ -469,7 +469,7 @@ def compare(
         conditions, chosen, sampling, base=pairs[0][0], engine=sampler, out=directory / "rollouts", allow_overlap=allow_overlap
     )
     summary = report.write(directory, measured)
-    shown = [report.transcripts(base, measured, chosen, directory / "rollouts")]
+    shown = [report.transcripts(loaded, measured, chosen, directory / "rollouts")]
     heading = f"{', '.join(name for name in loaded if name != measured.base)} compared with {measured.base}"
     page = report.comparison_page(heading, measured, summary, sections=shown, command=Command.line)
     pages.write(page, directory / "report.html")

@@ -198,7 +198,7 @@ def grpo(
 
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --train adapter --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
-    from toolkit import pages, shipped, store, tasks
+    from toolkit import pages, rewards, shipped, store, tasks
     from toolkit.grpo import curves, saved
     from toolkit.jobs import grpo as jobs
     from toolkit.types import Direction
@@ -223,6 +223,10 @@ def grpo(
     tiny = scale == "tiny" or (scale == "auto" and model in shipped.COMPLETE)
     base = jobs.recipes.find(reward)
     recipe, overrides = jobs.adjust_recipe(base.scaled() if tiny else base, chosen)
+    if box is None and "calls" in rewards.ALL[recipe.reward].make(**recipe.options).needs:
+        raise typer.BadParameter(
+            f"--reward {reward} pays for tool calls: name the tool that responses may call, such as --tool search."
+        )
     study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
     run = jobs.Run(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,

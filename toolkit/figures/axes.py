@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, GREY, styled
+from toolkit.figures.base import COLOURS, CONTROL, error_bars, styled
 
 LINES = {
-    "base": ("base", "black", "dot"),
-    "random": ("random controls", GREY, "solid"),
+    "base": ("base", "#000000", "dot"),
+    "random": ("random controls", CONTROL, "solid"),
     "treated": ("intervention", COLOURS[1], "solid"),
 }
 """Column of the table -> ``(title in the legend, colour, dash)``."""
@@ -32,17 +30,10 @@ def axis_effects(table: pd.DataFrame, title: str, *, axis: str, unit: str = "rig
     for column, arm in enumerate(arms, 1):
         rows = table[table["arm"] == arm]
         for name, (label, colour, dash) in LINES.items():
-            error: dict[str, Any] = {
-                "type": "data",
-                "symmetric": False,
-                "array": rows[f"{name}_high"] - rows[name],
-                "arrayminus": rows[name] - rows[f"{name}_low"],
-                "thickness": 1,
-            }
             figure.add_scatter(
                 x=rows["level"].astype(str),
                 y=rows[name],
-                error_y=error,
+                error_y=error_bars(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], colour),
                 mode="lines+markers",
                 line={"color": colour, "dash": dash},
                 name=label,

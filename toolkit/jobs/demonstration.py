@@ -83,7 +83,7 @@ def demo(
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
     sections = [
         *_sections(lm, findings, rollouts, settings, swept),
-        report.transcripts(lm, measured, tests, out / "rollouts" / "test"),
+        report.transcripts(dict.fromkeys(measured.conditions, lm), measured, tests, out / "rollouts" / "test"),
     ]
     title = f"Editing the thinking length of {lm.name}"
     page = report.comparison_page(title, measured, summary, sections=sections, command=command)

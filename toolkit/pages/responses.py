@@ -9,17 +9,17 @@ from toolkit.lm import LM
 from toolkit.types import Problem, Rollout
 
 
-def side_by_side(lm: LM, problem: Problem, responses: Mapping[str, Rollout]) -> str:
+def side_by_side(lms: Mapping[str, LM], problem: Problem, responses: Mapping[str, Rollout]) -> str:
     """Return the responses to a problem as HTML: thinking and answer of each, its length, and whether it is right.
 
     Args:
-        lm: Model whose tokenizer made the tokens.
+        lms: Name of a condition -> its model, whose tokenizer made its tokens.
         problem: The problem.
         responses: Name of a condition -> its response.
     """
     question = html.escape(str(problem.messages[-1]["content"]))
     answer = f"Right answer: <b>{html.escape(problem.answer)}</b>"
-    panes = "".join(_pane(lm, name, r) for name, r in responses.items())
+    panes = "".join(_pane(lms[name], name, r) for name, r in responses.items())
     return f"<div class='question'><p class='text'>{question}</p><p class='how'>{answer}</p></div><div class='pair'>{panes}</div>"
 
 
