@@ -1,11 +1,12 @@
 """Fixtures shared by the tests: cached models, made-up rollouts, problems of the tiny reasoner's own kind.
 
 Models are never modified by the toolkit, so one copy of each serves the whole session; ``test_edits.py`` proves that
-they are not.
+they are not. A test that trains takes a copy. After each file, the shared models are checked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -26,15 +27,42 @@ torch.set_num_threads(1)
 THINK_OPEN, THINK_CLOSE, END = "<think>", "</think>", "<|end|>"
 
 
+SHARED: list[tuple[LM, tuple]] = []  # models that serve all tests of a process, each with its state when it was made
+
+
+def state_of(lm: LM) -> tuple:
+    """Return what a test must leave as it was: weights, what is trained, modes and hooks."""
+    weights = hashlib.blake2b()
+    for weight in lm.model.state_dict().values():
+        weights.update(weight.contiguous().view(torch.uint8).numpy())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
+    modes = lm.model.training, getattr(lm.model, "is_gradient_checkpointing", False), getattr(lm.model.config, "use_cache", None)
+    return weights.hexdigest(), [p.requires_grad for p in lm.model.parameters()], modes, hooks
+
+
+def shared(lm: LM) -> LM:
+    """Return a model, and remember how it is."""
+    SHARED.append((lm, state_of(lm)))
+    return lm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_models_are_left_as_they_were():
+    """Fail after a file whose tests changed a shared model: tests of other files would fail for it."""
+    yield
+    for lm, state in SHARED:
+        assert state_of(lm) == state, f"a test of this file changed the shared model {lm.name}: train a copy of it"
+
+
 @cache
 def _family(name: str, dtype: torch.dtype = torch.float32) -> LM:
-    return family(name, dtype=dtype)
+    return shared(family(name, dtype=dtype))
 
 
 @pytest.fixture(scope="session")
 def tiny() -> LM:
     """The shipped tiny reasoner."""
-    return lms.load("tiny-reasoner", device="cpu")
+    return shared(lms.load("tiny-reasoner", device="cpu"))
 
 
 @pytest.fixture(scope="session")

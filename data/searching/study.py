@@ -29,7 +29,7 @@ from plotly.subplots import make_subplots
 
 from toolkit import lm as lms
 from toolkit import report, stats, store, tasks
-from toolkit.figures.base import styled
+from toolkit.figures.base import error_bars, styled
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.extras import Extras
@@ -222,7 +222,7 @@ def figure(found: dict[str, Any]) -> go.Figure:
     for (arm, row), colour in zip(found["arms"].items(), qualitative.D3, strict=True):
         for column, metric in enumerate(("calls", "tokens"), start=1):
             panels.add_scatter(
-                x=[row[metric]["mean"]], y=[row["accuracy"]["mean"]], error_x=_bars(row[metric]), error_y=_bars(row["accuracy"]), name=arm,
+                x=[row[metric]["mean"]], y=[row["accuracy"]["mean"]], error_x=_bars(row[metric], colour), error_y=_bars(row["accuracy"], colour), name=arm,
                 legendgroup=arm, showlegend=column == 1, mode="markers", marker={"size": 9, "color": colour, "symbol": "x" if arm == CONTROL else "circle"},
                 row=1, col=column,
             )  # fmt: skip
@@ -231,14 +231,8 @@ def figure(found: dict[str, Any]) -> go.Figure:
     return styled(panels, "What each reward buys, and its price")
 
 
-def _bars(e: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [e["high"] - e["mean"]],
-        "arrayminus": [e["mean"] - e["low"]],
-        "thickness": 1,
-    }
+def _bars(e: dict[str, Any], colour: str) -> dict[str, Any]:
+    return error_bars([e["mean"]], [e["low"]], [e["high"]], colour)
 
 
 def page(found: dict[str, Any]) -> str:

@@ -65,7 +65,21 @@ def test_a_reward_of_calls_without_a_tool_is_refused_before_any_work(reward, tmp
 
 
 def test_transcripts_of_two_tokenizers_are_each_read_with_their_own(tmp_path):
-    done = run("compare", "one=tiny-reasoner", "other=tiny-searcher", "-t", "arithmetic", "-n", 2, "-k", 1, "-o", tmp_path)
+    done = run(
+        "compare",
+        "one=tiny-reasoner",
+        "other=tiny-searcher",
+        "-t",
+        "arithmetic",
+        "-n",
+        2,
+        "-k",
+        1,
+        "--max-new-tokens",
+        60,
+        "-o",
+        tmp_path,
+    )
     assert done.exit_code == 0, done.output
     page = html.unescape((tmp_path / "report.html").read_text())
     for name in ("one", "other"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -115,7 +116,12 @@ def test_settings_without_effect_are_refused(make, message):
 def test_truncated_responses_may_not_be_masked_if_the_reward_punishes_them(name, tiny, tmp_path):
     recipe = replace(recipes.find(name).scaled(), config={"mask_truncated_completions": True})
     with pytest.raises(ValueError, match="leaves out the rollouts that the reward"):
-        Trainer(tiny, recipe, tasks.load("arithmetic", "train", 16), arguments(tiny, recipe, Run(tmp_path, steps=1)))
+        Trainer(
+            replace(tiny, model=deepcopy(tiny.model)),
+            recipe,
+            tasks.load("arithmetic", "train", 16),
+            arguments(tiny, recipe, Run(tmp_path, steps=1)),
+        )
 
 
 # --- GDPO --------------------------------------------------------------------------------------------------------
@@ -144,7 +150,12 @@ def test_in_gdpo_the_size_of_a_component_sets_nothing():
 def test_trls_own_aggregation_is_refused_since_it_gets_one_reward(tiny, tmp_path):
     recipe = replace(recipes.plain("laser").scaled(), config={"multi_objective_aggregation": "normalize_then_sum"})
     with pytest.raises(ValueError, match="use the advantage gdpo"):
-        Trainer(tiny, recipe, tasks.load("arithmetic", "train", 16), arguments(tiny, recipe, Run(tmp_path, steps=1)))
+        Trainer(
+            replace(tiny, model=deepcopy(tiny.model)),
+            recipe,
+            tasks.load("arithmetic", "train", 16),
+            arguments(tiny, recipe, Run(tmp_path, steps=1)),
+        )
 
 
 # --- DECS --------------------------------------------------------------------------------------------------------
@@ -240,7 +251,9 @@ def test_a_step_of_training_with_each_recipe_changes_the_model(name, tiny, tmp_p
 def test_a_trainer_learns_from_the_kept_rollouts_and_from_the_charged_tokens_only(tiny, tmp_path):
     problems = tasks.load("arithmetic", "train", 16)
     for recipe in (replace(recipes.gfpo().scaled(), problems=4), replace(recipes.decs().scaled(), problems=4)):
-        trainer = Trainer(tiny, recipe, problems, arguments(tiny, recipe, Run(tmp_path, steps=1)))
+        trainer = Trainer(
+            replace(tiny, model=deepcopy(tiny.model)), recipe, problems, arguments(tiny, recipe, Run(tmp_path, steps=1))
+        )
         rows = [row for row in trainer.train_dataset.select(range(4)) for _ in range(recipe.samples)]
         output = trainer._generate_and_score_completions(rows)
         batch, values = trainer.newest.batch, output["advantages"].numpy()
