@@ -23,8 +23,8 @@ def placed(
 ) -> list[dict[str, Any]]:
     """Return plotly annotations that label points. Each label stands at the nearest place where nothing is covered at either of ``SIZES``.
 
-    Long labels are broken into lines. A label for which there is no such place is put above its point. The field ``name`` of an annotation
-    is the text as given.
+    Long labels are broken into lines. If there is no such place, one is taken where nothing is covered at the largest of the sizes; if there
+    is none either, the label is put above its point. The field ``name`` of an annotation is the text as given.
 
     Args:
         points: All points of the plot, which no label may cover.
@@ -39,13 +39,16 @@ def placed(
         if not name:
             continue
         text = "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(name, LINE))
-        for place in (*_places(text), next(_places(text))):
-            boxes = [_box(text, places[i], place[:2]) for places in at]
-            if all(_is_free(box, others, size) for box, others, size in zip(boxes, taken, SIZES, strict=True)):
+        best, fewest = next(_places(text)), len(SIZES)  # the first place, and the number of sizes at which it may cover something
+        for place in _places(text):
+            free = [_is_free(_box(text, at[k][i], place[:2]), taken[k], size) for k, size in enumerate(SIZES)]
+            if free[-1] and free.count(False) < fewest:
+                best, fewest = place, free.count(False)
+            if fewest == 0:
                 break
-        for box, others in zip(boxes, taken, strict=True):
-            others.append(box)
-        dx, dy, joined = place
+        dx, dy, joined = best
+        for places, others in zip(at, taken, strict=True):
+            others.append(_box(text, places[i], (dx, dy)))
         label = {"x": points[i][0], "y": points[i][1], "name": name, "text": text, "font": {"size": FONT}, "captureevents": False}
         if joined:
             line = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": "#999999", "standoff": 5}
