@@ -1,0 +1,100 @@
+"""Supervised fine-tuning: the model learns the responses and only them, can be stopped, and remembers its problems."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("trl")
+
+from toolkit import finetune, origins, store
+from toolkit.finetune import Example, Settings
+
+PROMPT, RESPONSE = [5, 6, 7], [9, 8, 11, 4]
+EXAMPLES = [Example(problem=f"p{i}", prompt=[*PROMPT, i], response=RESPONSE) for i in range(20, 24)]
+
+
+def loss(lm, examples) -> float:
+    """Mean negative log-probability of the response tokens, computed one example at a time."""
+    losses = []
+    for e in examples:
+        ids = torch.tensor([[*e.prompt, *e.response]])
+        with torch.inference_mode():
+            logs = lm.model(ids).logits[0].log_softmax(-1)
+        losses += [-logs[len(e.prompt) + i - 1, t].item() for i, t in enumerate(e.response)]
+    return sum(losses) / len(losses)
+
+
+def test_training_lowers_the_loss_of_the_responses_and_leaves_the_initial_model_alone(tiny, tmp_path):
+    before = loss(tiny, EXAMPLES)
+    trained = finetune.train(tiny, EXAMPLES, Settings(steps=8, batch=4), tmp_path, name="taught")
+    assert loss(trained, EXAMPLES) < before - 1
+    assert loss(tiny, EXAMPLES) == before
+    assert trained.name == "taught" and trained.parent == tiny.fingerprint
+    assert set(trained.made_from[-1]["problem_ids"]) == {origins.digest(e.problem) for e in EXAMPLES}
+
+
+def test_the_first_step_follows_the_gradient_of_response_tokens_alone(tiny, tmp_path):
+    """AdamW's first step is the sign of the gradient, so two runs whose losses differ only by prompt tokens would differ here."""
+    taken = finetune.train(tiny, EXAMPLES, Settings(steps=1, batch=4, rate=1e-3), tmp_path, name="one step")
+    ids = torch.tensor([[*e.prompt, *e.response] for e in EXAMPLES])
+    model = copy.deepcopy(tiny.model).train()
+    logs = model(ids).logits.log_softmax(-1)
+    first = len(PROMPT) + 1
+    picked = logs[:, first - 1 : -1].gather(2, ids[:, first:, None])
+    (-picked.mean()).backward()
+    for (name, old), new in zip(model.named_parameters(), taken.model.parameters(), strict=True):
+        clear = old.grad.abs() > 1e-3  # far above Adam's epsilon after clipping to norm 1, so that the step is the sign
+        assert torch.allclose((new - old)[clear], -1e-3 * old.grad[clear].sign(), atol=3e-6), name
+
+
+def test_a_stopped_run_ends_with_the_weights_of_a_run_that_was_not_stopped(tiny, tmp_path, monkeypatch):
+    settings = Settings(steps=4, batch=2, save_every=2)
+    whole = finetune.train(tiny, EXAMPLES, settings, tmp_path / "whole", name="whole")
+
+    from trl import SFTTrainer
+
+    step, done = SFTTrainer.training_step, []
+
+    def stops(self, *args, **kwargs):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.train(tiny, EXAMPLES, settings, tmp_path / "stopped", name="whole")
+    monkeypatch.setattr(SFTTrainer, "training_step", step)
+    again = finetune.train(tiny, EXAMPLES, settings, tmp_path / "stopped", name="whole")
+    assert again.fingerprint == whole.fingerprint
+    assert not (tmp_path / "stopped" / finetune.PASSES).exists()
+
+
+def test_a_finished_run_is_read_and_another_run_is_refused(tiny, tmp_path):
+    settings = Settings(steps=1, batch=2)
+    first = finetune.train(tiny, EXAMPLES, settings, tmp_path, name="a")
+    written = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    assert finetune.train(tiny, EXAMPLES, settings, tmp_path, name="a").fingerprint == first.fingerprint
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(store.WrongModelError, match="examples"):
+        finetune.train(tiny, EXAMPLES[:2], settings, tmp_path, name="a")
+    with pytest.raises(store.WrongModelError, match="seed"):
+        finetune.train(tiny, EXAMPLES, dataclasses.replace(settings, seed=1), tmp_path, name="a")
+
+
+@pytest.mark.parametrize(
+    "examples, message",
+    [
+        ([], "no examples"),
+        ([Example(problem="p", prompt=[], response=[1])], "0 prompt and 1 response"),
+        ([Example(problem="p", prompt=[1], response=[10**6])], "ids from 0 to"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(tiny, tmp_path, examples, message):
+    with pytest.raises(ValueError, match=message):
+        finetune.train(tiny, examples, Settings(steps=1), tmp_path / "out", name="a")
+    assert not (tmp_path / "out").exists()

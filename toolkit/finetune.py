@@ -1,0 +1,164 @@
+"""Supervised fine-tuning: train a copy of a model on given responses, with TRL's ``SFTTrainer``. Needs the extra ``rl``.
+
+    loss = mean over the response tokens of a batch of -log p(token | prompt, earlier tokens)    in nats per token
+
+Prompt tokens are read but not predicted. All weights are trained, in fp32, with AdamW; the learning rate rises during the first tenth of
+the steps, then falls linearly to 0.
+
+Several methods begin with this step, such as Ruler, ORION, Adaptive Deep Reasoning and How Much Backtracking. They differ in the responses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit import checkpoints, origins, progress, store
+from toolkit import lm as lms
+from toolkit.lm import LM
+
+MODEL, SETTINGS, PASSES = "model", "settings.json", "checkpoints"  # names in a run's directory
+assumed_rate, assumed_batch, assumed_decay, assumed_warmup = 1e-3, 32, 0.0, 0.1  # ours: the first suits the shipped tiny models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A prompt and the response to train on.
+
+    Attributes:
+        problem: Id of the problem, so that the trained model is not judged on it.
+        prompt: Token ids of the prompt, at least one. They are not predicted.
+        response: Token ids of the response with its end-of-sequence token, at least one.
+    """
+
+    problem: str
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of a fine-tuning run.
+
+    Attributes:
+        steps: Number of optimizer steps.
+        batch: Number of examples per step.
+        rate: Highest learning rate.
+        seed: Seed of the order of the examples.
+        save_every: Number of steps between checkpoints.
+    """
+
+    steps: int
+    batch: int = assumed_batch
+    rate: float = assumed_rate
+    seed: int = 0
+    save_every: int = 200
+
+
+def train(lm: LM, examples: Sequence[Example], settings: Settings, out: str | Path, *, name: str) -> LM:
+    """Train a copy of ``lm`` on the examples, save it in ``out/model`` and return it as read from there.
+
+    A run that was stopped goes on from its last checkpoint. If the run is finished, its model is read and returned.
+
+    Args:
+        lm: The initial model; it is unchanged.
+        examples: What to train on. Each pass over them is in another order.
+        settings: Length, rate and seed.
+        out: Directory of the run.
+        name: Name of the trained model.
+
+    Raises:
+        ValueError: there are no examples, or an example has an empty prompt or response, or an id that is not in the vocabulary.
+        UnsupportedModelError: ``trl`` is not installed.
+        store.WrongModelError: ``out`` holds a run with another model, other examples or other settings.
+    """
+    checkpoints.require("trl", "supervised fine-tuning")
+    _check(lm, examples)
+    out = store.writable(out)
+    identity = {"model": lm.fingerprint, "examples": store.key([asdict(e) for e in examples]), **asdict(settings)}
+    _claim(out, identity)
+    if not (out / MODEL).exists():
+        policy = lms.child(
+            lm, _trained(lm, examples, settings, out), name, made_from=(origins.record(e.problem for e in examples),)
+        )
+        policy.save(out / MODEL)
+        store.remove(out / PASSES)
+    saved = lms.load(out / MODEL, dtype=torch.float32, device=lm.device, tags=lm.tags, template=lm.template)
+    return replace(saved, name=name, parent=lm.fingerprint)
+
+
+def _trained(lm: LM, examples: Sequence[Example], settings: Settings, out: Path) -> Any:
+    """Return the trained model in fp32 and evaluation mode."""
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"input_ids": [*e.prompt, *e.response], "labels": [-100] * len(e.prompt) + [*e.response]} for e in examples]
+    config = SFTConfig(
+        output_dir=str(out / PASSES),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        learning_rate=settings.rate,
+        weight_decay=assumed_decay,
+        lr_scheduler_type="linear",
+        warmup_steps=round(assumed_warmup * settings.steps),
+        seed=settings.seed,
+        save_steps=settings.save_every,
+        save_total_limit=1,
+        max_length=None,
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=lm.device.type == "cpu",
+        dataloader_pin_memory=lm.device.type != "cpu",
+    )
+    trainer = SFTTrainer(deepcopy(lm.model).float(), config, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer)
+    begun = get_last_checkpoint(str(out / PASSES)) if (out / PASSES).exists() else None
+    done = int(begun.rpartition("-")[2]) if begun else 0
+    with progress.stage("fine-tuning", settings.steps, "step", initial=done) as stage:
+
+        class Progress(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                stage.update()
+
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Progress)
+        trainer.train(resume_from_checkpoint=begun)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    for attribute in ("forward", "_original_forward"):  # set by accelerate and TRL; without them, the method of the class is used
+        model.__dict__.pop(attribute, None)
+    return model.eval()
+
+
+def _check(lm: LM, examples: Sequence[Example]) -> None:
+    if not examples:
+        raise ValueError("There are no examples to train on: give at least one prompt with its response.")
+    for example in examples:
+        ids = [*example.prompt, *example.response]
+        if not example.prompt or not example.response or not all(0 <= i < lm.vocab_size for i in ids):
+            raise ValueError(
+                f"The example of problem {example.problem} has {len(example.prompt)} prompt and {len(example.response)} response tokens, "
+                f"with ids {min(ids, default='none')} to {max(ids, default='none')}: each needs at least one token, and ids from 0 to "
+                f"{lm.vocab_size - 1}."
+            )
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """Write the identity of a run, or check that the directory belongs to the same run."""
+    path = out / SETTINGS
+    if not path.exists():
+        store.write_json(identity, path)
+        return
+    before, now = store.read_json(path, dict[str, Any]), json.loads(json.dumps(identity, default=store.jsonable))
+    if differing := sorted(k for k in {*before, *now} if before.get(k) != now.get(k)):
+        raise store.WrongModelError(
+            f"{out} belongs to another run, which differs in {', '.join(differing)}: choose another directory."
+        )
