@@ -38,9 +38,11 @@ def state_of(lm: LM) -> tuple:
     weights = hashlib.blake2b()
     for weight in lm.model.state_dict().values():
         weights.update(weight.contiguous().view(torch.uint8).numpy())
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
+    hooks = [hook for m in lm.model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    # transformers leaves its own hooks on a model that was once asked for attention weights or hidden states.
+    left = sum(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
     modes = lm.model.training, getattr(lm.model, "is_gradient_checkpointing", False), getattr(lm.model.config, "use_cache", None)
-    return weights.hexdigest(), [p.requires_grad for p in lm.model.parameters()], modes, hooks
+    return weights.hexdigest(), [p.requires_grad for p in lm.model.parameters()], modes, left
 
 
 def shared(lm: LM) -> LM:

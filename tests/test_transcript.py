@@ -123,6 +123,22 @@ def test_failed_steps_and_rechecks_are_marked_in_words_and_not_by_colour_alone(l
     assert "1 ✗ re-check" in transcript.fragment(llama, told, chain=both)
 
 
+def test_tokens_of_tool_results_are_marked_and_have_no_share_in_the_colour_scale(llama, told):
+    """The model did not write them, so their entropies say nothing."""
+    span = Span(told.think.start + 3, told.think.start + 8)
+    mask = np.zeros(told.response_tokens, bool)
+    mask[span.start - told.prompt_len : span.stop - told.prompt_len] = True
+    entropies = np.where(mask, 50.0, told.entropies)
+    r = replace(told, entropies=tuple(entropies.tolist()), results=(span,))
+    source = transcript.fragment(llama, r)
+    tokens = Tree(source).tokens
+    assert [("got" in t["in"]) for t in tokens] == mask.tolist()
+    assert all(("nats" in t["hover"]) != got for t, got in zip(tokens, mask, strict=True))
+    assert f"{max(np.array(told.entropies)[~mask]):.2f} nats" in source and "50.00" not in source
+    assert "1 tool call<" in source and "5 tokens that the model did not write" in source
+    assert "tool" not in transcript.fragment(llama, told)
+
+
 def test_without_a_chain_steps_are_lines(tiny, problems_of):
     (r,) = rollouts(tiny, problems_of(1), Sampling(max_new_tokens=60, details=True, temperature=0.0), progress=False)
     labels = re.findall(r"class='no'>([^<]*)<", transcript.fragment(tiny, r))

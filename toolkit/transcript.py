@@ -1,4 +1,4 @@
-"""Show a response as HTML: tokens coloured by entropy, numbered steps of thinking, and marks on failed steps and re-checks.
+"""Show a response as HTML: tokens coloured by entropy, numbered steps of thinking, tool results, and marks on failed steps and re-checks.
 
 ``fragment`` explains these marks. Use its result in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a
 whole page of fragments. The HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability
@@ -11,6 +11,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
+
+import numpy as np
 
 from toolkit import steps
 from toolkit.entropies import entropies_of
@@ -46,6 +48,7 @@ background:linear-gradient(90deg,rgba({HUE},0),rgba({HUE},{DEEPEST}))}}
 .rl-t i:hover::after,.rl-t i:focus::after{{content:attr(data-t);position:absolute;left:0;top:1.7em;z-index:9;background:#1a1a1a;color:#fff;
 font:12px/1.5 system-ui,sans-serif;padding:.2rem .5rem;border-radius:4px;white-space:pre;pointer-events:none}}
 .rl-t .nl{{opacity:.45}}
+.rl-t .got{{background:#e8eef4;border-bottom:2px solid #6b8299}}
 </style>"""
 
 
@@ -69,7 +72,9 @@ def fragment(
     h = entropies_of(rollout)
     if top is not None and not top > 0:
         raise ValueError(f"top={top}: the entropy of the deepest colour must be above 0 nats.")
-    scale = top or float(h.max()) or 1.0  # 1 if every entropy is 0, since entropies are divided by it
+    scale = (
+        top or float(h[np.array(rollout.written, bool)].max(initial=0.0)) or 1.0
+    )  # 1 if every entropy is 0, since entropies are divided by it
     tokens = _tokens(lm, rollout, scale)
     start, end = rollout.prompt_len, len(rollout.token_ids)
     think, answer = rollout.think, rollout.answer
@@ -89,7 +94,7 @@ def fragment(
     if answer is not None:
         inside, rest = "".join(tokens[start_answer - start : answer.stop - start]), tokens[answer.stop - start :]
         parts.append(_part("answer", f"answer · {_tokens_in(answer)}", f"{inside}{_tag(rest)}"))
-    return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, scale)}</div>"
+    return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(rollout, chain, scale)}</div>"
 
 
 def compared(fragments: Mapping[str, str]) -> str:
@@ -120,13 +125,17 @@ def html_page(title: str, fragments: Sequence[str]) -> str:
 def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
     """Return the response tokens, each as HTML."""
     tokens = []
-    texts = steps.token_texts(lm, r.token_ids[r.prompt_len :])
+    texts, written = steps.token_texts(lm, r.token_ids[r.prompt_len :]), r.written
     for i, (piece, entropy) in enumerate(zip(texts, entropies_of(r).tolist(), strict=True)):
         depth = DEEPEST * min(entropy / top, 1.0)
         hover = f"{_named(piece)}  {entropy:.3f} nats"
         if r.logprobs is not None:
             hover += f", p = {_probability(r.logprobs[i])}"
         visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
+        if not written[i]:
+            hover = f"{_named(piece)}  part of a tool result"
+            tokens.append(f"<i class='got' tabindex='-1' data-t='{html.escape(hover, quote=True)}'>{visible}</i>")
+            continue
         # An opacity below 0.005 is 0.00 in two decimals, which shows no colour: leave the style out.
         colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
         tokens.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>")
@@ -179,13 +188,16 @@ def _head(r: Rollout, problem: Problem | None) -> str:
         f"<b>{'✓ correct' if r.correct else '✗ wrong'}</b>",
     ]
     facts += [f"gold {html.escape(problem.answer)}"] if problem else []
+    facts += [f"{len(r.results)} tool call{'s' * (len(r.results) != 1)}"] if r.results else []
     facts += [f"mean entropy, {phase}: {mean:.3f} nats" for phase, mean in entropies.items() if mean is not None]
     return f"<div class='head'>{''.join(f'<span>{fact}</span>' for fact in facts)}</div>"
 
 
-def _key(chain: Chain | None, top: float) -> str:
-    """Return the legend under a response as HTML: the colour scale, and the number of failed steps."""
+def _key(r: Rollout, chain: Chain | None, top: float) -> str:
+    """Return the legend under a response as HTML: the colour scale, the tokens of tool results, and the number of failed steps."""
     keys = [f"<span>entropy 0<span class='bar'></span>{top:.2f} nats</span>", "<span>hover a token: entropy, probability</span>"]
+    if r.results:
+        keys.append(f"<span><span class='got'>tool result</span>: {r.result_tokens} tokens that the model did not write</span>")
     if chain and any(chain.failed):
         keys.append(f"<span>✗ failed step: {sum(chain.failed)} of {len(chain.failed)}</span>")
     return f"<div class='key'>{''.join(keys)}</div>"

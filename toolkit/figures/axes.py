@@ -23,7 +23,7 @@ def axis_effects(table: pd.DataFrame, title: str, *, axis: str, unit: str = "rig
         table: Table from ``jobs.level_table``.
         title: Title of the figure.
         axis: Title of the horizontal axis.
-        unit: Title of the vertical axis, a share from 0 to 1.
+        unit: Title of the vertical axis.
     """
     arms, order = list(table["arm"].unique()), [str(level) for level in table["level"].unique()]
     figure = make_subplots(rows=1, cols=len(arms), subplot_titles=arms, shared_yaxes=True)
@@ -43,6 +43,7 @@ def axis_effects(table: pd.DataFrame, title: str, *, axis: str, unit: str = "rig
                 col=column,
             )
         figure.update_xaxes(title=axis, type="category", categoryorder="array", categoryarray=order, row=1, col=column)
-    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
+    shares = (table["unit"] == "share").all()
+    figure.update_yaxes(**({"range": [-0.03, 1.03], "tickformat": ".0%"} if shares else {"rangemode": "tozero"}))
     figure.update_yaxes(title=unit, row=1, col=1)
     return styled(figure, title).update_layout(margin={"t": 90})

@@ -55,12 +55,14 @@ from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entro
 from toolkit.jobs.masking import masking_effects, thinking_or_not
 from toolkit.jobs.retrieval import Search, measure_retrieval
 from toolkit.jobs.retrieval_page import retrieval_report
+from toolkit.jobs.searching import EPISODES, calls_direction, episode_measures, with_tools
 from toolkit.jobs.steer import dose_report, fitting_strengths, read_doses, steered_responses, vector_folder
 from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
 
 __all__ = [
     "DEMO",
     "DOSE",
+    "EPISODES",
     "FORMS",
     "METHODS",
     "OURS",
@@ -84,6 +86,7 @@ __all__ = [
     "agreement",
     "atlas",
     "by_dispersion",
+    "calls_direction",
     "check",
     "condition_effects",
     "demo",
@@ -95,6 +98,7 @@ __all__ = [
     "entropy_report",
     "entropy_sensitivity",
     "entropy_tables",
+    "episode_measures",
     "extract_direction",
     "extraction_rollouts",
     "find_heads",
@@ -131,4 +135,5 @@ __all__ = [
     "text_nll",
     "thinking_or_not",
     "vector_folder",
+    "with_tools",
 ]

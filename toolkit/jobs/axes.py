@@ -4,7 +4,7 @@ Four papers say that long inputs are hard in different ways: many steps through 
 information far apart (scope and dispersion, arXiv 2407.00402), long execution and one's own errors (arXiv 2509.09677), and the characters
 inside tokens (CharBench, arXiv 2508.02591). ``measure_axis`` takes any of these axes.
 
-Units: accuracies and shares of right steps are from 0 to 1.
+Units: accuracies and shares of right steps are from 0 to 1. Counts, such as tokens, have another ``unit`` in the tables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from toolkit.generate import Sampling
 from toolkit.jobs.edit import DOSE, edited
 from toolkit.jobs.masking import controls
 from toolkit.lm import LM, Condition
-from toolkit.metrics import with_interval
+from toolkit.metrics import RANGES, with_interval
+from toolkit.stats import UNBOUNDED
 from toolkit.steering import steering
 from toolkit.tasks import haystack, running_sum
 from toolkit.tasks.generators.planted import History
@@ -34,7 +35,7 @@ from toolkit.types import Direction, Plan
 Item = TypeVar("Item")
 Level = str | int | float
 Measure = Callable[[Condition, Sequence[Item]], ndarray]
-"""Function that returns one number per item, 0 to 1, or NaN if the item does not count."""
+"""Function that returns one number per item, such as a share from 0 to 1, or NaN if the item does not count."""
 
 
 @dataclass(frozen=True)
@@ -227,49 +228,57 @@ def pooled(cells: Cells, level: Level = "all") -> dict[tuple[str, Level], Cell]:
 NO_EFFECT = "no effect detectable"
 
 
-def level_table(cells: Cells, *, seed: int = 0) -> pd.DataFrame:
+def level_table(cells: Cells, *, unit: str = "share", seed: int = 0) -> pd.DataFrame:
     """Return a table with one row per arm and level.
 
-    Columns: ``arm, level, items, draws``; ``base, treated, random``: means; ``change``: treated minus base; ``beyond_random``: treated
+    Columns: ``arm, level, unit, items, draws``; ``base, treated, random``: means; ``change``: treated minus base; ``beyond_random``: treated
     minus the mean control. All five have 95 % intervals (``change_low, change_high``, and so on), paired by item. Those that involve
     controls also vary over draws. ``verdict``: ``higher`` or ``lower`` if the intervals of ``change`` and ``beyond_random`` both exclude 0
     on this side, else ``no effect detectable``.
 
     Args:
         cells: Results from ``measure_axis``.
+        unit: Unit of the results, such as ``share`` or ``tokens``. Intervals end where it ends.
         seed: Seed of the bootstrap.
     """
     rows = []
+    lowest, highest = RANGES.get(unit, UNBOUNDED)
     for (name, level), cell in cells.items():
         treated, base = cell.treated[None], cell.base[None]
         estimates = {
-            "base": stats.mean_effect(base, seed=seed).within((0.0, 1.0)),
-            "treated": stats.mean_effect(treated, seed=seed).within((0.0, 1.0)),
-            "random": stats.mean_effect(cell.controls, seed=seed).within((0.0, 1.0)),
-            "change": stats.mean_effect(treated, base, seed=seed).within((-1.0, 1.0)),
-            "beyond_random": stats.mean_effect(treated - cell.controls, seed=seed).within((-1.0, 1.0)),
+            "base": stats.mean_effect(base, seed=seed).within((lowest, highest)),
+            "treated": stats.mean_effect(treated, seed=seed).within((lowest, highest)),
+            "random": stats.mean_effect(cell.controls, seed=seed).within((lowest, highest)),
+            "change": stats.mean_effect(treated, base, seed=seed).within((lowest - highest, highest - lowest)),
+            "beyond_random": stats.mean_effect(treated - cell.controls, seed=seed).within((lowest - highest, highest - lowest)),
         }
-        row: dict[str, Any] = {"arm": name, "level": level, "items": len(cell.base), "draws": len(cell.controls)}
+        row: dict[str, Any] = {"arm": name, "level": level, "unit": unit, "items": len(cell.base), "draws": len(cell.controls)}
         rows.append(row | _columns(estimates) | {"verdict": verdict(estimates["change"], estimates["beyond_random"])})
     return pd.DataFrame(rows)
 
 
 def level_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the means, differences and verdicts of ``level_table`` to be read, in percent and points, with 95 % intervals in brackets.
+    """Return the means, differences and verdicts of ``level_table`` to be read, with 95 % intervals in brackets.
 
-    The rows are indexed by arm and level.
+    Shares are in percent, and their differences in points. The rows are indexed by arm and level.
     """
 
-    def points(row: pd.Series, name: str) -> str:
-        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], "share", sign="+")
+    def difference(row: pd.Series, name: str) -> str:
+        return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], row["unit"], sign="+")
+
+    def mean(row: pd.Series, name: str) -> dict[str, str]:
+        share = row["unit"] == "share"
+        return {f"{name}, {'%' if share else row['unit']}": f"{100 * row[name]:.0f}" if share else f"{row[name]:.2f}"}
 
     rows = [
         {
             "arm": row["arm"],
             "level": row["level"],
-            **{f"{name}, %": f"{100 * row[name]:.0f}" for name in ("base", "treated", "random")},
-            "treated - base": points(row, "change"),
-            "treated - random": points(row, "beyond_random"),
+            **mean(row, "base"),
+            **mean(row, "treated"),
+            **mean(row, "random"),
+            "treated - base": difference(row, "change"),
+            "treated - random": difference(row, "beyond_random"),
             "verdict": row["verdict"],
         }
         for _, row in table.iterrows()

@@ -6,6 +6,6 @@ report uses this package.
 
 from toolkit.metrics.effects import Judge, MetricEffect, cell, with_interval
 from toolkit.metrics.outcomes import Outcomes, assumed_aes
-from toolkit.metrics.table import METRICS, Metric, described
+from toolkit.metrics.table import METRICS, RANGES, Metric, described
 
-__all__ = ["METRICS", "Judge", "Metric", "MetricEffect", "Outcomes", "assumed_aes", "cell", "described", "with_interval"]
+__all__ = ["METRICS", "RANGES", "Judge", "Metric", "MetricEffect", "Outcomes", "assumed_aes", "cell", "described", "with_interval"]

@@ -10,7 +10,7 @@ from toolkit.metrics.outcomes import Outcomes
 from toolkit.metrics.table import METRICS, described
 from toolkit.stats import RESAMPLES, Draws, Effect
 
-DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2}
+DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2, "calls": 2}
 """Unit of a metric -> digits after the decimal point. All other units have one digit, such as ``tokens`` and ``share`` (in percent)."""
 
 

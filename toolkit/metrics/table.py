@@ -11,7 +11,9 @@ from toolkit.metrics import outcomes
 from toolkit.metrics.outcomes import How, mean_of
 from toolkit.stats import UNBOUNDED, Bounds, Estimate
 
-RANGES: Mapping[str, Bounds] = MappingProxyType({"share": (0.0, 1.0), "tokens": (0.0, math.inf), "nats": (0.0, math.inf)})
+RANGES: Mapping[str, Bounds] = MappingProxyType(
+    {"share": (0.0, 1.0), "tokens": (0.0, math.inf), "calls": (0.0, math.inf), "nats": (0.0, math.inf)}
+)
 """Unit -> smallest and largest possible value of a metric. Other units are unbounded."""
 
 
