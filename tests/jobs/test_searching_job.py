@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toolkit import collect, directions, generate, jobs, lm, tasks
+from toolkit import collect, directions, figures, generate, jobs, lm, tasks
 from toolkit.generate import Sampling
 from toolkit.jobs import searching
 from toolkit.types import Span
@@ -75,3 +75,19 @@ def test_too_few_episodes_of_a_kind_are_refused_with_the_counts(searcher, proble
     with pytest.raises(ValueError, match="'many calls': 0, 'no call': 96"):
         jobs.calls_direction(searcher, silent)
     assert searching.EPISODES["calls"][1](replace(episodes[0], results=(Span(1, 2), Span(3, 4)))) == 2
+
+
+def test_the_figure_of_prices_shows_every_arm_in_both_panels_and_names_it():
+    def e(mean):
+        return {"mean": mean, "low": mean - 0.01, "high": mean + 0.02}
+
+    arms = {f"arm {i}": {"accuracy": e(0.5 + 0.05 * i), "calls": e(1 + i / 4), "tokens": e(20.0 - i)} for i in range(4)}
+    figure = figures.price_of_accuracy(arms, base="arm 0", controls=("arm 3",))
+    for axis, price in (("x", "calls"), ("x2", "tokens")):
+        drawn = {t.name: (t.x[0], t.y[0], t.marker.color) for t in figure.data if t.xaxis == axis}
+        assert {name: values[:2] for name, values in drawn.items()} == {
+            name: (row[price]["mean"], row["accuracy"]["mean"]) for name, row in arms.items()
+        }
+        assert len({colour for *_, colour in drawn.values()}) == 4
+        named = {a.name: (a.x, a.y) for a in figure.layout.annotations if a.xref == axis}
+        assert named == {name: values[:2] for name, values in drawn.items()}

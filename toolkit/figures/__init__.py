@@ -13,6 +13,7 @@ from toolkit.figures.heads import head_scores
 from toolkit.figures.length import accuracy_by_length, by_layer, differences, direction_norms, length_accuracy, length_distribution
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, recall_by_length, sparsity, stability, thinking_or_not
 from toolkit.figures.rewards import reward_by_length, reward_pushes
+from toolkit.figures.searching import price_of_accuracy
 from toolkit.figures.steering import damage, dose_response, target_lengths
 from toolkit.figures.training import learning_curves, length_against_accuracy
 
@@ -46,6 +47,7 @@ __all__ = [
     "metric_differences",
     "pareto",
     "phase_entropy",
+    "price_of_accuracy",
     "recall",
     "recall_by_length",
     "reward_by_length",
