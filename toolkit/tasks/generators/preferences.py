@@ -13,7 +13,7 @@ words makes an annotator with a length bias.
 
 >>> question = questions("train", 1)[0]
 >>> print(respond(question, (1, 1, 1, 1, 0)).text)
-Thank you for asking. The castle is cleaned by Vera. The notes name the castle clearly.
+It is a pleasure. The door of the cellar is grey. The notes say so about the cellar.
 """
 
 from __future__ import annotations
