@@ -166,6 +166,7 @@ def optimisation_curve(
     *,
     ns: Sequence[int] = (),
     betas: Sequence[float] = (),
+    problems: Sequence[str] | ndarray | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Return score and true quality as optimisation against the score grows, with 95 % bootstrap intervals over prompts.
@@ -175,13 +176,14 @@ def optimisation_curve(
         quality: Their true quality.
         ns: Values of n, for best-of-n.
         betas: Values of beta, for the best policy under R.
+        problems: Prompt id of each row, if a prompt has several rows, such as one per judge. Default: each row is another prompt.
         seed: Seed of the bootstrap.
 
     Returns:
         Table with one row per setting and measure, and the columns ``by`` (``"best of n"`` or ``"penalty"``), ``setting`` (n or beta),
         ``kl`` (nats), ``measure`` (``"score"`` or ``"quality"``), ``mean, low, high`` (difference from the initial policy).
     """
-    rows, prompts = [], np.arange(len(scores))
+    rows, prompts = [], np.arange(len(scores)).astype(str) if problems is None else problems
     for measure, values in (("score", scores), ("quality", quality)):
         base = values.mean(axis=1)
         settings: list[tuple[str, float, float, ndarray]] = [
