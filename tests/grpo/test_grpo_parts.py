@@ -287,6 +287,25 @@ def test_alarms_name_each_kind_of_collapse_and_are_silent_otherwise():
     assert log.alarms([start, longer]) == []
 
 
+def test_a_policy_that_always_gives_one_class_raises_an_alarm_however_it_words_it(rollout_of):
+    problems = [Problem(f"p{i}", ({"role": "user", "content": ""},), "reject" if i % 2 else "select") for i in range(12)]
+
+    def row(right):
+        """A log row with 12 different responses, of which those with ``right(gold)`` are correct."""
+        rollouts = [replace(rollout_of(6 + i, seed=i), problem_id=p.id, correct=right(i, p.answer)) for i, p in enumerate(problems)]
+        return measures.held_out_measures(rollouts, problems)
+
+    fine, collapsed = row(lambda i, gold: i > 3), row(lambda i, gold: gold == "reject")
+    assert collapsed["held_out/recall_high"] == 1 and collapsed["held_out/recall_low"] == 0
+    assert log.alarms([fine]) == []
+    assert log.alarms([collapsed]) == [
+        "one class: held-out accuracy is 100% on problems with one gold answer and 0% on those with another"
+    ]
+    # Accuracies of many answers, or of answers with few problems, say nothing about a collapse.
+    assert measures.class_recalls([True] * 24, [str(i % 6) for i in range(24)]) == {}
+    assert measures.class_recalls([True] * 12, ["yes"] * 8 + ["no"] * 4) == {}
+
+
 def test_without_held_out_problems_accuracy_that_falls_with_length_in_training_is_an_alarm():
     fine, bad = {"accuracy": 0.7, "think_tokens": 30.0}, {"accuracy": 0.5, "think_tokens": 15.0}
     assert log.alarms([fine] * 10 + [bad] * 9) == []  # too early to tell: means over ten steps

@@ -34,12 +34,15 @@ Sample = Callable[[Sequence[Problem], Sampling], list[Rollout]]
 class Thresholds:
     """Limits beyond which the log of a training run raises an alarm; all are our choice.
 
-    There are three alarms:
+    There are four alarms:
 
     * ``accuracy falls with length``: accuracy has dropped by more than ``accuracy``, and think length by more than the share ``shorter``.
       Both drops are measured on held-out problems, from the first evaluation to the newest. Without held-out problems, the first ``steps``
       training steps are compared with the last ``steps``.
     * ``one answer``: the share of the most common answer in the newest batch exceeds ``one_answer``.
+    * ``one class``: on held-out problems with few different gold answers, accuracy is above ``always`` on one of these answers and below
+      ``never`` on another. A model that answers "reject" to every application is an example (arXiv:2511.16073). The answer's wording may
+      vary, unlike in ``one answer``.
     * ``loops``: the share of looping responses in the newest batch exceeds ``loops``. A response loops if the token limit cut it off in a
       sequence of tokens that repeats (``stats.looping``).
 
@@ -49,6 +52,8 @@ class Thresholds:
         steps: Number of training steps at each end of the run that are compared if there are no held-out problems.
         one_answer: Largest share of the most common answer without an alarm, among all answers of the batch.
         loops: Largest share of looping responses without an alarm, among all responses of the batch.
+        always: Highest accuracy on a gold answer without an alarm.
+        never: Lowest accuracy on another gold answer without an alarm.
     """
 
     accuracy: float = 0.05
@@ -56,6 +61,8 @@ class Thresholds:
     steps: int = 10
     one_answer: float = 0.5
     loops: float = 0.1
+    always: float = 0.9
+    never: float = 0.1
 
 
 def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds()) -> list[str]:
@@ -74,6 +81,11 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds
             )
     if (newest.get("answers/most_common") or 0.0) > limits.one_answer:
         texts.append(f"one answer: {newest['answers/most_common']:.0%} of all answers are the same")
+    low, high = newest.get("held_out/recall_low"), newest.get("held_out/recall_high")
+    if low is not None and high is not None and high > limits.always and low < limits.never:
+        texts.append(
+            f"one class: held-out accuracy is {high:.0%} on problems with one gold answer and {low:.0%} on those with another"
+        )
     if (newest.get("loops") or 0.0) > limits.loops:
         texts.append(f"loops: {newest['loops']:.0%} of responses end in a loop")
     return texts

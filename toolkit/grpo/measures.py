@@ -23,6 +23,8 @@ component/NAME             mean of a component of the reward; ``component/NAME/s
 accuracy/MODE              accuracy of responses whose prompt requests MODE thinking, ``long`` or ``short``; likewise ``tokens/MODE``
 held_out/...               ``accuracy``, ``think_tokens``, ``tokens``, ``truncated``, ``loops`` on held-out problems
 held_out/..._hard          the same on the third (or more, with ties) of these problems with the highest ``Problem.meta["difficulty"]``
+held_out/recall_low        lowest accuracy over gold answers, if the held-out problems are of few classes (``class_recalls``)
+held_out/recall_high       highest accuracy over gold answers, likewise
 held_out/kl                ``KL(policy || initial model)`` on held-out problems, nats per token (``kl_to``)
 =========================  ==================================================================================================
 """
@@ -46,6 +48,7 @@ from toolkit.rewards import RewardBatch
 from toolkit.types import Problem, Rollout
 
 Row = dict[str, Any]
+CLASSES, PER_CLASS = 5, 5  # most classes, and fewest held-out problems of each, for which recalls are logged: ours
 
 
 def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
@@ -129,7 +132,26 @@ def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) 
         hard = np.quantile(list(difficulty.values()), 2 / 3)
         chosen = [r for r in rollouts if difficulty[r.problem_id] >= hard]
         row |= {f"held_out/{name}_hard": value for name, value in _means(chosen).items()}
+    gold = {p.id: p.answer for p in problems}
+    if recalls := class_recalls([r.correct for r in rollouts], [gold[r.problem_id] for r in rollouts]):
+        row |= {"held_out/recall_low": min(recalls.values()), "held_out/recall_high": max(recalls.values())}
     return row
+
+
+def class_recalls(correct: Sequence[bool], gold: Sequence[str]) -> dict[str, float]:
+    """Return the accuracy on responses of each gold answer, or ``{}`` if the gold answers are not a few classes.
+
+    They are if there are 2 to 5 different ones, each of 5 responses or more. A policy that always gives one answer is right on one class and
+    wrong on all others, however it words the answer.
+
+    >>> class_recalls([True] * 6 + [False] * 5, ["yes"] * 6 + ["no"] * 5)
+    {'yes': 1.0, 'no': 0.0}
+    """
+    counts = Counter(gold)
+    if not 2 <= len(counts) <= CLASSES or min(counts.values()) < PER_CLASS:
+        return {}
+    right = Counter(g for g, c in zip(gold, correct, strict=True) if c)
+    return {name: right[name] / n for name, n in counts.items()}
 
 
 def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float:

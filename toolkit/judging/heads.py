@@ -30,7 +30,7 @@ from toolkit.passes import pad_right
 from toolkit.sites import Site
 from toolkit.stats import PairRows
 
-assumed_strength = 0.01  # C of scikit-learn, the inverse of the penalty: ours
+assumed_strength = 0.01  # inverse of the penalty, scikit-learn's C: ours
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,13 @@ def response_states(lm: LM, prompt: Sequence[int], responses: Sequence[Sequence[
 
 
 def fit(
-    features: Float[ndarray, "n d"], pairs: PairRows, *, layer: int, fingerprint: str, strength: float = assumed_strength
+    features: Float[ndarray, "n d"],
+    pairs: PairRows,
+    *,
+    layer: int,
+    fingerprint: str,
+    strength: float = assumed_strength,
+    margins: Float[ndarray, " pairs"] | None = None,
 ) -> RewardHead:
     """Train a ``RewardHead`` on pairs of responses, and return it.
 
@@ -114,11 +120,12 @@ def fit(
         layer: Layer that the features are from.
         fingerprint: Fingerprint of the model that they are from, ``lm.fingerprint``.
         strength: Inverse of the L2 penalty; lower gives smaller weights.
+        margins: By how much more the preferred response of each pair has to score (``stats.bradley_terry``).
 
     Raises:
-        ValueError: there are no pairs, or a feature is not finite.
+        ValueError: there are no pairs, not one margin per pair, or a feature is not finite.
     """
-    return RewardHead(stats.bradley_terry(features, pairs, strength=strength), layer, fingerprint)
+    return RewardHead(stats.bradley_terry(features, pairs, strength=strength, margins=margins), layer, fingerprint)
 
 
 def flipped(pairs: PairRows, *, seed: int = 0) -> PairRows:

@@ -19,6 +19,7 @@ from toolkit.stats.estimates import (
     mean_of,
     mean_of_smallest,
     over_problems,
+    over_weights,
     resamples,
     shortest_accuracy,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "mean_of",
     "mean_of_smallest",
     "over_problems",
+    "over_weights",
     "pair_agreement",
     "permutation_p",
     "r_squared",

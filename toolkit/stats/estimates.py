@@ -119,6 +119,34 @@ def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | n
     return bootstrap(mean_of(per_problem[:, None]), len(names), seed=seed)
 
 
+def over_weights(
+    statistic: Callable[[ndarray], ndarray], problems: Sequence[str] | ndarray, *, seed: int = 0, times: int = RESAMPLES
+) -> Estimate:
+    """Return the value of a statistic of weighted rows, with its 95 % bootstrap interval over problems.
+
+    A problem that a resample draws k times gives each of its rows the weight k.
+
+    Args:
+        statistic: Function from weights ``[times, rows]`` to values ``[times]``.
+        problems: Problem id of each row.
+        seed: Random seed for the resamples.
+        times: Number of resamples.
+
+    Raises:
+        ValueError: there are no rows.
+
+    >>> x = np.array([1.0, 2.0, 6.0])
+    >>> print(over_weights(lambda w: w @ x / w.sum(axis=1), ["a", "b", "b"]))
+    3 [1, 4]
+    """
+    names, which = np.unique(np.asarray(problems, dtype=str), return_inverse=True)
+
+    def over(index: ndarray) -> ndarray:
+        return statistic(np.array([np.bincount(row, minlength=len(names)) for row in index], dtype=float)[:, which])
+
+    return bootstrap(over, len(names), seed=seed, times=times)
+
+
 def difference(a: Statistic, b: Statistic) -> Statistic:
     """Return a statistic (a function of resampled problems): a minus b, both evaluated on the same resampled problems.
 
