@@ -34,6 +34,7 @@ from toolkit.rewards.cosine import Cosine
 from toolkit.rewards.crf import CRF
 from toolkit.rewards.dler import DLER, DifficultyAwareDLER
 from toolkit.rewards.dot import DOT
+from toolkit.rewards.fine_grained import FineGrained
 from toolkit.rewards.gr3 import GR3
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
@@ -159,6 +160,7 @@ _ENTRIES = (
         RESearcher, "2509.26048", "A ladder of correctness and format, plus the share of right reflections on search results."
     ),
     RewardEntry(PPR, "2509.25598", "ReNorm: a score of each turn plus correctness minus 1; one advantage per turn."),
+    RewardEntry(FineGrained, "2306.01693", "One reward per error type at the ends of segments; one advantage per token."),
     RewardEntry(ToolRL, "2504.13958", "Format, and calls that match the right ones in name, parameters and values."),
     RewardEntry(SearchGenV, "2510.14660", "Share of the facts (nuggets) that a verifier finds in the answer."),
     RewardEntry(ContrastiveSQL, "2510.13827", "1 for a query with the right rows, plus its similarity to the question."),
