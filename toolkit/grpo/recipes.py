@@ -424,6 +424,17 @@ def fine_grained() -> Recipe:
     )
 
 
+def page_llm() -> Recipe:
+    """Return the recipe of PageLLM (arXiv 2506.09084): a reward of the page at its end and of each item at its identifier."""
+    return Recipe(
+        "page_llm",
+        "2506.09084",
+        "page_llm",
+        advantage="reward_to_go",
+        sources="Paper: PPO. Group means in place of a critic, and all numbers: ours or TRL's.",
+    )
+
+
 def mash() -> Recipe:
     """Return the recipe of MASH (arXiv 2510.01152): a right answer earns less the more calls it has beyond the fewest that suffice."""
     return Recipe(
@@ -465,6 +476,7 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
             longwriter,
             ppr,
             fine_grained,
+            page_llm,
             mash,
         )
     }
