@@ -42,19 +42,20 @@ def test_values_and_the_optimum_are_those_of_enumeration(seed):
     assert space.gain(space.best()) == pytest.approx(1)
 
 
+def _alternating(asked: list, a, b) -> bool:
+    """A judge that prefers the other one every second time, and keeps what it was asked."""
+    asked.append((a, b))
+    return len(asked) % 2 == 0
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("ensemble", [1, 3])
 def test_all_searches_spend_the_same_calls_and_never_more(search, ensemble):
     for calls in (5, 31, 60):
-        counted, made = [], 0
-
-        def compare(a, b):
-            counted.append((a, b))
-            return len(counted) % 2 == 0
-
-        judge = Counted(compare, calls, ensemble)
+        asked: list[tuple] = []
+        judge = Counted(partial(_alternating, asked), calls, ensemble)
         h = search(judge, 5, 6, random.Random(0))
-        made = len(counted)
+        made = len(asked)
         assert made == judge.spent <= calls and len(h) == 5
         # Shares of levels are whole numbers of ensembles: at most one comparison per level is left over.
         assert calls - made < ensemble * (5 if search is hierarchical_search else 1)

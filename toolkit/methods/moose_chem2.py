@@ -27,6 +27,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -73,7 +74,7 @@ class Space:
     def value(self, h: Hypothesis) -> float:
         """Return the value of a hypothesis, or the mean over its completions if it leaves levels open."""
         k = len(h)
-        total = sum(self.main[i, c] for i, c in enumerate(h)) + sum(self.coupled[i][a, b] for i, (a, b) in enumerate(zip(h, h[1:])))
+        total = sum(self.main[i, c] for i, c in enumerate(h)) + sum(self.coupled[i][a, b] for i, (a, b) in enumerate(pairwise(h)))
         rest = self.main[k:].mean(axis=1).sum() + self.coupled[k:].mean(axis=(1, 2)).sum()
         border = self.coupled[k - 1][h[-1]].mean() if 0 < k < self.levels else 0.0
         return float(total + rest + border)
