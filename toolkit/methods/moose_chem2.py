@@ -27,6 +27,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -231,8 +232,8 @@ def hierarchical_search(
     """
     h: Hypothesis = ()
     for level in range(levels):
-        limit, fixed = judge.calls * (level + 1) // levels, h
-        h = _best_of_climbs(judge, lambda fixed=fixed: (*fixed, rng.randrange(options)), [level], options, rng, limit, refusals)  # type: ignore[misc]
+        limit, draw = judge.calls * (level + 1) // levels, partial(_extended, h, options, rng)
+        h = _best_of_climbs(judge, draw, [level], options, rng, limit, refusals)
     return h
 
 
@@ -253,3 +254,7 @@ def random_search(judge: Counted, levels: int, options: int, rng: random.Random)
 
 def _random(levels: int, options: int, rng: random.Random) -> Hypothesis:
     return tuple(rng.randrange(options) for _ in range(levels))
+
+
+def _extended(h: Hypothesis, options: int, rng: random.Random) -> Hypothesis:
+    return (*h, rng.randrange(options))
