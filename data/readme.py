@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
-from toolkit import exports, families, report
+from toolkit import exports, families, report, rewards
 from toolkit.board import text_table
 from toolkit.jobs.check import Shape, memory
 from toolkit.metrics import with_interval
+from toolkit.rewards import kinds
 
 ROOT = Path(__file__).parents[1]
 ON_BOARD = (
@@ -272,11 +273,30 @@ def systems() -> str:
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["where", "runs as", "found"]))
 
 
-RESULTS, FRONT = ROOT / "data/README.md", ROOT / "README.md"
+RESULTS, FRONT, PREFERENCES = ROOT / "data/README.md", ROOT / "README.md", ROOT / "data/rewards/README.md"
+
+
+def sources() -> str:
+    """Return the table of the sources of rewards."""
+    return "\n".join(["| source | meaning |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in kinds.SOURCES.items())])
+
+
+def reward_kinds() -> str:
+    """Return the table of rewards as models of preference."""
+    lines = ["| reward | paper | sources | paid | assumes |", "| --- | --- | --- | --- | --- |"]
+    for name, entry in rewards.ALL.items():
+        kind = kinds.KINDS[name]
+        paper = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if entry.paper else ""
+        paid = "dense" if kinds.is_dense(entry.make) else "sparse"
+        lines.append(f"| `{name}` | {paper} | {', '.join(kind.sources)} | {paid} | {kind.assumes} |")
+    return "\n".join(lines)
+
+
 BLOCKS: Mapping[str, tuple[Path, Callable[[], str]]] = {
     "demo": (RESULTS, demo), "board": (RESULTS, board), "retrieval": (RESULTS, retrieval), "entropy": (RESULTS, entropy),
     "smol": (RESULTS, smol), "speed": (RESULTS, speed), "served": (RESULTS, served),
     "models": (FRONT, models), "formats": (FRONT, formats), "gpu": (FRONT, gpu_costs), "systems": (FRONT, systems),
+    "sources": (PREFERENCES, sources), "kinds": (PREFERENCES, reward_kinds),
 }  # fmt: skip
 """Mark of a table -> page that holds it, and function that makes it."""
 

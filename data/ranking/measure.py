@@ -35,8 +35,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from toolkit import stats, store
 from toolkit.methods import full_ranking
+from toolkit.stats.rankings import ndcg
 from toolkit.tasks import ranking, splits
-from toolkit.tasks.grading.rankings import ndcg
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -11,7 +11,7 @@ import torch
 
 from toolkit import shipped
 from toolkit.methods import full_ranking as fr
-from toolkit.tasks.grading.rankings import written
+from toolkit.stats.rankings import written
 
 
 def perfect(indices):

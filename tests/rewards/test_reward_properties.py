@@ -61,7 +61,7 @@ def test_the_order_of_rows_never_changes_what_a_row_is_paid(name, data):
     assert_allclose(shuffled, values[order], rtol=1e-12, atol=1e-12)
 
 
-WHOLE_BATCH = {"grpo_lambda"}  # ranks the groups of a batch, so that other groups matter: its claim
+WHOLE_BATCH = {"grpo_lambda", "hybrid"}  # rank the groups, or standardise scores, over the batch, so that other groups matter
 
 
 @pytest.mark.parametrize("name", sorted(set(rewards.ALL) - WHOLE_BATCH))
@@ -160,7 +160,7 @@ BOUNDS = {
     "mash": (0, 1), "ruler": (0, 1), "repetition": (0, 1), "repetition_penalty": (-1, 0), "train_long_think_short": (0, 1),
     "adaptive_deep_reasoning": (0, 1.5), "l1_max": (0, 1), "alp": (-0.2, 1), "dot": (0, 1), "gr3": (0, 1),
     "reseek": (-1.8, 1.9), "re_searcher": (0, 1.2), "ppr": (-1, 1),
-    "toolrl": (-3, 4), "search_gen_v": (0, 1), "contrastive_sql": (0, 1.2), "r3": (0, 0.04),
+    "toolrl": (-3, 4), "search_gen_v": (0, 1), "contrastive_sql": (0, 1.2), "r3": (0, 0.04), "ace_rl": (0, 1), "hybrid": (0, 1),
 }  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def test_laser_targets_from_a_monitoring_set_replace_what_training_showed():
 
 # --- speed ---------------------------------------------------------------------------------------------------
 
-BY_TEXT = ("contrastive_sql", "ppr", "r3", "re_searcher", "reseek", "search_gen_v", "toolrl")
+BY_TEXT = ("ace_rl", "contrastive_sql", "fine_grained", "page_llm", "ppr", "r3", "re_searcher", "reseek", "search_gen_v", "toolrl")
 CLOSED_FORMS = sorted(
     set(rewards.ALL) - {"repetition", "repetition_penalty", "laser_de", "surrogate", *BY_TEXT, *STATEFUL}
 )  # those look at every token or text, or keep a number per problem
@@ -334,6 +334,8 @@ def test_closed_forms_score_a_million_rows_a_second(name):
         "high_tokens": np.full(n, 40),
         "budget": np.full(n, 50),
         "conciseness": random.uniform(0.1, 1, n),
+        "rule_confidence": random.random(n),
+        "model_score": random.random(n),
         **{k: -random.random(n) for k in ("logprob", "logprob_without")},
         **{k: random.random(n) for k in ("think_entropy", "answer_entropy")},
     }

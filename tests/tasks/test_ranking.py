@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import tasks
+from toolkit.stats.rankings import completed, named, ndcg, written
 from toolkit.tasks import grading, ranking, splits
-from toolkit.tasks.grading.rankings import completed, named, ndcg, written
 
 needs_bm25 = pytest.mark.skipif(importlib.util.find_spec("bm25s") is None, reason="bm25s is not installed (extra search)")
 VERBS = {"omits": 0, "mentions": 1, "describes": 2, "explains": 3}

@@ -1,8 +1,8 @@
 """Advantages: the weight of each rollout in the policy gradient, computed from the rewards of a whole batch. Pure functions of arrays.
 
 Every function in ``ALL`` maps ``(components, groups, tokens)`` to advantages ``[n]``, one per rollout of the batch. A positive advantage
-raises the rollout's probability. Functions in ``STEPS`` return one advantage per *step* instead, a turn of a response with tool calls. The
-arguments of those in ``ALL`` are:
+raises the rollout's probability. Functions in ``STEPS`` return one advantage per *step* instead, a turn of a response with tool calls, and
+functions in ``TOKENS`` one per token. The arguments of those in ``ALL`` are:
 
 * ``components [n, k]``: the parts of the reward, one column per part. The reward r of a rollout is the sum of its k parts. Only
   ``decoupled`` and ``gdpo`` treat the parts separately.
@@ -29,6 +29,7 @@ from toolkit.types import Rollout
 
 Values = Float[ndarray, "n components"]
 Advantage = Callable[[Values, Int[ndarray, " n"], Int[ndarray, " n"]], Float[ndarray, " n"]]
+TokenAdvantage = Callable[[Float[ndarray, "n positions"], Int[ndarray, " n"]], Float[ndarray, "n positions"]]
 StepAdvantage = Callable[[Sequence[Float[ndarray, " _"]], Int[ndarray, " n"]], list[Float[ndarray, " _"]]]
 
 TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation before division: trl's grpo_trainer.py, verl's masked_whiten
@@ -186,6 +187,36 @@ def grpo_steps(steps: Sequence[Float[ndarray, " _"]], groups: Int[ndarray, " n"]
 
 STEPS: Mapping[str, StepAdvantage] = MappingProxyType({"grpo_steps": grpo_steps})
 """Name of an advantage per step -> function that computes it. The reward of such a recipe needs a method ``steps``."""
+
+
+def reward_to_go(rewards: Float[ndarray, "n positions"], groups: Int[ndarray, " n"]) -> Float[ndarray, "n positions"]:
+    """Return one advantage per token from rewards per token: ``(G_t - mean_t) / (std + 1e-4)``, with ``G_t = r_t + r_t+1 + ...``
+
+    ``mean_t`` is the mean of G_t over the group at the same position. It takes the place of a critic (ours), and so of the generalised
+    advantage estimates of Fine-Grained RLHF (arXiv 2306.01693). Behind its end a response earns nothing, so its G_t is 0 there and counts.
+    ``std`` is the root mean square of ``G_t - mean_t`` over the positions of the group up to its last reward. If all rewards are paid at the last token and all
+    responses are equally long, the numerator is the advantage of ``dr_grpo``.
+
+    >>> reward_to_go(np.array([[0.0, 1.0], [0.5, 0.5]]), np.array([0, 0])).round(3).tolist()
+    [[0.0, 1.414], [0.0, -1.414]]
+
+    Args:
+        rewards: Reward of each token; 0 behind a response's end.
+        groups: Group of each rollout, as an integer.
+    """
+    to_go, advantages = rewards[:, ::-1].cumsum(axis=1)[:, ::-1], np.zeros_like(rewards)
+    for group in np.unique(groups):
+        rows = groups == group
+        # Rounding, as in ``group_std``.
+        centred = (to_go[rows] - to_go[rows].mean(axis=0)).round(12)
+        # The batch may be wider than the group's longest response.
+        last = np.flatnonzero(to_go[rows].any(axis=0)).max(initial=0)
+        advantages[rows] = centred / (np.sqrt(np.square(centred[:, : last + 1]).mean()) + TRL_EPSILON)
+    return advantages
+
+
+TOKENS: Mapping[str, TokenAdvantage] = MappingProxyType({"reward_to_go": reward_to_go})
+"""Name of an advantage per token -> function that computes it. The reward of such a recipe needs a method ``segments`` (see ``dense``)."""
 
 
 def per_token(steps: Sequence[Float[ndarray, " _"]], rollouts: Sequence[Rollout]) -> Float[ndarray, "n positions"]:

@@ -5,6 +5,9 @@ then frozen. Its training data are responses of the initial model to some traini
 problem, the head (``rewards.conciseness``) learns to give the shorter one the higher score. It then scores every response of the run. The
 head is saved in the run's directory, so that a resumed run uses the same one.
 
+``train_on_planted`` trains a head on generated pairs instead: arithmetic with and without planted re-checks and restatements
+(``tasks.generators.redundant``). Pass it to a run in ``Extras(columns={"conciseness": judge})``.
+
 The head's features are the hidden states after the last block, averaged over the positions that predict the response. Cost: one forward
 pass of the initial model per response.
 
@@ -30,6 +33,7 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch, conciseness
 from toolkit.rewards.conciseness import ConcisenessHead
+from toolkit.tasks.generators.redundant import Chain
 from toolkit.types import Problem, Rollout
 
 COLUMN, FILE = "conciseness", "conciseness.json"
@@ -90,6 +94,36 @@ def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Conc
     rollouts = [r for r in generate.rollouts(lm, problems, sampling, progress=False) if r.response_tokens]
     pairs = conciseness.pairs_by_length(RewardBatch.from_rollouts(rollouts))
     return ConcisenessJudge(lm, conciseness.fit(mean_states(lm, rollouts), pairs))
+
+
+def chain_states(lm: LM, chains: Sequence[Chain]) -> np.ndarray:
+    """Return one feature vector per generated chain of thought, as ``mean_states`` does for rollouts, ``[n, d_model]``."""
+    rollouts = [
+        generate.rollout_from_tokens(
+            lm, c.problem, lm.prompt_ids(c.problem.messages), lm.tokenizer(c.text, add_special_tokens=False)["input_ids"]
+        )
+        for c in chains
+    ]
+    return mean_states(lm, rollouts)
+
+
+def train_on_planted(lm: LM, pairs: Sequence[tuple[Chain, Chain]], *, reverse: Sequence[bool] = ()) -> ConcisenessJudge:
+    """Train a conciseness judge on pairs of a concise and a redundant chain of thought, and return the judge.
+
+    Args:
+        lm: Model whose hidden states the judge reads.
+        pairs: Pairs ``(concise, redundant)``, from ``tasks.generators.redundant.pairs``.
+        reverse: True for each pair whose label is to be wrong; by default none. Shuffled labels make a control.
+
+    Raises:
+        NoPairsError: there is no pair.
+    """
+    rows = np.arange(2 * len(pairs)).reshape(-1, 2)
+    flip = np.asarray(reverse or [False] * len(pairs), bool)
+    rows = np.where(flip[:, None], rows[:, ::-1], rows)
+    if not len(rows):
+        raise conciseness.NoPairsError("No pairs of chains: give at least one, from tasks.generators.redundant.pairs.")
+    return ConcisenessJudge(lm, conciseness.fit(chain_states(lm, [chain for pair in pairs for chain in pair]), rows))
 
 
 def read_head(lm: LM, path: Path) -> ConcisenessHead:

@@ -66,8 +66,8 @@ class Recipe:
         paper: arXiv id of the paper; "" if the method is ours.
         reward: Name of the reward, a key of ``rewards.ALL``.
         options: Arguments of the reward, by name.
-        advantage: Name of the advantage, a key of ``advantages.ALL`` or ``advantages.STEPS``; ``None`` means TRL's (``scale_rewards`` in
-            ``config``).
+        advantage: Name of the advantage, a key of ``advantages.ALL``, ``advantages.STEPS`` or ``advantages.TOKENS``; ``None`` means TRL's
+            (``scale_rewards`` in ``config``).
         loss: Parameters of DRPO's loss, which then replaces TRL's; ``None`` means TRL's loss (``loss_type`` in ``config``).
         dynamic: Settings of dynamic sampling, which replaces problems whose responses all get the same reward; ``None`` turns it off.
         filter: Rollouts to learn from; the others get advantage 0 (see ``filters``). The advantage is GRPO's if ``advantage`` is ``None``.
@@ -111,7 +111,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.reward not in rewards.ALL:
             raise ValueError(f"Unknown reward {self.reward!r}: choose one of {', '.join(rewards.ALL)}.")
-        if self.advantage is not None and self.advantage not in (names := (*advantages.ALL, *advantages.STEPS)):
+        if self.advantage is not None and self.advantage not in (names := (*advantages.ALL, *advantages.STEPS, *advantages.TOKENS)):
             raise ValueError(f"Unknown advantage {self.advantage!r}: choose one of {', '.join(names)}.")
         for name in ("problems", "samples", "max_tokens", "updates"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
@@ -126,9 +126,10 @@ class Recipe:
             raise ValueError(
                 f"samples={self.samples}: the filter keeps {self.filter.keep} of them, which leaves none out. Sample more."
             )
-        if self.filter and self.advantage in advantages.STEPS:
+        if self.filter and self.advantage in (*advantages.STEPS, *advantages.TOKENS):
+            unit = "turn" if self.advantage in advantages.STEPS else "token"
             raise ValueError(
-                f"The advantage {self.advantage!r} is one per turn, and the filter needs one per rollout: set one of them."
+                f"The advantage {self.advantage!r} is one per {unit}, and the filter needs one per rollout: set one of them."
             )
         if self.token_advantage and (self.advantage or self.filter or self.loss):
             raise ValueError("token_advantage replaces advantage, filter and loss: set none of them.")

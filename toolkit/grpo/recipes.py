@@ -405,6 +405,36 @@ def ppr() -> Recipe:
     )
 
 
+def fine_grained() -> Recipe:
+    """Return the recipe of Fine-Grained RLHF (arXiv 2306.01693): rewards at the ends of segments, and one advantage per token.
+
+    The paper trains with PPO and a critic. Here the group's mean reward to go takes the critic's place.
+    """
+    return Recipe(
+        "fine_grained",
+        "2306.01693",
+        "fine_grained",
+        advantage="reward_to_go",
+        samples=4,
+        max_tokens=200,
+        learning_rate=1e-5,
+        config={"beta": 0.3, "temperature": 0.7},
+        note="each error is charged at the token where its segment ends",
+        sources="Code: KL .3, T .7, 4 samples, 200 tokens, 1e-5. Group means in place of a critic, KL in the loss: ours. Batch not found.",
+    )
+
+
+def page_llm() -> Recipe:
+    """Return the recipe of PageLLM (arXiv 2506.09084): a reward of the page at its end and of each item at its identifier."""
+    return Recipe(
+        "page_llm",
+        "2506.09084",
+        "page_llm",
+        advantage="reward_to_go",
+        sources="Paper: PPO. Group means in place of a critic, and all numbers: ours or TRL's.",
+    )
+
+
 def mash() -> Recipe:
     """Return the recipe of MASH (arXiv 2510.01152): a right answer earns less the more calls it has beyond the fewest that suffice."""
     return Recipe(
@@ -445,6 +475,8 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
             surrogate,
             longwriter,
             ppr,
+            fine_grained,
+            page_llm,
             mash,
         )
     }

@@ -42,7 +42,7 @@ from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
-from toolkit.grpo import advantages, decs, draws, parts
+from toolkit.grpo import advantages, decs, dense, draws, parts
 from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches, written_mask
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
 from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
@@ -125,6 +125,11 @@ class Trainer(ResumableTrainer):
             raise ValueError(
                 f"The advantage {recipe.advantage!r} needs a reward per step, which {self.reward.name!r} has not: use ppr or reseek, or give "
                 "the reward a method steps(batch)."
+            )
+        if recipe.advantage in advantages.TOKENS and not hasattr(self.reward, "segments"):
+            raise ValueError(
+                f"The advantage {recipe.advantage!r} needs a reward per segment, which {self.reward.name!r} has not: use fine_grained or "
+                "page_llm, or give the reward a method segments(batch)."
             )
         self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None  # this process's rollouts of the newest batch; None if TRL samples
@@ -275,6 +280,10 @@ class Trainer(ResumableTrainer):
         if recipe.advantage is not None and recipe.advantage in advantages.STEPS:
             steps = advantages.STEPS[recipe.advantage](self.reward.steps(batch), batch.groups)
             return advantages.per_token(steps, [d.rollout for d in drawn])
+        if recipe.advantage is not None and recipe.advantage in advantages.TOKENS:
+            rollouts = [d.rollout for d in drawn]
+            each = dense.batch_rewards(self.origin, rollouts, self.reward.segments(batch))
+            return advantages.TOKENS[recipe.advantage](each, batch.groups) * dense.own_tokens(rollouts)
         if recipe.advantage is None and recipe.filter is None:
             return None
         name = recipe.advantage or "grpo"

@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.tasks.grading.rankings import IDENTIFIER, completed
+from toolkit.stats.rankings import IDENTIFIER, completed
 
 WINDOW, STEP, FIXED = 20, 10, 10  # passages per window, between two windows, and fixed per pass; from the paper's code
 ALPHA = 1.0  # weight of separators and all other tokens; from the paper's code

@@ -23,17 +23,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from toolkit.rewards.ace_rl import ACERL
 from toolkit.rewards.adaptive_deep_reasoning import AdaptiveDeepReasoning
 from toolkit.rewards.alp import ALP
 from toolkit.rewards.arora_zanette import AroraZanette
 from toolkit.rewards.batch import MissingColumnError, Reward, RewardBatch, RewardValues
-from toolkit.rewards.beyond_monolithic import BeyondMonolithic
+from toolkit.rewards.beyond_monolithic import BeyondMonolithic, Hybrid
 from toolkit.rewards.combine import Gated, MeanOfAdvantages, Schedule, WeightedSum
 from toolkit.rewards.correctness import Correctness, Format, LengthPenalty
 from toolkit.rewards.cosine import Cosine
 from toolkit.rewards.crf import CRF
 from toolkit.rewards.dler import DLER, DifficultyAwareDLER
 from toolkit.rewards.dot import DOT
+from toolkit.rewards.fine_grained import FineGrained
 from toolkit.rewards.gr3 import GR3
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
@@ -44,6 +46,7 @@ from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.mash import MASH
 from toolkit.rewards.offline import compare, mean_advantages, score
 from toolkit.rewards.overlong import Overlong
+from toolkit.rewards.page_llm import PageLLM
 from toolkit.rewards.pear import PEAR
 from toolkit.rewards.ppr import PPR, ReNorm
 from toolkit.rewards.r3 import R3
@@ -149,6 +152,7 @@ _ENTRIES = (
         "2510.05283",
         "Our stand-in: a penalty for being shorter than the right answers; the formula was not found.",
     ),
+    RewardEntry(Hybrid, "2510.05283", "A rule where it is sure, the score of a reward model where it is not (our formula)."),
     RewardEntry(
         MASH,
         "2510.01152",
@@ -159,6 +163,11 @@ _ENTRIES = (
         RESearcher, "2509.26048", "A ladder of correctness and format, plus the share of right reflections on search results."
     ),
     RewardEntry(PPR, "2509.25598", "ReNorm: a score of each turn plus correctness minus 1; one advantage per turn."),
+    RewardEntry(FineGrained, "2306.01693", "One reward per error type at the ends of segments; one advantage per token."),
+    RewardEntry(ACERL, "2509.04903", "Share of the instruction's constraints that the answer meets, and a score of its length."),
+    RewardEntry(
+        PageLLM, "2506.09084", "NDCG of a ranked page, minus the gain of swapping an item with the next where that is better."
+    ),
     RewardEntry(ToolRL, "2504.13958", "Format, and calls that match the right ones in name, parameters and values."),
     RewardEntry(SearchGenV, "2510.14660", "Share of the facts (nuggets) that a verifier finds in the answer."),
     RewardEntry(ContrastiveSQL, "2510.13827", "1 for a query with the right rows, plus its similarity to the question."),

@@ -41,6 +41,7 @@ LABEL_COLUMNS: Mapping[str, str] = {
     "gold_documents": "a tuple of the needed documents, as they stand in results",
     "gold_calls": "a tuple of the right calls, each a dict with the keys name and parameters",
     "nuggets": "a tuple of the facts that a good answer states",
+    "relevance": "a tuple of the relevance of each passage, 0 or more",
     "schema": "the SQL script that makes the tables",
     "gold_sql": "a right query",
 }
@@ -76,6 +77,8 @@ COLUMN_SOURCES: Mapping[str, str] = {
         name: f"{_PROBLEMS} if every problem has meta['{name}']: {what}; in a TRL dataset, add a column"
         for name, what in LABEL_COLUMNS.items()
     },
+    "rule_confidence": "pass it yourself, from 0 to 1: how sure the rule that graded the answer is (in training Extras.columns)",
+    "model_score": "pass it yourself: the score of a reward model, such as a head of toolkit.judging (in training Extras.columns)",
     "conciseness": f"{_GRPO} (it trains a conciseness head first); offline, use rewards.conciseness: train a head on pooled states, "
     "then score the responses with it",
 }

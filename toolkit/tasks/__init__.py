@@ -13,6 +13,7 @@
 | ``characters`` | count or find the characters of a word |
 | ``slaq`` | the same facts asked one by one and all at once |
 | ``target_length`` | questions to be answered in a given number of words |
+| ``instructions`` | questions to be answered under stated constraints, such as a number of words |
 | ``ranking`` | put passages in order of how much they say about a subject |
 | ``text_to_sql`` | questions in two languages about a table, to be answered with an SQL query |
 | ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, because prompts are fitted to its context |
@@ -40,6 +41,7 @@ from toolkit.tasks import (
     arithmetic,
     characters,
     countdown,
+    instructions,
     lookup,
     needle,
     ranking,
@@ -57,7 +59,7 @@ from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql", "searching",
+    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql", "searching", "instructions",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -156,6 +158,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return target_length.load(split, n, seed)
         case "text_to_sql":
             return text_to_sql.load(split, n, seed)
+        case "instructions":
+            return instructions.load(split, n, seed)
         case "ranking":
             return ranking.load(split, n, seed)
         case "searching":

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from toolkit.stats.rankings import written
 from toolkit.tasks import splits
-from toolkit.tasks.grading.rankings import written
 from toolkit.types import Problem
 
 VERBS = ("omits", "mentions", "describes", "explains")

@@ -7,10 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from toolkit import expressions, stats
+from toolkit import constraints, expressions, stats
+from toolkit.stats import rankings
 from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks.external import gym
-from toolkit.tasks.grading import countdown, rankings
+from toolkit.tasks.grading import countdown
 from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, same_words, word_recall
 from toolkit.tools.queries import executes_like, query_of
 from toolkit.types import Problem
@@ -25,6 +26,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "identifier set": {},
     "facts": {"golds": list[str], "wrong": list[str]},
     "length": {"low_words": float, "high_words": float | None},
+    "constraints": {"instruction": str},
     "ranking": {"relevance": list[int]},
     "sql": {"schema": str},
     "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
@@ -80,6 +82,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"identifier set"``: its identifiers are those of the gold answer, in any order, and no others.
     - ``"facts"``: each numbered part i contains ``meta["golds"][i]`` and none of the other answers in the list ``meta["wrong"]``.
     - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
+    - ``"constraints"``: it meets every constraint that is stated in ``meta["instruction"]`` (see ``toolkit.constraints``).
     - ``"ranking"``: it names every passage once, ``[3] > [1] > [2]``, in an order of the highest NDCG for ``meta["relevance"]``.
     - ``"sql"``: the query in it gives the rows of the gold query, on the tables that the script ``meta["schema"]`` makes.
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
@@ -110,6 +113,8 @@ def grade(problem: Problem, answer: str) -> bool:
         case "length":
             low, high = problem.meta["low_words"], problem.meta["high_words"]
             return low < stats.words(answer) <= (math.inf if high is None else high)
+        case "constraints":
+            return all(c.met(answer) for c in constraints.extract(problem.meta["instruction"]))
         case "ranking":
             relevance = problem.meta["relevance"]
             ranking = [int(i) - 1 for i in rankings.IDENTIFIER.findall(answer)]

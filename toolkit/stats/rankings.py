@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import ndcg_score
 
 IDENTIFIER = re.compile(r"\[(\d+)\]")
 SEPARATOR = " > "
@@ -60,6 +59,8 @@ def ndcg(ranking: Sequence[int], relevance: Sequence[int], k: int | None = None)
     Raises:
         ValueError: the ranking does not hold every index once, ``k`` is below 1, a relevance is negative, or no passage is relevant.
     """
+    from sklearn.metrics import ndcg_score
+
     n = len(relevance)
     if sorted(ranking) != list(range(n)):
         raise ValueError(f"The ranking {list(ranking)[:20]} of {n} passages: give each index from 0 to {n - 1} once.")

@@ -1,0 +1,387 @@
+"""Measure five rewards of several aspects on generated data: ``python data/aspects/measure.py``.
+
+Needs ``make smol``. Writes ``results.json`` and the tables in ``README.md`` here. Finished parts, policies and responses are kept in
+``runs/aspects``, so after a stop the same command goes on; other code or settings start anew. About 10 minutes on one core. Brackets are
+95 % intervals: over problems, pairs or groups, and, where something is trained, over problems and three seeds.
+
+- *Fine-Grained RLHF*: the tiny reasoner is trained with rewards at segment ends and one advantage per token, and with the same rewards paid
+  at the end (holistic), paid for errors only, or replaced by correctness. The control is dense rewards whose values are shuffled
+  among the segments of a response.
+- *CRM*: judges on the tiny reasoner's states, trained on planted redundancy, on sampled pairs by length, and on shuffled labels; tested on
+  pairs of chains with equal numbers of lines.
+- *Beyond monolithic*: a rule that cannot read a random half of the answers, a head trained on right and wrong chains, and both joined. The
+  control is a head trained on shuffled labels.
+- *ACE-RL*: SmolLM2 answers generated instructions. Groups in which the reward varies are those that GRPO can learn from: with the
+  checklist, and with all constraints or nothing. The control pays for the constraints of another instruction.
+- *PageLLM*: a Plackett-Luce policy learns to rank pages with REINFORCE, from the page alone, from items too, and from shuffled items.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from toolkit import generate, judging, stats, store, tasks
+from toolkit import lm as lms
+from toolkit.constraints import extract
+from toolkit.generate import Sampling
+from toolkit.grpo import advantages, judge, recipes
+from toolkit.grpo.extras import Extras
+from toolkit.grpo.run import Run, train
+from toolkit.lm import LM
+from toolkit.rewards import RewardBatch, RewardValues, conciseness
+from toolkit.rewards.ace_rl import ACERL
+from toolkit.rewards.beyond_monolithic import hybrid
+from toolkit.rewards.fine_grained import FineGrained, Response, Segment, irrelevant, wrong_facts
+from toolkit.rewards.page_llm import PageLLM
+from toolkit.stats.rankings import ndcg, written
+from toolkit.tasks import arithmetic, ranking
+from toolkit.tasks.generators.redundant import concise, equal_lengths, pairs
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+import publish  # noqa: E402
+
+CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.judging.heads", "toolkit.tasks", "toolkit.generate")
+SEEDS, STEPS, PROBLEMS, SAMPLES, TESTS, RATE = (0, 1, 2), 15, 8, 8, 60, 3e-4
+PAIRS, FLIPS = 150, 10
+INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 60
+PAGES, PAGE_STEPS, PAGE_SAMPLES, PAGE_RATE = 40, 120, 8, 0.3
+
+
+def estimate(values: Any, ids: Sequence[str] | None = None) -> dict[str, float]:
+    v = np.asarray(values, float)
+    e = stats.over_problems(v, list(ids) if ids is not None else list(map(str, range(len(v)))))
+    return {"mean": e.mean, "low": e.low, "high": e.high}
+
+
+# --- Fine-Grained RLHF -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Fine-grained rewards with the values of each response's segments given to its segments at random."""
+
+    inner: FineGrained = field(default_factory=FineGrained)
+    name: ClassVar[str] = "shuffled segments"
+    needs: ClassVar[frozenset[str]] = FineGrained.needs
+
+    def segments(self, batch: RewardBatch) -> list[list[Segment]]:
+        made = []
+        for text, own in zip(batch["text"], self.inner.segments(batch), strict=True):
+            values = [s.value for s in own]
+            random.Random(text).shuffle(values)
+            made.append([s._replace(value=v) for s, v in zip(own, values, strict=True)])
+        return made
+
+    def __call__(self, batch: RewardBatch) -> RewardValues:
+        return self.inner(batch)
+
+
+ARMS: dict[str, tuple[Any, str]] = {
+    "correctness": (None, "grpo"),
+    "at the end (holistic)": (FineGrained(), "grpo"),
+    "at segment ends": (FineGrained(), "reward_to_go"),
+    "at segment ends, errors only": (FineGrained(assumed_right_step=0.0), "reward_to_go"),
+    "shuffled among segments (control)": (Shuffled(), "reward_to_go"),
+}
+"""Arm -> reward (None: correctness) and advantage."""
+OUTCOMES = ("accuracy", "think tokens", "wrong steps", "repeated or foreign steps")
+
+
+def outcomes(lm: LM, tests: Sequence[Any], seed: int) -> np.ndarray:
+    """Return the outcomes of each response, ``[responses, outcomes]``; problems in order, two samples each."""
+    rows = []
+    by_id = {p.id: p for p in tests}
+    for r in generate.rollouts(lm, tests, Sampling(n=2, max_new_tokens=200, seed=seed), progress=False):
+        response = Response(r.text, by_id[r.problem_id].messages[0]["content"], "", r.correct)
+        wrong, foreign = (sum(s.score < 0 for s in f(response)) for f in (wrong_facts, irrelevant))
+        rows.append((r.correct, r.think_tokens, wrong, foreign))
+    return np.array(rows, float)
+
+
+def fine_grained(work: Path) -> dict[str, Any]:
+    """Return outcomes of each arm, and differences to the arm with correctness, over problems and seeds."""
+    tiny = lms.load("tiny-reasoner", device="cpu")
+    problems, tests = tasks.load("arithmetic", "train", 256), tasks.load("arithmetic", "test", TESTS)
+    ids = [p.id for p in tests for _ in range(2)]
+    measured: dict[str, list[np.ndarray]] = {"base": []}
+    for seed in SEEDS:
+        measured["base"].append(outcomes(tiny, tests, seed))
+        for name, (reward, advantage) in ARMS.items():
+            recipe = replace(
+                recipes.find("correctness" if reward is None else "fine_grained").scaled(),
+                problems=PROBLEMS, samples=SAMPLES, learning_rate=RATE, advantage=advantage, max_tokens=120,
+            )  # fmt: skip
+            kept = work / f"{list(ARMS).index(name)}-{seed}.npy"
+            if not kept.is_file():
+                out = work / f"run-{list(ARMS).index(name)}-{seed}"
+                run = Run(out, steps=STEPS, seed=seed, evaluate_every=0)
+                done = train(tiny, recipe, problems, run, extras=Extras(reward=reward), resume=out.exists())
+                with store.atomic(kept) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, outcomes(done.lm, tests, seed))
+            measured.setdefault(name, []).append(np.load(kept))
+    rows = {
+        name: {o: estimate(np.concatenate(v)[:, i], ids * len(SEEDS)) for i, o in enumerate(OUTCOMES)}
+        for name, v in measured.items()
+    }
+    compared = [(a, b) for a, b in (
+        ("at segment ends", "at the end (holistic)"), ("at segment ends", "shuffled among segments (control)"),
+        ("at segment ends", "correctness"), ("at segment ends, errors only", "at segment ends"),
+    )]  # fmt: skip
+    differences = [
+        {"first": a, "minus": b, **{o: paired(measured[a], measured[b], i, ids) for i, o in enumerate(OUTCOMES)}}
+        for a, b in compared
+    ]
+    return {"arms": rows, "differences": differences}
+
+
+def paired(a: Sequence[np.ndarray], b: Sequence[np.ndarray], i: int, ids: Sequence[str]) -> dict[str, float]:
+    """Return the mean difference of one outcome, with an interval over problems and seeds."""
+    by_seed = [estimate(x[:, i] - y[:, i], ids) for x, y in zip(a, b, strict=True)]
+    over_problems = estimate(np.mean([x[:, i] - y[:, i] for x, y in zip(a, b, strict=True)], axis=0), ids)
+    means = np.array([e["mean"] for e in by_seed])
+    # Three seeds: Student's t with two degrees of freedom, added in quadrature to the half width over problems.
+    seeds = 4.303 * means.std(ddof=1) / np.sqrt(len(means))
+    half = float(np.hypot(seeds, (over_problems["high"] - over_problems["low"]) / 2))
+    return {"mean": float(means.mean()), "low": float(means.mean()) - half, "high": float(means.mean()) + half}
+
+
+# --- judges ------------------------------------------------------------------------------------------------------
+
+
+def crm(work: Path) -> dict[str, Any]:
+    """Return the share of pairs of equal length that each judge orders rightly."""
+    tiny = lms.load("tiny-reasoner", device="cpu")
+    problems, held_out = arithmetic.load("train", PAIRS, operands=(3, 8)), arithmetic.load("test", PAIRS, operands=(3, 8))
+    made, tests = pairs(problems, seed=0), equal_lengths(held_out, seed=0)
+    states = judge.chain_states(tiny, [c for pair in tests for c in pair])
+    rows = np.arange(len(states)).reshape(-1, 2)
+
+    def right(head: conciseness.ConcisenessHead) -> np.ndarray:
+        return stats.pair_agreement(head.logits(states), rows)
+
+    sampled = judge.train_judge(tiny, problems[:64], Sampling(8, max_new_tokens=200, seed=0)).head
+    flips = np.random.default_rng(0).random((FLIPS, len(made))) < 0.5
+    controls = [right(judge.train_on_planted(tiny, made, reverse=f.tolist()).head) for f in flips]
+    planted = right(judge.train_on_planted(tiny, made).head)
+    by_length = right(sampled)
+    return {
+        "pairs": len(tests),
+        "planted": estimate(planted),
+        "by length": estimate(by_length),
+        "planted minus by length": estimate(planted - by_length),
+        "shuffled labels": estimate(np.mean(controls, axis=0)),
+        "single shuffled": np.quantile([c.mean() for c in controls], [0.025, 0.975]).tolist(),
+    }
+
+
+def monolithic(work: Path) -> dict[str, Any]:
+    """Return the AUC of right against wrong chains, by rule, by model, and by both."""
+    tiny, rng = lms.load("tiny-reasoner", device="cpu"), np.random.default_rng(0)
+    sets = {split: [concise(p) for p in arithmetic.load(split, PAIRS, operands=(3, 6))] for split in ("train", "test")}
+
+    def both(chains: Sequence[Any]) -> list[Any]:
+        # The wrong one ends in another answer.
+        return [c for right in chains for c in (right, replace(right, problem=_wrong(right.problem)))]
+
+    features = {split: judge.chain_states(tiny, both(chains)) for split, chains in sets.items()}
+    rows = np.arange(2 * PAIRS).reshape(-1, 2)
+    correct, sure = np.tile([1.0, 0.0], PAIRS), (rng.random(2 * PAIRS) < 0.5).astype(float)
+
+    def aucs(scores: np.ndarray) -> dict[str, Any]:
+        forms = {
+            "rule": sure * correct + (1 - sure) * 0.5,
+            "model": scores,
+            "both": sum(hybrid(correct, sure, scores)),
+        }
+        return {name: stats.pair_agreement(v, rows) for name, v in forms.items()}
+
+    head = judging.fit(features["train"], rows, layer=tiny.layout.n_layers - 1, fingerprint=tiny.fingerprint)
+    found = aucs(head.score(features["test"]))
+    flipped = [
+        aucs(judging.fit(features["train"], judging.flipped(rows, seed=s), layer=0, fingerprint="").score(features["test"]))["both"]
+        for s in range(FLIPS)
+    ]
+    return {
+        **{name: estimate(v) for name, v in found.items()},
+        "both, shuffled labels": estimate(np.mean(flipped, axis=0)),
+        "both minus rule": estimate(found["both"] - found["rule"]),
+        "both minus both, shuffled labels": estimate(found["both"] - np.mean(flipped, axis=0)),
+    }
+
+
+def _wrong(p: Any) -> Any:
+    shift = random.Random(p.id).choice([-10, -2, -1, 1, 2, 10])
+    return replace(p, answer=str(abs(int(p.answer) + shift) if abs(int(p.answer) + shift) != int(p.answer) else int(p.answer) + 3))
+
+
+# --- ACE-RL ------------------------------------------------------------------------------------------------------
+
+
+def ace_rl(work: Path) -> dict[str, Any]:
+    """Return how often each reward varies within a group of SmolLM2's answers, and the share of constraints met."""
+    lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
+    problems = tasks.load("instructions", "train", INSTRUCTIONS)
+    rollouts = generate.rollouts(lm, problems, Sampling(n=ANSWERS, max_new_tokens=TOKENS, seed=0), progress=False)
+    batch = RewardBatch.from_rollouts(rollouts, problems, close=None)
+    other = np.roll(batch["question"], ANSWERS)
+    forms = {
+        "checklist": ACERL()(batch).values,
+        "all or nothing": np.array(
+            [all(c.met(a) for c in extract(q)) for q, a in zip(batch["question"], batch["answer_text"], strict=True)], float
+        ),
+        "constraints of another instruction (control)": ACERL()(batch.with_columns(question=other)).values,
+    }
+    whole = np.array(
+        [np.mean([c.met(a) for c in extract(q)]) for q, a in zip(batch["question"], batch["answer_text"], strict=True)]
+    )
+    groups, best = batch.groups, {}
+    for name, values in forms.items():
+        gain = [
+            whole[groups == g][values[groups == g] == values[groups == g].max()].mean() - whole[groups == g].mean()
+            for g in range(groups.max() + 1)
+        ]
+        best[name] = {
+            "varies": estimate([np.ptp(values[groups == g]) > 1e-9 for g in range(groups.max() + 1)]),
+            "best of 4 minus mean, share met": estimate(gain),
+        }
+    return {"share met": estimate(whole, list(map(str, groups))), "rewards": best}
+
+
+# --- PageLLM -----------------------------------------------------------------------------------------------------
+
+
+def features_of(p: Any) -> np.ndarray:
+    """Return the features of each passage: the verb of the subject, other verbs, and two numbers at random."""
+    rng = np.random.default_rng(int(p.id.rsplit("-", 1)[-1][:8], 16))
+    rows = []
+    for passage in p.meta["passages"]:
+        own = [f"{verb} the {p.meta['subject']}" in passage for verb in ranking.VERBS]
+        rows.append([*own, *(passage.count(verb) for verb in ranking.VERBS)])
+    return np.hstack([np.array(rows, float), rng.normal(size=(len(rows), 2))])
+
+
+def rank(weights: np.ndarray, x: np.ndarray, rng: np.random.Generator | None) -> list[int]:
+    """Return a ranking drawn from the Plackett-Luce policy; the best one without random numbers."""
+    noise = rng.gumbel(size=len(x)) if rng is not None else 0.0
+    return np.argsort(-(x @ weights + noise), kind="stable").tolist()
+
+
+def gradient(weights: np.ndarray, x: np.ndarray, order: Sequence[int], advantage: np.ndarray) -> np.ndarray:
+    """Return the policy gradient of one ranking: the sum over ranks of the advantage times the gradient of the log-probability."""
+    total = np.zeros_like(weights)
+    for r in range(len(order)):
+        rest = list(order[r:])
+        logits = x[rest] @ weights
+        p = np.exp(logits - logits.max())
+        total += advantage[r] * (x[order[r]] - (p / p.sum()) @ x[rest])
+    return total
+
+
+def page_llm(work: Path) -> dict[str, Any]:
+    """Return NDCG on held-out pages of policies that are trained with each reward."""
+    pages, tests = tasks.load("ranking", "train", PAGES), tasks.load("ranking", "test", PAGES)
+    inputs = {p.id: features_of(p) for p in [*pages, *tests]}
+    measured: dict[str, list[np.ndarray]] = {"page": [], "page and items": [], "page and shuffled items (control)": []}
+    for seed in SEEDS:
+        for name, scores in measured.items():
+            rng, weights = np.random.default_rng(seed), np.zeros(next(iter(inputs.values())).shape[1])
+            for step in range(PAGE_STEPS):
+                p = pages[step % len(pages)]
+                x, relevance = inputs[p.id], tuple(p.meta["relevance"])
+                orders = [rank(weights, x, rng) for _ in range(PAGE_SAMPLES)]
+                batch = RewardBatch.from_columns(text=[written(o) for o in orders], relevance=[relevance] * len(orders))
+                each = np.zeros((PAGE_SAMPLES, len(x)))
+                for row, own in zip(each, PageLLM().segments(batch), strict=True):
+                    items = np.array([s.value for s in own[:-1]])
+                    if "shuffled" in name:
+                        items = rng.permutation(items)
+                    row[: len(items)] = items if name != "page" else 0.0
+                    row[-1] += own[-1].value
+                values = advantages.reward_to_go(each, np.zeros(PAGE_SAMPLES, np.int64))
+                step_gradient = [gradient(weights, x, o, a) for o, a in zip(orders, values, strict=True)]
+                weights = weights + PAGE_RATE * np.mean(step_gradient, axis=0)
+            scores.append(np.array([ndcg(rank(weights, inputs[p.id], None), p.meta["relevance"]) for p in tests])[:, None])
+    ids = [p.id for p in tests]
+    random_order = [
+        ndcg(np.random.default_rng(i).permutation(len(p.meta["relevance"])).tolist(), p.meta["relevance"])
+        for i, p in enumerate(tests)
+    ]
+    rows = {name: estimate(np.concatenate(v)[:, 0], ids * len(SEEDS)) for name, v in measured.items()} | {
+        "random order": estimate(random_order)
+    }
+    a = "page and items"
+    return {"NDCG": rows, "differences": {b: paired(measured[a], measured[b], 0, ids) for b in measured if b != a}}
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "crm": crm, "monolithic": monolithic, "page_llm": page_llm, "ace_rl": ace_rl, "fine_grained": fine_grained,
+}  # fmt: skip
+
+
+def cell(e: dict[str, float], sign: str = "") -> str:
+    return f"{e['mean']:{sign}.3g} [{e['low']:{sign}.3g}, {e['high']:{sign}.3g}]"
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """Return mark -> Markdown table."""
+    fine, ace, page = found["fine_grained"], found["ace_rl"], found["page_llm"]
+    head = f"| | {' | '.join(OUTCOMES)} |\n{'| --- ' * (len(OUTCOMES) + 1)}|"
+    arms = [f"| {n} | {' | '.join(cell(r[o]) for o in OUTCOMES)} |" for n, r in fine["arms"].items()]
+    more = [
+        f"| *{d['first']}* minus *{d['minus']}* | {' | '.join(cell(d[o], '+') for o in OUTCOMES)} |" for d in fine["differences"]
+    ]
+    simple = {
+        mark: "\n".join(
+            [
+                "| | share of pairs |",
+                "| --- | --- |",
+                *(f"| {n} | {cell(e)} |" for n, e in found[mark].items() if isinstance(e, dict)),
+            ]
+        )
+        for mark in ("crm", "monolithic")
+    }
+    return {
+        "fine_grained": "\n".join([head, *arms, *more]),
+        **simple,
+        "ace_rl": "\n".join(
+            ["| reward | groups in which it varies | best of 4 minus mean, share of constraints met |", "| --- | --- | --- |"]
+            + [
+                f"| {n} | {cell(r['varies'])} | {cell(r['best of 4 minus mean, share met'], '+')} |"
+                for n, r in ace["rewards"].items()
+            ]
+        ),
+        "page_llm": "\n".join(
+            ["| trained with | NDCG on held-out pages |", "| --- | --- |"]
+            + [f"| {n} | {cell(e)} |" for n, e in page["NDCG"].items()]
+            + [f"| *page and items* minus *{n}* | {cell(e, '+')} |" for n, e in page["differences"].items()]
+        ),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    work, found = publish.work_folder(__file__, CODE), {}
+    for name, part in PARTS.items():
+        path = work / f"{name}.json"
+        if not path.is_file():
+            store.write_json(part(work), path)
+        found[name] = store.read_json(path)
+    settings = {"seeds": SEEDS, "steps": STEPS, "problems": PROBLEMS, "samples": SAMPLES, "tests": TESTS, "pairs": PAIRS}
+    store.write_json({"made_by": store.made_by(CODE), "settings": settings, **found}, HERE / "results.json")
+    for mark, table in tables(found).items():
+        publish.splice(mark, table, HERE / "README.md")
+
+
+if __name__ == "__main__":
+    main()
