@@ -22,6 +22,7 @@ import torch
 from toolkit import checkpoints, origins, progress, store
 from toolkit import lm as lms
 from toolkit.lm import LM
+from toolkit.types import Problem
 
 MODEL, SETTINGS, PASSES = "model", "settings.json", "checkpoints"  # names in a run's directory
 assumed_rate, assumed_batch, assumed_decay, assumed_warmup = 1e-3, 32, 0.0, 0.1  # ours: the first suits the shipped tiny models
@@ -40,6 +41,18 @@ class Example:
     problem: str
     prompt: Sequence[int]
     response: Sequence[int]
+
+
+def example(lm: LM, problem: Problem, response: str) -> Example:
+    """Return a problem and the text of a response as an example for a model. The response ends with the end-of-sequence token.
+
+    Args:
+        lm: The model to train; its chat template and tokenizer are used.
+        problem: The problem. If its last message is the assistant's, the response continues that message.
+        response: Text of the response, think tags included.
+    """
+    ids = lm.tokenizer(response, add_special_tokens=False)["input_ids"]
+    return Example(problem=problem.id, prompt=lm.prompt_ids(problem.messages), response=[*ids, int(lm.tokenizer.eos_token_id)])
 
 
 @dataclass(frozen=True, kw_only=True)
