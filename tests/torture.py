@@ -127,6 +127,7 @@ COMMANDS = {
     "retrieval-heads": Command(
         ("retrieval-heads", "-n", "4", "--counts", "1", "--ops", "", "--draws", "1", "--max-new-tokens", "40", "-o", "out"), 1
     ),
+    "dto": Command(("dto", *SMALL, "--segments", "lines", "--probes", "2", "--completions", "2", "--steps", "1", "-o", "out"), 1),
     "giraffe": Command(
         ("giraffe", "-t", "lookup", "--lengths", "60,90", "-n", "2", "--max-new-tokens", "20", "-o", "out"), 1
     ),

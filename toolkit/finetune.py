@@ -11,7 +11,7 @@ Several methods begin with this step, such as Ruler, ORION, Adaptive Deep Reason
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -93,50 +93,78 @@ def train(lm: LM, examples: Sequence[Example], settings: Settings, out: str | Pa
     """
     checkpoints.require("trl", "supervised fine-tuning")
     _check(lm, examples)
-    out = store.writable(out)
     identity = {"model": lm.fingerprint, "examples": store.key([asdict(e) for e in examples]), **asdict(settings)}
-    _claim(out, identity)
+    out = claimed(out, identity)
+    return finished(lm, out, lambda: _trained(lm, examples, settings, out), name, [e.problem for e in examples])
+
+
+def finished(lm: LM, out: Path, fit: Callable[[], Any], name: str, problems: Iterable[str]) -> LM:
+    """Return the trained model that is saved in ``out/model``; if there is none, train and save it first.
+
+    Args:
+        lm: The initial model.
+        out: Directory of the run, from ``claimed``.
+        fit: Function that trains and returns the model.
+        name: Name of the trained model.
+        problems: Ids of the problems that it is trained on.
+    """
     if not (out / MODEL).exists():
-        policy = lms.child(
-            lm, _trained(lm, examples, settings, out), name, made_from=(origins.record(e.problem for e in examples),)
-        )
+        policy = lms.child(lm, fit(), name, made_from=(origins.record(problems),))
         policy.save(out / MODEL)
         store.remove(out / PASSES)
     saved = lms.load(out / MODEL, dtype=torch.float32, device=lm.device, tags=lm.tags, template=lm.template)
     return replace(saved, name=name, parent=lm.fingerprint)
 
 
+def arguments(lm: LM, settings: Any, out: Path) -> dict[str, Any]:
+    """Return the arguments that all of TRL's trainers share here. ``settings`` has steps, batch, rate, seed and save_every."""
+    return {
+        "output_dir": str(out / PASSES),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.batch,
+        "learning_rate": settings.rate,
+        "weight_decay": assumed_decay,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": round(assumed_warmup * settings.steps),
+        "seed": settings.seed,
+        "save_steps": settings.save_every,
+        "save_total_limit": 1,
+        "max_length": None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": lm.device.type == "cpu",
+        "dataloader_pin_memory": lm.device.type != "cpu",
+    }
+
+
 def _trained(lm: LM, examples: Sequence[Example], settings: Settings, out: Path) -> Any:
     """Return the trained model in fp32 and evaluation mode."""
     from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     rows = [{"input_ids": [*e.prompt, *e.response], "labels": [-100] * len(e.prompt) + [*e.response]} for e in examples]
-    config = SFTConfig(
-        output_dir=str(out / PASSES),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch,
-        learning_rate=settings.rate,
-        weight_decay=assumed_decay,
-        lr_scheduler_type="linear",
-        warmup_steps=round(assumed_warmup * settings.steps),
-        seed=settings.seed,
-        save_steps=settings.save_every,
-        save_total_limit=1,
-        max_length=None,
-        report_to="none",
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=lm.device.type == "cpu",
-        dataloader_pin_memory=lm.device.type != "cpu",
-    )
+    config = SFTConfig(**arguments(lm, settings, out))
     trainer = SFTTrainer(deepcopy(lm.model).float(), config, train_dataset=Dataset.from_list(rows), processing_class=lm.tokenizer)
+    return trained_by(trainer, out, settings.steps, "fine-tuning")
+
+
+def trained_by(trainer: Any, out: Path, steps: int, name: str) -> Any:
+    """Train with one of TRL's trainers, from its last checkpoint if there is one. Return the model in evaluation mode.
+
+    Args:
+        trainer: The trainer, made with ``arguments``.
+        out: Directory of the run.
+        steps: Number of optimizer steps.
+        name: Name of the progress bar.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
     begun = get_last_checkpoint(str(out / PASSES)) if (out / PASSES).exists() else None
     done = int(begun.rpartition("-")[2]) if begun else 0
-    with progress.stage("fine-tuning", settings.steps, "step", initial=done) as stage:
+    with progress.stage(name, steps, "step", initial=done) as stage:
 
         class Progress(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -164,14 +192,24 @@ def _check(lm: LM, examples: Sequence[Example]) -> None:
             )
 
 
-def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Write the identity of a run, or check that the directory belongs to the same run."""
+def claimed(out: str | Path, identity: dict[str, Any]) -> Path:
+    """Return the directory of a run, after its identity is written there, or is found to be the same.
+
+    Args:
+        out: The directory; it is made if it does not exist.
+        identity: What the result depends on. JSON-serialisable.
+
+    Raises:
+        store.WrongModelError: the directory belongs to another run.
+    """
+    out = store.writable(out)
     path = out / SETTINGS
     if not path.exists():
         store.write_json(identity, path)
-        return
+        return out
     before, now = store.read_json(path, dict[str, Any]), json.loads(json.dumps(identity, default=store.jsonable))
     if differing := sorted(k for k in {*before, *now} if before.get(k) != now.get(k)):
         raise store.WrongModelError(
             f"{out} belongs to another run, which differs in {', '.join(differing)}: choose another directory."
         )
+    return out

@@ -43,6 +43,25 @@ def test_solutions_recompute_use_every_number_once_and_meet_the_target_only_at_t
         assert verify(p.answer, p.meta["numbers"], target, every=True) and grade(p, f"It is {p.answer} = {target}.")
 
 
+def test_smaller_values_and_targets_give_problems_within_them_and_bad_ranges_are_refused():
+    small = countdown.load("train", n=60, numbers=(3, 3), values=(1, 12), targets=(10, 60))
+    assert all(max(p.meta["numbers"]) <= 12 and 10 <= p.meta["target"] <= 60 and len(p.meta["numbers"]) == 3 for p in small)
+    assert all(verify(p.answer, p.meta["numbers"], p.meta["target"], every=True) for p in small)
+    for name in ("values", "targets"):
+        with pytest.raises(ValueError, match=rf"{name}=\(0, 9\)"):
+            countdown.load("train", n=1, **{name: (0, 9)})
+
+
+def test_mismatched_traces_are_the_same_traces_and_none_is_at_its_own_problem():
+    written = [f"trace {i}" for i in range(7)]
+    found = [backtracking.mismatched(written, seed=s) for s in range(20)]
+    assert all(sorted(one) == sorted(written) for one in found)
+    assert all(a != b for one in found for a, b in zip(one, written, strict=True))
+    assert len(set(map(tuple, found))) > 10 and found[3] == backtracking.mismatched(written, seed=3)
+    with pytest.raises(ValueError, match="1 traces"):
+        backtracking.mismatched(written[:1])
+
+
 @pytest.mark.parametrize("k", [0, 1, 2, 3, 5])
 def test_a_trace_has_exactly_k_different_dead_ends_and_ends_on_the_target(problems, k):
     for p in problems[:100]:

@@ -16,7 +16,7 @@ from toolkit.cli.printing import out, say
 COMMANDS = {
     "Start here": ("demo", "check", "board"),
     "Step by step": ("rollouts", "direction", "steer", "dose", "thinkedit", "compare"),
-    "Train and extend": ("grpo", "giraffe"),
+    "Train and extend": ("grpo", "dto", "giraffe"),
     "Look inside": ("heads", "retrieval-heads", "entropy"),
     "Exchange with other tools": ("export", "import", "push"),
 }

@@ -337,6 +337,7 @@ def sar() -> Recipe:
     """Return the recipe of the self-aligned reward, SAR (arXiv 2509.05489).
 
     The reward of a response rises with its log-probability given the question minus its log-probability without the question.
+    The paper's other form, PPO with a critic, is not built: the reward is the same, so that it is not needed.
     """
     return Recipe(
         "sar",

@@ -27,6 +27,7 @@ from toolkit.jobs.context import (
     text_nll,
 )
 from toolkit.jobs.demonstration import demo
+from toolkit.jobs.dto import SEGMENTS, make_pairs, train_on_pairs
 from toolkit.jobs.edit import (
     DEMO,
     DOSE,
@@ -68,6 +69,7 @@ __all__ = [
     "OURS",
     "PUBLISHED",
     "ROTARY_FORMS",
+    "SEGMENTS",
     "STRENGTHS",
     "Arm",
     "Atlas",
@@ -112,6 +114,7 @@ __all__ = [
     "lenses",
     "level_table",
     "level_text",
+    "make_pairs",
     "masking_arm",
     "masking_effects",
     "measure_axis",
@@ -134,6 +137,7 @@ __all__ = [
     "stretched",
     "text_nll",
     "thinking_or_not",
+    "train_on_pairs",
     "vector_folder",
     "with_tools",
 ]

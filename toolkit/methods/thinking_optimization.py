@@ -25,13 +25,8 @@ Deviations:
 Units and signs: lengths in tokens; p_i from 0 to 1; tolerance in nats per token. Cost: about n M + K short continuations per trajectory.
 Dropping segments needs up to 2 n more forward passes and n more continuations.
 
-To train on the pairs, use TRL. The table that ``pairs`` returns has the columns that TRL needs::
-
-    from datasets import Dataset
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-    args = CPOConfig(output_dir, loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, beta=2.0)
-    data = Dataset.from_pandas(thinking_optimization.pairs(lm, results)[["prompt", "chosen", "rejected"]])
-    CPOTrainer(lm.model, args, train_dataset=data, processing_class=lm.tokenizer).train()
+To train on the pairs: ``preferences.train(lm, pairs(lm, results), ...)``, or the command ``toolkit dto --steps``. The table that ``pairs``
+returns also has the columns that TRL's trainers of preferences need.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ text is about as likely without the question, and lowers R_SA.
 
 Deviations: the released code adds 1e-9 to the denominator, which makes no difference since ppl >= 1. We compute R_SA by the second form of
 the equation, in which no perplexity can overflow. An empty response has R_SA = 0 (ours). lp(a) is computed with an empty user message and
-the same system prompt.
+the same system prompt. The paper trains with GRPO and also with PPO and a critic. Only GRPO is built: PPO is not needed to test the reward,
+which is the same in both and does not read the critic.
 
 Units and signs: mean log-probabilities are in nats per token. A higher reward is better. R_SA is in [-1, 1]. It does not depend on
 correctness: a wrong response can earn it too. Use advantages that are not divided by the standard deviation (as in Dr. GRPO). In a group

@@ -9,6 +9,7 @@
 | ``wordproblems`` | arithmetic in short English stories, for the shipped model ``smol-reasoner`` |
 | ``searching`` | facts about people, in the weights of the shipped model ``tiny-searcher``, in its corpus, or in neither |
 | ``countdown`` | reach a target number from given numbers |
+| ``sudoku`` | fill the blanks of a 4 x 4 Sudoku |
 | ``threading`` | find values, or follow chains of keys and values, in a JSON object |
 | ``characters`` | count or find the characters of a word |
 | ``slaq`` | the same facts asked one by one and all at once |
@@ -49,6 +50,7 @@ from toolkit.tasks import (
     searching,
     slaq,
     splits,
+    sudoku,
     target_length,
     text_to_sql,
     threading,
@@ -59,7 +61,7 @@ from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql", "searching", "instructions",
+    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql", "searching", "instructions", "sudoku",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -140,6 +142,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return countdown.load(split, n, seed)
         case "lookup":
             return lookup.load(split, n, seed)
+        case "sudoku":
+            return sudoku.load(split, n, seed)
         case "gsm8k":
             return mathematics.gsm8k(split, n, seed)
         case "math500":

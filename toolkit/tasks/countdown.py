@@ -38,7 +38,14 @@ class Operation:
         return f"{self.left} {self.op} {self.right} = {self.result}"
 
 
-def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBERS) -> Problem:
+def problem(
+    rng: random.Random,
+    split: str,
+    *,
+    numbers: tuple[int, int] = NUMBERS,
+    values: tuple[int, int] = VALUES,
+    targets: tuple[int, int] = TARGETS,
+) -> Problem:
     """Draw random problems until one belongs to ``split``, and return it. A hash of the given numbers and the target decides the split.
 
     ``meta["moves"]`` holds a solution that uses every number, one ``[left, op, right, result]`` per operation.
@@ -47,14 +54,16 @@ def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBER
         rng: Source of every random choice.
         split: ``"train"``, ``"dev"`` or ``"test"``.
         numbers: Fewest and most numbers that a problem gives, such as ``(4, 6)``.
+        values: Smallest and largest value of a given number.
+        targets: Smallest and largest target.
     """
     while True:
-        drawn = [rng.randint(*VALUES) for _ in range(rng.randint(*numbers))]
+        drawn = [rng.randint(*values) for _ in range(rng.randint(*numbers))]
         operations = random_chain(rng, drawn)
         given = sorted(drawn)
         if (
             operations is None
-            or not TARGETS[0] <= operations[-1].result <= TARGETS[1]
+            or not targets[0] <= operations[-1].result <= targets[1]
             or any(o.result == operations[-1].result for o in operations[:-1])
         ):
             continue  # no valid chain, a target out of range, or the target reached too early
@@ -74,20 +83,33 @@ def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBER
     return Problem(f"countdown-{splits.digest(content)}", ({"role": "user", "content": content},), expression(operations), meta)
 
 
-def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = NUMBERS) -> list[Problem]:
+def load(
+    split: str,
+    n: int = 200,
+    seed: int = 0,
+    *,
+    numbers: tuple[int, int] = NUMBERS,
+    values: tuple[int, int] = VALUES,
+    targets: tuple[int, int] = TARGETS,
+) -> list[Problem]:
     """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
         numbers: Fewest and most numbers that a problem gives, such as ``(4, 6)``.
+        values: Smallest and largest value of a given number. Smaller values suit small models.
+        targets: Smallest and largest target.
 
     Raises:
-        ValueError: unknown split, a range that is empty or begins below 3, or fewer than ``n`` different problems.
+        ValueError: unknown split, a range that is empty, numbers below 3, values or targets below 1, or fewer than ``n`` different problems.
     """
     splits.check_split(split)
     if not 3 <= numbers[0] <= numbers[1]:
         raise ValueError(f"numbers={numbers}: give an inclusive range for how many numbers a problem has, at least 3 numbers.")
+    for name, (low, high) in {"values": values, "targets": targets}.items():
+        if not 1 <= low <= high:
+            raise ValueError(f"{name}={(low, high)}: give an inclusive range of whole numbers from 1.")
     rng = random.Random(f"countdown-{split}-{seed}")
-    return splits.distinct(lambda: problem(rng, split, numbers=numbers), n)
+    return splits.distinct(lambda: problem(rng, split, numbers=numbers, values=values, targets=targets), n)
 
 
 def solution(p: Problem) -> list[Operation]:

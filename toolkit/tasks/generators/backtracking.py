@@ -25,10 +25,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from toolkit.tasks.countdown import Operation, expression, random_chain, solution
 from toolkit.types import Problem
 
+T = TypeVar("T")
 TRIES = 2000  # draws before a problem is said to have no more dead ends: our choice
 
 
@@ -144,6 +146,27 @@ def _written(p: Problem, operations: Sequence[Operation], ends: Sequence[tuple[i
     for i in range(done, len(operations)):
         write(TraceStep(i + 1, operations[i], None))
     return Trace("\n".join(lines) + "\n", tuple(steps), expression(operations))
+
+
+def mismatched(traces: Sequence[T], *, seed: int = 0) -> list[T]:
+    """Return the same traces in another order, such that no problem keeps its own: the control with the structure but the wrong content.
+
+    How the paper shuffles, we could not read; here each problem gets the trace, with its answer, of another problem. Equal seeds give
+    equal orders.
+
+    Args:
+        traces: One trace per problem, at least two.
+        seed: Seed of the order.
+
+    Raises:
+        ValueError: fewer than two traces.
+    """
+    if len(traces) < 2:
+        raise ValueError(f"{len(traces)} traces: at least two are needed, so that each problem can get the trace of another.")
+    order = random.Random(f"mismatched-{seed}").sample(range(len(traces)), len(traces))
+    # Each problem gets the trace of the next one in a random circle.
+    following = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [traces[following[i]] for i in range(len(traces))]
 
 
 def examples(
