@@ -92,6 +92,30 @@ def fragment(
     return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, scale)}</div>"
 
 
+def coloured(
+    lm: LM, ids: Sequence[int], values: Sequence[float], *, unit: str, hues: tuple[str, str] = (HUE, HUE), signed: bool = False
+) -> str:
+    """Return a text as HTML, its tokens coloured by one value each; the largest absolute value gets the deepest colour.
+
+    Args:
+        lm: Model whose tokenizer made the tokens.
+        ids: Token ids of the text.
+        values: One value per token.
+        unit: Unit of the values, which is shown beside the value of a token.
+        hues: Colours of positive and of negative values, as ``"red,green,blue"``.
+        signed: True to show the sign of positive values, too.
+
+    Raises:
+        ValueError: the numbers of tokens and of values differ.
+    """
+    top = max(map(abs, values), default=0.0) or 1.0
+    tokens = [
+        _token(piece, f"{_named(piece)}  {value:{'+' if signed else ''}.3f} {unit}", hues[value < 0], DEEPEST * abs(value) / top)
+        for piece, value in zip(steps.token_texts(lm, ids), values, strict=True)
+    ]
+    return f"{_STYLE}<div class='rl-t'><div class='text'>{''.join(tokens)}</div></div>"
+
+
 def compared(fragments: Mapping[str, str]) -> str:
     """Return the responses of two or more conditions side by side as HTML; below one another where there is little room.
 
@@ -126,11 +150,23 @@ def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
         hover = f"{_named(piece)}  {entropy:.3f} nats"
         if r.logprobs is not None:
             hover += f", p = {_probability(r.logprobs[i])}"
-        visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
-        # An opacity below 0.005 is 0.00 in two decimals, which shows no colour: leave the style out.
-        colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
-        tokens.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>")
+        tokens.append(_token(piece, hover, HUE, depth))
     return tokens
+
+
+def _token(piece: str, hover: str, hue: str, depth: float) -> str:
+    """Return one token as HTML.
+
+    Args:
+        piece: Text of the token.
+        hover: Text that is shown when the token is hovered over or clicked.
+        hue: Colour as ``"red,green,blue"``.
+        depth: Opacity of the colour, 0 to 1.
+    """
+    visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
+    # An opacity below 0.005 is 0.00 in two decimals, which shows no colour: leave the style out.
+    colour = f" style='background:rgba({hue},{depth:.2f})'" if depth >= 0.005 else ""
+    return f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>"
 
 
 def _tokens_in(span: Span) -> str:
