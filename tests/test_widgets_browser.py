@@ -87,10 +87,11 @@ def lab(tmp_path_factory):
             tab = browser.new_page(viewport={"width": 1400, "height": 2400})
             tab.set_default_timeout(WAIT)
             tab.goto(f"{address}/lab/tree/widgets.ipynb?token={TOKEN}")
+            tab.locator("text=/Python 3 .*Idle/").wait_for()  # before that, a cell that is run is lost
             tab.locator(".jp-CodeCell").first.click()
             for _ in CELLS:
                 tab.keyboard.press("Shift+Enter")
-            tab.locator(".jp-OutputArea-output").nth(1).locator("text=Attends").wait_for()
+            tab.locator(".jp-CodeCell").nth(1).locator("text=Attends").wait_for()
             yield tab
             browser.close()
     finally:
@@ -99,7 +100,7 @@ def lab(tmp_path_factory):
 
 
 def text_of(lab, number: int) -> str:
-    return lab.locator(".jp-OutputArea-output").nth(number).inner_text()
+    return lab.locator(".jp-CodeCell").nth(number).inner_text()
 
 
 def test_moving_the_slider_shows_what_steering_generates(lab, tiny):
@@ -113,7 +114,7 @@ def test_moving_the_slider_shows_what_steering_generates(lab, tiny):
         return tiny.text(r.token_ids[r.think.start : r.think.stop]).split("\n")[0]
 
     assert "strength +0: " in text_of(lab, 0) and thinking() in text_of(lab, 0) and "strength +1" not in text_of(lab, 0)
-    strength = lab.locator(".jp-OutputArea-output").nth(0).locator(".widget-slider .widget-readout").first
+    strength = lab.locator(".jp-CodeCell").nth(0).locator(".widget-slider .widget-readout").first
     strength.click()
     lab.keyboard.press("Control+A")
     lab.keyboard.type("1")
@@ -124,7 +125,7 @@ def test_moving_the_slider_shows_what_steering_generates(lab, tiny):
 
 
 def test_a_click_on_a_head_shows_it_and_the_switch_turns_it_off(lab):
-    output = lab.locator(".jp-OutputArea-output").nth(1)
+    output = lab.locator(".jp-CodeCell").nth(1)
     assert "of layer 2:" in text_of(lab, 1) and text_of(lab, 1).count("think tokens") == 1
     place = output.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     x, y = lab.evaluate(
