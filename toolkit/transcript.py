@@ -97,6 +97,30 @@ def fragment(
     return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(rollout, chain, scale)}</div>"
 
 
+def coloured(
+    lm: LM, ids: Sequence[int], values: Sequence[float], *, unit: str, hues: tuple[str, str] = (HUE, HUE), signed: bool = False
+) -> str:
+    """Return a text as HTML, its tokens coloured by one value each; the largest absolute value gets the deepest colour.
+
+    Args:
+        lm: Model whose tokenizer made the tokens.
+        ids: Token ids of the text.
+        values: One value per token.
+        unit: Unit of the values, which is shown beside the value of a token.
+        hues: Colours of positive and of negative values, as ``"red,green,blue"``.
+        signed: True to show the sign of positive values, too.
+
+    Raises:
+        ValueError: the numbers of tokens and of values differ.
+    """
+    top = max(map(abs, values), default=0.0) or 1.0
+    tokens = [
+        _token(piece, f"{_named(piece)}  {value:{'+' if signed else ''}.3f} {unit}", hues[value < 0], DEEPEST * abs(value) / top)
+        for piece, value in zip(steps.token_texts(lm, ids), values, strict=True)
+    ]
+    return f"{_STYLE}<div class='rl-t'><div class='text'>{''.join(tokens)}</div></div>"
+
+
 def compared(fragments: Mapping[str, str]) -> str:
     """Return the responses of two or more conditions side by side as HTML; below one another where there is little room.
 
@@ -127,19 +151,31 @@ def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
     tokens = []
     texts, written = steps.token_texts(lm, r.token_ids[r.prompt_len :]), r.written
     for i, (piece, entropy) in enumerate(zip(texts, entropies_of(r).tolist(), strict=True)):
-        depth = DEEPEST * min(entropy / top, 1.0)
         hover = f"{_named(piece)}  {entropy:.3f} nats"
         if r.logprobs is not None:
             hover += f", p = {_probability(r.logprobs[i])}"
-        visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
-        if not written[i]:
-            hover = f"{_named(piece)}  part of a tool result"
-            tokens.append(f"<i class='got' tabindex='-1' data-t='{html.escape(hover, quote=True)}'>{visible}</i>")
-            continue
-        # An opacity below 0.005 is 0.00 in two decimals, which shows no colour: leave the style out.
-        colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
-        tokens.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>")
+        if written[i]:
+            tokens.append(_token(piece, hover, HUE, DEEPEST * min(entropy / top, 1.0)))
+        else:
+            tokens.append(_token(piece, f"{_named(piece)}  part of a tool result", kind="got"))
     return tokens
+
+
+def _token(piece: str, hover: str, hue: str = HUE, depth: float = 0.0, kind: str = "") -> str:
+    """Return one token as HTML.
+
+    Args:
+        piece: Text of the token.
+        hover: Text that is shown when the token is hovered over or clicked.
+        hue: Colour as ``"red,green,blue"``.
+        depth: Opacity of the colour, 0 to 1.
+        kind: Class of the HTML element, or "" for none.
+    """
+    visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
+    # An opacity below 0.005 is 0.00 in two decimals, which shows no colour: leave the style out.
+    colour = f" style='background:rgba({hue},{depth:.2f})'" if depth >= 0.005 else ""
+    marked = f" class='{kind}'" if kind else ""
+    return f"<i{marked} tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>"
 
 
 def _tokens_in(span: Span) -> str:

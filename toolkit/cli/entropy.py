@@ -149,7 +149,9 @@ def entropy(
     if source is not None:
         source.check(lm)
     sampled, sampler = source.rollouts if source else None, connect_engine(engine, lm, out_dir, batch_size)
-    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, rollouts=sampled, engine=sampler, say=say)
+    tables = jobs.entropy_report(
+        lm, study, out_dir, settings=settings, rollouts=sampled, engine=sampler, say=say, command=Command.line
+    )
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))
         return

@@ -127,7 +127,7 @@ def giraffe(
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     changed = jobs.stretched(lm, form.value, scale=scale, exponent=exponent, context=context, trained=trained)
-    tables = jobs.giraffe_report(lm, changed, study, out_dir, text=text, say=say)
+    tables = jobs.giraffe_report(lm, changed, study, out_dir, text=text, say=say, command=Command.line)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in tables.items()}})
         return

@@ -111,7 +111,8 @@ def retrieval_heads(
         batch_size,
         seed,
     )
-    tables = jobs.retrieval_report(load_model(model, think, dtype, device, trust_remote_code, template), search, out_dir, say=say)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
+    tables = jobs.retrieval_report(lm, search, out_dir, say=say, command=Command.line)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in tables.items()}})
         return
@@ -193,7 +194,7 @@ def heads(
     if source is not None:
         source.check(lm)
         sampled, about = source.rollouts, source.origin
-    atlas = jobs.atlas(lm, study, settings, out_dir, rollouts=sampled, origin=about, say=say)
+    atlas = jobs.atlas(lm, study, settings, out_dir, rollouts=sampled, origin=about, say=say, command=Command.line)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in atlas.tables.items()}})
         return

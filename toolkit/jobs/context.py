@@ -22,10 +22,12 @@ import torch
 from toolkit import figures, pages, report, stats, store
 from toolkit.collect import lm_head
 from toolkit.generate import Sampling, rollouts
+from toolkit.jobs import verdicts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import giraffe
-from toolkit.pages import Page, Section
+from toolkit.metrics import with_interval
+from toolkit.pages import Page, Section, table_html
 from toolkit.progress import stage
 from toolkit.tasks import lines, lookup
 from toolkit.tasks.generators.traces import Habits
@@ -229,7 +231,14 @@ def stretched(
 
 
 def giraffe_report(
-    lm: LM, changed: LM, study: LengthStudy, directory: str | Path, *, text: str | None = None, say: Say = lambda line: None
+    lm: LM,
+    changed: LM,
+    study: LengthStudy,
+    directory: str | Path,
+    *,
+    text: str | None = None,
+    say: Say = lambda line: None,
+    command: str = "",
 ) -> dict[str, pd.DataFrame]:
     """Save a model with other rotary frequencies, measure it and the trained model at several lengths, and write a report.
 
@@ -243,6 +252,7 @@ def giraffe_report(
             ``giraffe.json`` (tables with provenance), ``report.html`` and ``rows/``.
         text: Name of a text whose perplexity is measured (see ``perplexity_text``), or ``None``.
         say: Function that is called with one line of progress at a time.
+        command: Command that makes the report again, to be shown in it.
 
     Returns:
         Name -> table: ``lengths`` (see ``length_table``), and with a text ``text``: one row per condition and range of positions, columns
@@ -289,12 +299,48 @@ def giraffe_report(
     store.write_json(about | {"provenance": lm.provenance(study.seed)} | records, out / "giraffe.json")
     page = Page(
         title=f"{lm.name} beyond its trained length",
-        main=Section("Length", "Recall by prompt length.", (figures.recall_by_length(tables["lengths"]),)),
-        table=tables["lengths"].round(3).astype(str).set_index("condition"),
-        caption="Greedy recall of records in prompts of several lengths, and the perplexity of right answers, with 95 % intervals over problems.",
+        verdict=verdicts.of_lengths(tables["lengths"], base="as trained", changed="changed"),
+        main=Section(
+            "Recall by length", "Share of right greedy responses, by prompt length.", (figures.recall_by_length(tables["lengths"]),)
+        ),
+        table=_length_cells(tables["lengths"]),
+        caption="In brackets: 95 % bootstrap intervals over problems. nll is the mean negative log-probability per token of a right response.",
+        sections=[Section("A text, by position", f"Perplexity per token of {text}.", html=table_html(_text_cells(tables["text"])))]
+        if ids
+        else [],
+        made=f"{study.instances} problems of {study.task} per length, answered greedily. No weight was changed or trained, only the rotary "
+        f"frequencies: {changed.model.config.get_text_config().rope_parameters}.",
+        command=command,
     )
     pages.write(page, out / "report.html")
     return tables
+
+
+def _length_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Return ``length_table`` as a table of texts, for the page: one row per condition and length."""
+    rows = {}
+    for row in table.to_dict("records"):
+        recall, nll = ((row[m], row[f"{m}_low"], row[f"{m}_high"]) for m in ("recall", "nll"))
+        rows[f"{row['condition']}, {row['length']:,}"] = {
+            "prompt tokens": f"{row['tokens']:.0f}",
+            "recall, percent": with_interval(*recall, "share"),
+            "nll, nats per token": with_interval(*nll, "nats"),
+            "seconds per response": f"{row['seconds']:.2f}",
+        }
+    return pd.DataFrame(rows).T.rename_axis("condition, length")
+
+
+def _text_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the perplexity of a text as a table of texts: one row per range of positions, one column per condition."""
+    rows = table.assign(
+        positions=[f"{a:,} to {b:,}" for a, b in zip(table["start"], table["stop"], strict=True)],
+        cell=table["perplexity"].map("{:.2f}".format),
+    )
+    return (
+        rows.pivot(index="positions", columns="condition", values="cell")
+        .reindex(rows["positions"].unique())
+        .rename_axis(columns=None)
+    )
 
 
 def _save(changed: LM, out: Path) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from toolkit import entropies, figures, generate, pages, report, stats, store, transcript
 from toolkit.engines import OWN_LOOP, Engine, OwnLoop
+from toolkit.jobs import verdicts
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
@@ -147,6 +148,7 @@ def entropy_report(
     rollouts: Sequence[Rollout] | None = None,
     engine: Engine = OWN_LOOP,
     say: Say = lambda text: None,
+    command: str = "",
 ) -> EntropyTables:
     """Sample responses, record the entropy at every token, write a report, and return its tables.
 
@@ -163,6 +165,7 @@ def entropy_report(
         engine: Program that samples the tokens. Only the toolkit's own loop records entropies; for other engines they are computed
             afterwards. The new answers after dropping think tokens are always sampled by the toolkit's own loop.
         say: Function that is called with one line of progress at a time.
+        command: Command that makes the report again, to be shown in it.
 
     Raises:
         ValueError: there is only one sample per problem, which leaves nothing to compare within a problem.
@@ -212,10 +215,13 @@ def entropy_report(
     sections = _sections(tables, _transcripts(lm, rollouts, chains, problems))
     page = Page(
         title=f"Entropy of the thinking of {lm.name}",
+        verdict=verdicts.of_entropy(tables.phases, tables.lengths, tables.correctness, tables.effects),
         main=sections[0],
         table=entropy_headline(tables),
-        caption=_intro(about),
+        caption="Means and correlations. In brackets: 95 % bootstrap intervals over problems.",
         sections=sections[1:],
+        made=_made(about),
+        command=command,
     )
     pages.write(page, out / "report.html")
     return tables
@@ -387,12 +393,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _intro(about: Mapping[str, Any]) -> str:
+def _made(about: Mapping[str, Any]) -> str:
     whole = " This model does not mark its thinking, so whole responses count as thinking." if about["whole_responses"] else ""
     return (
         f"{about['rollouts']} responses to {about['problems']} problems of {about['task']} ({about['split']}), sampled at temperature "
-        f"{about['temperature']:g}. Entropies are of the full softmax at that temperature, in nats. In brackets: 95 % bootstrap intervals "
-        f"over problems.{whole}"
+        f"{about['temperature']:g}. Entropies are of the full softmax at that temperature, in nats.{whole}"
     )
 
 

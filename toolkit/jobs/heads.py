@@ -17,7 +17,7 @@ import torch
 from numpy import ndarray
 
 from toolkit import bridges, entropies, evaluate, figures, generate, masks, needles, origins, pages, report, stats, store
-from toolkit.jobs import edit, retrieval
+from toolkit.jobs import edit, retrieval, verdicts
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.methods import phase_entropy, retrieval_heads
@@ -286,6 +286,7 @@ def atlas(
     rollouts: Sequence[Rollout] | None = None,
     origin: Mapping[str, Any] | None = None,
     say: Say = lambda text: None,
+    command: str = "",
 ) -> Atlas:
     """Score every head by several measures (*lenses*), compare them, and measure the effects of ThinkEdit's edit and of steering.
 
@@ -302,6 +303,7 @@ def atlas(
             computed from them. ``None`` samples them.
         origin: ``task``, ``split`` and ``seed`` of ``rollouts``, for the provenance. Not used if ``rollouts`` is ``None``.
         say: Function that is called with one line of progress at a time.
+        command: Command that makes the report again, to be shown in it.
 
     Raises:
         ImportError: TransformerLens is not installed. This is raised before anything is sampled.
@@ -343,7 +345,12 @@ def atlas(
     same = max(overlap.values())  # number of test problems that the edit or direction was also made from
     held_out = f"NOT held out: {same} of these are also test problems here" if same else "none of them a test problem here"
     split = f"Short-thinking heads are computed from {origins.describe(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
-    _write_page(lm, scores, tables, (count, split), out / "report.html")
+    how = (
+        f"{split} Retrieval is measured on {search.instances} haystacks (prompts that hide a fact) of {search.task}; the edit and steering are "
+        "compared with random heads of the same layers and with random directions."
+    )
+    page = _page(lm, scores, tables, count)
+    pages.write(replace(page, made=how, command=command), out / "report.html")
     return Atlas(scores, tables)
 
 
@@ -360,10 +367,8 @@ def head_table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["head", "layer", *scores])
 
 
-def _write_page(
-    lm: LM, scores: Mapping[str, HeadScores], tables: Mapping[str, pd.DataFrame], size: tuple[int, str], path: Path
-) -> None:
-    count, split = size
+def _page(lm: LM, scores: Mapping[str, HeadScores], tables: Mapping[str, pd.DataFrame], count: int) -> Page:
+    """Return the page of the atlas, without how it was made. ``count`` is the number of top heads that are compared per score."""
     sections = [
         Section("Scores of every head", "Each row is scaled to its largest absolute value.", (figures.lenses(scores),)),
         Section(
@@ -374,11 +379,11 @@ def _write_page(
         ),
         Section(
             "Effects of the edit and of steering",
-            "Condition minus base, paired by problem; if an interval contains zero, no effect is detectable at this sample size. "
-            f"{split}",
+            "Condition minus base, paired by problem; if an interval contains zero, no effect is detectable at this sample size.",
             tuple(figures.differences(tables["conditions"], m) for m in ("retrieved", "write", "think_entropy", "answer_entropy")),
         ),
     ]
     top = tables["heads"].drop(columns="layer").set_index("head").head(2 * count).round(3)
     caption = "One row per head; heads that write most towards short thinking first."
-    pages.write(Page(title=f"Heads of {lm.name}", main=sections[0], table=top, caption=caption, sections=sections[1:]), path)
+    verdict = verdicts.of_atlas(tables["overlaps"], tables["conditions"], count)
+    return Page(title=f"Heads of {lm.name}", verdict=verdict, main=sections[0], table=top, caption=caption, sections=sections[1:])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from toolkit import figures, pages, report, store, tasks
+from toolkit.jobs import verdicts
 from toolkit.jobs.masking import masking_effects, planned_masks, thinking_or_not
 from toolkit.jobs.retrieval import RANKINGS, RetrievalMeasurement, Search, measure_retrieval, sparsity, stability, top_heads
 from toolkit.jobs.study import Say
@@ -17,7 +18,9 @@ from toolkit.methods import retrieval_heads
 from toolkit.pages import Page, Section
 
 
-def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say = lambda text: None) -> dict[str, pd.DataFrame]:
+def retrieval_report(
+    lm: LM, search: Search, directory: str | Path, *, say: Say = lambda text: None, command: str = ""
+) -> dict[str, pd.DataFrame]:
     """Find retrieval heads (attention heads that copy from the prompt), mask them, and write a report.
 
     After a stop, call it again with the same arguments: finished rollouts are reused.
@@ -29,6 +32,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
             per example, in the format of the files that arXiv:2404.15574 released), ``retrieval.json`` (all tables, with provenance),
             ``report.html``, and ``rollouts/``.
         say: Function that is called with one line of progress at a time.
+        command: Command that makes the report again, to be shown in it.
 
     Returns:
         Name -> table. Each table is described by the function that makes it: ``recall`` (``RetrievalMeasurement.recall``), ``heads``
@@ -64,12 +68,14 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     sections = _sections(measurement, tables)
     page = Page(
         title=f"Retrieval heads of {lm.name}",
+        verdict=verdicts.of_masking(tables["masking"], tables.get("thinking")),
         main=sections[0],
         table=tables["heads"].round(3).set_index("ranking"),
         caption="The best heads; given_success is the score over correctly answered haystacks only.",
         sections=sections[1:],
         made=f"Heads are found on {len(measurement.haystacks)} haystacks (prompts that hide a fact) of the task {search.task}, answered greedily, and "
         f"masked on {len(questions)} others.",
+        command=command,
     )
     pages.write(page, out / "report.html")
     return tables
