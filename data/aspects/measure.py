@@ -38,7 +38,9 @@ from toolkit.grpo.run import Run, train
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch, RewardValues
 from toolkit.rewards.ace_rl import ACERL
+from toolkit.rewards.answers import answer_text
 from toolkit.rewards.beyond_monolithic import hybrid
+from toolkit.rewards.columns import object_array
 from toolkit.rewards.fine_grained import FineGrained, Response, Segment, irrelevant, wrong_facts
 from toolkit.rewards.page_llm import PageLLM
 from toolkit.stats.rankings import ndcg, written
@@ -52,7 +54,7 @@ import publish  # noqa: E402
 CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.judging.heads", "toolkit.tasks", "toolkit.generate")
 SEEDS, STEPS, PROBLEMS, SAMPLES, TESTS, RATE = (0, 1, 2), 15, 8, 8, 60, 3e-4
 PAIRS, FLIPS = 150, 10
-INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 60
+INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 90
 PAGES, PAGE_STEPS, PAGE_SAMPLES, PAGE_RATE = 40, 120, 8, 0.3
 
 
@@ -230,7 +232,9 @@ def ace_rl(work: Path) -> dict[str, Any]:
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
     problems = tasks.load("instructions", "train", INSTRUCTIONS)
     rollouts = generate.rollouts(lm, problems, Sampling(n=ANSWERS, max_new_tokens=TOKENS, seed=0), progress=False)
-    batch = RewardBatch.from_rollouts(rollouts, problems, close=None)
+    # A response that was cut off has no answer span; it is scored as it is.
+    texts = [answer_text(r.text, None) for r in rollouts]
+    batch = RewardBatch.from_rollouts(rollouts, problems, close=None).with_columns(answer_text=object_array(texts))
     other = np.roll(batch["question"], ANSWERS)
     forms = {
         "checklist": ACERL()(batch).values,
