@@ -36,14 +36,16 @@ from toolkit.grpo import advantages, judge, recipes
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.run import Run, train
 from toolkit.lm import LM
-from toolkit.rewards import RewardBatch, RewardValues, conciseness
+from toolkit.rewards import RewardBatch, RewardValues
 from toolkit.rewards.ace_rl import ACERL
+from toolkit.rewards.answers import answer_text
 from toolkit.rewards.beyond_monolithic import hybrid
+from toolkit.rewards.columns import object_array
 from toolkit.rewards.fine_grained import FineGrained, Response, Segment, irrelevant, wrong_facts
 from toolkit.rewards.page_llm import PageLLM
 from toolkit.stats.rankings import ndcg, written
 from toolkit.tasks import arithmetic, ranking
-from toolkit.tasks.generators.redundant import concise, equal_lengths, pairs
+from toolkit.tasks.generators.redundant import KINDS, concise, equal_lengths, pairs
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -52,7 +54,7 @@ import publish  # noqa: E402
 CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.judging.heads", "toolkit.tasks", "toolkit.generate")
 SEEDS, STEPS, PROBLEMS, SAMPLES, TESTS, RATE = (0, 1, 2), 15, 8, 8, 60, 3e-4
 PAIRS, FLIPS = 150, 10
-INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 60
+INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 90
 PAGES, PAGE_STEPS, PAGE_SAMPLES, PAGE_RATE = 40, 120, 8, 0.3
 
 
@@ -158,29 +160,28 @@ def paired(a: Sequence[np.ndarray], b: Sequence[np.ndarray], i: int, ids: Sequen
 
 
 def crm(work: Path) -> dict[str, Any]:
-    """Return the share of pairs of equal length that each judge orders rightly."""
+    """Return the share of pairs of equal length that each judge orders rightly; pairs with all kinds of redundancy, and restatements alone."""
     tiny = lms.load("tiny-reasoner", device="cpu")
     problems, held_out = arithmetic.load("train", PAIRS, operands=(3, 8)), arithmetic.load("test", PAIRS, operands=(3, 8))
-    made, tests = pairs(problems, seed=0), equal_lengths(held_out, seed=0)
-    states = judge.chain_states(tiny, [c for pair in tests for c in pair])
-    rows = np.arange(len(states)).reshape(-1, 2)
-
-    def right(head: conciseness.ConcisenessHead) -> np.ndarray:
-        return stats.pair_agreement(head.logits(states), rows)
-
-    sampled = judge.train_judge(tiny, problems[:64], Sampling(8, max_new_tokens=200, seed=0)).head
-    flips = np.random.default_rng(0).random((FLIPS, len(made))) < 0.5
-    controls = [right(judge.train_on_planted(tiny, made, reverse=f.tolist()).head) for f in flips]
-    planted = right(judge.train_on_planted(tiny, made).head)
-    by_length = right(sampled)
-    return {
-        "pairs": len(tests),
-        "planted": estimate(planted),
-        "by length": estimate(by_length),
-        "planted minus by length": estimate(planted - by_length),
-        "shuffled labels": estimate(np.mean(controls, axis=0)),
-        "single shuffled": np.quantile([c.mean() for c in controls], [0.025, 0.975]).tolist(),
+    made, flips = pairs(problems, seed=0), np.random.default_rng(0).random((FLIPS, PAIRS)) < 0.5
+    heads = {
+        "planted": judge.train_on_planted(tiny, made).head,
+        "by length": judge.train_judge(tiny, problems[:64], Sampling(8, max_new_tokens=200, seed=0)).head,
     }
+    shuffled = [judge.train_on_planted(tiny, made, reverse=f.tolist()).head for f in flips]
+    found: dict[str, Any] = {}
+    for name, kinds in {"all kinds": KINDS, "restatements": KINDS[1:]}.items():
+        tests = equal_lengths(held_out, 0, kinds)
+        states = judge.chain_states(tiny, [c for pair in tests for c in pair])
+        rows = np.arange(len(states)).reshape(-1, 2)
+        right = {head: stats.pair_agreement(h.logits(states), rows) for head, h in heads.items()}
+        controls = [stats.pair_agreement(h.logits(states), rows) for h in shuffled]
+        found |= {f"{head}, {name}": estimate(v) for head, v in right.items()}
+        found[f"planted minus by length, {name}"] = estimate(right["planted"] - right["by length"])
+        found[f"shuffled labels, {name}"] = estimate(np.mean(controls, axis=0))
+        found[f"pairs, {name}"] = len(tests)
+        found[f"single heads with shuffled labels, {name}"] = np.quantile([c.mean() for c in controls], [0.025, 0.975]).tolist()
+    return found
 
 
 def monolithic(work: Path) -> dict[str, Any]:
@@ -231,7 +232,9 @@ def ace_rl(work: Path) -> dict[str, Any]:
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
     problems = tasks.load("instructions", "train", INSTRUCTIONS)
     rollouts = generate.rollouts(lm, problems, Sampling(n=ANSWERS, max_new_tokens=TOKENS, seed=0), progress=False)
-    batch = RewardBatch.from_rollouts(rollouts, problems, close=None)
+    # A response that was cut off has no answer span; it is scored as it is.
+    texts = [answer_text(r.text, None) for r in rollouts]
+    batch = RewardBatch.from_rollouts(rollouts, problems, close=None).with_columns(answer_text=object_array(texts))
     other = np.roll(batch["question"], ANSWERS)
     forms = {
         "checklist": ACERL()(batch).values,

@@ -38,6 +38,8 @@ def test_pairs_of_equal_length_are_of_different_problems_each_used_once():
     used = [c.problem.id for pair in made for c in pair]
     assert len(made) > 30 and len(set(used)) == len(used)
     assert all(len(a.lines) == len(b.lines) and b.planted and not a.planted for a, b in made)
+    alone = equal_lengths(PROBLEMS, 0, ("restatement",))
+    assert {kind for _, b in alone for kind in b.planted.values()} == {"restatement"}
 
 
 def test_a_judge_trained_on_planted_pairs_knows_redundancy_from_length_and_one_with_shuffled_labels_does_not(tiny):

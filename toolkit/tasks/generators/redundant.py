@@ -68,13 +68,14 @@ def concise(problem: Problem) -> Chain:
     return Chain(problem, tuple(lines), {})
 
 
-def redundant(chain: Chain, count: int, rng: random.Random) -> Chain:
+def redundant(chain: Chain, count: int, rng: random.Random, kinds: Sequence[str] = KINDS) -> Chain:
     """Return a chain with ``count`` planted lines, each a re-check or a restatement of a line of ``chain`` that stands before it.
 
     Args:
         chain: A concise chain.
         count: Number of planted lines, at least 1.
         rng: Source of every random choice.
+        kinds: Kinds to plant. Restatements alone have no word that gives them away.
     """
     # A planted line is written behind a line of the chain, and repeats this line or an earlier one.
     places = sorted(rng.randrange(len(chain.lines)) for _ in range(count))
@@ -83,7 +84,7 @@ def redundant(chain: Chain, count: int, rng: random.Random) -> Chain:
     for i, line in enumerate(chain.lines):
         lines.append(line)
         for _ in range(places.count(i)):
-            kind, repeated = rng.choice(KINDS), chain.lines[rng.randint(0, i)]
+            kind, repeated = rng.choice(kinds), chain.lines[rng.randint(0, i)]
             planted[len(lines)] = kind
             lines.append(f"wait {repeated} ok" if kind == "re-check" else repeated)
     return Chain(chain.problem, tuple(lines), planted)
@@ -96,15 +97,21 @@ def pairs(problems: Sequence[Problem], seed: int, most: int = 4) -> list[tuple[C
     return [(chain, redundant(chain, rng.randint(1, most), rng)) for chain in plain]
 
 
-def equal_lengths(problems: Sequence[Problem], seed: int) -> list[tuple[Chain, Chain]]:
+def equal_lengths(problems: Sequence[Problem], seed: int, kinds: Sequence[str] = KINDS) -> list[tuple[Chain, Chain]]:
     """Return pairs of a concise and a redundant chain of different problems, with as many lines; each problem is used once at most.
 
-    A judge that has learned length alone is right in about half of them.
+    A judge that has learned length alone is right in about half of them. The redundant chain is of the shorter problem; training pairs are
+    of one problem, so a judge cannot learn this from them.
+
+    Args:
+        problems: Arithmetic problems.
+        seed: Seed of all random choices.
+        kinds: Kinds of planted lines.
     """
     rng, waiting, made = random.Random(f"equal-lengths-{seed}"), list(problems), list[tuple[Chain, Chain]]()
     waiting.sort(key=lambda p: (p.meta["difficulty"], p.id))
     while len(waiting) > 1:
         long, short = concise(waiting.pop()), concise(waiting.pop(0))
         if (more := len(long.lines) - len(short.lines)) >= 1:
-            made.append((long, redundant(short, more, rng)))
+            made.append((long, redundant(short, more, rng, kinds)))
     return made
