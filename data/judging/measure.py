@@ -287,7 +287,7 @@ def tables(found: dict[str, Any]) -> str:
     lines += ["", "| judge | optimised by | KL, nats | score, sd | true quality |", "| --- | --- | --- | --- | --- |"]
     by = {(r["judge"], r["by"], r["setting"], r["measure"]): r for r in found["curves"]}
     for (judge, how, setting, measure), r in by.items():
-        if measure == "score" and setting in (2, 16, BETAS[0], BETAS[-1]):
+        if measure == "score" and setting in {"best of n": (NS[1], NS[-1]), "penalty": (BETAS[0], BETAS[-1])}[how]:
             quality = by[judge, how, setting, "quality"]
             lines.append(f"| {judge} | {how} {setting:g} | {r['kl']:.2f} | {cell(r)} | {cell(quality)} |")
     lines += ["", "| dimension | accuracy of the probe | shuffled labels: mean, 97.5 % |", "| --- | --- | --- |"]
