@@ -13,6 +13,7 @@
 | ``characters`` | count or find the characters of a word |
 | ``slaq`` | the same facts asked one by one and all at once |
 | ``target_length`` | questions to be answered in a given number of words |
+| ``writing`` | texts of a given number of words, with given headings and keywords |
 | ``ranking`` | put passages in order of how much they say about a subject |
 | ``text_to_sql`` | questions in two languages about a table, to be answered with an SQL query |
 | ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, because prompts are fitted to its context |
@@ -51,13 +52,14 @@ from toolkit.tasks import (
     text_to_sql,
     threading,
     wordproblems,
+    writing,
 )
 from toolkit.tasks.external import files, gym, mathematics
 from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql", "searching",
+    "running_sum", "characters", "slaq", "target_length", "writing", "ranking", "text_to_sql", "searching",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -154,6 +156,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return slaq.load(split, n, seed)
         case "target_length":
             return target_length.load(split, n, seed)
+        case "writing":
+            return writing.load(split, n, seed)
         case "text_to_sql":
             return text_to_sql.load(split, n, seed)
         case "ranking":
