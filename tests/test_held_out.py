@@ -277,6 +277,7 @@ def test_every_generated_task_has_splits_without_a_problem_in_common():
         "characters",
         "slaq",
         "target_length",
+        "writing",
         "threading",
         "ranking",
         "searching",

@@ -156,7 +156,7 @@ def test_a_wrong_answer_never_beats_a_right_one_to_the_same_problem(name, batch)
 BOUNDS = {
     "correctness": (0, 1), "format": (0, 1), "cosine": (-1, 1), "overlong": (-1, 1), "arora_zanette": (0, 1), "grpo_lambda": (0, 1),
     "kimi": (-0.5, 1.5), "truncation": (0, 1), "dler": (0, 1), "da_dler": (0, 1), "laser": (-1, 1.5), "laser_d": (-1, 1.5),
-    "laser_de": (-1, 1.5), "hapo": (-1, 2), "slpo": (0, 1.5), "sar": (-0.2, 1.2), "surrogate": (-1, 2), "longwriter": (0, 1),
+    "laser_de": (-1, 1.5), "hapo": (-1, 2), "slpo": (0, 1.5), "sar": (-0.2, 1.2), "surrogate": (-1, 2), "longwriter": (0, 1), "longwriter_zero": (0, 3),
     "mash": (0, 1), "ruler": (0, 1), "repetition": (0, 1), "repetition_penalty": (-1, 0), "train_long_think_short": (0, 1),
     "adaptive_deep_reasoning": (0, 1.5), "l1_max": (0, 1), "alp": (-0.2, 1), "dot": (0, 1), "gr3": (0, 1),
     "reseek": (-1.8, 1.9), "re_searcher": (0, 1.2), "ppr": (-1, 1),
@@ -312,7 +312,7 @@ def test_laser_targets_from_a_monitoring_set_replace_what_training_showed():
 
 # --- speed ---------------------------------------------------------------------------------------------------
 
-BY_TEXT = ("ace_rl", "contrastive_sql", "fine_grained", "page_llm", "ppr", "r3", "re_searcher", "reseek", "search_gen_v", "toolrl")
+BY_TEXT = ("ace_rl", "contrastive_sql", "fine_grained", "page_llm", "longwriter_zero", "ppr", "r3", "re_searcher", "reseek", "search_gen_v", "toolrl")
 CLOSED_FORMS = sorted(
     set(rewards.ALL) - {"repetition", "repetition_penalty", "laser_de", "surrogate", *BY_TEXT, *STATEFUL}
 )  # those look at every token or text, or keep a number per problem

@@ -95,7 +95,7 @@ Task = Annotated[
     typer.Option(
         "--task",
         "-t",
-        help="tiny, arithmetic, lookup, countdown, sudoku, running_sum, characters, slaq, target_length, ranking, searching, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
+        help="tiny, arithmetic, lookup, countdown, sudoku, running_sum, characters, slaq, target_length, writing, ranking, searching, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
     ),
 ]
 TaskOfRollouts = Annotated[

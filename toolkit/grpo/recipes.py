@@ -378,21 +378,21 @@ def surrogate() -> Recipe:
 
 
 def longwriter() -> Recipe:
-    """Return the recipe of LongWriter-Zero (arXiv 2506.18841), with its length reward only.
+    """Return the recipe of LongWriter-Zero (arXiv 2506.18841): the mean of the advantages of length, writing quality and format.
 
-    The paper averages the advantages of three reward components: length, writing quality and format. The last two are not included here.
-    With one component, the advantage is GRPO's.
+    Quality and format are rules of ours. They read the headings and keywords that the prompts of the task ``writing`` request.
     """
     return Recipe(
         "longwriter",
         "2506.18841",
-        "longwriter",
+        "longwriter_zero",
         {"unit": "words"},
         advantage="decoupled",
         samples=32,
         max_tokens=14000,
         config={"temperature": 0.8},
-        sources="Notes: ranges in words, 32 rollouts, T .8, 14000 tokens.",
+        note="the advantages of length, quality and format are averaged",
+        sources="Notes: ranges in words, 32 rollouts, T .8, 14000 tokens. Quality by rule: ours.",
     )
 
 

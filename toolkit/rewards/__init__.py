@@ -43,6 +43,7 @@ from toolkit.rewards.kimi import Kimi
 from toolkit.rewards.l1 import L1Exact, L1Max
 from toolkit.rewards.laser import Laser, LaserD, LaserDE
 from toolkit.rewards.longwriter import LongWriter
+from toolkit.rewards.longwriter_zero import LongWriterZero
 from toolkit.rewards.mash import MASH
 from toolkit.rewards.offline import compare, mean_advantages, score
 from toolkit.rewards.overlong import Overlong
@@ -146,6 +147,9 @@ _ENTRIES = (
     RewardEntry(CRF, "2511.09158", "Right answers earn more if a trained head judges them concise."),
     RewardEntry(Surrogate, "2505.19439", "Rewards an answer that parses and a medium length; needs no labels."),
     RewardEntry(LongWriter, "2506.18841", "LongWriter-Zero: 1 within a target range of lengths, less on either side."),
+    RewardEntry(
+        LongWriterZero, "2506.18841", "Length within a range, requested headings and keywords without repetition, and format."
+    ),
     RewardEntry(SelfRewardedEfficiency, "2506.15647", "Our stand-in (SLPO): the paper's formula was not found."),
     RewardEntry(
         BeyondMonolithic,

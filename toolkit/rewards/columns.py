@@ -30,8 +30,8 @@ def _length_source(name: str, unit: str) -> str:
     """
     other = UNITS[unit == UNITS[0]]  # the unit that is not ``unit``
     return (
-        f"RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['{name}_{unit}'] (the task target_length "
-        f"sets it in words); or set it in the reward; or count {other} (unit='{other}')"
+        f"RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['{name}_{unit}'] (the tasks "
+        f"target_length and writing set it in words); or set it in the reward; or count {other} (unit='{other}')"
     )
 
 
@@ -44,6 +44,8 @@ LABEL_COLUMNS: Mapping[str, str] = {
     "relevance": "a tuple of the relevance of each passage, 0 or more",
     "schema": "the SQL script that makes the tables",
     "gold_sql": "a right query",
+    "headings": "a tuple of the headings that the text should have, in order",
+    "keywords": "a tuple of the words that the text should mention",
 }
 """Names of the columns that ``RewardBatch.from_rollouts`` reads from ``Problem.meta`` as they are, and a description of each."""
 COLUMN_SOURCES: Mapping[str, str] = {

@@ -7,7 +7,7 @@ Equation (len: length; [low, high]: target range of lengths for the prompt; L_ma
         max(0, (L_max - len) / (L_max - high))      if len > high
 
 The paper has two more rewards, for writing quality and for format, and averages the *advantages* of the three: see
-``combine.MeanOfAdvantages``.
+``longwriter_zero``.
 
 Deviations: as printed, the reward is negative beyond L_max; here its minimum is 0 (ours). L_max is probably the paper's output limit of
 14000 tokens, but we could not confirm it; this value is the default, ``assumed_longest``. In the paper a model predicts the target range.

@@ -15,6 +15,7 @@
 | ``slaq`` | the same facts asked one by one and all at once |
 | ``target_length`` | questions to be answered in a given number of words |
 | ``instructions`` | questions to be answered under stated constraints, such as a number of words |
+| ``writing`` | texts of a given number of words, with given headings and keywords |
 | ``ranking`` | put passages in order of how much they say about a subject |
 | ``text_to_sql`` | questions in two languages about a table, to be answered with an SQL query |
 | ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, because prompts are fitted to its context |
@@ -55,13 +56,14 @@ from toolkit.tasks import (
     text_to_sql,
     threading,
     wordproblems,
+    writing,
 )
 from toolkit.tasks.external import files, gym, mathematics
 from toolkit.types import Problem
 
 NAMES = (
     "tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems",
-    "running_sum", "characters", "slaq", "target_length", "ranking", "text_to_sql", "searching", "instructions", "sudoku",
+    "running_sum", "characters", "slaq", "target_length", "writing", "ranking", "text_to_sql", "searching", "instructions", "sudoku",
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
@@ -160,6 +162,8 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return slaq.load(split, n, seed)
         case "target_length":
             return target_length.load(split, n, seed)
+        case "writing":
+            return writing.load(split, n, seed)
         case "text_to_sql":
             return text_to_sql.load(split, n, seed)
         case "instructions":
