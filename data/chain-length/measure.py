@@ -145,7 +145,8 @@ def page(found: dict[str, Any]) -> str:
 
     best = ", ".join(f"{size} at difficulty {t}" for t, size in found["optimal sizes"].items())
     arms = report.markdown(table(found["accuracy"], "").rename_axis("accuracy, % by difficulty"))
-    return f"Optimal sizes on dev problems: {best}.\n\n{arms}\n\n{report.markdown(table(found['differences'], '+').rename_axis('difference, points'))}"
+    picture = "![Accuracy by difficulty and size of the steps](figure.png)"
+    return f"{picture}\n\nOptimal sizes on dev problems: {best}.\n\n{arms}\n\n{report.markdown(table(found['differences'], '+').rename_axis('difference, points'))}"
 
 
 def figure(found: dict[str, Any]) -> go.Figure:
