@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,23 +132,24 @@ def reinforced(lm: LM, problems: Sequence[Problem], seed: int, out: Path) -> LM 
         return None
 
 
+@cache
+def begun(task: str, work: Path) -> tuple[list[Problem], list[tuple[Problem, list[str]]], LM]:
+    """Return the training problems of a task, those that have all traces with their responses, and the first model."""
+    problems = load(task, "train", POOL)
+    written = [(p, texts) for p in problems if (texts := responses(task, p))]
+    start = initial(task, [p.messages[0]["content"] for p in problems] + [text for _, texts in written for text in texts])
+    drawn = random.Random("first")
+    mixed = examples(start, [(p, drawn.choice(texts)) for p, texts in written])
+    settings = finetune.Settings(steps=FIRST, batch=BATCH, rate=RATE)
+    return problems, written, finetune.train(start, mixed, settings, work / f"{task}-first", name=f"{task}, first")
+
+
 def measured(task: str, arm: str, seed: int, work: Path) -> dict[str, Any]:
     """Return the shares of correct responses of an arm, before and after GRPO, and whether GRPO had anything to reinforce."""
     path = work / f"{task}-{store.safe_name(arm)}-{seed}.json"
     if path.is_file():
         return store.read_json(path, dict[str, Any])
-    problems = load(task, "train", POOL)
-    written = [(p, texts) for p in problems if (texts := responses(task, p))]
-    start = initial(task, [m for p in problems for m in (p.messages[0]["content"],)] + [t for _, texts in written for t in texts])
-    drawn = random.Random("first")
-    mixed = [(p, drawn.choice(texts)) for p, texts in written]
-    first = finetune.train(
-        start,
-        examples(start, mixed),
-        finetune.Settings(steps=FIRST, batch=BATCH, rate=RATE),
-        work / f"{task}-first",
-        name=f"{task}, first",
-    )
+    problems, written, first = begun(task, work)
     kept = [texts[1 if arm == SHUFFLED else ARMS.index(arm)] for _, texts in written]
     if arm == SHUFFLED:
         kept = backtracking.mismatched(kept, seed=seed)

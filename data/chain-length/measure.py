@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from plotly.colors import qualitative
 
 from toolkit import finetune, report, stats, store
 from toolkit import lm as lms
@@ -144,22 +145,23 @@ def page(found: dict[str, Any]) -> str:
 
     best = ", ".join(f"{size} at difficulty {t}" for t, size in found["optimal sizes"].items())
     arms = report.markdown(table(found["accuracy"], "").rename_axis("accuracy, % by difficulty"))
-    return f"Optimal sizes on dev problems: {best}.\n\n{arms}\n\n{report.markdown(table(found['differences'], '+').rename_axis('difference, points'))}"
+    picture = "![Accuracy by difficulty and size of the steps](figure.png)"
+    return f"{picture}\n\nOptimal sizes on dev problems: {best}.\n\n{arms}\n\n{report.markdown(table(found['differences'], '+').rename_axis('difference, points'))}"
 
 
 def figure(found: dict[str, Any]) -> go.Figure:
     """Return accuracy against difficulty, one line per arm."""
     drawn = go.Figure()
-    for arm, row in found["accuracy"].items():
+    for (arm, row), colour in zip(found["accuracy"].items(), qualitative.D3, strict=False):  # there are more colours than arms
         points = [row[str(t)] for t in DIFFICULTIES]
-        bars = error_bars([p["mean"] for p in points], [p["low"] for p in points], [p["high"] for p in points], "grey")
+        bars = error_bars([p["mean"] for p in points], [p["low"] for p in points], [p["high"] for p in points], colour)
         drawn.add_scatter(
             x=list(DIFFICULTIES),
             y=[p["mean"] for p in points],
             error_y=bars,
             name=arm,
             mode="lines+markers",
-            line={"dash": "dot" if "control" in arm else "solid"},
+            line={"color": colour, "dash": "dot" if "control" in arm else "solid"},
         )
     drawn.update_xaxes(title="additions per problem").update_yaxes(title="accuracy", range=[0, 1.02])
     return styled(drawn, "Accuracy by difficulty and size of the steps")

@@ -76,7 +76,8 @@ def make_pairs(
             pairs.append(store.read_table(pair_file))
             tables.append(store.read_table(table_file))
             stage.update(len(part))
-    whole = pd.concat(pairs, ignore_index=True)
+    # Without empty parts, whose columns may have other dtypes.
+    whole = pd.concat([part for part in pairs if len(part)] or pairs[:1], ignore_index=True)
     store.write_rows(whole.to_dict("records"), out / PAIRS)
     return whole, pd.concat(tables, ignore_index=True)
 
