@@ -108,31 +108,32 @@ def test_moving_the_slider_shows_what_steering_generates(lab, tiny):
     v = Direction(vector, "resid_post", "think", "by hand", 1, 1, tiny.provenance())
     problem = Problem("prompt", ({"role": "user", "content": PROMPT},), "")
 
-    def thinking(*acts) -> str:
+    def begins(*acts) -> str:
         greedy = Sampling(temperature=0.0, max_new_tokens=400)
         (r,) = rollouts(Condition(tiny, acts), [problem], greedy, progress=False)
-        return tiny.text(r.token_ids[r.think.start : r.think.stop]).split("\n")[0]
+        return tiny.text(r.token_ids[r.prompt_len :]).split("\n")[0][:12]
 
-    assert "strength +0: " in text_of(lab, 0) and thinking() in text_of(lab, 0) and "strength +1" not in text_of(lab, 0)
+    assert "strength +0: " in text_of(lab, 0) and begins() in text_of(lab, 0) and "strength +1" not in text_of(lab, 0)
     strength = lab.locator(".jp-CodeCell").nth(0).locator(".widget-slider .widget-readout").first
     strength.click()
     lab.keyboard.press("Control+A")
     lab.keyboard.type("1")
     lab.keyboard.press("Enter")
     lab.locator("text=/strength \\+1(, cut.*)?: \\d+ think tokens/").wait_for()
-    assert thinking(steering(v, 1.0))[:12] in text_of(lab, 0) and thinking() in text_of(lab, 0)
-    assert thinking(steering(v, 1.0)) != thinking()
+    assert begins(steering(v, 1.0)) in text_of(lab, 0) and begins() in text_of(lab, 0)
+    assert begins(steering(v, 1.0)) != begins()
 
 
 def test_a_click_on_a_head_shows_it_and_the_switch_turns_it_off(lab):
     output = lab.locator(".jp-CodeCell").nth(1)
     assert "of layer 2:" in text_of(lab, 1) and text_of(lab, 1).count("think tokens") == 1
-    place = output.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     x, y = lab.evaluate(
         "() => { const {xaxis, yaxis} = document.querySelector('.js-plotly-plot')._fullLayout; return [xaxis.d2p(0), yaxis.d2p(0)]; }"
     )
-    lab.mouse.move(place["x"] + x, place["y"] + y)
-    lab.mouse.click(place["x"] + x, place["y"] + y)
+    plot = output.locator(".js-plotly-plot .nsewdrag").first
+    plot.hover(position={"x": x, "y": y})
+    output.locator(".js-plotly-plot .hovertext").first.wait_for()  # plotly knows the point once it is hovered over
+    plot.click(position={"x": x, "y": y})
     output.locator("text=/of layer 0:/").wait_for()
     assert output.locator(".widget-dropdown select").first.evaluate("s => s.options[s.selectedIndex].text").startswith("0.0:")
     output.locator(".widget-checkbox input").first.check()

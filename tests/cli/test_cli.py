@@ -132,6 +132,28 @@ def test_an_output_directory_that_cannot_be_written_is_named(tmp_path):
     assert str(tmp_path / "file") in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("rollouts",), ("compare", "base=m"), ("heads",), ("retrieval-heads",), ("entropy",), ("giraffe", "--lengths", "64")],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_output_directory_is_checked_before_a_model_is_loaded(arguments, tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("a model was loaded first")
+
+    for module in (cli.edit, cli.lenses, cli.entropy, cli.giraffe):
+        monkeypatch.setattr(module, "load_model", load)
+    (tmp_path / "file").write_text("")
+    result = run(*arguments, "-o", tmp_path / "file" / "below")
+    assert isinstance(result.exception, OSError) and "Cannot write to" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--max-new-tokens", "--batch-size", "--problems", "--samples"])
+def test_a_number_below_one_is_a_wrong_option(option, tmp_path):
+    result = run("rollouts", "-o", tmp_path / "r", option, "0")
+    assert result.exit_code == 2 and option in result.output and not (tmp_path / "r").exists()
+
+
 def test_a_full_directory_is_not_overwritten(rollouts, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     result = run("thinkedit", "-m", "tiny-reasoner", "--rollouts", rollouts, "-o", tmp_path)

@@ -31,12 +31,12 @@ def tables(name: str) -> dict[str, pd.DataFrame]:
 )
 def test_an_effect_is_named_only_if_its_interval_excludes_zero(low, high, expected):
     change = Change(mean=(low + high) / 2, low=low, high=high)
-    assert verdicts.sentence("Recall", change, "share", up="rises by", down="falls by") == expected
+    assert verdicts.sentence("Recall", change, "share", "rises by", "falls by") == expected
 
 
 def test_a_signed_estimate_keeps_its_sign():
     change = Change(mean=-0.3, low=-0.4, high=-0.2)
-    text = verdicts.sentence("It", change, "score", up="rises:", down="falls:", signed=True)
+    text = verdicts.sentence("It", change, "score", "rises:", "falls:", signed=True)
     assert text == "It falls: -0.30 [-0.40, -0.20]."
 
 
@@ -72,10 +72,14 @@ def test_the_published_retrieval_heads_are_told_beside_random_heads():
     row = (
         t["masking"].query("ranking == 'write (ours)' and op == 'uniform' and during == 'decode only'").nlargest(1, "heads").iloc[0]
     )
-    (text,) = [s for s in said if f"the {row['heads']} best heads of the ranking write (ours) instead of random heads" in s]
-    assert f"costs {100 * row['more_than_random']:.1f} points" in text
+    (text,) = [
+        s
+        for s in said
+        if f"the {row['heads']} best heads of the ranking write (ours) costs more accuracy than masking random heads" in s
+    ]
+    assert f"of the same layers, by {100 * row['more_than_random']:.1f} points" in text
     assert f"accuracy {100 * row['accuracy']:.1f} % against {100 * row['random']:.1f} %" in text
-    assert sum("masking the top heads costs" in s for s in said) == sum("masking random heads costs" in s for s in said) == 2
+    assert sum("masking the top heads" in s for s in said) == sum(", masking random heads" in s for s in said) == 2
     without = t["masking"].assign(draws=0, random=float("nan"))
     assert all("too few other heads" in s for s in verdicts.of_masking(without))
     few = t["masking"].assign(draws=1)

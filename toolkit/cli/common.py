@@ -127,9 +127,12 @@ AllowOverlap = Annotated[
 Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="Number of problems.")]
 Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples per problem.")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")]
-Budget = Annotated[int, typer.Option("--max-new-tokens", help="Token budget of a response.")]
+Budget = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Token budget of a response.")]
 BatchSize = Annotated[
-    int, typer.Option(help="Rows decoded together; with --engine URL, requests in flight at most. It does not change the samples.")
+    int,
+    typer.Option(
+        min=1, help="Rows decoded together; with --engine URL, requests in flight at most. It does not change the samples."
+    ),
 ]
 EngineAddress = Annotated[
     str,

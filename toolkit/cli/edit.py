@@ -297,7 +297,7 @@ def rollouts(
 
     Example: [bold]toolkit rollouts -m tiny-reasoner -t arithmetic -n 100 -k 8 -o runs/rollouts[/bold]
     """
-    from toolkit import evaluate, jobs, tasks
+    from toolkit import evaluate, jobs, store, tasks
     from toolkit.generate import Sampling
     from toolkit.generate import rollouts as sample
     from toolkit.lm import Condition
@@ -305,6 +305,7 @@ def rollouts(
     tasks.check(task, split)
     box = find_toolbox(tool)
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
+    store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
     sampler = connect_engine(engine, lm, out_dir, batch_size)
@@ -446,7 +447,7 @@ def compare(
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """
-    from toolkit import evaluate, identity, pages, report, tasks
+    from toolkit import evaluate, identity, pages, report, store, tasks
     from toolkit.generate import Sampling
     from toolkit.lm import Condition
 
@@ -456,6 +457,8 @@ def compare(
     tasks.check(task, split)
     box = find_toolbox(tool)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
+    if out_dir is not None:
+        store.writable(out_dir)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.

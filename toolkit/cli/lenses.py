@@ -96,7 +96,7 @@ def retrieval_heads(
 
     [bold]toolkit retrieval-heads -m SmolLM2-135M-Instruct.gguf --think response -t needle --lengths 256,512,1024 --counts 2,5,10,20[/bold]
     """
-    from toolkit import jobs, report
+    from toolkit import jobs, report, store
 
     if task == "lookup":
         reject_unread("by lookup, whose prompts have fixed lengths", "lengths")
@@ -111,6 +111,7 @@ def retrieval_heads(
         batch_size,
         seed,
     )
+    store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     tables = jobs.retrieval_report(lm, search, out_dir, say=say, command=Command.line)
     if as_json:
@@ -178,7 +179,7 @@ def heads(
 
     Example: [bold]toolkit heads -m tiny-reasoner -o runs/heads[/bold]
     """
-    from toolkit import jobs, report, tasks
+    from toolkit import jobs, report, store, tasks
 
     if search == "lookup":
         reject_unread("by --search lookup, whose prompts have fixed lengths", "lengths")
@@ -189,6 +190,7 @@ def heads(
     task = source.task(task) if source else task or "arithmetic"
     tasks.check(task, *(() if source else ("train",)), "test")
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
+    store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampled, about = None, None
     if source is not None:

@@ -44,7 +44,9 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
     for end in np.cumsum(present.sum(axis=1))[:-1]:
         figure.add_vline(x=end - 0.5, line={"color": "black", "width": 1})
     axes = {"xaxis": {"title": "layer.head", "type": "category"}, "yaxis": {"autorange": "reversed", "automargin": True}}
-    return styled(figure, "Scores of every head by every measure", **axes).update_layout(margin={"l": 20})
+    return styled(figure, "Scores of every head by every measure", **axes).update_layout(
+        margin={"l": 20}, meta={"least_width": 260 + min(12 * len(names), 480)}
+    )
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
@@ -82,7 +84,7 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     )
     axes = {"xaxis": {"automargin": True}, "yaxis": {"autorange": "reversed", "automargin": True}}
     return styled(go.Figure(heat), "Top heads shared, p (heads permuted within layers), rank correlation ρ", **axes).update_layout(
-        height=680, margin={"l": 20}
+        height=680, margin={"l": 20}, meta={"least_width": 260 + 60 * len(names)}
     )
 
 

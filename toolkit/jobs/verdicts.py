@@ -23,12 +23,12 @@ def change_of(row: pd.Series | Mapping[str, Any], mean: str, low: str, high: str
     return Change(mean=float(row[mean]), low=float(row[low]), high=float(row[high]))
 
 
-def sentence(what: str, change: Change, unit: str, *, up: str, down: str, kind: str = "effect", signed: bool = False) -> str:
+def sentence(what: str, change: Change, unit: str, up: str, down: str, *, kind: str = "effect", signed: bool = False) -> str:
     """Return one sentence on an estimate: which way it goes and by how much, or that nothing was detected.
 
-    >>> sentence("Recall", Change(mean=0.4, low=0.2, high=0.6), "share", up="rises by", down="falls by")
+    >>> sentence("Recall", Change(mean=0.4, low=0.2, high=0.6), "share", "rises by", "falls by")
     'Recall rises by 40.0 points [20.0, 60.0].'
-    >>> sentence("Recall", Change(mean=0.1, low=-0.1, high=0.3), "share", up="rises by", down="falls by")
+    >>> sentence("Recall", Change(mean=0.1, low=-0.1, high=0.3), "share", "rises by", "falls by")
     'Recall: no effect detectable ([-10.0, +30.0] points).'
 
     Args:
@@ -63,26 +63,26 @@ def of_entropy(phases: pd.DataFrame, lengths: pd.DataFrame, correctness: pd.Data
     apart = phases[(phases["responses"] == "all") & (phases["phase"] == "think - answer")]
     if len(apart):
         change = change_of(apart.iloc[0], "mean", "low", "high")
-        words = {"up": "is above that in the answer by", "down": "is below that in the answer by"}
-        said.append(sentence("Entropy in thinking", change, "nats", kind="difference", **words))
+        words = ("is above that in the answer by", "is below that in the answer by")
+        said.append(sentence("Entropy in thinking", change, "nats", *words, kind="difference"))
     within = lengths[(lengths["kind"] == "spearman") & (lengths["scope"] == "within") & (lengths["x"] == "entropy")].iloc[0]
-    words = {"up": "rises with length: rank correlation", "down": "falls with length: rank correlation"}
+    words = ("rises with length: rank correlation", "falls with length: rank correlation")
     change = change_of(within, "r", "low", "high")
-    said.append(sentence("Among responses to one problem, entropy", change, "score", kind="correlation", signed=True, **words))
+    said.append(sentence("Among responses to one problem, entropy", change, "score", *words, kind="correlation", signed=True))
     if effects is not None:
         mildest = effects[(effects["keep"] == effects["keep"].max()) & (effects["against"] == "random")].iloc[0]
         dropped = (
             f"Dropping the {100 * (1 - mildest['keep']):.0f} % of think tokens with the highest entropy instead of random ones"
         )
-        said.append(sentence(dropped, change_of(mildest, "difference", "low", "high"), "share", up="gains", down="costs"))
+        said.append(sentence(dropped, change_of(mildest, "difference", "low", "high"), "share", "gains", "costs"))
     ranked = correctness[(correctness["kind"] == "spearman") & (correctness["scope"] == "within")].set_index("measure")
-    words = {"up": "goes with right answers: rank correlation", "down": "goes with wrong answers: rank correlation"}
+    words = ("goes with right answers: rank correlation", "goes with wrong answers: rank correlation")
     for measure, name in {
         "fsf": "A larger share of failed steps",
         "fsf (shuffled)": "The same share, shuffled as a control,",
     }.items():
         change = change_of(ranked.loc[measure], "r", "low", "high")
-        said.append(sentence(name, change, "score", kind="correlation", signed=True, **words))
+        said.append(sentence(name, change, "score", *words, kind="correlation", signed=True))
     return said
 
 
@@ -107,7 +107,7 @@ def of_atlas(overlaps: pd.DataFrame, conditions: pd.DataFrame, count: int) -> li
         for row in rows.to_dict("records"):
             change = change_of(row, "difference", "difference_low", "difference_high")
             if change.is_clear:
-                said.append(sentence(f"{row['condition']}: {what}", change, unit, up="rises by", down="falls by"))
+                said.append(sentence(f"{row['condition']}: {what}", change, unit, "rises by", "falls by"))
     return said
 
 
@@ -130,19 +130,16 @@ def of_masking(masking: pd.DataFrame, thinking: pd.DataFrame | None = None) -> l
             said.append(f"Masking {heads} leaves too few other heads for a random control.")
             continue
         change = change_of(row, "more_than_random", "more_than_random_low", "more_than_random_high")
-        words = {"up": "costs", "down": "gains"}
-        text = sentence(f"Masking {heads} instead of random heads of the same layers", change, "share", **words)
+        more, less = (f"costs {which} accuracy than masking random heads of the same layers, by" for which in ("more", "less"))
+        text = sentence(f"Masking {heads}", change, "share", more, less)
         left = f"{100 * row['accuracy']:.1f} % against {100 * row['random']:.1f} %"
         few = f"; {row['draws']} random control{'s' * (row['draws'] > 1)}, too few for a reliable interval" * (row["draws"] < 3)
         said.append(f"{text.removesuffix('.')}: accuracy {left}{few}.")
     for row in [] if thinking is None else thinking[thinking["mode"] == "thinking - directly"].to_dict("records"):
         which = {"top": "the top heads", "random": "random heads"}[row["masked"]]
         change = change_of(row, "lost", "lost_low", "lost_high")
-        words = {
-            "up": "more when thinking than when answering directly, by",
-            "down": "less when thinking than when answering directly, by",
-        }
-        said.append(sentence(f"On {row['task']}, masking {which} costs", change, "share", **words))
+        more, less = (f"costs {how} when thinking than when answering directly, by" for how in ("more", "less"))
+        said.append(sentence(f"On {row['task']}, masking {which}", change, "share", more, less, kind="difference"))
     return said
 
 
@@ -161,11 +158,11 @@ def of_lengths(table: pd.DataFrame, *, base: str, changed: str) -> list[str]:
         where = f"At length {row['length']:,}"
         recall = change_of(row, "recall_change", "recall_change_low", "recall_change_high")
         left = f"{100 * (row['recall'] - row['recall_change']):.0f} % to {100 * row['recall']:.0f} %"
-        text = sentence(f"{where}, recall", recall, "share", up="rises by", down="falls by", kind="change")
+        text = sentence(f"{where}, recall", recall, "share", "rises by", "falls by", kind="change")
         said.append(f"{text.removesuffix('.')}: {left}.")
         nll = change_of(row, "nll_change", "nll_change_low", "nll_change_high")
-        words = {"up": "becomes less likely, by", "down": "becomes more likely, by"}
-        said.append(sentence(f"{where}, a right response", nll, "nats", kind="change", **words))
+        words = ("becomes less likely, by", "becomes more likely, by")
+        said.append(sentence(f"{where}, a right response", nll, "nats", *words, kind="change"))
     return [
         *said,
         f"The comparison is with the model {base}, on the same problems. No random change of the frequencies was measured.",
