@@ -97,22 +97,43 @@ def test_a_page_without_verdict_has_no_empty_box(tmp_path):
     assert "<th>row</th><th>a &lt;b&gt;</th>" in body and "1.5<br><small>[1.2, 1.8]</small>" in body
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8))
-def test_labels_cover_no_point_and_no_other_label(points):
+def label_boxes(points, size):
+    """Boxes of the labels of points at a size of the plot, in pixels, each with True if the label stands in the place of last resort."""
     texts = [f"condition {i}" for i in range(len(points))]
     placed = labels.placed(points, texts, (0.0, 1.0), (0.0, 1.0))
     assert [a["text"] for a in placed] == texts
-    for width, height in labels.SIZES:
-        at = [(x * width, (1 - y) * height) for x, y in points]
-        boxes = []
-        for (x, y), a in zip(at, placed, strict=True):
-            dx, dy = (a["ax"], a["ay"]) if a["showarrow"] else (a["xshift"], -a["yshift"])
-            wide, high = 0.6 * labels.FONT * len(a["text"]) + 4, 1.3 * labels.FONT + 2
-            boxes.append((x + dx - wide / 2, y + dy - high / 2, x + dx + wide / 2, y + dy + high / 2))
+    width, height = size
+    boxes = []
+    for (x, y), a in zip(points, placed, strict=True):
+        dx, dy = (a["ax"], a["ay"]) if a["showarrow"] else (a["xshift"], -a["yshift"])
+        wide, high = 0.6 * labels.FONT * len(a["text"]) + 4, 1.3 * labels.FONT + 2
+        left, top = x * width + dx - wide / 2, (1 - y) * height + dy - high / 2
+        boxes.append(((left, top, left + wide, top + high), dx == 0 and dy < 0 and not a["showarrow"]))
+    return boxes
+
+
+def covers(box, others, points, size):
+    """True if a label leaves the plot, or covers a point or another label."""
+    width, height = size
+    dots = [(x * width - 6, (1 - y) * height - 6, x * width + 6, (1 - y) * height + 6) for x, y in points]
+    outside = box[0] < -1e-6 or box[1] < -1e-6 or box[2] > width + 1e-6 or box[3] > height + 1e-6
+    return outside or any(labels.overlap(box, other) for other in [*others, *dots])
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8))
+def test_a_label_beside_a_text_covers_nothing_unless_there_is_no_free_place(points):
+    size = labels.SIZES[-1]
+    boxes = label_boxes(points, size)
+    for i, (box, last_resort) in enumerate(boxes):
+        assert last_resort or not covers(box, [other for other, _ in boxes[:i]], points, size)
+
+
+@given(st.lists(st.tuples(*[st.sampled_from((0.1, 0.3, 0.5, 0.7, 0.9))] * 2), min_size=1, max_size=5, unique=True))
+def test_labels_of_points_that_lie_apart_cover_nothing_at_any_size(points):
+    for size in labels.SIZES:
+        boxes = [box for box, _ in label_boxes(points, size)]
         for i, box in enumerate(boxes):
-            assert box[0] >= -1e-6 and box[2] <= width + 1e-6 and box[1] >= -1e-6 and box[3] <= height + 1e-6
-            assert not any(labels.overlap(box, other) for other in boxes[:i])
-            assert not any(labels.overlap(box, (x - 6, y - 6, x + 6, y + 6)) for x, y in at)
+            assert not covers(box, boxes[:i], points, size)
 
 
 def test_controls_are_grey_and_clear_effects_blue_or_brown():

@@ -312,7 +312,19 @@ def test_laser_targets_from_a_monitoring_set_replace_what_training_showed():
 
 # --- speed ---------------------------------------------------------------------------------------------------
 
-BY_TEXT = ("ace_rl", "contrastive_sql", "fine_grained", "page_llm", "longwriter_zero", "ppr", "r3", "re_searcher", "reseek", "search_gen_v", "toolrl")
+BY_TEXT = (
+    "ace_rl",
+    "contrastive_sql",
+    "fine_grained",
+    "page_llm",
+    "longwriter_zero",
+    "ppr",
+    "r3",
+    "re_searcher",
+    "reseek",
+    "search_gen_v",
+    "toolrl",
+)
 CLOSED_FORMS = sorted(
     set(rewards.ALL) - {"repetition", "repetition_penalty", "laser_de", "surrogate", *BY_TEXT, *STATEFUL}
 )  # those look at every token or text, or keep a number per problem

@@ -104,8 +104,8 @@ def examples(lm: LM, pairs: Sequence[Pair], requests: Mapping[Mode, str] = REQUE
                 f"Both responses of problem {p.problem.id!r} begin with {lm.token_text(free[0].response[0])!r}: they must differ in their "
                 "first token, which decides the mode."
             )
-        asked = [finetune.example(lm, request(p.problem, requests[m]), text) for m, text in (("long", p.long), ("short", p.short))]
-        made += [*asked, *free]
+        asked = [(requests["long"], p.long), (requests["short"], p.short)]
+        made += [*(finetune.example(lm, request(p.problem, ask), text) for ask, text in asked), *free]
     return made
 
 
