@@ -64,7 +64,7 @@ def test_episodes_with_many_calls_lie_further_along_the_direction_of_calling(sea
     direction = jobs.calls_direction(searcher, _episodes(searcher, problems))
     others = _episodes(searcher, tasks.load("searching", "dev", n=6))
     states = collect.states(searcher, others, "resid_post", by=lambda r: "many" if len(r.results) > 1 else "few")
-    along = (states.values * direction.unit[None]).sum(-1)
+    along = (states.values * direction.unit()[None]).sum(-1).numpy()
     many = (states.rows["label"] == "many").to_numpy()
     assert (along[many].mean(0) > along[~many].mean(0)).all()
 

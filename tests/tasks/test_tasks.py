@@ -125,7 +125,7 @@ def test_an_unknown_split_is_refused(name, split):
 def test_an_unknown_task_is_refused_with_the_list(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"Unknown task 'algebra': choose one of tiny, arithmetic, countdown, lookup, gsm8k, math500, needle, threading, wordproblems, running_sum, characters, slaq, target_length, writing, ranking, text_to_sql, searching, sudoku, gym:NAME, or give a JSONL",
+        match=r"Unknown task 'algebra': choose one of tiny, arithmetic, countdown, lookup, gsm8k, math500, needle, threading, wordproblems, running_sum, characters, slaq, target_length, writing, ranking, text_to_sql, searching, instructions, sudoku, gym:NAME, or give a JSONL",
     ):
         tasks.load("algebra")
 

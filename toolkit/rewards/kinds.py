@@ -72,6 +72,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "crf": Kind((OUTCOME, PREFERENCE), "Of two right responses the more concise is preferred, as in Bradley-Terry."),
         "surrogate": Kind((RULE,), "An answer that parses, of medium length, tends to be right; no labels."),
         "longwriter": Kind((RULE,), "The wanted range of lengths is known."),
+        "longwriter_zero": Kind(
+            _LENGTH, "The requested length, headings and keywords are the whole preference; repetition is bad."
+        ),
         "beyond_monolithic": Kind(_LENGTH, "Right, well formed, and not shorter than the group's right responses."),
         "hybrid": Kind(
             (OUTCOME, PREFERENCE), "The rule knows how sure it is; elsewhere a trained model ranks as annotators would."
