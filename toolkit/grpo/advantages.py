@@ -198,7 +198,7 @@ def reward_to_go(rewards: Float[ndarray, "n positions"], groups: Int[ndarray, " 
     responses are equally long, the numerator is the advantage of ``dr_grpo``.
 
     >>> reward_to_go(np.array([[0.0, 1.0], [0.5, 0.5]]), np.array([0, 0])).round(3).tolist()
-    [[0.0, 1.414], [0.0, -1.414]]
+    [[0.0, 1.413], [0.0, -1.413]]
 
     Args:
         rewards: Reward of each token; 0 behind a response's end.
