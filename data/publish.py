@@ -11,9 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
-from toolkit import store
+from toolkit import stats, store
+from toolkit.metrics import RANGES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -39,6 +41,21 @@ def script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def estimate(values: Any, minus: Any = None, *, unit: str = "share") -> dict[str, float]:
+    """Return the mean over seeds and problems, or over paired differences, with a 95 % interval that ends where the unit does.
+
+    Args:
+        values: One number per seed and problem, ``[seeds, problems]``.
+        minus: Numbers to subtract, paired; ``None`` for the mean of ``values``.
+        unit: Unit of the numbers, such as ``share`` or ``tokens``.
+    """
+    rows = np.array(values, float)
+    low, high = RANGES[unit]
+    e = stats.mean_effect(rows, None if minus is None else np.array(minus, float), seeded=len(rows) > 1)
+    e = e.within((low, high) if minus is None else (low - high, high - low))
+    return {"mean": e.mean, "low": e.low, "high": e.high}
 
 
 def splice(name: str, text: str, path: Path = README) -> None:

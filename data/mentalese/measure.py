@@ -21,7 +21,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from toolkit import finetune, report, stats, store
+from toolkit import finetune, report, store
 from toolkit import lm as lms
 from toolkit.figures.base import error_bars, styled
 from toolkit.generate import Sampling, rollouts
@@ -99,19 +99,13 @@ def measured(lm: LM, arm: str, seed: int, work: Path) -> dict[str, list[float]]:
     return found
 
 
-def estimate(values: Any, minus: Any = None) -> dict[str, float]:
-    """Return the mean over seeds and problems, or over paired differences, with its interval."""
-    e = stats.mean_effect(np.array(values, float), None if minus is None else np.array(minus, float), seeded=True)
-    return {"mean": e.mean, "low": e.low, "high": e.high}
-
-
 def results(parts: Mapping[str, list[dict[str, list[float]]]]) -> dict[str, Any]:
     """Return accuracy, thinking tokens and compression of each arm, and the differences between arms."""
 
     def rows(arm: str, metric: str) -> list[list[float]]:
         return [p[metric] for p in parts[arm]]
 
-    arms = {arm: {m: estimate(rows(arm, m)) for m in METRICS} for arm in parts}
+    arms = {arm: {m: publish.estimate(rows(arm, m), unit=METRICS[m]) for m in METRICS} for arm in parts}
     for arm in arms:
         arms[arm]["compression"] = arms[WHOLE]["tokens"]["mean"] / arms[arm]["tokens"]["mean"]
     compared = [
@@ -121,7 +115,7 @@ def results(parts: Mapping[str, list[dict[str, list[float]]]]) -> dict[str, Any]
         (WHOLE + AFTER, WHOLE),
         (SYMBOLS + AFTER, WHOLE + AFTER),
     ]
-    minus = {f"{a} minus {b}": {m: estimate(rows(a, m), rows(b, m)) for m in METRICS} for a, b in compared}
+    minus = {f"{a} minus {b}": {m: publish.estimate(rows(a, m), rows(b, m), unit=METRICS[m]) for m in METRICS} for a, b in compared}
     data = {arm: float(np.mean([len(text) for seed in SEEDS for text in traces(seed)[arm]])) for arm in (WHOLE, SYMBOLS, CONTROL)}
     return {"arms": arms, "differences": minus, "tokens of the data": data}
 

@@ -22,7 +22,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from toolkit import finetune, report, stats, store
+from toolkit import finetune, report, store
 from toolkit import lm as lms
 from toolkit.figures.base import error_bars, styled
 from toolkit.generate import Sampling, rollouts
@@ -44,6 +44,7 @@ import publish  # noqa: E402
 
 STEPS, BATCH, REINFORCED, RATE, SEEDS, POOL, TESTS, SAMPLES, LONGEST = 120, 16, 30, 3e-4, (0, 1, 2), 600, 40, 2, 100
 OPERANDS = (2, 3, 4, 5)
+UNITS = {"long": "share", "right": "share", "tokens": "tokens"}  # measure -> its unit
 REQUESTS: Mapping[adr.Mode, str] = {"long": " long", "short": " short"}
 MODES, REWARDED, CONTROL, CONTROL_REWARDED = "modes", "modes, then reward", "shuffled requests", "shuffled requests, then reward"
 ARMS = (MODES, REWARDED, CONTROL, CONTROL_REWARDED)
@@ -119,12 +120,6 @@ def _means(model: LM, problems: list[Problem], sampling: Sampling) -> dict[str, 
     return {name: means[name].astype(float).tolist() for name in ("long", "right", "tokens")}
 
 
-def estimate(values: Any, minus: Any = None) -> dict[str, float]:
-    """Return the mean over seeds and problems, or over paired differences, with its interval."""
-    e = stats.mean_effect(np.array(values, float), None if minus is None else np.array(minus, float), seeded=True)
-    return {"mean": e.mean, "low": e.low, "high": e.high}
-
-
 def results(parts: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Return shares of the long mode, accuracy and tokens, and the differences that the claims are about."""
 
@@ -134,20 +129,20 @@ def results(parts: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     easy, hard = OPERANDS[:1], OPERANDS[-1:]
     found: dict[str, Any] = {"free": {}, "long by operands": {}, "requested": {}, "rise": {}, "differences": {}}
     for arm in parts:
-        found["free"][arm] = {m: estimate(rows(arm, "free", m)) for m in ("long", "right", "tokens")}
-        found["long by operands"][arm] = {str(n): estimate(rows(arm, "free", "long", (n,))) for n in OPERANDS}
+        found["free"][arm] = {m: publish.estimate(rows(arm, "free", m), unit=UNITS[m]) for m in UNITS}
+        found["long by operands"][arm] = {str(n): publish.estimate(rows(arm, "free", "long", (n,))) for n in OPERANDS}
         found["requested"][arm] = {
-            f"{m}, {asked} requested": estimate(rows(arm, asked, m)) for asked in REQUESTS for m in ("long", "right")
+            f"{m}, {asked} requested": publish.estimate(rows(arm, asked, m)) for asked in REQUESTS for m in ("long", "right")
         }
-        found["rise"][arm] = estimate(rows(arm, "free", "long", hard), rows(arm, "free", "long", easy))
+        found["rise"][arm] = publish.estimate(rows(arm, "free", "long", hard), rows(arm, "free", "long", easy))
     for name, (a, b) in {
         "obeys: long requested minus short requested": (("modes", "long"), ("modes", "short")),
         "the same, shuffled requests": ((CONTROL, "long"), (CONTROL, "short")),
     }.items():
-        found["differences"][name] = {"long": estimate(rows(*a, "long"), rows(*b, "long"))}
+        found["differences"][name] = {"long": publish.estimate(rows(*a, "long"), rows(*b, "long"))}
     for a, b in ((REWARDED, MODES), (REWARDED, CONTROL_REWARDED)):
         found["differences"][f"{a} minus {b}"] = {
-            m: estimate(rows(a, "free", m), rows(b, "free", m)) for m in ("long", "right", "tokens")
+            m: publish.estimate(rows(a, "free", m), rows(b, "free", m), unit=UNITS[m]) for m in UNITS
         }
     return found
 

@@ -102,13 +102,6 @@ def measured(lm: LM, arm: str, seed: int, work: Path) -> dict[str, Any]:
     return found
 
 
-def estimate(values: Any, minus: Any = None) -> dict[str, float]:
-    """Return the mean over seeds and problems, or over paired differences, with its interval."""
-    rows = np.array(values, float)
-    e = stats.mean_effect(rows, None if minus is None else np.array(minus, float), seeded=len(rows) > 1)
-    return {"mean": e.mean, "low": e.low, "high": e.high}
-
-
 def hits(part: Mapping[str, Any], ranges: stats.Ranges) -> np.ndarray:
     """Return for each test problem the share of targets that its responses match."""
     return np.mean([stats.hits(n, [float(t)] * len(n), ranges) for t, n in part["lengths"].items()], axis=0)
@@ -121,16 +114,18 @@ def results(parts: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for arm, ps in parts.items():
         pairs = [(n, int(t)) for p in ps for t, numbers in p["lengths"].items() for n in numbers]
         scores = stats.length_match(*zip(*pairs, strict=True), precise=PRECISE, flexible=FLEXIBLE, levels=LEVELS)
-        found["levels"][arm] = {name: asdict(scores[name]) for name in (*LEVELS, "all")}
-        found["lengths"][arm] = {t: estimate([p["lengths"][t] for p in ps]) for t in ps[0]["lengths"]}
-        found["right"][arm] = estimate([np.mean(list(p["right"].values()), axis=0) for p in ps])
-        found["match"][arm] = {m: estimate(rates[m][arm]) for m in rates}
+        found["levels"][arm] = {
+            name: {k: None if math.isnan(v) else v for k, v in asdict(scores[name]).items()} for name in (*LEVELS, "all")
+        }
+        found["lengths"][arm] = {t: publish.estimate([p["lengths"][t] for p in ps], unit="tokens") for t in ps[0]["lengths"]}
+        found["right"][arm] = publish.estimate([np.mean(list(p["right"].values()), axis=0) for p in ps])
+        found["match"][arm] = {m: publish.estimate(rates[m][arm]) for m in rates}
         own = [(n, t) for p in ps for n, t in zip(p["free"], p["own"], strict=True) if t is not None]
         near = [bool(stats.hits([n], [t], FLEXIBLE)[0]) for n, t in own]
         found["own"][arm] = {"written": len(own) / sum(len(p["own"]) for p in ps), "FM": float(np.mean(near)) if near else None}
     for other in (BEFORE, CONTROL):
         base = {m: rates[m][other] for m in rates}
-        found["differences"][other] = {m: estimate(rates[m][RULER], base[m]) for m in rates}
+        found["differences"][other] = {m: publish.estimate(rates[m][RULER], base[m]) for m in rates}
     return found
 
 
