@@ -113,10 +113,11 @@ def label_boxes(points, size):
 
 
 def covers(box, others, points, size):
-    """True if a label leaves the plot, or covers a point or another label."""
+    """True if a label leaves the plot, or covers a point or another label. Boxes that touch, but for rounding, do not cover one another."""
     width, height = size
+    box = box[0] + 1e-6, box[1] + 1e-6, box[2] - 1e-6, box[3] - 1e-6
     dots = [(x * width - 6, (1 - y) * height - 6, x * width + 6, (1 - y) * height + 6) for x, y in points]
-    outside = box[0] < -1e-6 or box[1] < -1e-6 or box[2] > width + 1e-6 or box[3] > height + 1e-6
+    outside = box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height
     return outside or any(labels.overlap(box, other) for other in [*others, *dots])
 
 
