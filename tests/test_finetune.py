@@ -10,8 +10,9 @@ import torch
 
 pytest.importorskip("trl")
 
-from toolkit import finetune, origins, store
+from toolkit import finetune, origins, store, tensors
 from toolkit.finetune import Example, Settings
+from toolkit.lm import UnsupportedModelError
 
 PROMPT, RESPONSE = [5, 6, 7], [9, 8, 11, 4]
 EXAMPLES = [Example(problem=f"p{i}", prompt=[*PROMPT, i], response=RESPONSE) for i in range(20, 24)]
@@ -97,4 +98,26 @@ def test_a_finished_run_is_read_and_another_run_is_refused(tiny, tmp_path):
 def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(tiny, tmp_path, examples, message):
     with pytest.raises(ValueError, match=message):
         finetune.train(tiny, examples, Settings(steps=1), tmp_path / "out", name="a")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_another_process_trains_into_is_refused(tiny, tmp_path):
+    with store.locked(tmp_path / ".training") as mine:
+        assert mine
+        with pytest.raises(store.StoreError, match="Another process is training"):
+            finetune.train(tiny, EXAMPLES, Settings(steps=1), tmp_path, name="a")
+
+
+def test_a_model_trained_by_other_code_is_not_taken_for_this_run(tiny, tmp_path, monkeypatch):
+    settings = Settings(steps=1, batch=2)
+    finetune.train(tiny, EXAMPLES, settings, tmp_path, name="a")
+    monkeypatch.setattr(store, "code_of", lambda *names: "another version")
+    with pytest.raises(store.WrongModelError, match="training code"):
+        finetune.train(tiny, EXAMPLES, settings, tmp_path, name="a")
+
+
+def test_quantised_weights_are_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "storage", lambda model: "4-bit")
+    with pytest.raises(UnsupportedModelError, match="4-bit weights, so training is not possible"):
+        finetune.train(tiny, EXAMPLES, Settings(steps=1), tmp_path / "out", name="a")
     assert not (tmp_path / "out").exists()

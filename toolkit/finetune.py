@@ -11,7 +11,8 @@ Several methods begin with this step, such as Ruler, ORION, Adaptive Deep Reason
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -88,10 +89,12 @@ def train(lm: LM, examples: Sequence[Example], settings: Settings, out: str | Pa
 
     Raises:
         ValueError: there are no examples, or an example has an empty prompt or response, or an id that is not in the vocabulary.
-        UnsupportedModelError: ``trl`` is not installed.
-        store.WrongModelError: ``out`` holds a run with another model, other examples or other settings.
+        UnsupportedModelError: ``trl`` is not installed, or the weights are quantised or offloaded.
+        store.StoreError: another process is training into ``out``.
+        store.WrongModelError: ``out`` holds a run with another model, other examples or settings, or of another version of the code.
     """
     checkpoints.require("trl", "supervised fine-tuning")
+    check_trainable(lm)
     _check(lm, examples)
     identity = {"model": lm.fingerprint, "examples": store.key([asdict(e) for e in examples]), **asdict(settings)}
     out = claimed(out, identity)
@@ -107,13 +110,39 @@ def finished(lm: LM, out: Path, fit: Callable[[], Any], name: str, problems: Ite
         fit: Function that trains and returns the model.
         name: Name of the trained model.
         problems: Ids of the problems that it is trained on.
+
+    Raises:
+        store.StoreError: another process is training into ``out``.
     """
-    if not (out / MODEL).exists():
-        policy = lms.child(lm, fit(), name, made_from=(origins.record(problems),))
-        policy.save(out / MODEL)
-        store.remove(out / PASSES)
+    with training_lock(out):
+        if not (out / MODEL).exists():
+            policy = lms.child(lm, fit(), name, made_from=(origins.record(problems),))
+            policy.save(out / MODEL)
+            store.remove(out / PASSES)
     saved = lms.load(out / MODEL, dtype=torch.float32, device=lm.device, tags=lm.tags, template=lm.template)
     return replace(saved, name=name, parent=lm.fingerprint)
+
+
+def check_trainable(lm: LM) -> None:
+    """Raise ``UnsupportedModelError`` if the weights of a model are quantised or offloaded: training would not change them."""
+    lms.check_plain(lm, "training", "Load the model without quantization and device_map.")
+
+
+@contextmanager
+def training_lock(out: Path) -> Iterator[None]:
+    """Return a context manager that locks the directory of a run while its body is executed.
+
+    Two processes that train into one directory would damage each other's files.
+
+    Raises:
+        store.StoreError: another process has locked the directory.
+    """
+    with store.locked(out / ".training") as mine:
+        if not mine:
+            raise store.StoreError(
+                f"Another process is training into {out} now: wait until it is done, or choose another directory."
+            )
+        yield
 
 
 def arguments(lm: LM, settings: Any, out: Path) -> dict[str, Any]:
@@ -173,10 +202,16 @@ def trained_by(trainer: Any, out: Path, steps: int, name: str) -> Any:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress)
         trainer.train(resume_from_checkpoint=begun)
+    return unwrapped(trainer).eval()
+
+
+def unwrapped(trainer: Any) -> Any:
+    """Return the model of one of TRL's trainers without the wrappers of TRL and accelerate."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    for attribute in ("forward", "_original_forward"):  # set by accelerate and TRL; without them, the method of the class is used
+    # accelerate and TRL replace ``forward`` on the object; without these attributes, the method of the class is used again.
+    for attribute in ("forward", "_original_forward"):
         model.__dict__.pop(attribute, None)
-    return model.eval()
+    return model
 
 
 def _check(lm: LM, examples: Sequence[Example]) -> None:
@@ -197,12 +232,12 @@ def claimed(out: str | Path, identity: dict[str, Any]) -> Path:
 
     Args:
         out: The directory; it is made if it does not exist.
-        identity: What the result depends on. JSON-serialisable.
+        identity: What the result depends on, JSON-serialisable. A key of the code of the training is added.
 
     Raises:
         store.WrongModelError: the directory belongs to another run.
     """
-    out = store.writable(out)
+    out, identity = store.writable(out), {**identity, "training code": store.code_of("toolkit.finetune", "toolkit.preferences")}
     path = out / SETTINGS
     if not path.exists():
         store.write_json(identity, path)

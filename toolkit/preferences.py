@@ -64,10 +64,12 @@ def train(lm: LM, pairs: pd.DataFrame, settings: Settings, out: str | Path, *, n
 
     Raises:
         ValueError: there are no pairs, a column is missing, or a pair has an empty text or equal responses.
-        UnsupportedModelError: ``trl`` is not installed.
-        store.WrongModelError: ``out`` holds a run with another model, other pairs or other settings.
+        UnsupportedModelError: ``trl`` is not installed, or the weights are quantised or offloaded.
+        store.StoreError: another process is training into ``out``.
+        store.WrongModelError: ``out`` holds a run with another model, other pairs or settings, or of another version of the code.
     """
     checkpoints.require("trl", "training on preference pairs")
+    finetune.check_trainable(lm)
     check(pairs)
     rows = pairs[list(COLUMNS)].to_dict("records")
     out = finetune.claimed(out, {"model": lm.fingerprint, "pairs": store.key(rows), "loss": "simpo", **asdict(settings)})

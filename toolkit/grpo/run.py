@@ -32,8 +32,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ try:
 except ImportError as error:
     raise ImportError("Training needs TRL: pip install 'reasoning-length-toolkit[rl]'.") from error
 
-from toolkit import generate, store
+from toolkit import finetune, generate, store
 from toolkit import identity as identities
 from toolkit.engines import OWN_LOOP, CannotSampleError, Engine, OwnLoop
 from toolkit.generate import Sampling
@@ -59,7 +59,7 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
-from toolkit.lm import LM, Ask, Condition, check_plain
+from toolkit.lm import LM, Ask, Condition
 from toolkit.types import Problem
 
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
@@ -257,11 +257,11 @@ def train(
             begun with a different version of the code.
         checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names the step and, if known, the response.
     """
-    check_plain(lm, "training", "Load the model without quantization and device_map.")
+    finetune.check_trainable(lm)
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length, recipe, run.steps)
     check_evaluation(lm, run, extras)
-    with _only_run(run.out) if args.process_index == 0 else nullcontext():
+    with finetune.training_lock(run.out) if args.process_index == 0 else nullcontext():
         # Settings that a checkpoint must share to be resumed, checked before anything is written.
         identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
         checkpoint = _begin(run.out, identity, resume)
@@ -303,23 +303,6 @@ def train(
             about = {"recipe": recipe, **_facts(run, extras), "dtype": str(lm.model.dtype).removeprefix("torch.")}
             policy = saved.save_policy(trainer, recorder, run.out, run.save_dtype, about)
         return Trained(policy, pd.DataFrame(recorder.rows), main)
-
-
-@contextmanager
-def _only_run(out: Path) -> Iterator[None]:
-    """Return a context manager that locks the directory of a run while its body is executed.
-
-    Two runs in one directory would damage each other's log.
-
-    Raises:
-        store.StoreError: another process has locked the directory.
-    """
-    with store.locked(out / ".training") as mine:
-        if not mine:
-            raise store.StoreError(
-                f"Another process is training into {out} now: wait until it is done, or choose another directory."
-            )
-        yield
 
 
 def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:

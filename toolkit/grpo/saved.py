@@ -28,7 +28,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from toolkit import checkpoints, origins, store
+from toolkit import checkpoints, finetune, origins, store
 from toolkit import lm as lms
 from toolkit.generate import task_and_split
 from toolkit.grpo.log import Recorder
@@ -48,11 +48,7 @@ PICKLED = "training_args.bin"  # transformers writes it beside a model; it is us
 
 def finished_model(trainer: Trainer) -> PreTrainedModel:
     """Return the trained model in fp32 and evaluation mode, with adapters merged and without the wrappers of TRL and accelerate."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    # accelerate and TRL replace ``forward`` on the object; without these attributes, the method of the class is used again.
-    for name in ("forward", "_original_forward"):
-        model.__dict__.pop(name, None)
-    model = merge_adapter(model)
+    model: Any = merge_adapter(finetune.unwrapped(trainer))
     if trainer.attached is not None:
         trainer.attached.merge(model)
     model.__dict__.pop("forward", None)

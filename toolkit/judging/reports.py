@@ -36,11 +36,8 @@ from toolkit import stats
 from toolkit.stats import Estimate, PairRows
 
 BINS, TIMES = 10, 500  # bins of probability; bootstrap resamples of the fitted and the binned quantities
-_SETTLED, _STEPS, _LIMIT = (
-    1e-9,
-    50,
-    10.0,
-)  # Newton's method: tolerance, most steps, and largest |theta| and |phi| (sigma(10) = 0.99995)
+# Newton's method: tolerance, most steps, and largest |theta| and |phi| (sigma(10) = 0.99995)
+_SETTLED, _STEPS, _LIMIT = 1e-9, 50, 10.0
 
 
 def report(

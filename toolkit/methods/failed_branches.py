@@ -95,7 +95,7 @@ def cut(rollout: Rollout, steps: Sequence[Step], failed: Sequence[bool], *, whic
         rollout: The rollout.
         steps: Steps of its thinking, from ``steps.think_steps`` or ``failed_steps.Chain.steps``.
         failed: For each step, True if it failed.
-        which: str failed branch, ``"first"`` or ``"last"``.
+        which: Branch to cut after: ``"first"`` or ``"last"``.
         seed: Seed of the choice of the control's steps. It also depends on the problem and the sample.
 
     Raises:
