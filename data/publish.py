@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from toolkit import lm as lms
 from toolkit import stats, store
+from toolkit.lm import LM
 from toolkit.metrics import RANGES
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +48,33 @@ def script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def small_model(texts: Sequence[str], pieces: str, shape: Mapping[str, int], name: str, *, context: int) -> LM:
+    """Return a small model with random weights (seed 0), made like the tiny reasoner, with one token per word, number and sign of the texts.
+
+    Args:
+        texts: The texts. Tags such as ``<think>`` and ``<|end|>`` are left out: they are tokens of their own.
+        pieces: Regular expression of a token.
+        shape: Sizes of the model, as in the arguments of ``tiny-reasoner/train.py``: ``layers``, ``d_model``, ``d_mlp``, ``heads``, ``head_dim``.
+        name: Name of the model.
+        context: Longest sequence in tokens.
+    """
+    base = script("tiny-reasoner/train.py")
+    words = sorted({piece for text in texts for piece in re.findall(pieces, re.sub(r"</?\w+>|<\|\w+\|>", " ", text))})
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*base.SPECIALS, *words])}, unk_token="<|unk|>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(" +"), "removed"), pre_tokenizers.Split(Regex(pieces), "isolated")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|end|>", chat_template=base.TEMPLATE,
+        additional_special_tokens=["<|user|>", "<|assistant|>", "<think>", "</think>"], padding_side="left",
+        clean_up_tokenization_spaces=False, model_max_length=context,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = base.build_model(argparse.Namespace(**shape), len(tokenizer))
+    return lms.wrap(model, tokenizer, name=name)
 
 
 def estimate(values: Any, minus: Any = None, *, unit: str = "share") -> dict[str, float]:

@@ -15,7 +15,6 @@ Accuracy is measured on test problems before and after GRPO. Differences are pai
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import sys
@@ -28,11 +27,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from toolkit import finetune, report, stats, store
-from toolkit import lm as lms
+from toolkit import finetune, report, store
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.run import MODEL as SAVED
@@ -84,26 +80,6 @@ def responses(task: str, p: Problem) -> list[str] | None:
     return texts if all(int(n) <= LARGEST for text in texts for n in re.findall(r"\d+", text)) else None
 
 
-def initial(task: str, texts: Sequence[str]) -> LM:
-    """Return a small model with random weights, and a tokenizer with one token per number, word, sign and line break of the texts."""
-    base = publish.script("tiny-reasoner/train.py")
-    plain = (re.sub(r"<[^>]+>", " ", text) for text in texts)
-    words = sorted({piece for text in plain for piece in re.findall(PIECES, text)} | set(map(str, range(LARGEST + 1))))
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*base.SPECIALS, *words])}, unk_token="<|unk|>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(" +"), "removed"), pre_tokenizers.Split(Regex(PIECES), "isolated")]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|end|>", chat_template=base.TEMPLATE,
-        additional_special_tokens=["<|user|>", "<|assistant|>", "<think>", "</think>"], padding_side="left",
-        clean_up_tokenization_spaces=False, model_max_length=512,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = base.build_model(argparse.Namespace(**MODEL), len(tokenizer))
-    return lms.wrap(model, tokenizer, name=f"small {task} model")
-
-
 def examples(lm: LM, pairs: Sequence[tuple[Problem, str]]) -> list[finetune.Example]:
     """Return problems and responses as training examples."""
     return [
@@ -137,7 +113,9 @@ def begun(task: str, work: Path) -> tuple[list[Problem], list[tuple[Problem, lis
     """Return the training problems of a task, those that have all traces with their responses, and the first model."""
     problems = load(task, "train", POOL)
     written = [(p, texts) for p in problems if (texts := responses(task, p))]
-    start = initial(task, [p.messages[0]["content"] for p in problems] + [text for _, texts in written for text in texts])
+    texts = [*(p.messages[0]["content"] for p in problems), *(text for _, texts in written for text in texts)]
+    numbers = " ".join(map(str, range(LARGEST + 1)))
+    start = publish.small_model([*texts, numbers], PIECES, MODEL, f"small {task} model", context=512)
     drawn = random.Random("first")
     mixed = examples(start, [(p, drawn.choice(texts)) for p, texts in written])
     settings = finetune.Settings(steps=FIRST, batch=BATCH, rate=RATE)
@@ -179,16 +157,11 @@ def results(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     def values(arm: str, when: str) -> np.ndarray:
         return np.array([part[when] for part in parts[arm]])
 
-    def numbers(e: stats.Effect) -> dict[str, float]:
-        return {"mean": e.mean, "low": e.low, "high": e.high}
-
     times = ("before GRPO", "after GRPO")
     return {
-        "accuracy": {arm: {when: numbers(stats.mean_effect(values(arm, when), seeded=True)) for when in times} for arm in parts},
+        "accuracy": {arm: {when: publish.estimate(values(arm, when)) for when in times} for arm in parts},
         "differences": {
-            f"k = 1 minus {arm}": {
-                when: numbers(stats.mean_effect(values("k = 1", when), values(arm, when), seeded=True)) for when in times
-            }
+            f"k = 1 minus {arm}": {when: publish.estimate(values("k = 1", when), values(arm, when)) for when in times}
             for arm in parts
             if arm != "k = 1"
         },

@@ -31,7 +31,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.colors import qualitative
 
-from toolkit import finetune, report, stats, store
+from toolkit import finetune, report, store
 from toolkit import lm as lms
 from toolkit.figures.base import error_bars, styled
 from toolkit.generate import Sampling, rollouts
@@ -118,18 +118,11 @@ def results(parts: dict[str, list[Any]], base: str) -> dict[str, Any]:
     def values(arm: str, t: int | None) -> np.ndarray:
         return np.array([np.concatenate([part["test"][str(d)] for d in DIFFICULTIES if t in (None, d)]) for part in parts[arm]])
 
-    def numbers(e: stats.Effect) -> dict[str, float]:
-        return {"mean": e.mean, "low": e.low, "high": e.high}
-
     columns = {"all": None} | {str(t): t for t in DIFFICULTIES}
     return {
-        "accuracy": {
-            arm: {c: numbers(stats.mean_effect(values(arm, t), seeded=True)) for c, t in columns.items()} for arm in parts
-        },
+        "accuracy": {arm: {c: publish.estimate(values(arm, t)) for c, t in columns.items()} for arm in parts},
         "differences": {
-            f"{base} minus {arm}": {
-                c: numbers(stats.mean_effect(values(base, t), values(arm, t), seeded=True)) for c, t in columns.items()
-            }
+            f"{base} minus {arm}": {c: publish.estimate(values(base, t), values(arm, t)) for c, t in columns.items()}
             for arm in parts
             if arm != base
         },

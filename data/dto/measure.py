@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from toolkit import jobs, preferences, report, stats, store, tasks
+from toolkit import jobs, preferences, report, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM
@@ -59,14 +59,11 @@ def results(parts: dict[str, list[dict[str, list[float]]]]) -> dict[str, Any]:
     def values(arm: str, metric: str) -> np.ndarray:
         return np.array([part[metric] for part in parts[arm]])
 
-    def numbers(e: stats.Effect) -> dict[str, float]:
-        return {"mean": e.mean, "low": e.low, "high": e.high}
-
     compared = ((TRAINED, BEFORE), (CONTROL, BEFORE), (TRAINED, CONTROL))
     return {
-        "arms": {arm: {m: numbers(stats.mean_effect(values(arm, m), seeded=True)) for m in METRICS} for arm in parts},
+        "arms": {arm: {m: publish.estimate(values(arm, m), unit=unit) for m, unit in METRICS.items()} for arm in parts},
         "differences": {
-            f"{a} minus {b}": {m: numbers(stats.mean_effect(values(a, m), values(b, m), seeded=True)) for m in METRICS}
+            f"{a} minus {b}": {m: publish.estimate(values(a, m), values(b, m), unit=unit) for m, unit in METRICS.items()}
             for a, b in compared
         },
     }

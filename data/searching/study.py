@@ -23,13 +23,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.colors import qualitative
-from plotly.subplots import make_subplots
 
+from toolkit import figures, report, store, tasks
 from toolkit import lm as lms
-from toolkit import report, stats, store, tasks
-from toolkit.figures.base import error_bars, styled
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.extras import Extras
@@ -183,14 +179,8 @@ def measured(ground: Ground, arm: str, seed: int) -> dict[str, list[Any]]:
     return found
 
 
-METRICS = ("accuracy", "calls", "tokens")
+METRICS = {"accuracy": "share", "calls": "calls", "tokens": "tokens"}
 ONCE = ("abstention", "mixed")
-
-
-def estimate(values: np.ndarray, minus: np.ndarray | None = None) -> dict[str, Any]:
-    """Return the mean over seeds and problems with its interval; with ``minus``, of the paired difference, and its p-value."""
-    e = stats.mean_effect(values, minus, seeded=True)
-    return {"mean": e.mean, "low": e.low, "high": e.high} | ({} if minus is None else {"p": e.p})
 
 
 def results(parts: dict[str, list[dict[str, list[Any]]]]) -> dict[str, Any]:
@@ -206,40 +196,23 @@ def results(parts: dict[str, list[dict[str, list[Any]]]]) -> dict[str, Any]:
     kinds = sorted({w for p in parts[BASE] for w in p["where"]})
     found: dict[str, Any] = {"arms": {}, "differences": {}}
     for arm in parts:
-        whole = {metric: estimate(rows(arm, metric)) for metric in METRICS}
-        by_kind = {f"{metric}, {kind}": estimate(rows(arm, metric, kind)) for metric in METRICS for kind in kinds}
+        whole = {metric: publish.estimate(rows(arm, metric), unit=unit) for metric, unit in METRICS.items()}
+        by_kind = {
+            f"{metric}, {kind}": publish.estimate(rows(arm, metric, kind), unit=unit)
+            for metric, unit in METRICS.items()
+            for kind in kinds
+        }
         once = {name: [p[name][0] for p in parts[arm]] for name in ONCE}
         found["arms"][arm] = {**whole, **by_kind, **once}
         if arm != BASE:
-            found["differences"][arm] = {m: estimate(rows(arm, m), rows(BASE, m)) for m in METRICS}
+            found["differences"][arm] = {m: publish.estimate(rows(arm, m), rows(BASE, m), unit=unit) for m, unit in METRICS.items()}
     return found
-
-
-def figure(found: dict[str, Any]) -> go.Figure:
-    """Return accuracy against calls and against tokens: one mark per arm, with intervals."""
-    panels = make_subplots(1, 2, subplot_titles=["accuracy against calls", "accuracy against tokens"], shared_yaxes=True)
-    # One colour per arm in both panels.
-    for (arm, row), colour in zip(found["arms"].items(), qualitative.D3, strict=True):
-        for column, metric in enumerate(("calls", "tokens"), start=1):
-            panels.add_scatter(
-                x=[row[metric]["mean"]], y=[row["accuracy"]["mean"]], error_x=_bars(row[metric], colour), error_y=_bars(row["accuracy"], colour), name=arm,
-                legendgroup=arm, showlegend=column == 1, mode="markers", marker={"size": 9, "color": colour, "symbol": "x" if arm == CONTROL else "circle"},
-                row=1, col=column,
-            )  # fmt: skip
-            panels.update_xaxes(title=f"{metric} per response", row=1, col=column)
-    panels.update_yaxes(title="accuracy", col=1)
-    return styled(panels, "What each reward buys, and its price")
-
-
-def _bars(e: dict[str, Any], colour: str) -> dict[str, Any]:
-    return error_bars([e["mean"]], [e["low"]], [e["high"]], colour)
 
 
 def page(found: dict[str, Any]) -> str:
     """Return the table of the README."""
-    units = {"accuracy": "share", "calls": "number", "tokens": "tokens"}
     lines = {
-        arm: {m: with_interval(*(row[m][k] for k in ("mean", "low", "high")), units[m], sign="+") for m in METRICS}
+        arm: {m: with_interval(*(row[m][k] for k in ("mean", "low", "high")), unit, sign="+") for m, unit in METRICS.items()}
         for arm, row in found["differences"].items()
     }
     return report.markdown(pd.DataFrame.from_dict(lines, orient="index").rename_axis("arm minus correctness"))
@@ -254,12 +227,12 @@ def main() -> None:
     found = results({arm: [measured(ground, arm, seed) for seed in ground.seeds] for arm in arms})
     table = page(found)
     print(table)
+    drawn = figures.price_of_accuracy(found["arms"], base=BASE, controls=("before training", CONTROL))
     if rehearse:
-        figure(found)
         return
     settings = {"steps": STEPS, "seeds": SEEDS, "pool": POOL, "tests": TESTS, "samples": SAMPLES, "longest": LONGEST, "rate": RATE}
     store.write_json({"made_by": store.made_by(CODE), "settings": settings, **found}, HERE / "results.json")
-    publish.draw(figure(found), HERE / "figure.png", 900, 420)
+    publish.draw(drawn, HERE / "figure.png", 900, 420)
     if (HERE / "README.md").is_file():
         publish.splice("searching", table, HERE / "README.md")
 

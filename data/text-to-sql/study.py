@@ -16,7 +16,6 @@ Differences from correctness alone are paired by question, with 95 % intervals o
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import sys
@@ -29,11 +28,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from toolkit import finetune, report, stats, store
-from toolkit import lm as lms
+from toolkit import finetune, report, store
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.extras import Extras
@@ -76,25 +72,6 @@ def slipped(query: str, columns: Sequence[str], rng: random.Random) -> str:
     return re.sub(rf"\b{column}\b", rng.choice([c for c in columns if c != column]), query)
 
 
-def initial(texts: Sequence[str]) -> LM:
-    """Return a small model with random weights, whose tokens are the words, numbers and signs of the texts."""
-    base = publish.script("tiny-reasoner/train.py")
-    words = sorted({piece for text in texts for piece in re.findall(PIECES, text)})
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*base.SPECIALS, *words])}, unk_token="<|unk|>"))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(" +"), "removed"), pre_tokenizers.Split(Regex(PIECES), "isolated")]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|end|>", chat_template=base.TEMPLATE,
-        additional_special_tokens=["<|user|>", "<|assistant|>", "<think>", "</think>"], padding_side="left",
-        clean_up_tokenization_spaces=False, model_max_length=256,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = base.build_model(argparse.Namespace(**SHAPE), len(tokenizer))
-    return lms.wrap(model, tokenizer, name="small writer of SQL")
-
-
 @cache
 def begun(work: Path) -> tuple[list[Problem], LM]:
     """Return the training problems, and the model that every arm begins with."""
@@ -104,7 +81,8 @@ def begun(work: Path) -> tuple[list[Problem], LM]:
         columns = [c for c in text_to_sql.NUMBERS if re.search(rf"\b{c}\b", p.messages[0]["content"].partition(";")[0])]
         wrong = rng.random() < SLIPS[p.meta["language"]]
         texts.append(f"<think></think>{slipped(p.answer, columns, rng) if wrong else p.answer}")
-    start = initial([p.messages[0]["content"] for p in problems] + [re.sub(r"</?think>", "", t) for t in texts])
+    prompts = [p.messages[0]["content"] for p in problems]
+    start = publish.small_model([*prompts, *texts], PIECES, SHAPE, "small writer of SQL", context=256)
     examples = [finetune.example(start, p, text) for p, text in zip(problems, texts, strict=True)]
     settings = finetune.Settings(steps=FIRST, rate=3e-3)
     return problems, finetune.train(start, examples, settings, work / "first", name="small writer of SQL")
@@ -157,14 +135,10 @@ def results(parts: dict[str, np.ndarray]) -> dict[str, Any]:
     spoken = np.array([p.meta["language"] for p in tests()])
     groups = {"all": spoken != "", **{name: spoken == name for name in text_to_sql.LANGUAGES}}
 
-    def numbers(values: np.ndarray, minus: np.ndarray | None = None) -> dict[str, float]:
-        e = stats.mean_effect(values, minus, seeded=True)
-        return {"mean": e.mean, "low": e.low, "high": e.high}
-
     return {
-        "accuracy": {arm: {name: numbers(x[:, chosen]) for name, chosen in groups.items()} for arm, x in parts.items()},
+        "accuracy": {arm: {name: publish.estimate(x[:, chosen]) for name, chosen in groups.items()} for arm, x in parts.items()},
         "differences": {
-            arm: {name: numbers(x[:, chosen], parts[BASE][:, chosen]) for name, chosen in groups.items()}
+            arm: {name: publish.estimate(x[:, chosen], parts[BASE][:, chosen]) for name, chosen in groups.items()}
             for arm, x in parts.items()
             if arm != BASE
         },
