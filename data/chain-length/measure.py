@@ -46,7 +46,7 @@ sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
 CODE = store.code_of("toolkit.finetune", "toolkit.generate", "toolkit.tasks.generators.chunked")
-SIZES, DIFFICULTIES, SEEDS = (1, 2, 3), (2, 4, 8, 12), (0, 1, 2)
+SIZES, DIFFICULTIES, SEEDS = (1, 2, 3), (3, 6, 9, 12), (0, 1, 2)
 POOL, STEPS, BATCH, RATE, TESTED, LONGEST = 6000, 400, 32, 3e-3, 100, 120
 MODEL = {"layers": 2, "d_model": 64, "d_mlp": 128, "heads": 4, "head_dim": 16}
 OPTIMAL, SHUFFLED = "optimal", "optimal sizes, shuffled (control)"

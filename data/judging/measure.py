@@ -21,13 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 
-from toolkit import judging, stats, store
+from toolkit import figures, judging, stats, store
 from toolkit import lm as lms
-from toolkit.figures.base import BETTER, CONTROL, WORSE, error_bars, styled
 from toolkit.generate import Sampling
 from toolkit.grpo import advantages, log, measures
 from toolkit.lm import LM
@@ -309,24 +306,6 @@ def tables(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def figure(found: dict[str, Any]) -> go.Figure:
-    """Return score and true quality against KL, per judge."""
-    colours = {"plain": BETTER, "length-loving": WORSE, "plain, shuffled labels": CONTROL}
-    drawn = make_subplots(cols=2, subplot_titles=("score of the judge, standard deviations", "true quality"))
-    table = pd.DataFrame(found["curves"])
-    for column, measure in enumerate(("score", "quality"), 1):
-        for judge, colour in colours.items():
-            for by, dash in (("best of n", "solid"), ("penalty", "dot")):
-                g = table[(table["judge"] == judge) & (table["by"] == by) & (table["measure"] == measure)].sort_values("kl")
-                bars = error_bars(g["mean"], g["low"], g["high"], colour)
-                drawn.add_scatter(
-                    x=g["kl"], y=g["mean"], error_y=bars, mode="lines+markers", line={"color": colour, "dash": dash},
-                    name=f"{judge}, {by}", showlegend=column == 1, row=1, col=column,
-                )  # fmt: skip
-    drawn.update_xaxes(title="KL from the initial policy, nats").update_yaxes(title="gain")
-    return styled(drawn, "Optimised against a judge, its score and the true quality")
-
-
 def main() -> None:
     torch.set_num_threads(1)
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
@@ -341,7 +320,12 @@ def main() -> None:
     about = {"fingerprint": lm.fingerprint, "made_by": store.made_by(CODE)}
     store.write_json(about | found, HERE / "results.json")
     publish.splice("judging", tables(found), HERE / "README.md")
-    publish.draw(figure(found), HERE / "figure.png", 1100, 420)
+    publish.draw(
+        figures.over_optimisation(pd.DataFrame(found["curves"]), controls=("plain, shuffled labels",)),
+        HERE / "figure.png",
+        1100,
+        420,
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from toolkit.figures.board import chain_accuracy, head_change, highlighted, metr
 from toolkit.figures.claimed import claimed
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
+from toolkit.figures.judges import class_recalls, over_optimisation
 from toolkit.figures.length import accuracy_by_length, by_layer, differences, direction_norms, length_accuracy, length_distribution
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, recall_by_length, sparsity, stability, thinking_or_not
 from toolkit.figures.rewards import reward_by_length, reward_pushes
@@ -26,6 +27,7 @@ __all__ = [
     "by_layer",
     "chain_accuracy",
     "claimed",
+    "class_recalls",
     "coefficients",
     "correlation",
     "damage",
@@ -45,6 +47,7 @@ __all__ = [
     "masking_curve",
     "masking_forms",
     "metric_differences",
+    "over_optimisation",
     "pareto",
     "phase_entropy",
     "price_of_accuracy",
