@@ -36,6 +36,7 @@ from toolkit.grpo import advantages, judge, recipes
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.run import Run, train
 from toolkit.lm import LM
+from toolkit.metrics import with_interval
 from toolkit.rewards import RewardBatch, RewardValues
 from toolkit.rewards.ace_rl import ACERL
 from toolkit.rewards.answers import answer_text
@@ -53,7 +54,7 @@ import publish  # noqa: E402
 
 CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.judging.heads", "toolkit.tasks", "toolkit.generate")
 SEEDS, STEPS, PROBLEMS, SAMPLES, TESTS, RATE = (0, 1, 2), 15, 8, 8, 60, 3e-4
-PAIRS, FLIPS = 150, 10
+PAIRS, FLIPS, DRAWN = 150, 10, 2
 INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 90
 PAGES, PAGE_STEPS, PAGE_SAMPLES, PAGE_RATE = 40, 120, 8, 0.3
 
@@ -95,14 +96,15 @@ ARMS: dict[str, tuple[Any, str]] = {
     "shuffled among segments (control)": (Shuffled(), "reward_to_go"),
 }
 """Arm -> reward (None: correctness) and advantage."""
-OUTCOMES = ("accuracy", "think tokens", "wrong steps", "repeated or foreign steps")
+# Steps are counted like calls: numbers from 0.
+OUTCOMES = {"accuracy": "share", "think tokens": "tokens", "wrong steps": "calls", "repeated or foreign steps": "calls"}
 
 
 def outcomes(lm: LM, tests: Sequence[Any], seed: int) -> np.ndarray:
-    """Return the outcomes of each response, ``[responses, outcomes]``; problems in order, two samples each."""
+    """Return the outcomes of each response, ``[responses, outcomes]``; problems in order, ``DRAWN`` samples each."""
     rows = []
     by_id = {p.id: p for p in tests}
-    for r in generate.rollouts(lm, tests, Sampling(n=2, max_new_tokens=200, seed=seed), progress=False):
+    for r in generate.rollouts(lm, tests, Sampling(n=DRAWN, max_new_tokens=200, seed=seed), progress=False):
         response = Response(r.text, by_id[r.problem_id].messages[0]["content"], "", r.correct)
         wrong, foreign = (sum(s.score < 0 for s in f(response)) for f in (wrong_facts, irrelevant))
         rows.append((r.correct, r.think_tokens, wrong, foreign))
@@ -113,7 +115,6 @@ def fine_grained(work: Path) -> dict[str, Any]:
     """Return outcomes of each arm, and differences to the arm with correctness, over problems and seeds."""
     tiny = lms.load("tiny-reasoner", device="cpu")
     problems, tests = tasks.load("arithmetic", "train", 256), tasks.load("arithmetic", "test", TESTS)
-    ids = [p.id for p in tests for _ in range(2)]
     measured: dict[str, list[np.ndarray]] = {"base": []}
     for seed in SEEDS:
         measured["base"].append(outcomes(tiny, tests, seed))
@@ -131,7 +132,7 @@ def fine_grained(work: Path) -> dict[str, Any]:
                     np.save(stream, outcomes(done.lm, tests, seed))
             measured.setdefault(name, []).append(np.load(kept))
     rows = {
-        name: {o: estimate(np.concatenate(v)[:, i], ids * len(SEEDS)) for i, o in enumerate(OUTCOMES)}
+        name: {o: publish.estimate(per_problem(v, i), unit=unit) for i, (o, unit) in enumerate(OUTCOMES.items())}
         for name, v in measured.items()
     }
     compared = [(a, b) for a, b in (
@@ -139,21 +140,19 @@ def fine_grained(work: Path) -> dict[str, Any]:
         ("at segment ends", "correctness"), ("at segment ends, errors only", "at segment ends"),
     )]  # fmt: skip
     differences = [
-        {"first": a, "minus": b, **{o: paired(measured[a], measured[b], i, ids) for i, o in enumerate(OUTCOMES)}}
+        {"first": a, "minus": b}
+        | {
+            o: publish.estimate(per_problem(measured[a], i), per_problem(measured[b], i), unit=unit)
+            for i, (o, unit) in enumerate(OUTCOMES.items())
+        }
         for a, b in compared
     ]
     return {"arms": rows, "differences": differences}
 
 
-def paired(a: Sequence[np.ndarray], b: Sequence[np.ndarray], i: int, ids: Sequence[str]) -> dict[str, float]:
-    """Return the mean difference of one outcome, with an interval over problems and seeds."""
-    by_seed = [estimate(x[:, i] - y[:, i], ids) for x, y in zip(a, b, strict=True)]
-    over_problems = estimate(np.mean([x[:, i] - y[:, i] for x, y in zip(a, b, strict=True)], axis=0), ids)
-    means = np.array([e["mean"] for e in by_seed])
-    # Three seeds: Student's t with two degrees of freedom, added in quadrature to the half width over problems.
-    seeds = 4.303 * means.std(ddof=1) / np.sqrt(len(means))
-    half = float(np.hypot(seeds, (over_problems["high"] - over_problems["low"]) / 2))
-    return {"mean": float(means.mean()), "low": float(means.mean()) - half, "high": float(means.mean()) + half}
+def per_problem(by_seed: Sequence[np.ndarray], outcome: int) -> np.ndarray:
+    """Return the mean of an outcome over the samples of each problem, ``[seeds, problems]``."""
+    return np.array([x[:, outcome].reshape(-1, DRAWN).mean(1) for x in by_seed])
 
 
 # --- judges ------------------------------------------------------------------------------------------------------
@@ -312,17 +311,14 @@ def page_llm(work: Path) -> dict[str, Any]:
                 values = advantages.reward_to_go(each, np.zeros(PAGE_SAMPLES, np.int64))
                 step_gradient = [gradient(weights, x, o, a) for o, a in zip(orders, values, strict=True)]
                 weights = weights + PAGE_RATE * np.mean(step_gradient, axis=0)
-            scores.append(np.array([ndcg(rank(weights, inputs[p.id], None), p.meta["relevance"]) for p in tests])[:, None])
-    ids = [p.id for p in tests]
+            scores.append(np.array([ndcg(rank(weights, inputs[p.id], None), p.meta["relevance"]) for p in tests]))
     random_order = [
         ndcg(np.random.default_rng(i).permutation(len(p.meta["relevance"])).tolist(), p.meta["relevance"])
         for i, p in enumerate(tests)
     ]
-    rows = {name: estimate(np.concatenate(v)[:, 0], ids * len(SEEDS)) for name, v in measured.items()} | {
-        "random order": estimate(random_order)
-    }
+    rows = {name: publish.estimate(v) for name, v in measured.items()} | {"random order": estimate(random_order)}
     a = "page and items"
-    return {"NDCG": rows, "differences": {b: paired(measured[a], measured[b], 0, ids) for b in measured if b != a}}
+    return {"NDCG": rows, "differences": {b: publish.estimate(measured[a], measured[b]) for b in measured if b != a}}
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -332,22 +328,23 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def cell(e: dict[str, float], sign: str = "") -> str:
-    return f"{e['mean']:{sign}.3g} [{e['low']:{sign}.3g}, {e['high']:{sign}.3g}]"
+def cell(e: dict[str, float], sign: str = "", unit: str = "share") -> str:
+    return with_interval(e["mean"], e["low"], e["high"], unit, sign=sign)
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """Return mark -> Markdown table."""
     fine, ace, page = found["fine_grained"], found["ace_rl"], found["page_llm"]
     head = f"| | {' | '.join(OUTCOMES)} |\n{'| --- ' * (len(OUTCOMES) + 1)}|"
-    arms = [f"| {n} | {' | '.join(cell(r[o]) for o in OUTCOMES)} |" for n, r in fine["arms"].items()]
+    arms = [f"| {n} | {' | '.join(cell(r[o], unit=u) for o, u in OUTCOMES.items())} |" for n, r in fine["arms"].items()]
     more = [
-        f"| *{d['first']}* minus *{d['minus']}* | {' | '.join(cell(d[o], '+') for o in OUTCOMES)} |" for d in fine["differences"]
+        f"| *{d['first']}* minus *{d['minus']}* | {' | '.join(cell(d[o], '+', u) for o, u in OUTCOMES.items())} |"
+        for d in fine["differences"]
     ]
     simple = {
         mark: "\n".join(
             [
-                "| | share of pairs |",
+                "| | pairs ordered rightly, % |",
                 "| --- | --- |",
                 *(f"| {n} | {cell(e)} |" for n, e in found[mark].items() if isinstance(e, dict)),
             ]
@@ -358,14 +355,14 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         "fine_grained": "\n".join([head, *arms, *more]),
         **simple,
         "ace_rl": "\n".join(
-            ["| reward | groups in which it varies | best of 4 minus mean, share of constraints met |", "| --- | --- | --- |"]
+            ["| reward | groups in which it varies, % | best of 4 minus mean, constraints met, points |", "| --- | --- | --- |"]
             + [
                 f"| {n} | {cell(r['varies'])} | {cell(r['best of 4 minus mean, share met'], '+')} |"
                 for n, r in ace["rewards"].items()
             ]
         ),
         "page_llm": "\n".join(
-            ["| trained with | NDCG on held-out pages |", "| --- | --- |"]
+            ["| trained with | NDCG on held-out pages, % |", "| --- | --- |"]
             + [f"| {n} | {cell(e)} |" for n, e in page["NDCG"].items()]
             + [f"| *page and items* minus *{n}* | {cell(e, '+')} |" for n, e in page["differences"].items()]
         ),
