@@ -35,7 +35,7 @@ def over_optimisation(curves: pd.DataFrame, *, controls: tuple[str, ...] = ()) -
                     line={"color": colour, "dash": dash}, name=f"{judge}, {by}", showlegend=column == 1, row=1, col=column,
                 )  # fmt: skip
     drawn.update_xaxes(title="KL from the initial policy, nats").update_yaxes(title="gain", col=1)
-    return styled(drawn, "Optimised against a judge, its score and the true quality")
+    return styled(drawn, "Optimised against a judge, its score and the true quality").update_layout(margin={"t": 90})
 
 
 def class_recalls(recalls: Mapping[str, pd.DataFrame], *, lowest: float) -> go.Figure:
@@ -55,4 +55,4 @@ def class_recalls(recalls: Mapping[str, pd.DataFrame], *, lowest: float) -> go.F
         if (lost := table.index[(table < lowest).any(axis=1)]).size:
             drawn.add_vline(x=lost[0], line={"dash": "dot", "color": CONTROL}, row=1, col=column)
     drawn.update_xaxes(title="step").update_yaxes(range=(-0.03, 1.03), tickformat=".0%").update_yaxes(title="recall", col=1)
-    return styled(drawn, "Share of each class that the judge decides rightly")
+    return styled(drawn, "Share of each class that the judge decides rightly").update_layout(margin={"t": 90})
