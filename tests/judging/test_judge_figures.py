@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+
 from toolkit import figures
 from toolkit.figures.base import CONTROL
 from toolkit.methods.learning_to_summarize import optimisation_curve
