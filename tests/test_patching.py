@@ -77,6 +77,16 @@ def test_a_patch_equals_a_naive_version_in_one_pass(model):
         assert not torch.allclose(got, collect.logits(target.lm, rollout()), atol=1e-2)
 
 
+def test_one_donor_serves_patches_of_several_heads(model):
+    donor = patch(edited(model, model.layout.all_heads, 0.4), model.layout.all_heads)
+    for head in HEADS:
+        assert torch.equal(
+            collect.logits(model, rollout(), donor.only(head)), collect.logits(model, rollout(), patch(donor.donor, [head]))
+        )
+    with pytest.raises(ValueError, match="given twice"):
+        donor.only((0, 0), (0, 0))
+
+
 def test_a_model_patched_from_itself_is_unchanged(model):
     before = collect.logits(model, rollout())
     assert torch.equal(before, collect.logits(model, rollout(), patch(model, model.layout.all_heads)))
@@ -101,7 +111,7 @@ def test_a_donor_is_not_steered_by_the_steering_of_the_model_that_it_is_a_copy_o
 def test_batches_of_responses_of_different_lengths_are_read_as_single_ones(model):
     other, some = edited(model), [rollout(n, n) for n in (24, 17, 31)]
     some = [replace(r, prompt_len=r.prompt_len - i) for i, r in enumerate(some)]
-    condition = patched(model, other, HEADS)
+    condition = patched(model, patch(other, HEADS))
     together = with_entropies(condition, some)
     for r, alone in zip(together, (with_entropies(condition, [r])[0] for r in some), strict=True):
         assert r.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
@@ -112,7 +122,7 @@ def test_sampling_with_all_heads_put_back_gives_the_tokens_of_base(tiny):
     problems, sampling = tasks.load("arithmetic", "dev", 6), Sampling(n=3, max_new_tokens=60, seed=1)
     other = edited(tiny, ((2, 4), (3, 1)), 1.0)
     base, changed = rollouts(tiny, problems, sampling), rollouts(other, problems, sampling)
-    back = rollouts(patched(other, tiny, tiny.layout.all_heads), problems, sampling)
+    back = rollouts(patched(other, patch(tiny, tiny.layout.all_heads)), problems, sampling)
     assert [r.token_ids for r in back] == [r.token_ids for r in base] != [r.token_ids for r in changed]
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -31,17 +32,16 @@ from toolkit.jobs.edit import DirectionRecipe, EditSettings, extract_direction
 from toolkit.jobs.verdicts import of_reasons
 from toolkit.lm import Condition
 from toolkit.metrics import with_interval
-from toolkit.steering import steering
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
 trainer = publish.script("why/train.py")
-DEV, TEST, SAMPLING, SETTINGS = 40, 60, Sampling(n=3, max_new_tokens=200), WhySettings(pairs=40)
-JUDGED, JUDGING = 100, Sampling(n=2, max_new_tokens=200)
+DEV, TEST, SAMPLING, SETTINGS = 30, 60, Sampling(n=2, max_new_tokens=200), WhySettings(pairs=30)
+JUDGED, JUDGING = 80, Sampling(n=2, max_new_tokens=200)
 METRICS = {"tokens": "tokens", "right": "share"}
-EDITED, STEERED = "ThinkEdit (ours)", "steered -1"
+EDITED = "ThinkEdit (ours)"
 CODE = store.code_of("toolkit.jobs.why", "toolkit.jobs.trained_vector", "toolkit.grpo.run", "toolkit.rewards")
 
 
@@ -52,16 +52,12 @@ def direction() -> Any:
 
 def free() -> dict[str, Callable[[], Condition]]:
     """Return the conditions that need no training."""
-    lm = trainer.base()
-    return {
-        EDITED: lambda: Condition(edits.apply(lm, trainer.finding().plan)),
-        STEERED: lambda: Condition(lm, (steering(trainer.finding().direction, -1.0),)),
-    }
+    return {EDITED: lambda: Condition(edits.apply(trainer.base(), trainer.finding().plan))}
 
 
 def trained() -> dict[str, Callable[[], Condition]]:
-    """Return the trained conditions: the best three policies of the board, and the worst two."""
-    recipes = {**trainer.BEST, "naive length penalty": lambda: trainer.RECIPE, **trainer.WORST}
+    """Return the trained conditions: the worst two policies of the board, and the best three."""
+    recipes = {"naive length penalty": lambda: trainer.RECIPE, **trainer.WORST, **trainer.BEST}
     return {name: lambda make=make: as_condition(trainer.trained(make(), 0).policy) for name, make in recipes.items()}
 
 
@@ -79,7 +75,8 @@ def reasons(name: str, make: Callable[[], Condition], work: Path) -> dict[str, A
             Condition(trainer.base()), make(), direction(), problems, SAMPLING, SETTINGS, out=work / store.safe_name(name)
         )
         store.write_json({k: report.json_records(t) for k, t in found.tables.items()}, path)
-    tables = {k: pd.DataFrame(rows) for k, rows in store.read_json(path, {}).items()}
+    kept = {k: pd.DataFrame(rows) for k, rows in store.read_json(path, {}).items()}
+    tables = {k: table.where(table.notna(), np.nan).infer_objects() for k, table in kept.items()}  # JSON has None for NaN
     publish.draw(figures.reasons(tables, f"Why: {name}"), HERE / f"{store.safe_name(name)}.png", 1000, 640)
     return {"verdict": of_reasons(tables), "tables": {k: report.json_records(t) for k, t in tables.items()}}
 
@@ -105,9 +102,11 @@ def compared(work: Path) -> dict[str, Any]:
         rows[arm] = {m: publish.estimate([v[m] for v in seeds], unit=unit) for m, unit in METRICS.items()}
         against = {m: [base[m]] * len(seeds) for m in METRICS}
         rows[arm]["minus base"] = {m: publish.estimate([v[m] for v in seeds], against[m], unit=u) for m, u in METRICS.items()}
-        rows[arm]["minus two random heads"] = {
-            m: publish.estimate([v[m] for v in seeds], [v[m] for v in values[trainer.RANDOM]], unit=u) for m, u in METRICS.items()
-        }
+        if arm != trainer.RANDOM:
+            control = {m: [v[m] for v in values[trainer.RANDOM]] for m in METRICS}
+            rows[arm]["minus two random heads"] = {
+                m: publish.estimate([v[m] for v in seeds], control[m], unit=u) for m, u in METRICS.items()
+            }
         rows[arm]["rate"] = trainer.rate(arm)
     d = lm.layout
     size = trainer.HEADS, trainer.RANDOM
@@ -179,34 +178,33 @@ def part_figure(found: Mapping[str, Any]) -> go.Figure:
     return styled(drawn, "What a length penalty does through parts of the model")
 
 
+def written(found: Mapping[str, Any], fingerprint: str) -> None:
+    """Write the results so far: ``results.json``, the figure of the parts, and the tables of ``README.md``."""
+    missing = "Not measured yet: run the command without `--without-training`."
+    publish.splice("reasons", reason_table(found["reasons"]), HERE / "README.md")
+    publish.splice("parts", part_tables(found["parts"]) if "parts" in found else missing, HERE / "README.md")
+    if "parts" in found:
+        publish.draw(part_figure(found["parts"]), HERE / "parts.png", 800, 420)
+    sizes = {
+        "dev": DEV, "test": TEST, "samples": SAMPLING.n, "pairs": SETTINGS.pairs, "draws": SETTINGS.draws, "steps": trainer.STEPS,
+        "batch": trainer.BATCH,
+    }  # fmt: skip
+    store.write_json({"made_by": store.made_by(CODE), "sizes": sizes, "fingerprint": fingerprint, **found}, HERE / "results.json")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure why conditions think longer or shorter.")
     parser.add_argument("--without-training", action="store_true", help="measure only what needs no trained policy")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    lm = trainer.base()
-    work = publish.work_folder(__file__, CODE, lm.fingerprint)
-    conditions = free() | ({} if options.without_training else trained())
-    found: dict[str, Any] = {"reasons": {name: reasons(name, make, work) for name, make in conditions.items()}}
-    missing = "Not measured yet: run the command without `--without-training`."
-    publish.splice("reasons", reason_table(found["reasons"]), HERE / "README.md")
-    if not options.without_training:
-        found["parts"] = compared(work)
-        publish.draw(part_figure(found["parts"]), HERE / "parts.png", 800, 420)
-    publish.splice("parts", part_tables(found["parts"]) if "parts" in found else missing, HERE / "README.md")
-    sizes = {
-        "dev": DEV,
-        "test": TEST,
-        "samples": SAMPLING.n,
-        "pairs": SETTINGS.pairs,
-        "draws": SETTINGS.draws,
-        "steps": trainer.STEPS,
-        "batch": trainer.BATCH,
-    }
-    store.write_json(
-        {"made_by": store.made_by(CODE), "sizes": sizes, "fingerprint": lm.fingerprint, **found}, HERE / "results.json"
-    )
+    fingerprint = trainer.base().fingerprint
+    work, found = publish.work_folder(__file__, CODE, fingerprint), {"reasons": {}}
+    for name, make in (free() | ({} if options.without_training else trained())).items():
+        if name in trainer.BEST and "parts" not in found:
+            found["parts"] = compared(work)
+        found["reasons"][name] = reasons(name, make, work)
+        written(found, fingerprint)  # after each part, since all of them take time
 
 
 if __name__ == "__main__":

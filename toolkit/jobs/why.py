@@ -30,7 +30,7 @@ from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy
 from toolkit.metrics import share_of
-from toolkit.patching import Heads, patched
+from toolkit.patching import Heads, patch, patched
 from toolkit.progress import stage
 from toolkit.types import Direction, HeadEdit, Plan, Problem, Rollout
 
@@ -155,10 +155,11 @@ def head_effects(base: Condition, changed: Condition, pairs: Sequence[Pair], *, 
     whole, n = after - before, len(pairs)
     total = stats.bootstrap(stats.mean_of(whole[:, None]), n, seed=seed)
     rows, heads = [], base.lm.layout.all_heads
+    from_base, from_changed = patch(base, heads), patch(changed, heads)
     with stage("patching heads", len(heads), "head") as bar:
         for layer, head in heads:
-            alone = length_preference(patched(base, changed, [(layer, head)]), pairs) - before
-            back = after - length_preference(patched(changed, base, [(layer, head)]), pairs)
+            alone = length_preference(patched(base, from_changed.only((layer, head))), pairs) - before
+            back = after - length_preference(patched(changed, from_base.only((layer, head))), pairs)
             both = ((alone + back) / 2)[:, None]
             effect, share = stats.bootstrap(stats.mean_of(both), n, seed=seed), share_of(both, whole[:, None], seed=seed)
             sizes = (effect.mean, effect.low, effect.high, share.mean, share.low, share.high, total.mean, total.low, total.high)
@@ -241,7 +242,7 @@ def entropy_changes(before: Sequence[Rollout], after: Sequence[Rollout], *, seed
         phase_entropy.table(rollouts).groupby("problem_id")[["think_entropy", "answer_entropy"]].mean()
         for rollouts in (before, after)
     ]
-    rows = [(name.removesuffix("_entropy"), *_paired(*(t[name] for t in tables), seed)) for name in tables[0]]
+    rows = [(name.removesuffix("_entropy"), *_paired(tables[0][name], tables[1][name], seed)) for name in tables[0]]
     return pd.DataFrame(rows, columns=["phase", BASE, CHANGED, "difference", "difference_low", "difference_high"])
 
 
@@ -269,7 +270,7 @@ def step_changes(
         chains = failed_steps.chains(lm, rollouts, problems, failed_steps.fitting)
         table = pd.DataFrame([_count(c) for c in chains], columns=list(STEPS)).assign(problem=[r.problem_id for r in rollouts])
         counts.append(table.groupby("problem").mean())
-    rows = [(kind, *_paired(*(c[kind] for c in counts), seed)) for kind in STEPS]
+    rows = [(kind, *_paired(counts[0][kind], counts[1][kind], seed)) for kind in STEPS]
     return pd.DataFrame(rows, columns=["kind", BASE, CHANGED, "difference", "difference_low", "difference_high"])
 
 
@@ -331,8 +332,8 @@ def undo(
     whole = {m: after[m] - before[m] for m in MEASURES}
     parts: dict[tuple[str, str], dict[str, ndarray]] = {(WHOLE, ""): whole}
     for name, chosen in sets.items():
-        back = sample(f"{name} put back", patched(changed, base, chosen))
-        alone = sample(f"{name} alone", patched(base, changed, chosen))
+        back = sample(f"{name} put back", patched(changed, patch(base, chosen)))
+        alone = sample(f"{name} alone", patched(base, patch(changed, chosen)))
         parts[name, UNDONE] = {m: after[m] - back[m] for m in MEASURES}
         parts[name, ALONE] = {m: alone[m] - before[m] for m in MEASURES}
     rows = []

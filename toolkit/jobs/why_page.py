@@ -54,12 +54,14 @@ def why_report(
     responses = extraction_rollouts(base, study, out=out / "rollouts" / "train", say=say)
     recipe = edit.DirectionRecipe(site="resid_post")
     direction, _ = edit.extract_direction(base, responses, edit.DEMO, recipe, origin=study.origin("train"))
-    found = find_reasons(*conditions.values(), direction, problems, study.sampling, settings, out=out / "rollouts", say=say)
+    found = find_reasons(
+        conditions["base"], conditions["changed"], direction, problems, study.sampling, settings, out=out / "rollouts", say=say
+    )
     said = verdicts.of_reasons(found.tables)
     about = {
         "study": study,
         "settings": settings,
-        "heads": found.chosen,
+        "heads_chosen": found.chosen,
         "verdict": said,
         "changed": changed.provenance(study.seed),
     }
@@ -72,14 +74,14 @@ def why_report(
 
 def undo_table(undo: pd.DataFrame) -> pd.DataFrame:
     """Return the table of ``why.undo`` as text cells: one row per set of heads and way, with intervals."""
-    rows = {}
+    rows: dict[str, dict[str, str]] = {}
     for (heads, way, which), part in undo.groupby(["heads", "way", "which"], sort=False):
         name = f"{heads} {which}".strip() + (f", {way}" if way else "")
         cells = part.set_index("measure")
-        rows[name] = {
-            LABELS[m]: with_interval(*cells.loc[m, ["change", "change_low", "change_high"]], unit, sign="+")
-            for m, unit in UNITS.items()
-        }
+        rows[name] = {}
+        for m, unit in UNITS.items():
+            mean, low, high = (float(cells.loc[m, column]) for column in ("change", "change_low", "change_high"))
+            rows[name][LABELS[m]] = with_interval(mean, low, high, unit, sign="+")
     return pd.DataFrame(rows).T
 
 
