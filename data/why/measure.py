@@ -92,20 +92,20 @@ def judged(name: str, condition: Condition, work: Path) -> dict[str, list[float]
     return store.read_json(path, dict[str, list[float]])
 
 
-def compared(work: Path) -> dict[str, Any]:
+def compared(work: Path, seeds: tuple[int, ...]) -> dict[str, Any]:
     """Return what each trained part changes, and what the trained vector and the found direction explain of one another."""
     lm, arms = trainer.base(), (trainer.ALL, trainer.VECTOR, trainer.HEADS, trainer.RANDOM)
     base = judged("base", Condition(lm), work)
-    values = {arm: [judged(f"{arm}-{s}", as_condition(trainer.policy(arm, s).policy), work) for s in trainer.SEEDS] for arm in arms}
+    values = {arm: [judged(f"{arm}-{s}", as_condition(trainer.policy(arm, s).policy), work) for s in seeds] for arm in arms}
     rows: dict[str, Any] = {"base": {m: publish.estimate([base[m]], unit=unit) for m, unit in METRICS.items()}}
-    for arm, seeds in values.items():
-        rows[arm] = {m: publish.estimate([v[m] for v in seeds], unit=unit) for m, unit in METRICS.items()}
-        against = {m: [base[m]] * len(seeds) for m in METRICS}
-        rows[arm]["minus base"] = {m: publish.estimate([v[m] for v in seeds], against[m], unit=u) for m, u in METRICS.items()}
+    for arm, by_seed in values.items():
+        rows[arm] = {m: publish.estimate([v[m] for v in by_seed], unit=unit) for m, unit in METRICS.items()}
+        against = {m: [base[m]] * len(by_seed) for m in METRICS}
+        rows[arm]["minus base"] = {m: publish.estimate([v[m] for v in by_seed], against[m], unit=u) for m, u in METRICS.items()}
         if arm != trainer.RANDOM:
             control = {m: [v[m] for v in values[trainer.RANDOM]] for m in METRICS}
             rows[arm]["minus two random heads"] = {
-                m: publish.estimate([v[m] for v in seeds], control[m], unit=u) for m, u in METRICS.items()
+                m: publish.estimate([v[m] for v in by_seed], control[m], unit=u) for m, u in METRICS.items()
             }
         rows[arm]["rate"] = trainer.rate(arm)
     d = lm.layout
@@ -116,7 +116,7 @@ def compared(work: Path) -> dict[str, Any]:
     act = trainer.policy(trainer.VECTOR, 0).policy.during[0]
     problems = tasks.load("arithmetic", "test", TEST)
     table = trained_vector.explained(lm, act, direction(), problems, SAMPLING, out=work / "explained")
-    return {"arms": rows, "explained": report.json_records(table)}
+    return {"seeds": seeds, "arms": rows, "explained": report.json_records(table)}
 
 
 def reason_table(found: Mapping[str, Any]) -> str:
@@ -163,7 +163,8 @@ def part_tables(found: Mapping[str, Any]) -> str:
         for (whole, part), e in explained.iterrows()
     }
     frames = pd.DataFrame(rows).T.rename_axis("trained part"), pd.DataFrame(lines).T.rename_axis("added direction")
-    return "\n\n".join(map(report.markdown, frames))
+    few = "One seed: intervals are over problems only." if len(found["seeds"]) == 1 else f"Seeds: {len(found['seeds'])}."
+    return "\n\n".join([few, *map(report.markdown, frames)])
 
 
 def part_figure(found: Mapping[str, Any]) -> go.Figure:
@@ -195,14 +196,16 @@ def written(found: Mapping[str, Any], fingerprint: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure why conditions think longer or shorter.")
     parser.add_argument("--without-training", action="store_true", help="measure only what needs no trained policy")
+    parser.add_argument("--seeds", type=int, default=len(trainer.SEEDS), help="number of seeds of the trained parts")
     options = parser.parse_args()
+    seeds = trainer.SEEDS[: options.seeds]
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     fingerprint = trainer.base().fingerprint
     work, found = publish.work_folder(__file__, CODE, fingerprint), {"reasons": {}}
     for name, make in (free() | ({} if options.without_training else trained())).items():
         if name in trainer.BEST and "parts" not in found:
-            found["parts"] = compared(work)
+            found["parts"] = compared(work, seeds)
         found["reasons"][name] = reasons(name, make, work)
         written(found, fingerprint)  # after each part, since all of them take time
 
