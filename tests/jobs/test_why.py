@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import zoo
 
-from toolkit import edits, evaluate, origins, tasks
+from toolkit import edits, evaluate, figures, origins, tasks
 from toolkit.entropies import with_entropies
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs import why
@@ -126,3 +129,17 @@ def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):
     changed = replace(scaled(tiny, [(0, 0)]), made_from=(origins.record(p.id for p in problems),))
     with pytest.raises(evaluate.OverlapError):
         why.undo(Condition(tiny), Condition(changed), ((0, 0),), problems)
+
+
+def test_the_figure_shows_every_head_and_random_controls_in_grey():
+    content = json.loads((Path(__file__).parents[2] / "data" / "why" / "results.json").read_text())
+    tables = {k: pd.DataFrame(rows) for k, rows in content["reasons"]["ThinkEdit (ours)"]["tables"].items()}
+    drawn = figures.reasons(tables, "Why")
+    grid = next(trace.z for trace in drawn.data if trace.type == "heatmap")
+    shown = tables["heads"].set_index(["layer", "head"])["effect"]
+    assert grid.shape == (4, 8) and grid[2][4] == shown[2, 4] and grid[3][2] == shown[3, 2]
+    colours = {
+        name: trace.marker.color for trace in drawn.data if trace.type == "scatter" for name in trace.y if isinstance(name, str)
+    }
+    assert len({colours[f"random {i}, {way}"] for i in range(3) for way in ("put back", "alone")}) == 1
+    assert len({colours["top, put back"], colours["top, alone"], colours["random 0, alone"]}) == 3

@@ -18,7 +18,7 @@ from toolkit.verdicts import LEVEL, UNITS, Change
 MEASURES = {"think_tokens": "think_tokens", "accuracy": "correct"}  # metric of a verdict -> measure of ``jobs.why.undo``
 METRIC_NAMES = {"think_tokens": "length", "accuracy": "accuracy"}
 PHASE_NAMES = {"think": "thinking", "answer": "the answer"}
-WAYS = {"put back": "put back undo", "alone": "changed alone make"}
+WAYS = {"put back": "put back to base undo", "alone": "changed alone make"}  # way of ``jobs.why.undo`` -> words
 UNNAMED = {
     "nats": "nats per token",
     "score": "",
@@ -216,15 +216,12 @@ def of_reasons(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def _shares(undo: pd.DataFrame, metric: str, measure: str) -> str:
     """Return the sentence on the share of the change in one metric that lies in the chosen heads, beside random heads."""
     parts = []
-    for way in ("put back", "alone"):
+    for way, verb in WAYS.items():
         top = undo.loc["top", way, measure]
         random = [
-            f"{100 * row['share']:.0f}"
-            for (heads, w, m), row in undo.iterrows()
-            if heads.startswith("random") and (w, m) == (way, measure)
+            f"{100 * undo.loc[at]['share']:.0f}" for at in undo.index if at[0].startswith("random") and at[1:] == (way, measure)
         ]
         share = with_interval(top["share"], top["share_low"], top["share_high"], "share", digits=0)
-        controls = f"; random heads {', '.join(random)} %" if random else ""
-        parts.append(f"{WAYS[way]} {share} % of it{controls}")
+        parts.append(f"{verb} {share} %" + f" (random heads: {', '.join(random)} %)" * bool(random))
     which = undo.loc["top", "alone", measure]["which"]
-    return f"Change in {METRIC_NAMES[metric]}: heads {which} {' and '.join(parts)}."
+    return f"Of the change in {METRIC_NAMES[metric]}, heads {which} {', and '.join(parts)}."
