@@ -1,6 +1,6 @@
 """Why do conditions of the board think longer or shorter, and how much of that is one direction or two heads? ``python data/why/measure.py``.
 
-Writes ``results.json``, figures and the tables in ``README.md`` here. Policies are trained by ``train.py`` (about 8 minutes on an idle core),
+Writes ``results.json``, figures and the tables in ``README.md`` here. Policies are trained by ``train.py`` (about 10 minutes on an idle core),
 answers are kept in ``runs/why``, so after a stop the same command goes on. ``--without-training`` measures only what needs no policy; what
 is not measured yet is named in the tables.
 

@@ -1,4 +1,4 @@
-"""Train the policies of this study: ``python data/why/train.py``. After a stop, the same command goes on; about 8 minutes on one idle core.
+"""Train the policies of this study: ``python data/why/train.py``. After a stop, the same command goes on; about 10 minutes on one idle core.
 
 One recipe, the naive length penalty, trains four parts of the tiny reasoner from three seeds each: every weight, one vector per layer, the two
 heads of ThinkEdit (ours), and two random heads of the same layers (control). The learning rates of vectors and heads are ours: pilot runs with
