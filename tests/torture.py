@@ -127,6 +127,7 @@ COMMANDS = {
     "retrieval-heads": Command(
         ("retrieval-heads", "-n", "4", "--counts", "1", "--ops", "", "--draws", "1", "--max-new-tokens", "40", "-o", "out"), 1
     ),
+    "why": Command(("why", "tiny-reasoner", "../inputs/edited", *SMALL, "-n", "30", "-k", "4", "--draws", "1", "-o", "out"), 0.2, timeout=600),
     "dto": Command(("dto", *SMALL, "--segments", "lines", "--probes", "2", "--completions", "2", "--steps", "1", "-o", "out"), 1),
     "giraffe": Command(
         ("giraffe", "-t", "lookup", "--lengths", "60,90", "-n", "2", "--max-new-tokens", "20", "-o", "out"), 1

@@ -145,6 +145,25 @@ def around_passes(
 
 
 @contextmanager
+def before_passes(model: nn.Module, fn: Callable[[tuple, dict[str, Any]], None]) -> Iterator[None]:
+    """Call ``fn(args, kwargs)`` before every forward pass of a model inside the context, with the arguments that the model gets.
+
+    Args:
+        model: The model, such as the one without its LM head (``lm.body``).
+        fn: Function of the positional and the named arguments. It must not change them.
+    """
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        fn(args, kwargs)
+
+    handle = model.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def rewrite_positions(modules: Iterable[nn.Module], fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace the position ids that modules get by ``fn(position_ids)``, in every forward pass inside the context.
 

@@ -97,3 +97,31 @@ def test_both_ends_of_the_lengths_are_told():
     assert said[2] == "At length 2,560, recall rises by 50.0 points [40.0, 60.0]: 0 % to 50 %."
     assert said[3].startswith("At length 2,560, a right response becomes more likely, by 0.500 nats per token")
     assert not any("1,280" in s for s in said) and "as trained" in said[-1]
+
+
+def reasons_of(condition: str) -> dict[str, pd.DataFrame]:
+    content = json.loads((DATA / "why" / "results.json").read_text())["reasons"][condition]["tables"]
+    return {name: pd.DataFrame(rows) for name, rows in content.items()}
+
+
+def test_the_reasons_give_shares_beside_random_heads():
+    edited, trained = (" ".join(verdicts.of_reasons(reasons_of(name))) for name in ("ThinkEdit (ours)", "naive length penalty"))
+    assert "heads 2.4, 3.2 put back to base undo 100 % (random heads: 0, 0, 0 %), and changed alone make 100 %" in edited
+    assert "Of single heads, the change of 2.4 moves" in edited and "rise by" in edited
+    assert "Of the change in length, heads 2.6, 1.7 put back to base undo 1 [-0, 2] % (random heads:" in trained
+
+
+def test_the_reasons_give_no_shares_of_a_change_that_is_not_clear():
+    tables = reasons_of("ThinkEdit (ours)")
+    whole = tables["undo"]["heads"] == "whole change"
+    tables["undo"].loc[whole, "change_low"] = -1.0
+    assert tables["undo"].loc[whole, "change_high"].gt(0).all()
+    said = verdicts.of_reasons(tables)
+    assert "no effect on thinking length detectable" in said[0] and not any("put back" in text for text in said)
+
+
+def test_the_reasons_name_layers_only_beyond_random_directions():
+    tables = reasons_of("ThinkEdit (ours)")
+    assert "would in layers 2 (+0." in " ".join(verdicts.of_reasons(tables))
+    tables["outputs"]["random"] = 1.0
+    assert "In no layer does the residual stream move" in " ".join(verdicts.of_reasons(tables))

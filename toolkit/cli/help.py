@@ -17,7 +17,7 @@ COMMANDS = {
     "Start here": ("demo", "check", "board"),
     "Step by step": ("rollouts", "direction", "steer", "dose", "thinkedit", "compare"),
     "Train and extend": ("grpo", "dto", "giraffe"),
-    "Look inside": ("heads", "retrieval-heads", "entropy"),
+    "Look inside": ("heads", "retrieval-heads", "entropy", "why"),
     "Exchange with other tools": ("export", "import", "push"),
 }
 """Group of commands in ``toolkit --help`` -> its commands, in order. A command that is not listed comes last."""

@@ -17,6 +17,7 @@ from toolkit.figures.rewards import reward_by_length, reward_pushes
 from toolkit.figures.searching import price_of_accuracy
 from toolkit.figures.steering import damage, dose_response, target_lengths
 from toolkit.figures.training import learning_curves, length_against_accuracy
+from toolkit.figures.why import reasons
 
 __all__ = [
     "COLOURS",
@@ -51,6 +52,7 @@ __all__ = [
     "pareto",
     "phase_entropy",
     "price_of_accuracy",
+    "reasons",
     "recall",
     "recall_by_length",
     "reward_by_length",

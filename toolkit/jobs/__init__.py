@@ -59,6 +59,8 @@ from toolkit.jobs.retrieval_page import retrieval_report
 from toolkit.jobs.searching import EPISODES, calls_direction, episode_measures, with_tools
 from toolkit.jobs.steer import dose_report, fitting_strengths, read_doses, steered_responses, vector_folder
 from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
+from toolkit.jobs.why import Why, WhySettings, find_reasons
+from toolkit.jobs.why_page import why_report
 
 __all__ = [
     "DEMO",
@@ -85,6 +87,8 @@ __all__ = [
     "Say",
     "Search",
     "Study",
+    "Why",
+    "WhySettings",
     "agreement",
     "atlas",
     "by_dispersion",
@@ -104,6 +108,7 @@ __all__ = [
     "extract_direction",
     "extraction_rollouts",
     "find_heads",
+    "find_reasons",
     "fitting_strengths",
     "form_named",
     "giraffe_report",
@@ -139,5 +144,6 @@ __all__ = [
     "thinking_or_not",
     "train_on_pairs",
     "vector_folder",
+    "why_report",
     "with_tools",
 ]

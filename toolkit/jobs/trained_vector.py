@@ -16,6 +16,7 @@ import pandas as pd
 from toolkit import directions, evaluate, stats
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition
+from toolkit.metrics import share_of
 from toolkit.steering import Steering
 from toolkit.types import Direction, Problem, Report
 
@@ -82,20 +83,10 @@ def explained(
 def _effects(report: Report, condition: str, whole: str) -> tuple[float, ...]:
     """Return effect and share of a condition with their intervals, and its accuracy; ``explained`` describes the columns."""
     base, of_part, of_whole = (_lengths(report, name) for name in (report.base, condition, whole))
-    n = len(base)
-    part, all_of_it = (stats.difference(stats.mean_of(x), stats.mean_of(base)) for x in (of_part, of_whole))
-    effect, total = stats.bootstrap(part, n), stats.bootstrap(all_of_it, n)
-    share = (np.nan,) * 3
-    if total.excludes_zero:
-        ratio = stats.bootstrap(lambda index: _divided(part(index), all_of_it(index)), n)
-        share = (ratio.mean, ratio.low, ratio.high)
+    effect = stats.bootstrap(stats.mean_of(of_part - base), len(base))
+    share = share_of(of_part - base, of_whole - base)
     accuracy = float(report.rows.loc[report.rows["condition"] == condition, "correct"].mean())
-    return effect.mean, effect.low, effect.high, *share, accuracy
-
-
-def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    # A resample without any effect of the whole says nothing about the share; infinite values would break the quantiles.
-    return a / np.where(b == 0, np.finfo(float).tiny, b)
+    return effect.mean, effect.low, effect.high, share.mean, share.low, share.high, accuracy
 
 
 def _lengths(report: Report, condition: str) -> np.ndarray:

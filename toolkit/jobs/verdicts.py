@@ -15,7 +15,16 @@ from toolkit import verdicts
 from toolkit.metrics import with_interval
 from toolkit.verdicts import LEVEL, UNITS, Change
 
-UNNAMED = {"nats": "nats per token", "score": ""}  # unit of a number -> its name in sentences; others are in ``verdicts.UNITS``
+MEASURES = {"think_tokens": "think_tokens", "accuracy": "correct"}  # metric of a verdict -> measure of ``jobs.why.undo``
+METRIC_NAMES = {"think_tokens": "length", "accuracy": "accuracy"}
+PHASE_NAMES = {"think": "thinking", "answer": "the answer"}
+WAYS = {"put back": "put back to base undo", "alone": "changed alone make"}  # way of ``jobs.why.undo`` -> words
+UNNAMED = {
+    "nats": "nats per token",
+    "score": "",
+    "preference": "nats",
+    "steps": "",
+}  # unit of a number -> its name in sentences; others are in ``verdicts.UNITS``
 
 
 def change_of(row: pd.Series | Mapping[str, Any], mean: str, low: str, high: str) -> Change:
@@ -167,3 +176,52 @@ def of_lengths(table: pd.DataFrame, *, base: str, changed: str) -> list[str]:
         *said,
         f"The comparison is with the model {base}, on the same problems. No random change of the frequencies was measured.",
     ]
+
+
+def of_reasons(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return the verdict on why a changed model thinks longer or shorter, one sentence per entry.
+
+    Args:
+        tables: ``jobs.Why.tables``.
+    """
+    undo = tables["undo"].set_index(["heads", "way", "measure"])
+    whole = {
+        name: change_of(undo.loc["whole change", "", m], "change", "change_low", "change_high") for name, m in MEASURES.items()
+    }
+    said = [f"The changed model, compared with base: {verdicts.words(whole)}."]
+    first = tables["heads"].iloc[0]
+    name = f"Of single heads, the change of {first['layer']:.0f}.{first['head']:.0f} moves the preference for long thinking most:"
+    change = change_of(first, "effect", "effect_low", "effect_high")
+    said.append(sentence(name, change, "preference", "towards longer thinking, by", "towards shorter thinking, by"))
+    said += [_shares(undo, metric, measure) for metric, measure in MEASURES.items() if whole[metric].is_clear]
+    layers = tables["outputs"].query("head < 0")
+    along = layers[layers["cosine"].abs() > layers["random"]]
+    listed = ", ".join(f"{row.layer:.0f} ({row.cosine:+.2f})" for row in along.itertuples())
+    said.append(
+        f"The residual stream moves along the length direction more than 95 % of random directions would in layers {listed}."
+        if listed
+        else "In no layer does the residual stream move along the length direction more than 95 % of random directions would."
+    )
+    for row in tables["steps"].to_dict("records"):
+        change = change_of(row, "difference", "difference_low", "difference_high")
+        if change.is_clear:
+            said.append(sentence(f"Steps of the kind '{row['kind']}' per response", change, "steps", "rise by", "fall by"))
+    for row in tables["entropies"].to_dict("records"):
+        change = change_of(row, "difference", "difference_low", "difference_high")
+        if change.is_clear:
+            said.append(sentence(f"Entropy in {PHASE_NAMES[row['phase']]}", change, "nats", "rises by", "falls by"))
+    return said
+
+
+def _shares(undo: pd.DataFrame, metric: str, measure: str) -> str:
+    """Return the sentence on the share of the change in one metric that lies in the chosen heads, beside random heads."""
+    parts = []
+    for way, verb in WAYS.items():
+        top = undo.loc["top", way, measure]
+        random = [
+            f"{100 * undo.loc[at]['share']:.0f}" for at in undo.index if at[0].startswith("random") and at[1:] == (way, measure)
+        ]
+        share = with_interval(top["share"], top["share_low"], top["share_high"], "share", digits=0)
+        parts.append(f"{verb} {share} %" + f" (random heads: {', '.join(random)} %)" * bool(random))
+    which = undo.loc["top", "alone", measure]["which"]
+    return f"Of the change in {METRIC_NAMES[metric]}, heads {which} {', and '.join(parts)}."

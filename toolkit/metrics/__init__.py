@@ -4,8 +4,20 @@ A condition is a model together with the interventions under which it runs. Base
 report uses this package.
 """
 
-from toolkit.metrics.effects import Judge, MetricEffect, cell, with_interval
+from toolkit.metrics.effects import Judge, MetricEffect, cell, share_of, with_interval
 from toolkit.metrics.outcomes import Outcomes, assumed_aes
 from toolkit.metrics.table import METRICS, RANGES, Metric, described
 
-__all__ = ["METRICS", "RANGES", "Judge", "Metric", "MetricEffect", "Outcomes", "assumed_aes", "cell", "described", "with_interval"]
+__all__ = [
+    "METRICS",
+    "RANGES",
+    "Judge",
+    "Metric",
+    "MetricEffect",
+    "Outcomes",
+    "assumed_aes",
+    "cell",
+    "described",
+    "share_of",
+    "with_interval",
+]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
 from toolkit import stats
 from toolkit.metrics.outcomes import Outcomes
 from toolkit.metrics.table import METRICS, described
-from toolkit.stats import RESAMPLES, Draws, Effect
+from toolkit.stats import RESAMPLES, Draws, Effect, Estimate
 
 DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2, "calls": 2}
 """Unit of a metric -> digits after the decimal point. All other units have one digit, such as ``tokens`` and ``share`` (in percent)."""
@@ -140,3 +144,30 @@ def with_interval(mean: float, low: float, high: float, unit: str, *, sign: str 
     scale, digits = 100 if unit == "share" else 1, DIGITS.get(unit, 1) if digits is None else digits
     texts = [f"{scale * v:{sign}.{digits}f}" for v in (mean, low, high)]
     return texts[0] if low == high else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def share_of(part: Float[ndarray, "problems samples"], whole: Float[ndarray, "problems samples"], *, seed: int = 0) -> Estimate:
+    """Return which share of a mean effect another one is: the mean of ``part`` divided by that of ``whole``, with a 95 % interval.
+
+    The interval is a bootstrap over problems. All numbers are NaN unless the interval of the whole effect excludes zero: a share of an
+    effect that may be nothing says nothing.
+
+    Args:
+        part: Paired differences whose mean is divided, in the unit of ``whole``.
+        whole: Paired differences whose mean is the whole effect.
+        seed: Seed of the bootstrap.
+
+    >>> whole = np.array([[4.0], [6.0], [5.0], [5.0]])
+    >>> print(share_of(whole / 2, whole), share_of(whole / 2, whole - 5).mean)
+    0.5 (no variance) nan
+    """
+    a, b = stats.mean_of(part), stats.mean_of(whole)
+    if not stats.bootstrap(b, len(whole), seed=seed).excludes_zero:
+        return Estimate(np.nan, np.nan, np.nan)
+
+    def ratio(index: ndarray) -> ndarray:
+        below = b(index)
+        # A resample without any whole effect says nothing about the share; infinite values would break the quantiles.
+        return a(index) / np.where(below == 0, np.finfo(float).tiny, below)
+
+    return stats.bootstrap(ratio, len(whole), seed=seed)

@@ -1,0 +1,145 @@
+"""Why a model changed: identities, a model in which one known head was edited, and each table against numbers counted by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zoo
+
+from toolkit import edits, evaluate, figures, origins, tasks
+from toolkit.entropies import with_entropies
+from toolkit.generate import Sampling, rollouts
+from toolkit.jobs import why
+from toolkit.lm import LM, Condition
+from toolkit.steering import steering
+from toolkit.types import Direction, HeadEdit, Plan, Rollout, Span
+
+TYPES = ("qwen3", "gpt2")
+
+
+def rollout(problem: str, sample: int, think: int, seed: int) -> Rollout:
+    """Return made-up tokens: a prompt of 6 tokens, an opening tag, ``think`` tokens, a closing tag and two tokens of answer."""
+    n = 7 + think + 3
+    ids = tuple(torch.randint(5, 103, (n,), generator=torch.Generator().manual_seed(seed)).tolist())
+    return Rollout(problem, sample, ids, 6, Span(7, 7 + think), Span(n - 2, n), "stop", "", correct=True)
+
+
+def made_up(n: int = 5) -> list[Rollout]:
+    return [rollout(f"p{i}", j, 4 + 3 * j + i, 10 * i + j) for i in range(n) for j in range(3)]
+
+
+def scaled(lm: LM, heads, strength: float = 1.0) -> LM:
+    plan = Plan(tuple(HeadEdit(*h, "scale", strength) for h in heads), None, "scaled", lm.provenance())
+    return edits.apply(lm, plan)
+
+
+def direction_of(lm: LM) -> Direction:
+    vector = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=torch.Generator().manual_seed(4))
+    return Direction(vector, "resid_mid", "all", "made up", 0, 0, lm.provenance())
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def model(request) -> LM:
+    return zoo.model_of_type(request.param)
+
+
+def test_pairs_are_the_shortest_and_the_longest_closed_responses():
+    some = [*made_up(2), replace(rollout("p0", 9, 40, 1), answer=None), rollout("p2", 0, 5, 2), rollout("p2", 1, 5, 3)]
+    assert [(a.problem_id, a.think_tokens, b.think_tokens) for a, b in why.length_pairs(some)] == [("p0", 4, 10), ("p1", 5, 11)]
+    assert len(why.length_pairs(some, 1)) == 1
+    with pytest.raises(ValueError, match="None of 1 problems has two responses whose closed thinking differs"):
+        why.length_pairs(some[-2:])
+
+
+def test_the_preference_is_the_difference_of_log_probabilities_up_to_the_answer(model):
+    short, long = why.length_pairs(made_up(1))[0]
+    sums = [sum(with_entropies(model, [r])[0].logprobs[: r.think_tokens + 2]) for r in (short, long)]
+    assert why.length_preference(model, [(short, long)]) == pytest.approx([sums[1] - sums[0]], abs=1e-3)
+
+
+def test_an_unchanged_model_has_no_effects_and_no_shares(model):
+    table = why.head_effects(Condition(model), Condition(model), why.length_pairs(made_up()))
+    assert not table[["alone", "put back", "effect", "whole"]].to_numpy().any() and table["share"].isna().all()
+
+
+def test_the_only_edited_head_is_named_first_and_makes_the_whole_change(model):
+    for known in ((3, 1), (0, 2)):
+        changed = scaled(model, [known])
+        table = why.head_effects(Condition(model), Condition(changed), why.length_pairs(made_up()))
+        first = table.iloc[0]
+        assert (first["layer"], first["head"]) == known
+        # The head's inputs are those of base, so its output patched either way gives one of the two models.
+        assert first["alone"] == pytest.approx(first["whole"], abs=1e-3) and first["put back"] == pytest.approx(
+            first["whole"], abs=1e-3
+        )
+        earlier = table.loc[table["layer"] <= known[0], "effect"].iloc[1:]
+        assert (earlier.abs() < 1e-3).all()  # other heads of this layer, and earlier ones, are equal in both models
+        outputs = why.output_changes(Condition(model), Condition(changed), made_up(), direction_of(model), draws=100)
+        same_layer = outputs[(outputs["layer"] == known[0]) & (outputs["head"] >= 0)].set_index("head")["norm"]
+        assert same_layer.idxmax() == known[1] and (same_layer.drop(known[1]) < 1e-4 * same_layer.max()).all()
+
+
+def test_the_output_change_of_a_steered_model_lies_along_the_steering(model):
+    v = direction_of(model)
+    steered = Condition(model, (steering(v, 2.0, layers=[2]),))
+    table = why.output_changes(Condition(model), steered, made_up(), v, draws=2000).set_index(["layer", "head"])
+    assert table.loc[(2, -1), "cosine"] == pytest.approx(1, abs=1e-4)
+    assert table.loc[(2, -1), "norm"] == pytest.approx(2 * float(v.vector[2].norm()), rel=1e-3)
+    assert table.loc[(1, -1), "norm"] < 1e-4 and table.loc[(2, 0), "norm"] < 1e-4 < table.loc[(3, 0), "norm"]
+    # The 95 % quantile of |cosine| in d dimensions is about 1.96 / sqrt(d); for d = 32 a little less.
+    assert table["random"].iloc[0] == pytest.approx(1.96 / np.sqrt(model.layout.d_model), rel=0.08)
+
+
+def test_entropies_and_steps_are_paired_by_problem(tiny):
+    problems, sampling = tasks.load("arithmetic", "dev", 4), Sampling(n=2, max_new_tokens=150, details=True)
+    before = rollouts(tiny, problems, sampling)
+    same = why.step_changes(tiny, before, before, problems)
+    assert same["kind"].tolist() == list(why.STEPS) and not same["difference"].to_numpy().any()
+    lines = sum(r.text.partition("<think>")[2].partition("</think>")[0].strip().count("\n") + 1 for r in before)
+    assert same["base"].sum() * len(before) == pytest.approx(lines)
+    doubled = [replace(r, entropies=tuple(2 * h for h in r.entropies)) for r in before]
+    table = why.entropy_changes(before, doubled).set_index("phase")
+    assert table["changed"].to_numpy() == pytest.approx(2 * table["base"].to_numpy())
+    assert table["difference"].to_numpy() == pytest.approx(table["base"].to_numpy())
+
+
+def test_undoing_the_edited_heads_undoes_all_and_random_heads_nothing_before_them(tiny, tmp_path):
+    heads = ((0, 1), (0, 5))
+    changed, problems = scaled(tiny, heads), tasks.load("arithmetic", "dev", 12)
+    settings = {"sampling": Sampling(n=2, max_new_tokens=80), "draws": 1, "out": tmp_path}
+    table = why.undo(Condition(tiny), Condition(changed), heads, problems, **settings)
+    rows = table.set_index(["heads", "way", "measure"])["change"]
+    for measure in why.MEASURES:
+        whole = rows[why.WHOLE, "", measure]
+        # All of the change is in these heads: put back they give base's tokens, alone those of the changed model.
+        assert rows["top", "put back", measure] == pytest.approx(whole) and rows["top", "alone", measure] == pytest.approx(whole)
+        assert rows["random 0", "alone", measure] == 0  # other heads of the first layer did not change
+    assert rows[why.WHOLE, "", "think_tokens"] != 0
+    assert table[table["heads"] == "top"]["which"].unique().tolist() == ["0.1, 0.5"]
+
+
+def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):
+    problems = tasks.load("arithmetic", "dev", 3)
+    changed = replace(scaled(tiny, [(0, 0)]), made_from=(origins.record(p.id for p in problems),))
+    with pytest.raises(evaluate.OverlapError):
+        why.undo(Condition(tiny), Condition(changed), ((0, 0),), problems)
+
+
+def test_the_figure_shows_every_head_and_random_controls_in_grey():
+    content = json.loads((Path(__file__).parents[2] / "data" / "why" / "results.json").read_text())
+    tables = {k: pd.DataFrame(rows) for k, rows in content["reasons"]["ThinkEdit (ours)"]["tables"].items()}
+    drawn = figures.reasons(tables, "Why")
+    grid = next(trace.z for trace in drawn.data if trace.type == "heatmap")
+    shown = tables["heads"].set_index(["layer", "head"])["effect"]
+    assert grid.shape == (4, 8) and grid[2][4] == shown[2, 4] and grid[3][2] == shown[3, 2]
+    colours = {
+        name: trace.marker.color for trace in drawn.data if trace.type == "scatter" for name in trace.y if isinstance(name, str)
+    }
+    assert len({colours[f"random {i}, {way}"] for i in range(3) for way in ("put back", "alone")}) == 1
+    assert len({colours["top, put back"], colours["top, alone"], colours["random 0, alone"]}) == 3

@@ -1,0 +1,124 @@
+"""Run the analysis of ``why`` for two models, and write its tables and its page (command ``toolkit why``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from toolkit import evaluate, figures, pages, report, store
+from toolkit.jobs import edit, verdicts
+from toolkit.jobs.study import Say, Study, extraction_rollouts
+from toolkit.jobs.why import Why, WhySettings, find_reasons
+from toolkit.lm import LM, Condition
+from toolkit.metrics import with_interval
+from toolkit.pages import Page, Section
+
+UNITS = {"think_tokens": "tokens", "correct": "share"}
+LABELS = {"think_tokens": "think tokens", "correct": "right answers, points"}
+
+
+def why_report(
+    base: LM,
+    changed: LM,
+    study: Study,
+    settings: WhySettings,
+    directory: str | Path,
+    *,
+    say: Say = lambda text: None,
+    command: str = "",
+) -> Why:
+    """Run the whole analysis of ``why`` for two models, and write its tables and its page.
+
+    After a stop, call it again with the same arguments: finished responses are reused.
+
+    Args:
+        base: The base model.
+        changed: The changed model, of the same architecture.
+        study: Task, numbers of problems and samples, and seed. The length direction is found on its train problems, the heads on its dev
+            problems, and all else is measured on its test problems.
+        settings: Sizes of the analysis.
+        directory: Directory to write to: ``why.json`` (tables and verdict with provenance), ``report.html``, and ``rollouts/``.
+        say: Function that is called with one line of progress at a time.
+        command: Command that makes the page again, to be shown in it.
+
+    Raises:
+        store.WrongModelError: the models differ in their width, or in the number or size of their heads.
+        evaluate.OverlapError: a model was made from a dev or test problem.
+    """
+    out = store.writable(directory)
+    problems = {split: study.load(split, base) for split in ("dev", "test")}
+    conditions = {"base": Condition(base), "changed": Condition(changed)}
+    evaluate.check_held_out(conditions, [*problems["dev"], *problems["test"]], allow=study.allow_overlap)
+    responses = extraction_rollouts(base, study, out=out / "rollouts" / "train", say=say)
+    recipe = edit.DirectionRecipe(site="resid_post")
+    direction, _ = edit.extract_direction(base, responses, edit.DEMO, recipe, origin=study.origin("train"))
+    found = find_reasons(
+        conditions["base"], conditions["changed"], direction, problems, study.sampling, settings, out=out / "rollouts", say=say
+    )
+    said = verdicts.of_reasons(found.tables)
+    about = {
+        "study": study,
+        "settings": settings,
+        "heads_chosen": found.chosen,
+        "verdict": said,
+        "changed": changed.provenance(study.seed),
+    }
+    records = {name: report.json_records(table) for name, table in found.tables.items()}
+    store.write_json({**about, "provenance": base.provenance(study.seed), **records}, out / "why.json")
+    title = f"Why {changed.name} differs from {base.name}"
+    pages.write(reasons_page(title, found.tables, said, study, command), out / "report.html")
+    return found
+
+
+def undo_table(undo: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of ``why.undo`` as text cells: one row per set of heads and way, with intervals."""
+    rows: dict[str, dict[str, str]] = {}
+    for (heads, way, which), part in undo.groupby(["heads", "way", "which"], sort=False):
+        name = f"{heads} {which}".strip() + (f", {way}" if way else "")
+        cells = part.set_index("measure")
+        rows[name] = {}
+        for m, unit in UNITS.items():
+            mean, low, high = (float(cells.loc[m, column]) for column in ("change", "change_low", "change_high"))
+            rows[name][LABELS[m]] = with_interval(mean, low, high, unit, sign="+")
+    return pd.DataFrame(rows).T
+
+
+def reasons_page(title: str, tables: Mapping[str, pd.DataFrame], said: list[str], study: Study, command: str = "") -> Page:
+    """Return the page: verdict, figure, table of the heads that were put back, heads with the largest effects, and how it was made."""
+    main = Section(
+        "Which heads, which direction, which steps",
+        "Top left: effect of each head's change on the preference for long thinking, by patching it both ways (+ means longer). Top right: "
+        "cosine of the change of the residual stream with the length direction; dotted: 95 % of random directions lie between. Bars are 95 % "
+        "intervals. Bottom right: blue heads are put back to base, brown ones changed alone, random ones are grey.",
+        (figures.reasons(tables, title),),
+    )
+    top = tables["heads"].head(8)
+    effects = pd.DataFrame(
+        {
+            "effect, nats": [with_interval(r.effect, r.effect_low, r.effect_high, "nats", sign="+") for r in top.itertuples()],
+            "share of the whole, %": [
+                with_interval(r.share, r.share_low, r.share_high, "share", digits=0) for r in top.itertuples()
+            ],
+        },
+        index=[f"{r.layer}.{r.head}" for r in top.itertuples()],
+    )
+    return Page(
+        title=title,
+        verdict=said,
+        main=main,
+        table=undo_table(tables["undo"]),
+        caption="Part of the change that some heads make: changed minus 'put back', or 'alone' minus base, paired by problem, with 95 % "
+        "intervals. Random sets of other heads of the same layers are the control.",
+        sections=[
+            Section(
+                "Heads with the largest effects",
+                "Effect of the head's change on the preference for long thinking.",
+                html=pages.table_html(effects),
+            )
+        ],
+        made=f"Length direction from train problems, heads from dev problems, all else on {study.problems} test problems of {study.task}, "
+        f"{study.samples} samples each, with the same random numbers in all conditions.",
+        command=command,
+    )
