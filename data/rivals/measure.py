@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -61,8 +61,7 @@ def thresholds(low: float) -> CodeStop:
     return replace(rivals.ANSWERS, low=low, high=(1 + low) / 2)
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A method with four values of its knob.
 
     Attributes:
@@ -204,7 +203,8 @@ def figure(found: Mapping[str, Any]) -> go.Figure:
     points.append((base["tokens"]["mean"], 100 * base["right"]["mean"]))
     names.append(BASE)
     drawn.add_scatter(x=[points[-1][0]], y=[points[-1][1]], mode="markers", marker={"color": CONTROL, "size": 11, "symbol": "diamond"}, showlegend=False)  # fmt: skip
-    x_range, y_range = (0.0, 1.15 * max(x for x, _ in points)), (0.0, 100.0)
+    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
+    x_range, y_range = (left - 3, right + 3), (low - 10, high + 10)
     drawn.update_layout(annotations=placed(points, names, x_range, y_range))
     drawn.update_xaxes(title="think tokens, with forced answers", range=x_range).update_yaxes(title="right, %", range=y_range)
     return styled(drawn, "Training-free methods on the tiny reasoner (grey: base and random controls)")

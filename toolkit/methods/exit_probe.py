@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from toolkit import exits, identity, probes, stats
+from toolkit.baselines import closing
 from toolkit.directions import assumed_penalty, logistic_model
 from toolkit.exits import EarlyExit
 from toolkit.generate import Sampling, continuations
@@ -92,7 +93,7 @@ def chunks(
     found = []
     for r in rollouts:
         for _, reader in exits.candidates(lm, rule, r):
-            tag = exits.closing(lm, reader, rule.before)
+            tag = closing(lm, reader, rule.before)
             found.append((known[r.problem_id], list(reader.ids), tag))
     if not found:
         raise ValueError(
