@@ -55,15 +55,19 @@ class EarlyExit:
         cues = f" before {', '.join(self.cues)}" if self.cues else ""
         return f"exit at {self.ends!r}{cues} by {self.check}, closed by {self.before!r} and the tag"
 
+    def after_step(self, lm: LM, reader: Reader) -> bool:
+        """Return True if the response so far ends a step of thinking."""
+        if reader.phase != THINK or not reader.written or self.ends[-1] not in lm.token_text(reader.ids[-1]):
+            return False
+        return lm.text(reader.ids[-min(reader.written, len(self.ends)) :]).endswith(self.ends)
+
     def at_candidate(self, lm: LM, reader: Reader, drawn: int) -> bool:
         """Return True if the response so far ends a step of thinking, and the drawn token may begin another one."""
-        if reader.phase != THINK or not reader.written or self.ends[-1] not in lm.token_text(reader.ids[-1]):
+        if not self.after_step(lm, reader):
             return False
         if lm.tags is None or drawn in lm.eos_ids or reader.ends(drawn, lm.tags.close):
             return False  # the model stops by itself
-        if self.cues and lm.token_text(drawn).strip().lower() not in self.cues:
-            return False
-        return lm.text(reader.ids[-min(reader.written, len(self.ends)) :]).endswith(self.ends)
+        return not self.cues or lm.token_text(drawn).strip().lower() in self.cues
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
         """Return the token ids that close thinking, or ``None`` to keep the sampled token.
@@ -83,15 +87,21 @@ class EarlyExit:
         return closing(lm, reader, self.before)
 
 
-def candidates(lm: LM, rule: EarlyExit, rollout: Rollout) -> Iterator[tuple[int, Reader]]:
+def candidates(lm: LM, rule: EarlyExit, rollout: Rollout, *, closed: bool = False) -> Iterator[tuple[int, Reader]]:
     """Yield each candidate of a finished response, as the index of the token after it and a reader that ends before that token.
 
-    An exit that the rule made is a candidate too: the token after it is the first one that the rule placed.
+    Args:
+        lm: The model.
+        rule: The rule; its check is not called.
+        rollout: The response.
+        closed: True to yield the end of a step too if the closing tag follows. There the model stopped by itself, or the rule stopped it:
+            tokens do not say which.
     """
     reader = Reader(lm, rollout.token_ids[: rollout.prompt_len])
     for at in range(rollout.prompt_len, len(rollout.token_ids)):
         token = rollout.token_ids[at]
-        if rule.at_candidate(lm, reader, token):
+        close = closed and lm.tags is not None and reader.ends(token, lm.tags.close) and rule.after_step(lm, reader)
+        if close or rule.at_candidate(lm, reader, token):
             yield at, reader
         reader.push(token)
 

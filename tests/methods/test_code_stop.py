@@ -68,21 +68,25 @@ def test_thinking_stops_exactly_where_the_forced_answer_is_confident_or_confiden
     outcomes = set()
     for r in sampled:
         observed = []
-        for j, (at, reader) in enumerate(exits.candidates(tiny, rule, r), start=1):
+        for j, (at, reader) in enumerate(exits.candidates(tiny, rule, r, closed=True), start=1):
             _, logps = check.probe(tiny, reader)
             observed.append((math.exp(sum(logps) / len(logps)), reader.written))
             limit = 0.97 + 0.02 * min(1.0, (j - 1) / 2)
             stops = observed[-1][0] > limit or code_stop.decline(observed) > 1.5
-            assert stops == (r.token_ids[at] == tiny.token_id("</think>"))
-            outcomes.add(stops)
-    assert outcomes == {True, False}
+            close = r.token_ids[at] == tiny.token_id("</think>")
+            assert close or not stops  # where the check does not stop, the model may
+            outcomes.add((stops, close))
+    assert {(True, True), (False, False)} <= outcomes
 
 
 def test_probe_tokens_are_those_of_the_candidates_up_to_the_exit(tiny, problems_of):
     rule = EarlyExit(CodeStop(low=1.0, high=1.0, limit=math.inf, skip=(0, 0), probe=Probe(tokens=2)), "\n")  # never stops
     for r in rollouts(tiny, problems_of(5), Sampling(max_new_tokens=80), progress=False):
-        places = list(exits.candidates(tiny, rule, r))
-        assert code_stop.probe_tokens(tiny, rule, r) == 2 * len(places)
+        steps = tiny.text(r.token_ids[r.think.start : r.think.stop]).count("\n")
+        assert code_stop.probe_tokens(tiny, rule, r) == 2 * steps
+        assert (
+            code_stop.probe_tokens(tiny, EarlyExit(CodeStop(low=0.0, high=0.0, skip=(0, 0), probe=Probe(tokens=2)), "\n"), r) == 2
+        )
 
 
 def test_bad_thresholds_are_refused():

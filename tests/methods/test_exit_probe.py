@@ -16,15 +16,16 @@ from toolkit.lm import Condition
 from toolkit.methods import exit_probe
 from toolkit.methods.exit_probe import Chunks, ExitProbe
 from toolkit.store import WrongModelError
+from toolkit.tasks import arithmetic
 from toolkit.tasks.grading import grade
 
 RULE = EarlyExit(RandomExit((0.0,), 0), "\n")
 
 
 @pytest.fixture(scope="module")
-def found(tiny, problems_of):
-    problems = problems_of(12)
-    base = rollouts(tiny, problems, Sampling(n=2, max_new_tokens=60), progress=False)
+def found(tiny):
+    problems = arithmetic.load("train", 16)
+    base = rollouts(tiny, problems, Sampling(n=3, max_new_tokens=60), progress=False)
     return problems, base, exit_probe.chunks(tiny, RULE, base, problems)
 
 
@@ -63,11 +64,12 @@ def test_thinking_stops_at_the_first_chunk_whose_probability_is_above_the_thresh
     probe = replace(exit_probe.fit(tiny, chunks), threshold=0.6)
     rule, outcomes = EarlyExit(probe, "\n"), set()
     for r in rollouts(Condition(tiny, rules=(rule,)), problems, Sampling(n=2, max_new_tokens=60), progress=False):
-        for at, reader in exits.candidates(tiny, rule, r):
+        for at, reader in exits.candidates(tiny, rule, r, closed=True):
             stops = probe.probability(tiny, reader.ids) > 0.6
-            assert stops == (r.token_ids[at] == tiny.token_id("</think>"))
-            outcomes.add(stops)
-    assert outcomes == {True, False}
+            close = r.token_ids[at] == tiny.token_id("</think>")
+            assert close or not stops  # where the check does not stop, the model may
+            outcomes.add((stops, close))
+    assert {(True, True), (False, False)} <= outcomes
 
 
 def test_calibration_is_that_of_probes_on_other_problems(found):

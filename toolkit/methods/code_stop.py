@@ -86,7 +86,7 @@ def decline(observed: Sequence[tuple[float, int]]) -> float:
     if len(observed) < FEWEST:
         return 0.0
     last = observed[-1][1]
-    return sum(1 + math.log(last / max(1, t)) for (before, _), (now, t) in pairwise(observed) if now < before)
+    return math.fsum(1 + math.log(last / max(1, t)) for (before, _), (now, t) in pairwise(observed) if now < before)
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,12 @@ class CodeStop:
 
 
 def probe_tokens(lm: LM, rule: EarlyExit, rollout: Rollout) -> int:
-    """Return the number of tokens that the probes of a response took: the check is replayed on it, up to its exit."""
+    """Return the number of tokens that the probes of a response took: the check is replayed on it, up to its exit.
+
+    If thinking closes after a step, the probe there counts if the check would stop: then it cannot be told whether the model closed it.
+    """
     earlier: list[Any] = []
-    for _, reader in exits.candidates(lm, rule, rollout):
+    for _, reader in exits.candidates(lm, rule, rollout, closed=True):
         if rule.check(lm, reader, earlier):
             break
     return sum(tokens for _, _, tokens in earlier)
