@@ -62,7 +62,7 @@ def test_a_forced_answer_is_decoded_greedily_from_the_closed_thought(model_type,
 
 
 def test_thinking_stops_exactly_where_the_forced_answer_is_confident_or_confidence_has_declined(tiny, problems_of):
-    check = CodeStop(low=0.97, high=0.99, limit=1.5, skip=(0, 0), probe=Probe(tokens=4))
+    check = CodeStop(low=0.9999, high=0.99995, limit=3.0, skip=(0, 0), probe=Probe(tokens=4))
     rule = EarlyExit(check, "\n")
     sampled = rollouts(Condition(tiny, rules=(rule,)), problems_of(8), Sampling(n=3, max_new_tokens=80), progress=False)
     outcomes = set()
@@ -71,8 +71,8 @@ def test_thinking_stops_exactly_where_the_forced_answer_is_confident_or_confiden
         for j, (at, reader) in enumerate(exits.candidates(tiny, rule, r, closed=True), start=1):
             _, logps = check.probe(tiny, reader)
             observed.append((math.exp(sum(logps) / len(logps)), reader.written))
-            limit = 0.97 + 0.02 * min(1.0, (j - 1) / 2)
-            stops = observed[-1][0] > limit or code_stop.decline(observed) > 1.5
+            limit = 0.9999 + 0.00005 * min(1.0, (j - 1) / 2)
+            stops = observed[-1][0] > limit or code_stop.decline(observed) > 3.0
             close = r.token_ids[at] == tiny.token_id("</think>")
             assert close or not stops  # where the check does not stop, the model may
             outcomes.add((stops, close))
