@@ -108,7 +108,8 @@ def test_states_of_questions_are_those_of_the_last_prompt_token(tiny, sampled):
     assert len(states.rows) == len({r.problem_id for r in found})
     with hooks.record(tiny.layout, [Site("resid_post", 3)]) as seen, torch.inference_mode():
         tiny.body(input_ids=torch.tensor([found[0].token_ids[: found[0].prompt_len]]), use_cache=False)
-    assert torch.allclose(states.values[0, 3], seen[Site("resid_post", 3)][0, -1], atol=1e-4)
+    row = list(states.rows["problem_id"]).index(found[0].problem_id)
+    assert torch.allclose(states.values[row, 3], seen[Site("resid_post", 3)][0, -1], atol=1e-4)
 
 
 def test_bad_input_is_refused(tiny, sampled):
