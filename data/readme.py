@@ -273,6 +273,25 @@ def systems() -> str:
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["where", "runs as", "found"]))
 
 
+def further() -> str:
+    """Return the table of the methods beyond the 50 systems. Effects of training-free ones come from the results of ``data/rivals``."""
+    judged = read("data/rivals/results.json")["methods"]
+    rows = {}
+    for method in read("data/further.json"):
+        effects = []
+        if name := method.get("rival"):
+            for metric, unit, label in (("right", "share", "points"), ("tokens", "tokens", "tokens")):
+                change = judged[name][metric]["minus control"]
+                effects.append(f"{with_interval(change['mean'], change['low'], change['high'], unit, sign='+')} {label}")
+        paper = method["paper"]
+        rows[f"{method['name']} ([{paper}](https://arxiv.org/abs/{paper}))"] = [
+            ", ".join(f"`{place}`" for place in method["where"]),
+            method["runs"],
+            f"Minus its random control: {', '.join(effects)}." if effects else "Not measured yet.",
+        ]
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["where", "runs as", "found on the tiny reasoner"]))
+
+
 RESULTS, FRONT, PREFERENCES = ROOT / "data/README.md", ROOT / "README.md", ROOT / "data/rewards/README.md"
 
 
@@ -294,7 +313,7 @@ def reward_kinds() -> str:
 
 BLOCKS: Mapping[str, tuple[Path, Callable[[], str]]] = {
     "demo": (RESULTS, demo), "board": (RESULTS, board), "retrieval": (RESULTS, retrieval), "entropy": (RESULTS, entropy),
-    "smol": (RESULTS, smol), "speed": (RESULTS, speed), "served": (RESULTS, served),
+    "smol": (RESULTS, smol), "speed": (RESULTS, speed), "served": (RESULTS, served), "further": (RESULTS, further),
     "models": (FRONT, models), "formats": (FRONT, formats), "gpu": (FRONT, gpu_costs), "systems": (FRONT, systems),
     "sources": (PREFERENCES, sources), "kinds": (PREFERENCES, reward_kinds),
 }  # fmt: skip

@@ -43,6 +43,27 @@ def _closing_tag(lm: LM) -> str:
     return lm.tags.close
 
 
+def closing(lm: LM, reader: Reader, before: str = "") -> tuple[int, ...]:
+    """Return the token ids that close the thinking of a response.
+
+    Args:
+        lm: The model.
+        reader: State of the response, which is in the think phase.
+        before: Text that is placed directly before the closing tag. If the model has already written the first tokens of the tag, this
+            text is left out, and only the rest of the tag is placed.
+
+    Raises:
+        NoThinkTagsError: The model has no closing think tag.
+    """
+    tag = _closing_tag(lm)
+    text = ENDS_MESSAGE.get(tag, "") + tag
+    # The model may have begun to write the closing tag itself: then only the rest is placed.
+    begun = lm.text(reader.tail) if lm.token_id(text) is None else ""
+    # part: length of the longest beginning of the closing text with which the response ends.
+    part = next((n for n in range(len(text) - 1, 0, -1) if begun.endswith(text[:n])), 0)
+    return _ids(lm, text[part:] if part else before + text)
+
+
 @dataclass(frozen=True)
 class Budget:
     """Decoding rule that ends thinking after a number of tokens (budget forcing, arXiv:2501.19393).
@@ -79,15 +100,9 @@ class Budget:
         Raises:
             NoThinkTagsError: The model has no closing think tag.
         """
-        tag = _closing_tag(lm)
-        if reader.phase != THINK or reader.written < self.tokens or reader.ends(drawn, tag):
+        if reader.phase != THINK or reader.written < self.tokens or reader.ends(drawn, _closing_tag(lm)):
             return None
-        closing = ENDS_MESSAGE.get(tag, "") + tag
-        # The model may have begun to write the closing tag itself: then only the rest is placed.
-        begun = lm.text(reader.tail) if lm.token_id(closing) is None else ""
-        # part: length of the longest beginning of the closing text with which the response ends.
-        part = next((n for n in range(len(closing) - 1, 0, -1) if begun.endswith(closing[:n])), 0)
-        return _ids(lm, closing[part:] if part else self.before + closing)
+        return closing(lm, reader, self.before)
 
 
 @dataclass(frozen=True)

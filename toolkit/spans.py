@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -200,12 +201,20 @@ class Reader:
         forced: Number of sampled tokens that were replaced by decoding rules, all rules together. A decoding rule puts other tokens in
             place of a sampled one, such as "Wait" for a closing tag. ``generate`` updates this number.
         placed: Decoding rule -> number of sampled tokens that it has replaced. A rule updates its own entry, if it needs the number.
+        ids: Token ids of the prompt and of the response so far, without tool results.
+        kept: Decoding rule -> other facts about this response that the rule needs later, such as its earlier measurements.
     """
 
     def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
-        self.lm, self.tail = lm, list(prompt[-TAIL:])
+        self.lm, self.ids = lm, list(prompt)
         self.phase, self.written, self.forced = phase_at_end(lm, prompt), 0, 0
         self.placed: Counter[Hashable] = Counter()
+        self.kept: dict[Hashable, list[Any]] = {}
+
+    @property
+    def tail(self) -> list[int]:
+        """The last ``TAIL`` token ids, in which a tag is searched."""
+        return self.ids[-TAIL:]
 
     def ends(self, token: int, tag: str | None) -> bool:
         """Return True if ``token``, as the next token, would complete an occurrence of ``tag``; False if ``tag`` is ``None``."""
@@ -230,4 +239,4 @@ class Reader:
             self.phase = THINK
         elif self.phase == THINK:
             self.written += 1
-        self.tail = [*self.tail[1 - TAIL :], token]
+        self.ids.append(token)

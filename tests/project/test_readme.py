@@ -86,6 +86,14 @@ def test_the_readme_lists_fifty_systems_and_every_place_is_a_module():
     assert all((ROOT / "toolkit" / f"{place}.py").is_file() or (ROOT / "toolkit" / place).is_dir() for place in places), places
 
 
+def test_methods_beyond_the_fifty_systems_are_other_papers_and_every_place_is_a_module():
+    further, papers = TABLES.read("data/further.json"), {s["paper"] for s in TABLES.read("data/systems.json")}
+    assert len(further) == len({m["paper"] for m in further}) and papers.isdisjoint(m["paper"] for m in further)
+    assert all((ROOT / "toolkit" / f"{place}.py").is_file() for m in further for place in m["where"])
+    named = [m["rival"] for m in further if "rival" in m]
+    assert {*named, "steering (ours)", "edit (ours)"} == {*TABLES.read("data/rivals/results.json")["methods"]}
+
+
 def test_a_newcomer_reads_at_most_900_words_before_the_reference():
     assert len(README.split("# Reference")[0].split()) <= 900
 

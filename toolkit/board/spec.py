@@ -147,7 +147,7 @@ class Spec:
         return self.basis(ground, seed).key
 
 
-def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
+def spec_of(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
     """Return a spec whose function is ``make`` with the keyword arguments ``about`` filled in.
 
     The spec's ``identity`` is the name of ``make`` and these arguments, so the cache key needs no call of ``make``.
@@ -251,7 +251,7 @@ def check_distinct(keys: Mapping[str, str]) -> None:
 
 def base() -> Spec:
     """Return the condition ``base``: the unchanged model, from which all differences are computed."""
-    return _spec(BASE, "base", _base, {}, note="as it is")
+    return spec_of(BASE, "base", _base, {}, note="as it is")
 
 
 def _base(ground: Ground, seed: int) -> Condition:
@@ -284,7 +284,7 @@ def edited(
     family = "control" if control else "edit"
     share = "" if fraction is None else f", {100 * fraction:g} % of heads"
     note = f"{form}, strength {strength:g}{share}: {note}"
-    return _spec(name, family, _edited, about, seeded=bool(control), paper="2503.22048", note=note)
+    return spec_of(name, family, _edited, about, seeded=bool(control), paper="2503.22048", note=note)
 
 
 def _edited(
@@ -343,7 +343,7 @@ def steered(
     paper = DIRECTIONS[direction]
     where = "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"
     note = f"{'a random direction of the norm of ' if control else ''}{direction}'s, {strength:+g}, {where}, {during}"
-    return _spec(name, "control" if control else "steer", _steered, about, seeded=control, paper=paper, note=note)
+    return spec_of(name, "control" if control else "steer", _steered, about, seeded=control, paper=paper, note=note)
 
 
 def _steered(
@@ -368,7 +368,7 @@ def masked(name: str, count: int, *, control: bool = False) -> Spec:
     """
     note = f"{count} {'random heads of the same layers' if control else 'retrieval heads'}, uniform attention in decode"
     about = {"count": count, "control": control}
-    return _spec(name, "control" if control else "mask", _masked, about, seeded=control, paper="2404.15574", note=note)
+    return spec_of(name, "control" if control else "mask", _masked, about, seeded=control, paper="2404.15574", note=note)
 
 
 def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Condition:
@@ -386,7 +386,7 @@ def with_rule(name: str, rule: Rule, paper: str = "") -> Spec:
         rule: Decoding rule, such as ``baselines.Budget(20)``, which closes thinking after 20 tokens.
         paper: arXiv id, or "".
     """
-    return _spec(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.describe(rule))
+    return spec_of(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.describe(rule))
 
 
 def _with_rule(ground: Ground, seed: int, *, rule: Rule) -> Condition:
@@ -403,7 +403,7 @@ def with_intervention(name: str, act: Intervention, family: str = "decode", pape
         family: One of ``FAMILIES``; sets colour and symbol in figures.
         paper: arXiv id, or "".
     """
-    return _spec(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.describe(act))
+    return spec_of(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.describe(act))
 
 
 def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condition:
@@ -418,7 +418,7 @@ def prompted(name: str, ask: Ask, paper: str = "") -> Spec:
         ask: Function that changes the messages of a prompt, such as ``baselines.Instruction("quick")``.
         paper: arXiv id, or "".
     """
-    return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.describe(ask))
+    return spec_of(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.describe(ask))
 
 
 def _prompted(ground: Ground, seed: int, *, ask: Ask) -> Condition:
@@ -459,7 +459,7 @@ def trained(
     how = [f"{recipe.name}, arXiv {recipe.paper}" if recipe.paper else recipe.name]
     how += ["the largest 25 % of its changes, x 0.7"] * merged + [f"of the edited model (strength {edit:g})"] * bool(edit)
     how += [f"then steered by {steer:+g}"] * bool(steer)
-    return _spec(
+    return spec_of(
         name,
         "combined" if merged or edit or steer else "trained",
         _trained,

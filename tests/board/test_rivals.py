@@ -1,0 +1,72 @@
+"""Every rival is a condition of the board with a random control, and both are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from toolkit.board import Ground, Sizes, rivals, spec
+from toolkit.exits import EarlyExit, RandomExit
+from toolkit.generate import Sampling, rollouts
+from toolkit.methods.crest import HeadRotation
+from toolkit.methods.rebalance import Confident
+from toolkit.steering import Steering
+
+KINDS = {
+    "stable": (lambda control: rivals.stable("stable", -0.2, control=control), Steering),
+    "manifold": (lambda control: rivals.projected("manifold", 1.0, components=4, control=control), Steering),
+    "crest": (lambda control: rivals.rotated("crest", 4, control=control), HeadRotation),
+    "rebalance": (lambda control: rivals.confident("rebalance", 1.0, control=control), Confident),
+    "code": (lambda control: rivals.answered("code", control=control), EarlyExit),
+    "probe": (lambda control: rivals.probed("probe", 0.5, control=control), EarlyExit),
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tiny, tmp_path_factory):
+    return Ground(tiny, Sizes(extraction=(60, 4), max_new_tokens=100), tmp_path_factory.mktemp("rivals"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_rival_and_its_control_are_conditions_of_the_same_kind_with_a_random_part(ground, name):
+    make, kind = KINDS[name]
+    mine, control = make(False), make(True)
+    assert not mine.seeded and control.seeded and control.family == "control" != mine.family
+    made = [mine.make(ground, 0), *(control.make(ground, seed) for seed in (0, 1))]
+    acts = [(*c.during, *c.rules) for c in made]
+    assert all(len(each) == 1 and isinstance(each[0], kind) for each in acts)
+    assert len({str(each[0]) for each in acts}) == 3
+    if kind is Steering:
+        assert torch.allclose(acts[0][0].direction.norms, acts[1][0].direction.norms)
+        assert acts[0][0].op == acts[1][0].op and acts[0][0].layers == acts[1][0].layers
+    if kind is HeadRotation:
+        assert sorted(t.layer for t in acts[0][0].turns) == sorted(t.layer for t in acts[1][0].turns)
+    if kind is EarlyExit:
+        assert isinstance(acts[1][0].check, RandomExit) and acts[1][0].ends == acts[0][0].ends
+
+
+def test_the_keys_of_rivals_and_controls_differ():
+    specs = [spec.base(), *(make(control) for make, _ in KINDS.values() for control in (False, True)), rivals.closed("closed", 24)]
+    names = [f"{i}" for i in range(len(specs))]
+    spec.check_distinct({name: str(s.known.body) for name, s in zip(names, specs, strict=True)})
+
+
+def test_the_control_of_a_budget_closes_as_many_responses_as_the_budget(ground):
+    base = ground.sample()
+    (rule,) = rivals.closed("closed", 24).make(ground, 0).rules
+    (rate,), wanted = rule.check.rates, sum(r.think_tokens > 24 for r in base)
+    # A response with n steps before the last is closed with chance 1 - (1 - rate)^n.
+    counts = [ground.lm.text(r.token_ids[r.think.start : r.think.stop - 1]).count("\n") for r in base]
+    assert sum(1 - (1 - rate) ** n for n in counts) == pytest.approx(wanted, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["rebalance", "crest"])
+def test_an_intervention_of_a_rival_acts_in_sampling_and_in_passes_over_whole_responses(ground, name):
+    condition = KINDS[name][0](False).make(ground, 0)
+    problems = ground.study.load("train", ground.lm)[:3]
+    sampled = rollouts(condition, problems, Sampling(2, max_new_tokens=80, details=True), progress=False)
+    for r in sampled:
+        with condition.active() as lm, torch.inference_mode():
+            logits = lm.model(input_ids=torch.tensor([r.token_ids]), use_cache=False).logits[0, r.prompt_len - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(r.token_ids[r.prompt_len :])[:, None])[:, 0]
+        assert list(r.logprobs) == pytest.approx(expected.tolist(), abs=1e-3)

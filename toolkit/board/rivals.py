@@ -1,0 +1,250 @@
+"""Conditions of the board for training-free rivals of steering and edits, each with a random control.
+
+``data/rivals/conditions.py`` lists them at the settings that ``data/rivals`` chose on the tiny reasoner's dev split: ``toolkit board
+--conditions data/rivals/conditions.py``. For another model, choose words, ends of steps and strengths on its own dev split.
+
+Everything that a method learns is learnt from ``Ground.sample``, responses of base to problems of the train split. Where a second sample is
+needed, such as the exits that a control repeats, the problems are halved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from toolkit import collect, directions
+from toolkit.baselines import Budget
+from toolkit.board.ground import Ground
+from toolkit.board.spec import Spec, spec_of
+from toolkit.collect import MLP
+from toolkit.directions import random_like
+from toolkit.edits import steering
+from toolkit.exits import EarlyExit, RandomExit, candidates, rates
+from toolkit.lm import Condition
+from toolkit.methods import crest, efficiency_steering, exit_probe, manifold_steering, rebalance, stable_directions
+from toolkit.methods.code_stop import CodeStop, Probe
+from toolkit.step_states import starts_with, step_states
+from toolkit.types import Problem, Rollout
+
+T = TypeVar("T")
+WORDS, LINE = ("wait",), "\n"  # the tiny reasoner's re-checks, and the end of its steps
+ANSWERS = CodeStop(skip=(0, 0), probe=Probe(tokens=6))  # its answers have one to three tokens
+TAU = 0.2  # its re-checks are less stable than the paper's: none reaches .4 (data/rivals)
+LAST = -1
+
+
+def _once(ground: Ground, what: str, make: Callable[[], T]) -> T:
+    """Return a value that is computed once per ``Ground``."""
+    key = ("rivals", what)
+    if key not in ground.made:
+        ground.made[key] = make()
+    return ground.made[key]
+
+
+def _halves(ground: Ground) -> tuple[list[Problem], list[Rollout], list[Rollout]]:
+    """Return the problems of the base responses, and the responses of every second problem and of the others."""
+    problems = ground.study.load("train", ground.lm)
+    first = {p.id for p in problems[::2]}
+    mine = [r for r in ground.sample() if r.problem_id in first]
+    return problems, mine, [r for r in ground.sample() if r.problem_id not in first]
+
+
+# --- directions --------------------------------------------------------------------------------------------------
+
+
+def stable(name: str, strength: float, *, tau: float = TAU, words: tuple[str, ...] = WORDS, control: bool = False) -> Spec:
+    """Return a condition that steers along a stability-filtered direction of re-checking (arXiv 2604.02113).
+
+    Args:
+        name: Unique name of the condition.
+        strength: Added norm as a share of the typical norm of the activations; - shortens thinking. Positions: the think span, last layer.
+        tau: Smallest stability of a boundary that is kept.
+        words: Words with which a re-check begins, in lower case.
+        control: True for a random control: a random direction of the same norm.
+    """
+    about = {"strength": strength, "tau": tau, "words": words, "control": control}
+    note = f"{'a random direction of the norm of ' if control else ''}stable re-checking's, {strength:+g} of the typical norm"
+    return spec_of(name, _family(control), _stable, about, seeded=control, paper="2604.02113", note=note)
+
+
+def _family(control: bool, family: str = "steer") -> str:
+    return "control" if control else family
+
+
+def _stable(ground: Ground, seed: int, *, strength: float, tau: float, words: tuple[str, ...], control: bool) -> Condition:
+    def make():
+        label, responses = starts_with(*words), ground.sample()
+        boundaries = stable_directions.stabilities(ground.lm, responses, ground.study.load("train", ground.lm), label)
+        states = stable_directions.keep_stable(step_states(ground.lm, responses, MLP, label), boundaries, tau)
+        v = stable_directions.direction(states, stable_directions.question_states(ground.lm, responses, MLP))
+        return directions.in_typical_units(v, collect.typical_norm(ground.lm, responses, MLP))
+
+    v = _once(ground, f"stable {tau} {words}", make)
+    v = random_like(v, seed=seed) if control else v
+    return Condition(ground.lm, (steering(v, strength, layers=(LAST % ground.lm.layout.n_layers,), during="think"),))
+
+
+def projected(name: str, strength: float, *, components: int = manifold_steering.COMPONENTS, control: bool = False) -> Spec:
+    """Return a condition that removes the direction of long thinking on the manifold of activations (arXiv 2505.22411).
+
+    Args:
+        name: Unique name of the condition.
+        strength: Share of the component that is removed, 1 for all of it, in the think span of the last layer.
+        components: Number of principal components that span the manifold.
+        control: True for a random control: a random direction.
+    """
+    about = {"strength": strength, "components": components, "control": control}
+    note = f"{strength:g} of the component along {'a random direction' if control else 'long thinking on the manifold'} removed"
+    return spec_of(name, _family(control), _projected, about, seeded=control, paper="2505.22411", note=note)
+
+
+def _projected(ground: Ground, seed: int, *, strength: float, components: int, control: bool) -> Condition:
+    def make():
+        responses = ground.sample()
+        pairs = efficiency_steering.pairs(responses)
+        return manifold_steering.direction(collect.states(ground.lm, responses, MLP, by=pairs), components)
+
+    v = _once(ground, f"manifold {components}", make)
+    v = random_like(v, seed=seed) if control else v
+    return Condition(ground.lm, (steering(v, strength, layers=(LAST % ground.lm.layout.n_layers,), during="think", op="ablate"),))
+
+
+# --- heads and confidence ----------------------------------------------------------------------------------------
+
+
+def rotated(name: str, count: int, *, words: tuple[str, ...] = WORDS, ends: str = LINE, control: bool = False) -> Spec:
+    """Return a condition that turns the outputs of some heads away from re-checking at the ends of steps (CREST, arXiv 2512.24574).
+
+    Args:
+        name: Unique name of the condition.
+        count: Number of heads, those with the most accurate probes.
+        words: Words with which a re-check begins, in lower case.
+        ends: Text with which a step ends.
+        control: True for a random control: other heads, random directions.
+    """
+    about = {"count": count, "words": words, "ends": ends, "control": control}
+    note = f"{count} {'random heads, random directions' if control else 'heads turned away from re-checking'}"
+    return spec_of(name, _family(control), _rotated, about, seeded=control, paper="2512.24574", note=note)
+
+
+def _rotated(ground: Ground, seed: int, *, count: int, words: tuple[str, ...], ends: str, control: bool) -> Condition:
+    def make():
+        states = step_states(ground.lm, ground.sample(), "z", starts_with(*words))
+        return states, crest.scores(states, ground.lm.layout)
+
+    states, scored = _once(ground, f"crest {words}", make)
+    act = crest.rotation(states, ground.lm.layout, scored, count, ends=ends)
+    return Condition(ground.lm, (crest.random_turns(act, ground.lm.layout, seed=seed) if control else act,))
+
+
+def confident(name: str, scale: float, *, words: tuple[str, ...] = WORDS, ends: str = LINE, control: bool = False) -> Spec:
+    """Return a condition that steers with a strength that follows the confidence of the steps so far (ReBalance, arXiv 2603.12372).
+
+    Args:
+        name: Unique name of the condition.
+        scale: Factor on the published strengths; 1 is the code's.
+        words: Words that make a step overthinking, in lower case.
+        ends: Text with which a step ends.
+        control: True for a random control: a random direction of the same norm.
+    """
+    about = {"scale": scale, "words": words, "ends": ends, "control": control}
+    note = f"{scale:g} x a strength that follows confidence{', along a random direction' if control else ''}"
+    return spec_of(name, _family(control), _confident, about, seeded=control, paper="2603.12372", note=note)
+
+
+def _confident(ground: Ground, seed: int, *, scale: float, words: tuple[str, ...], ends: str, control: bool) -> Condition:
+    def make():
+        responses = ground.sample()
+        measured = rebalance.confidences(ground.lm, responses, ends)
+        limits = rebalance.levels(measured)
+        v = rebalance.direction(ground.lm, responses, measured, limits, words=words)
+        return v, rebalance.best_layer(ground.lm, responses, measured), limits
+
+    v, layer, limits = _once(ground, f"rebalance {words} {ends!r}", make)
+    v = random_like(v, seed=seed) if control else v
+    return Condition(ground.lm, (rebalance.Confident(v, layer, limits, scale, ends),))
+
+
+# --- exits -------------------------------------------------------------------------------------------------------
+
+
+def answered(name: str, check: CodeStop = ANSWERS, *, ends: str = LINE, control: bool = False) -> Spec:
+    """Return a condition that stops thinking where a forced answer is confident, or confidence declines (CoDE-Stop, arXiv 2604.04930).
+
+    The tokens of forced answers are not in ``think_tokens``: see ``code_stop.probe_tokens``.
+
+    Args:
+        name: Unique name of the condition.
+        check: Thresholds, and how an answer is forced.
+        ends: Text with which a step ends.
+        control: True for a random control: as many exits at the same candidates, in responses chosen at random.
+    """
+    about = {"check": check, "ends": ends, "control": control}
+    note = f"{'random exits, as many as of ' if control else ''}{check}"
+    return spec_of(name, _family(control, "decode"), _answered, about, seeded=control, paper="2604.04930", note=note)
+
+
+def _answered(ground: Ground, seed: int, *, check: CodeStop, ends: str, control: bool) -> Condition:
+    return _exiting(ground, seed, EarlyExit(check, ends), control)
+
+
+def probed(name: str, threshold: float = exit_probe.THRESHOLD, *, ends: str = LINE, control: bool = False) -> Spec:
+    """Return a condition that stops thinking where a probe on the last hidden state expects a right answer (arXiv 2504.05419).
+
+    Args:
+        name: Unique name of the condition.
+        threshold: Probability above which thinking stops.
+        ends: Text with which a step ends.
+        control: True for a random control, as in ``answered``.
+    """
+    about = {"threshold": threshold, "ends": ends, "control": control}
+    note = f"{'random exits, as many as of ' if control else ''}a probe over {threshold:g}"
+    return spec_of(name, _family(control, "decode"), _probed, about, seeded=control, paper="2504.05419", note=note)
+
+
+def _probed(ground: Ground, seed: int, *, threshold: float, ends: str, control: bool) -> Condition:
+    def make():
+        problems, first, _ = _halves(ground)
+        # The check is not called: any will do.
+        found = exit_probe.chunks(ground.lm, EarlyExit(RandomExit((0.0,), 0), ends), first, problems)
+        return exit_probe.fit(ground.lm, found)
+
+    probe = _once(ground, f"probe {ends!r}", make)
+    return _exiting(ground, seed, EarlyExit(replace(probe, threshold=threshold), ends), control)
+
+
+def _exiting(ground: Ground, seed: int, rule: EarlyExit, control: bool) -> Condition:
+    """Return the condition with a rule, or with its random control, whose exits are counted on the second half of the responses."""
+    if control:
+        shares = _once(ground, f"rates {rule}", lambda: rates(ground.lm, rule, _halves(ground)[2]))
+        rule = replace(rule, check=RandomExit(shares, seed))
+    return Condition(ground.lm, rules=(rule,))
+
+
+def closed(name: str, budget: int, *, ends: str = LINE) -> Spec:
+    """Return the random control of a budget of think tokens: thinking is closed at the ends of random steps, in as many responses.
+
+    Args:
+        name: Unique name of the condition.
+        budget: Largest number of think tokens of the budget whose exits are counted.
+        ends: Text with which a step ends.
+    """
+    about = {"budget": budget, "ends": ends}
+    note = f"random exits, as many as by {Budget(budget)}"
+    return spec_of(name, "control", _closed, about, seeded=True, paper="2501.19393", note=note)
+
+
+def _closed(ground: Ground, seed: int, *, budget: int, ends: str) -> Condition:
+    def make() -> tuple[float, ...]:
+        # Chance of an exit per candidate, the same at each, so that as many responses are closed as have more tokens than the budget.
+        rule = EarlyExit(RandomExit((0.0,), 0), ends)
+        counts = [sum(1 for _ in candidates(ground.lm, rule, r)) for r in ground.sample()]
+        wanted = sum(r.think_tokens > budget for r in ground.sample())
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            rate = (low + high) / 2
+            low, high = (rate, high) if sum(1 - (1 - rate) ** n for n in counts) < wanted else (low, rate)
+        return (low,)
+
+    return Condition(ground.lm, rules=(EarlyExit(RandomExit(_once(ground, f"closed {budget} {ends!r}", make), seed), ends),))
