@@ -9,10 +9,25 @@ import signal
 
 from rich.markup import escape
 
-from toolkit.cli import board, check, dto, edit, entropy, export, giraffe, grpo, lenses, steer
+from toolkit.cli import board, check, claims, dto, edit, entropy, export, giraffe, grpo, lenses, steer
 from toolkit.cli.common import Stopped, app, log
 
-__all__ = ["Stopped", "app", "board", "check", "dto", "edit", "entropy", "export", "giraffe", "grpo", "lenses", "main", "steer"]
+__all__ = [
+    "Stopped",
+    "app",
+    "board",
+    "check",
+    "claims",
+    "dto",
+    "edit",
+    "entropy",
+    "export",
+    "giraffe",
+    "grpo",
+    "lenses",
+    "main",
+    "steer",
+]
 
 
 def main() -> None:

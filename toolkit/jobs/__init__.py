@@ -15,6 +15,8 @@ from toolkit.jobs.axes import (
     steering_arm,
 )
 from toolkit.jobs.check import Findings, check
+from toolkit.jobs.claims_ground import ClaimsStudy, Ground, NotMeasuredError
+from toolkit.jobs.claims_report import check_names, claims_report, posting, posting_table
 from toolkit.jobs.context import (
     ROTARY_FORMS,
     LengthStudy,
@@ -54,6 +56,7 @@ from toolkit.jobs.edit import (
 from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
 from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entropy_sensitivity, lenses
 from toolkit.jobs.masking import masking_effects, thinking_or_not
+from toolkit.jobs.published_claims import CLAIMS
 from toolkit.jobs.retrieval import Search, measure_retrieval
 from toolkit.jobs.retrieval_page import retrieval_report
 from toolkit.jobs.searching import EPISODES, calls_direction, episode_measures, with_tools
@@ -61,6 +64,7 @@ from toolkit.jobs.steer import dose_report, fitting_strengths, read_doses, steer
 from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
 
 __all__ = [
+    "CLAIMS",
     "DEMO",
     "DOSE",
     "EPISODES",
@@ -73,6 +77,7 @@ __all__ = [
     "STRENGTHS",
     "Arm",
     "Atlas",
+    "ClaimsStudy",
     "DirectionRecipe",
     "EditSettings",
     "EntropySettings",
@@ -80,7 +85,9 @@ __all__ = [
     "Finding",
     "Findings",
     "Form",
+    "Ground",
     "LengthStudy",
+    "NotMeasuredError",
     "RolloutDirectory",
     "Say",
     "Search",
@@ -90,6 +97,8 @@ __all__ = [
     "by_dispersion",
     "calls_direction",
     "check",
+    "check_names",
+    "claims_report",
     "condition_effects",
     "demo",
     "dose_report",
@@ -125,6 +134,8 @@ __all__ = [
     "perplexity_text",
     "plan_table",
     "pooled",
+    "posting",
+    "posting_table",
     "read_doses",
     "read_rollouts",
     "retrieval_report",
