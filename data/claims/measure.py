@@ -38,14 +38,11 @@ def main() -> None:
     lm = replace(lm, name=NAME)  # without the path of the file, which differs between machines
     work = publish.work_folder(__file__, CODE, lm.fingerprint)
     found = jobs.claims_report(lm, PLAN, work, say=lambda line: print(line, flush=True), command=COMMAND)
-    for name, target in (("claims.md", "README.md"), ("claims.json", "claims.json")):
-        store.write_text("\n".join(store.read_lines(work / name)) + "\n", HERE / target)
+    title, *text = store.read_lines(work / "claims.md")
+    picture = "![Effects in units of the smallest that matters; grey crosses compare with a random control](figure.png)"
+    store.write_text("\n".join([title, "", picture, *text, ""]), HERE / "README.md")
+    store.write_json(store.read_json(work / "claims.json"), HERE / "claims.json")
     publish.draw(figures.claimed(found), HERE / "figure.png", 1000, 150 + 26 * len(found))
-    splice = store.read_lines(HERE / "README.md")
-    store.write_text(
-        "\n".join([*splice[:1], "", "![Effects in units of the smallest that matters](figure.png)", *splice[1:]]) + "\n",
-        HERE / "README.md",
-    )
 
 
 if __name__ == "__main__":
