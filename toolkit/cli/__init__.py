@@ -9,7 +9,7 @@ import signal
 
 from rich.markup import escape
 
-from toolkit.cli import board, check, claims, dto, edit, entropy, export, giraffe, grpo, lenses, steer
+from toolkit.cli import board, check, claims, dto, edit, entropy, export, giraffe, grpo, lenses, replicate, steer
 from toolkit.cli.common import Stopped, app, log
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "grpo",
     "lenses",
     "main",
+    "replicate",
     "steer",
 ]
 

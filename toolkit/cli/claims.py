@@ -20,6 +20,7 @@ from toolkit.cli.common import (
     Samples,
     Seed,
     Task,
+    Temperature,
     Template,
     Think,
     Trust,
@@ -74,6 +75,7 @@ def claims(
     ] = None,
     problems: Problems = 100,
     samples: Samples = 4,
+    temperature: Temperature = 1.0,
     max_new_tokens: Budget = 400,
     batch_size: BatchSize = 256,
     think: Think = None,
@@ -113,7 +115,7 @@ def claims(
         reject_unread("by lookup, whose prompts have fixed lengths", "length")
     lengths = () if searched == "lookup" else (length,)
     plan = jobs.ClaimsStudy(
-        jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed),
+        jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, temperature=temperature),
         names,
         jobs.EditSettings(fraction, short_below=short_below, long_above=long_above, seed=seed, draws=draws),
         jobs.Search(searched, instances, lengths, draws=draws, batch_size=batch_size, seed=seed),

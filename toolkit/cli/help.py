@@ -15,7 +15,7 @@ from toolkit.cli.printing import out, say
 
 COMMANDS = {
     "Start here": ("demo", "check", "board"),
-    "Step by step": ("rollouts", "direction", "steer", "dose", "thinkedit", "compare"),
+    "Step by step": ("rollouts", "direction", "steer", "dose", "thinkedit", "compare", "replicate"),
     "Train and extend": ("grpo", "dto", "giraffe"),
     "Look inside": ("claims", "heads", "retrieval-heads", "entropy"),
     "Exchange with other tools": ("export", "import", "push"),

@@ -57,6 +57,8 @@ from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headlin
 from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entropy_sensitivity, lenses
 from toolkit.jobs.masking import masking_effects, thinking_or_not
 from toolkit.jobs.published_claims import CLAIMS
+from toolkit.jobs.replication import replicate, replication_verdict
+from toolkit.jobs.replication_plan import Replication, published_table, read_plan, replication_steps
 from toolkit.jobs.retrieval import Search, measure_retrieval
 from toolkit.jobs.retrieval_page import retrieval_report
 from toolkit.jobs.searching import EPISODES, calls_direction, episode_measures, with_tools
@@ -88,6 +90,7 @@ __all__ = [
     "Ground",
     "LengthStudy",
     "NotMeasuredError",
+    "Replication",
     "RolloutDirectory",
     "Say",
     "Search",
@@ -136,8 +139,13 @@ __all__ = [
     "pooled",
     "posting",
     "posting_table",
+    "published_table",
     "read_doses",
+    "read_plan",
     "read_rollouts",
+    "replicate",
+    "replication_steps",
+    "replication_verdict",
     "retrieval_report",
     "right_answers",
     "save_edited",

@@ -63,6 +63,8 @@ class ClaimsStudy:
             raise ValueError(
                 f"samples={self.study.samples}: claims compare responses to the same problem. Give at least 2 samples per problem."
             )
+        if not self.study.temperature > 0:
+            raise ValueError(f"temperature={self.study.temperature}: give one above 0, or all responses to a problem are equal.")
 
 
 @dataclass(frozen=True)

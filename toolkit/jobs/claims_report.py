@@ -78,7 +78,9 @@ def claims_report(
     page = report.claims_page(title, found, made=f"{made} {_VERDICTS}", command=command)
     shown = report.transcripts({"base": lm}, g.compare({}), g.tests, g.out / "rollouts" / "test")
     pages.write(_with_reasons(replace(page, table=posting_table(found), sections=[shown]), found), g.out / "report.html")
-    about = {"provenance": lm.provenance(plan.study.seed), "plan": plan, "made": made, "command": command}
+    # A task that is a file is named without its folder, since the report may be published.
+    named = {**vars(plan), "study": {**vars(plan.study), "task": Path(plan.study.task).name}}
+    about = {"provenance": lm.provenance(plan.study.seed), "plan": named, "made": made, "command": command}
     records = {name: claims.json_records(group) for name, group in groups.items()}
     store.write_json({**about, "claims": records}, g.out / "claims.json")
     store.write_text(posting(title, found, made, command), g.out / "claims.md")
@@ -138,7 +140,7 @@ def _made(g: Ground) -> str:
     draws = f"{g.plan.edit.draws} random draws per control. " if few else ""
     return (
         f"{Path(g.lm.name).name} (weights {g.lm.fingerprint[:12]}), {str(g.lm.model.dtype).removeprefix('torch.')}. {len(g.tests)} test problems of "
-        f"{Path(study.task).name}, {study.samples} samples each, temperature 1, at most {study.max_new_tokens} tokens, seed {study.seed}. Directions and heads come "
+        f"{Path(study.task).name}, {study.samples} samples each, temperature {study.temperature:g}, at most {study.max_new_tokens} tokens, seed {study.seed}. Directions and heads come "
         f"from {g.plan.train_problems or study.problems} train problems. {how}{draws}"
     ).strip()
 

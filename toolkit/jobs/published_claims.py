@@ -230,7 +230,9 @@ def length_and_accuracy(g: Ground) -> list[Claim]:
         )
         for name in ("shortest", "longest")
     ]
-    pooled = stats.correlation(rows["think_tokens"], ~rows["correct"], rows["problem_id"], seed=seed)
+    pooled = stats.correlation(
+        *(values.to_numpy() for values in (rows["think_tokens"], ~rows["correct"], rows["problem_id"])), seed=seed
+    )
     claims.append(
         Claim(
             text="wrong responses are longer than right ones (over all problems)",
