@@ -16,7 +16,7 @@ from toolkit.jobs.axes import (
 )
 from toolkit.jobs.check import Findings, check
 from toolkit.jobs.claims_ground import ClaimsStudy, Ground, NotMeasuredError
-from toolkit.jobs.claims_report import check_names, claims_report, posting, posting_table
+from toolkit.jobs.claims_page import check_names, claims_report, posting, posting_table
 from toolkit.jobs.context import (
     ROTARY_FORMS,
     LengthStudy,

@@ -101,13 +101,13 @@ def steered(g: Ground) -> list[Claim]:
         ]
     if low:
         found.append(c.claim(f"steered {low:+g}: less accurate", THINKEDIT, "accuracy", [f"the direction {low:+g}"], sign=-1))
-    own, *noise = (_rise(c, name, strengths_) for name in names)
+    rise, *others = (_rise(c, name, strengths_) for name in names)
     n = len(g.tests)
     text = f"length rises with the strength, over {len(strengths_) + 1} strengths"
-    beyond = stats.effect([stats.difference(own, other) for other in noise], n, seed=seed, seeded=True)
+    beyond = stats.effect([stats.difference(rise, other) for other in others], n, seed=seed, seeded=True)
     return [
         *found,
-        correlation_claim(f"{text} (within a problem)", THINKEDIT, stats.effect([own], n, seed=seed)),
+        correlation_claim(f"{text} (within a problem)", THINKEDIT, stats.effect([rise], n, seed=seed)),
         correlation_claim(f"{text}, more than along random directions", CONTROL, beyond),
     ]
 
@@ -187,6 +187,12 @@ def retrieving(g: Ground) -> list[Claim]:
     """Few heads retrieve from the prompt, and masking them harms retrieval and the task more than masking random heads (Retrieval Head)."""
     count = max(2, round(assumed_masked * len(g.lm.layout.all_heads)))
     search = replace(g.plan.search, counts=(count,), draws=g.plan.edit.draws)
+    longest = search.max_new_tokens + max(len(h.prompt_ids) for h in search.haystacks(g.lm, "dev"))
+    context = getattr(g.lm.model.config.get_text_config(), "max_position_embeddings", None)
+    if context and longest > context:
+        raise NotMeasuredError(
+            f"prompts that hide a fact ({search.task}) take up to {longest} tokens, the model's context is {context}."
+        )
     measured = retrieval.measure_retrieval(g.lm, search, out=g.out / "rollouts" / "haystacks", say=g.say)
     copied = measured.measured["copy, as published"]
     if len(copied.ids) < 4:

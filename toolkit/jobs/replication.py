@@ -14,7 +14,7 @@ from toolkit.claims import Claim
 from toolkit.engines import OWN_LOOP, Engine
 from toolkit.jobs import edit
 from toolkit.jobs.claims_ground import CONTROL, Comparison
-from toolkit.jobs.claims_report import posting_table
+from toolkit.jobs.claims_page import posting_table
 from toolkit.jobs.edit import Finding
 from toolkit.jobs.replication_plan import NOT_FOUND, Published, Replication, SamplingPart, said
 from toolkit.jobs.study import Say, origin
