@@ -131,7 +131,7 @@ def claims(
     if as_json:
         print_json(store.read_json(out_dir / "claims.json"))
         return
-    columns = ["effect (+ as claimed)", "power to detect it", "verdict"]
+    columns = ["effect (+ as claimed)", "power to detect it, %", "verdict"]
     show(jobs.posting_table(found)[columns], f"Published claims on {Path(lm.name).name}, with 95 % intervals")
     for claim in found:
         if claim.missing:

@@ -23,6 +23,7 @@ from toolkit.stats import Effect
 from toolkit.types import Problem
 
 EARLY = 16  # tokens per response that are decoded to time the model
+POWER = "power to detect it, %"  # column of ``posting_table``
 MEANING = """\
 - *reproduced*: the interval is on the claimed side of 0 (or of the limit in the claim) and includes effects that matter.
 - *real but too small to matter*: it is on that side and includes none.
@@ -97,7 +98,7 @@ def posting_table(found: Sequence[Claim]) -> pd.DataFrame:
             "from": claim.source,
             "effect (+ as claimed)": claim.row[2] or "-",
             "smallest that matters": f"{limit} {claim.unit}" if claim.unit else "-",
-            "power to detect it": "unknown" if math.isnan(claim.power) else f"{100 * claim.power:.0f} %",
+            POWER: "unknown" if math.isnan(claim.power) else f"{100 * claim.power:.0f}",
             "verdict": claim.verdict,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")

@@ -42,8 +42,9 @@ from toolkit.methods import efficiency_steering, failed_steps, phase_entropy, th
 from toolkit.tasks import haystack
 from toolkit.types import Direction, Rollout
 
-THINKEDIT, EFFICIENCY, RETRIEVAL = "ThinkEdit, 2503.22048", "Efficiency Steering, 2506.15647", "Retrieval Head, 2404.15574"
-BETWEEN, PEAR, FAILED = "Between Underthinking and Overthinking, 2505.00127", "PEAR, 2510.08026", "2509.19284"
+THINKEDIT, EFFICIENCY, RETRIEVAL = "2503.22048 (ThinkEdit)", "2506.15647 (Efficiency Steering)", "2404.15574 (Retrieval Head)"
+BETWEEN, PEAR = "2505.00127 (Between Underthinking and Overthinking)", "2510.08026 (PEAR)"
+FAILED = "2509.19284 (failed steps)"
 UNMEASURABLE = (
     NotMeasuredError, NoThinkTagsError, thinkedit.ClassTooSmallError, efficiency_steering.TooFewPairsError, haystack.HaystackError,
     needles.NeedleError,
