@@ -22,6 +22,7 @@ from toolkit.pages import Page
 from toolkit.stats import Effect
 from toolkit.types import Problem
 
+FEW = 20  # with fewer test problems than this, the report says that intervals are too narrow: ours
 EARLY = 16  # tokens per response that are decoded to time the model
 POWER = "power to detect it, %"  # column of ``posting_table``
 MEANING = """\
@@ -139,10 +140,13 @@ def _made(g: Ground) -> str:
     how = "Whole responses count as thinking, since the model marks none. " if tags is not None and tags.close is None else ""
     few = [name for name, group in CLAIMS.items() if name in g.plan.names and group.conditions(1)]
     draws = f"{g.plan.edit.draws} random draws per control. " if few else ""
+    narrow = (
+        "With so few problems, bootstrap intervals are too narrow: this is a trial of the command. " if len(g.tests) < FEW else ""
+    )
     return (
         f"{Path(g.lm.name).name} (weights {g.lm.fingerprint[:12]}), {str(g.lm.model.dtype).removeprefix('torch.')}. {len(g.tests)} test problems of "
         f"{Path(study.task).name}, {study.samples} samples each, temperature {study.temperature:g}, at most {study.max_new_tokens} tokens, seed {study.seed}. Directions and heads come "
-        f"from {g.plan.train_problems or study.problems} train problems. {how}{draws}"
+        f"from {g.plan.train_problems or study.problems} train problems. {how}{draws}{narrow}"
     ).strip()
 
 

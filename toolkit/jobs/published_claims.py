@@ -77,7 +77,7 @@ def length_direction(g: Ground) -> list[Claim]:
     text = f"the length direction (layer {layer}) predicts the length of other responses"
     return [
         correlation_claim(f"{text} (within a problem)", THINKEDIT, stats.effect([along(v)], n, seed=seed)),
-        correlation_claim(f"{text}, better than random directions", CONTROL, beyond),
+        correlation_claim(f"{text}, better than random directions", CONTROL, beyond.within((-2.0, 1.0))),
     ]
 
 
@@ -109,7 +109,7 @@ def steered(g: Ground) -> list[Claim]:
     return [
         *found,
         correlation_claim(f"{text} (within a problem)", THINKEDIT, stats.effect([rise], n, seed=seed)),
-        correlation_claim(f"{text}, more than along random directions", CONTROL, beyond),
+        correlation_claim(f"{text}, more than along random directions", CONTROL, beyond.within((-2.0, 2.0))),
     ]
 
 
