@@ -63,11 +63,11 @@ def main() -> None:
     lm = replace(lm, name=NAME)  # without the path of the file, which differs between machines
     work = publish.work_folder(__file__, CODE, lm.fingerprint)
     found = jobs.claims_report(lm, plan(), work, say=lambda line: print(line, flush=True), command=COMMAND)
-    title, *text = store.read_lines(work / "claims.md")
+    title, *text = (work / "claims.md").read_text().split("\n")
     picture = "![Effects in units of the smallest that matters; grey crosses compare with a random control](figure.png)"
-    store.write_text("\n".join([title, "", picture, *text, ""]), HERE / "README.md")
+    store.write_text("\n".join([title, "", picture, *text]), HERE / "README.md")
     store.write_json(store.read_json(work / "claims.json"), HERE / "claims.json")
-    publish.draw(figures.claimed(found), HERE / "figure.png", 1000, 150 + 26 * len(found))
+    publish.draw(figures.claimed(found), HERE / "figure.png", 1200, 150 + 26 * len(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -203,7 +204,7 @@ def retrieving(g: Ground) -> list[Claim]:
     mask, questions = masking.Mask("copy, as published", count), [h.problem for h in search.haystacks(g.lm, "test")]
     tasks = {
         f"{count} retrieval heads masked, hidden facts ({search.task})": (questions, search, assumed_needles),
-        f"{count} retrieval heads masked, {g.plan.study.task}": (
+        f"{count} retrieval heads masked, {Path(g.plan.study.task).name}": (
             g.tests, replace(search, max_new_tokens=g.plan.study.max_new_tokens), assumed_points,
         ),
     }  # fmt: skip
