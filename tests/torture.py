@@ -123,6 +123,10 @@ COMMANDS = {
     ),
     "import": Command(("import", "../inputs/v.gguf", "--from", "gguf", "-o", "out/v.safetensors"), 0.5, finished=THERE),
     "entropy": Command(("entropy", *SMALL, "-o", "out"), 2),
+    "claims": Command(
+        ("claims", *SMALL, "-k", "3", "--train-problems", "24", "--claims", "length,entropy,edit", "--fraction", "0.1", "-o", "out"), 1
+    ),
+    "replicate": Command(("replicate", "../inputs/plan.toml", "-o", "out"), 1),
     "heads": Command(("heads", *SMALL, "-n", "16", "-k", "4", "-o", "out"), 0.2, timeout=600),
     "retrieval-heads": Command(
         ("retrieval-heads", "-n", "4", "--counts", "1", "--ops", "", "--draws", "1", "--max-new-tokens", "40", "-o", "out"), 1
@@ -468,6 +472,8 @@ def prepare(root: Path) -> None:
     inputs = root / "inputs"
     inputs.mkdir(parents=True, exist_ok=True)
     (inputs / "conditions.py").write_text(CONDITIONS)
+    plan = (Path(__file__).parents[1] / "plans" / "tiny-reasoner.toml").read_text()
+    (inputs / "plan.toml").write_text(re.sub(r"(?m)^problems = \d+$", "problems = 10", plan))
     for args in (
         ("rollouts", "-n", "40", "-k", "4", "--max-new-tokens", "100", "-o", "rollouts"),
         ("direction", "-r", "rollouts", "-o", "v.safetensors"),

@@ -9,7 +9,7 @@ import signal
 
 from rich.markup import escape
 
-from toolkit.cli import board, check, dto, edit, entropy, export, giraffe, grpo, lenses, steer, why
+from toolkit.cli import board, check, claims, dto, edit, entropy, export, giraffe, grpo, lenses, replicate, steer, why
 from toolkit.cli.common import Stopped, app, log
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "app",
     "board",
     "check",
+    "claims",
     "dto",
     "edit",
     "entropy",
@@ -25,6 +26,7 @@ __all__ = [
     "grpo",
     "lenses",
     "main",
+    "replicate",
     "steer",
     "why",
 ]

@@ -15,16 +15,16 @@ from toolkit.cli.printing import out, say
 
 COMMANDS = {
     "Start here": ("demo", "check", "board"),
-    "Step by step": ("rollouts", "direction", "steer", "dose", "thinkedit", "compare"),
+    "Step by step": ("rollouts", "direction", "steer", "dose", "thinkedit", "compare", "replicate"),
     "Train and extend": ("grpo", "dto", "giraffe"),
-    "Look inside": ("heads", "retrieval-heads", "entropy", "why"),
+    "Look inside": ("claims", "heads", "retrieval-heads", "entropy", "why"),
     "Exchange with other tools": ("export", "import", "push"),
 }
 """Group of commands in ``toolkit --help`` -> its commands, in order. A command that is not listed comes last."""
 PANELS = {
     "Model": ("model", "think", "template", "dtype", "device", "trust_remote_code"),
     "Problems and sampling": (
-        "task", "task_name", "split", "problems", "instances", "lengths", "tool", "samples", "temperature", "top_p", "max_new_tokens", "seed", "engine",
+        "task", "task_name", "split", "problems", "train_problems", "instances", "length", "lengths", "tool", "samples", "temperature", "top_p", "max_new_tokens", "seed", "engine",
         "batch_size", "rollouts", "partial", "allow_overlap", "details",
     ),
     "Output": ("out_dir", "out_file", "out_path", "adapter", "force", "dry_run", "as_json"),

@@ -15,6 +15,8 @@ from toolkit.jobs.axes import (
     steering_arm,
 )
 from toolkit.jobs.check import Findings, check
+from toolkit.jobs.claims_ground import ClaimsStudy, Ground, NotMeasuredError
+from toolkit.jobs.claims_page import check_names, claims_report, posting, posting_table
 from toolkit.jobs.context import (
     ROTARY_FORMS,
     LengthStudy,
@@ -54,6 +56,9 @@ from toolkit.jobs.edit import (
 from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
 from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entropy_sensitivity, lenses
 from toolkit.jobs.masking import masking_effects, thinking_or_not
+from toolkit.jobs.published_claims import CLAIMS
+from toolkit.jobs.replication import replicate, replication_verdict
+from toolkit.jobs.replication_plan import Replication, published_table, read_plan, replication_steps
 from toolkit.jobs.retrieval import Search, measure_retrieval
 from toolkit.jobs.retrieval_page import retrieval_report
 from toolkit.jobs.searching import EPISODES, calls_direction, episode_measures, with_tools
@@ -63,6 +68,7 @@ from toolkit.jobs.why import Why, WhySettings, find_reasons
 from toolkit.jobs.why_page import why_report
 
 __all__ = [
+    "CLAIMS",
     "DEMO",
     "DOSE",
     "EPISODES",
@@ -75,6 +81,7 @@ __all__ = [
     "STRENGTHS",
     "Arm",
     "Atlas",
+    "ClaimsStudy",
     "DirectionRecipe",
     "EditSettings",
     "EntropySettings",
@@ -82,7 +89,10 @@ __all__ = [
     "Finding",
     "Findings",
     "Form",
+    "Ground",
     "LengthStudy",
+    "NotMeasuredError",
+    "Replication",
     "RolloutDirectory",
     "Say",
     "Search",
@@ -94,6 +104,8 @@ __all__ = [
     "by_dispersion",
     "calls_direction",
     "check",
+    "check_names",
+    "claims_report",
     "condition_effects",
     "demo",
     "dose_report",
@@ -130,8 +142,15 @@ __all__ = [
     "perplexity_text",
     "plan_table",
     "pooled",
+    "posting",
+    "posting_table",
+    "published_table",
     "read_doses",
+    "read_plan",
     "read_rollouts",
+    "replicate",
+    "replication_steps",
+    "replication_verdict",
     "retrieval_report",
     "right_answers",
     "save_edited",

@@ -32,6 +32,7 @@ class Study:
         seed: Seed of the problems, of the samples and of the bootstrap.
         allow_overlap: True to allow that an edit or direction is evaluated on problems from whose rollouts it was computed. Reports then
             give the number of these problems. False raises an error in this case.
+        temperature: Sampling temperature.
 
     Raises:
         ValueError: the task is unknown.
@@ -44,14 +45,17 @@ class Study:
     batch_size: int = 256
     seed: int = 0
     allow_overlap: bool = False
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         tasks.check(self.task)
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings: temperature 1, with the study's number of samples, token budget, seed and batch size."""
-        return Sampling(self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
+        """Sampling settings: the study's number of samples, temperature, token budget, seed and batch size."""
+        return Sampling(
+            self.samples, self.temperature, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size
+        )
 
     def load(self, split: str, lm: LM | None = None) -> list[Problem]:
         """Return the study's problems of a split. If a data set or file has fewer, all of them are returned.
