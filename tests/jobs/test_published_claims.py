@@ -193,8 +193,12 @@ def test_after_a_stop_finished_groups_are_read_and_the_others_measured(tiny, tmp
     assert claims.json_records(again) == claims.json_records(wanted)
 
 
-def test_other_settings_do_not_read_the_claims_that_are_kept(measured, tiny):
+def test_other_settings_or_problems_do_not_read_the_claims_that_are_kept(measured, tiny):
     out, _ = measured
+    for split in ("train", "dev", "test"):
+        g = jobs.Ground(tiny, PLAN, out)
+        g.problems[split].pop()
+        assert not claims_page._part(g, "edit").exists(), split
     g = jobs.Ground(tiny, PLAN, out)
     other = replace(g, plan=replace(PLAN, edit=replace(PLAN.edit, fraction=0.2)))
     assert claims_page._part(g, "edit").is_file() and not claims_page._part(other, "edit").exists()

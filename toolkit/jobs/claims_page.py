@@ -157,7 +157,8 @@ def _made(g: Ground) -> str:
 
 def _part(g: Ground, name: str) -> Path:
     """Return the file that keeps a group of claims, named by a key of all that it depends on: model, settings, problems and code."""
-    depends = [identity.of_lm(g.lm), identity.of(replace(g.plan, names=())).body, identity.of_problems(g.tests), g.lm.name]
+    depends = [identity.of_lm(g.lm), identity.of(replace(g.plan, names=())).body, g.lm.name]
+    depends += [identity.of_problems(problems) for problems in g.problems.values()]
     code = store.modules_of("toolkit.jobs.published_claims")
     return g.out / "parts" / f"{name}-{store.Basis(depends, code).key}.json"
 

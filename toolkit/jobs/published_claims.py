@@ -129,7 +129,7 @@ def _usable(g: Ground, act: Callable[[float], Steering], folder: str) -> tuple[f
         raise NotMeasuredError(
             f"{closed:.0%} of the responses end within the token budget, so damage by steering could not be seen: give a larger --max-new-tokens."
         )
-    few = g.plan.study.load("dev", g.lm)[: strengths.assumed_handful]
+    few = g.problems["dev"][: strengths.assumed_handful]
     g.say(f"trying strengths on {len(few)} dev problems")
     fit = strengths.fit(g.lm, act, few, replace(g.plan.study.sampling, n=1), out=g.out / "rollouts" / folder)
     low, high = fit.usable
