@@ -94,7 +94,7 @@ class HeadPatch:
         Raises:
             WrongModelError: model and donor differ in their width, or in the number or size of their heads.
         """
-        _check_shapes(lm.layout, self.donor.lm.layout, lm.name, self.donor.lm.name)
+        check_shapes(lm, self.donor.lm)
         return self._acting(lm) if self.heads else nullcontext()
 
     @contextmanager
@@ -200,8 +200,11 @@ def _checked(layout: Layout, heads: Sequence[tuple[int, int]]) -> Heads:
     return chosen
 
 
-def _check_shapes(one: Layout, other: Layout, name: str, donor: str) -> None:
-    shapes = [(layout.d_model, layout.heads, layout.head_dims) for layout in (one, other)]
+def check_shapes(lm: LM, donor: LM) -> None:
+    """Raise WrongModelError if two models differ in their width, or in the number or size of their heads."""
+    shapes = [(layout.d_model, layout.heads, layout.head_dims) for layout in (lm.layout, donor.layout)]
     if shapes[0] != shapes[1]:
         texts = [f"width {width}, heads per layer {list(heads)} of sizes {list(sizes)}" for width, heads, sizes in shapes]
-        raise WrongModelError(f"{name} has {texts[0]}; the donor {donor} has {texts[1]}: patch between models of one architecture.")
+        raise WrongModelError(
+            f"{lm.name} has {texts[0]}; the donor {donor.name} has {texts[1]}: patch between models of one architecture."
+        )

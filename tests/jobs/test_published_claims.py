@@ -114,6 +114,25 @@ def test_the_shortest_response_counts_with_the_mean_of_those_that_are_equally_sh
     assert ends["shortest"] == pytest.approx(0.5 - 0.5) and ends["longest"] == pytest.approx(0.5 - 0.0)
 
 
+def test_responses_that_are_cut_off_say_nothing_on_length_and_accuracy(tiny, tmp_path):
+    """They are the longest, and wrong by construction."""
+    plan = replace(PLAN, study=replace(PLAN.study, problems=12, max_new_tokens=40))
+    g = jobs.Ground(tiny, plan, tmp_path)
+    ended = [r for r in g.base if r.closed]
+    assert len(g.base) > len(ended) > 12
+    found = published_claims.length_and_accuracy(g)
+    by_problem = {name: [r for r in ended if r.problem_id == name] for name in {r.problem_id for r in ended}}
+    wanted = []
+    for rs in by_problem.values():
+        if len(rs) > 1:
+            longest = [r.correct for r in rs if r.think_tokens == max(x.think_tokens for x in rs)]
+            wanted.append(np.mean([r.correct for r in rs]) - np.mean(longest))
+    claim = next(claim for claim in found if claim.text.startswith("the longest response"))
+    assert claim.estimate.mean == pytest.approx(np.mean(wanted))
+    vars(g)["base"] = [replace(r, answer=None) for r in g.base]
+    assert "0 of 36 responses end within the token budget" in published_claims.length_and_accuracy(g)[0].missing
+
+
 # --- the report ---------------------------------------------------------------------------------------------------
 
 
@@ -174,8 +193,12 @@ def test_after_a_stop_finished_groups_are_read_and_the_others_measured(tiny, tmp
     assert claims.json_records(again) == claims.json_records(wanted)
 
 
-def test_other_settings_do_not_read_the_claims_that_are_kept(measured, tiny):
+def test_other_settings_or_problems_do_not_read_the_claims_that_are_kept(measured, tiny):
     out, _ = measured
+    for split in ("train", "dev", "test"):
+        g = jobs.Ground(tiny, PLAN, out)
+        g.problems[split].pop()
+        assert not claims_page._part(g, "edit").exists(), split
     g = jobs.Ground(tiny, PLAN, out)
     other = replace(g, plan=replace(PLAN, edit=replace(PLAN.edit, fraction=0.2)))
     assert claims_page._part(g, "edit").is_file() and not claims_page._part(other, "edit").exists()

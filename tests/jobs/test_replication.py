@@ -128,6 +128,18 @@ def test_another_model_than_the_plans_is_refused(tiny, tmp_path):
         jobs.replicate(tiny, replace(plan, model=replace(plan.model, layers=28)), tmp_path)
 
 
+def test_a_test_whose_problems_cannot_be_loaded_is_refused_before_anything_is_sampled(tiny, tmp_path, monkeypatch):
+    def load(task, split, *arguments, **options):
+        if task == "running_sum":
+            raise ImportError("the data set is missing")
+        return []
+
+    monkeypatch.setattr(replication, "load", load)
+    monkeypatch.setattr(generate, "rollouts", lambda *a, **k: pytest.fail("responses were sampled"))
+    with pytest.raises(ImportError, match="the data set is missing"):
+        jobs.replicate(tiny, jobs.read_plan(TINY), tmp_path)
+
+
 @pytest.fixture(scope="module")
 def replicated(small, tmp_path_factory):
     out = tmp_path_factory.mktemp("replicated") / "out"

@@ -12,12 +12,13 @@ import pytest
 import torch
 import zoo
 
-from toolkit import edits, evaluate, figures, origins, tasks
+from toolkit import edits, evaluate, figures, generate, jobs, origins, tasks
 from toolkit.entropies import with_entropies
 from toolkit.generate import Sampling, rollouts
-from toolkit.jobs import why
+from toolkit.jobs import why, why_page
 from toolkit.lm import LM, Condition
 from toolkit.steering import steering
+from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, Plan, Rollout, Span
 
 TYPES = ("qwen3", "gpt2")
@@ -129,6 +130,26 @@ def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):
     changed = replace(scaled(tiny, [(0, 0)]), made_from=(origins.record(p.id for p in problems),))
     with pytest.raises(evaluate.OverlapError):
         why.undo(Condition(tiny), Condition(changed), ((0, 0),), problems)
+
+
+def test_models_of_other_shapes_are_refused_before_anything_is_sampled(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(why_page, "extraction_rollouts", lambda *a, **k: pytest.fail("responses were sampled"))
+    with pytest.raises(WrongModelError, match="patch between models of one architecture"):
+        jobs.why_report(tiny, zoo.model_of_type("qwen3"), jobs.Study(problems=4, samples=2), jobs.WhySettings(), tmp_path)
+
+
+def test_responses_for_the_tables_are_sampled_with_every_given_setting(tiny, monkeypatch):
+    asked = []
+
+    def stop(target, problems, sampling, **kwargs):
+        asked.append(sampling)
+        raise InterruptedError
+
+    monkeypatch.setattr(generate, "rollouts", stop)
+    given = Sampling(3, 0.6, 0.9, 20, max_new_tokens=40, seed=5, batch_size=8)
+    with pytest.raises(InterruptedError):
+        why.find_reasons(Condition(tiny), Condition(tiny), direction_of(tiny), {"dev": [], "test": []}, given)
+    assert asked == [replace(given, details=True)]
 
 
 def test_the_figure_shows_every_head_and_random_controls_in_grey():

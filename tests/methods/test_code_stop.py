@@ -81,12 +81,16 @@ def test_thinking_stops_exactly_where_the_forced_answer_is_confident_or_confiden
 
 def test_probe_tokens_are_those_of_the_candidates_up_to_the_exit(tiny, problems_of):
     rule = EarlyExit(CodeStop(low=1.0, high=1.0, limit=math.inf, skip=(0, 0), probe=Probe(tokens=2)), "\n")  # never stops
+    ended = 0
     for r in rollouts(tiny, problems_of(5), Sampling(max_new_tokens=80), progress=False):
-        steps = tiny.text(r.token_ids[r.think.start : r.think.stop]).count("\n")
-        assert code_stop.probe_tokens(tiny, rule, r) == 2 * steps
+        thinking = tiny.text(r.token_ids[r.think.start : r.think.stop])
+        by_itself = r.closed and thinking.endswith("\n")  # where the model closes its thinking, nothing is probed
+        assert code_stop.probe_tokens(tiny, rule, r) == 2 * (thinking.count("\n") - by_itself)
+        ended += by_itself
         assert (
             code_stop.probe_tokens(tiny, EarlyExit(CodeStop(low=0.0, high=0.0, skip=(0, 0), probe=Probe(tokens=2)), "\n"), r) == 2
         )
+    assert ended > 1
 
 
 def test_bad_thresholds_are_refused():

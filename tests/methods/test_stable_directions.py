@@ -114,7 +114,7 @@ def test_states_of_questions_are_those_of_the_last_prompt_token(tiny, sampled):
 
 def test_bad_input_is_refused(tiny, sampled):
     problems, found = sampled
-    with pytest.raises(KeyError, match="none of the problems"):
+    with pytest.raises(KeyError, match="are not among"):
         stable_directions.stabilities(tiny, found, problems[:1], LABEL)
     with pytest.raises(ValueError, match="is of class 'recheck'"):
         stable_directions.stabilities(tiny, found, problems, starts_with("hmm"))

@@ -84,15 +84,19 @@ class Ground:
     say: Say = lambda text: None
 
     @cached_property
-    def train(self) -> list[Rollout]:
-        """Rollouts of the train split, from which the direction and the heads are computed."""
-        study = replace(self.plan.study, problems=self.plan.train_problems or self.plan.study.problems)
-        return extraction_rollouts(self.lm, study, out=self.out / "rollouts" / "train", say=self.say)
+    def problems(self) -> dict[str, list[Problem]]:
+        """Problems of each split."""
+        return {"train": self._training.load("train", self.lm)} | {s: self.plan.study.load(s, self.lm) for s in ("dev", "test")}
 
     @cached_property
+    def train(self) -> list[Rollout]:
+        """Rollouts of the train split, from which the direction and the heads are computed."""
+        return extraction_rollouts(self.lm, self._training, out=self.out / "rollouts" / "train", say=self.say)
+
+    @property
     def tests(self) -> list[Problem]:
         """Problems of the test split."""
-        return self.plan.study.load("test", self.lm)
+        return self.problems["test"]
 
     @cached_property
     def finding(self) -> Finding:
@@ -109,6 +113,10 @@ class Ground:
     def compare(self, conditions: Mapping[str, Condition]) -> Report:
         """Sample responses of conditions to the test problems, and return them with those of base as a report."""
         return evaluate.compare({BASE: Condition(self.lm), **conditions}, self.tests, self._sampling, out=self._tested)
+
+    @property
+    def _training(self) -> Study:
+        return replace(self.plan.study, problems=self.plan.train_problems or self.plan.study.problems)
 
     @property
     def _sampling(self) -> generate.Sampling:

@@ -138,6 +138,8 @@ def _made(g: Ground) -> str:
     """Return how the claims were measured, in sentences."""
     study, tags = g.plan.study, g.lm.tags
     how = "Whole responses count as thinking, since the model marks none. " if tags is not None and tags.close is None else ""
+    cut = sum(not r.closed for r in g.base)
+    ends = f"{cut} of {len(g.base)} responses of the unchanged model are cut off at that limit. " if cut else ""
     few = [name for name, group in CLAIMS.items() if name in g.plan.names and group.conditions(1)]
     draws = f"{g.plan.edit.draws} random draws per control. " if few else ""
     narrow = (
@@ -146,7 +148,7 @@ def _made(g: Ground) -> str:
     return (
         f"{Path(g.lm.name).name} (weights {g.lm.fingerprint[:12]}), {str(g.lm.model.dtype).removeprefix('torch.')}. {len(g.tests)} test problems of "
         f"{Path(study.task).name}, {study.samples} samples each, temperature {study.temperature:g}, at most {study.max_new_tokens} tokens, seed {study.seed}. Directions and heads come "
-        f"from {g.plan.train_problems or study.problems} train problems. {how}{draws}{narrow}"
+        f"from {g.plan.train_problems or study.problems} train problems. {ends}{how}{draws}{narrow}"
     ).strip()
 
 
@@ -155,7 +157,8 @@ def _made(g: Ground) -> str:
 
 def _part(g: Ground, name: str) -> Path:
     """Return the file that keeps a group of claims, named by a key of all that it depends on: model, settings, problems and code."""
-    depends = [identity.of_lm(g.lm), identity.of(replace(g.plan, names=())).body, identity.of_problems(g.tests), g.lm.name]
+    depends = [identity.of_lm(g.lm), identity.of(replace(g.plan, names=())).body, g.lm.name]
+    depends += [identity.of_problems(problems) for problems in g.problems.values()]
     code = store.modules_of("toolkit.jobs.published_claims")
     return g.out / "parts" / f"{name}-{store.Basis(depends, code).key}.json"
 

@@ -129,7 +129,7 @@ def _usable(g: Ground, act: Callable[[float], Steering], folder: str) -> tuple[f
         raise NotMeasuredError(
             f"{closed:.0%} of the responses end within the token budget, so damage by steering could not be seen: give a larger --max-new-tokens."
         )
-    few = g.plan.study.load("dev", g.lm)[: strengths.assumed_handful]
+    few = g.problems["dev"][: strengths.assumed_handful]
     g.say(f"trying strengths on {len(few)} dev problems")
     fit = strengths.fit(g.lm, act, few, replace(g.plan.study.sampling, n=1), out=g.out / "rollouts" / folder)
     low, high = fit.usable
@@ -224,8 +224,25 @@ def length_and_accuracy(g: Ground) -> list[Claim]:
 
     The shortest response stands for underthinking, the longest for overthinking (Between Underthinking and Overthinking). The comparison
     with a random response to the same problem is exact: its expected accuracy is the mean over the problem's responses.
+
+    Only responses that end within the token budget count: the others are the longest, and wrong because they are cut off.
     """
-    rows = _rows(g.base)
+    text = "the shortest and the longest responses are wrong more often"
+    return [
+        *_or_reason(text, BETWEEN, lambda: _by_length(g)),
+        *_or_reason("right responses differ much in length", EFFICIENCY, lambda: _twice(g)),
+    ]
+
+
+def _by_length(g: Ground) -> list[Claim]:
+    ended = [r for r in g.base if r.closed]
+    rows = _rows(ended)
+    rows = rows[rows.groupby("problem_id")["correct"].transform("size") > 1]
+    if rows["problem_id"].nunique() < 2:
+        raise NotMeasuredError(
+            f"{len(ended)} of {len(g.base)} responses end within the token budget, and fewer than two problems have two of them: give a "
+            "larger --max-new-tokens, or more samples."
+        )
     table = rows.groupby("problem_id", sort=False).apply(_ends, include_groups=False)
     seed = g.plan.study.seed
     claims = [
@@ -251,8 +268,10 @@ def length_and_accuracy(g: Ground) -> list[Claim]:
         )
     )
     text = "short thinking is wrong more often"
-    claims += _or_reason(text, THINKEDIT, lambda: correlated(text, THINKEDIT, rows, "think_tokens", "correct", seed=seed))
-    return [*claims, *_or_reason("right responses differ much in length", EFFICIENCY, lambda: _twice(g))]
+    return [
+        *claims,
+        *_or_reason(text, THINKEDIT, lambda: correlated(text, THINKEDIT, rows, "think_tokens", "correct", seed=seed)),
+    ]
 
 
 def _twice(g: Ground) -> list[Claim]:
@@ -273,7 +292,9 @@ def _or_reason(text: str, source: str, measure: Callable[[], list[Claim]]) -> li
 
 
 def _rows(rollouts: Sequence[Rollout]) -> pd.DataFrame:
-    return pd.DataFrame({"problem_id": r.problem_id, "think_tokens": r.think_tokens, "correct": bool(r.correct)} for r in rollouts)
+    return pd.DataFrame(
+        [(r.problem_id, r.think_tokens, bool(r.correct)) for r in rollouts], columns=["problem_id", "think_tokens", "correct"]
+    )
 
 
 def _renamed(rollouts: Sequence[Rollout]) -> list[Rollout]:

@@ -52,6 +52,7 @@ def replicate(
     check_sizes(lm, plan)
     out, seed = store.writable(directory), plan.run.seed
     settings = plan.edit.settings(seed)
+    problems = {test.label: problems_of(test, seed, lm) for test in plan.tests}  # before the long part: a data set may be missing
     say(f"1 of 4: up to {plan.train.responses} rollouts of {plan.train.task}")
     about = origin(plan.train.task, plan.train.splits[0], seed)
     sampling = plan.train.sampling(seed, plan.run.batch_size)
@@ -67,7 +68,7 @@ def replicate(
         say(f"3 of 4: {len(conditions)} conditions on {test.label}, test {i} of {len(plan.tests)}")
         where = out / "rollouts" / store.safe_name(test.label)
         sampling = test.sampling(seed, plan.run.batch_size)
-        reports[test.label] = evaluate.compare(conditions, problems_of(test, seed, lm), sampling, engine=engine, out=where)
+        reports[test.label] = evaluate.compare(conditions, problems[test.label], sampling, engine=engine, out=where)
     say("4 of 4: report")
     summaries = {name: evaluate.summary(measured, seed=seed) for name, measured in reports.items()}
     if not saved:
@@ -158,11 +159,11 @@ def replication_verdict(plan: Replication, table: pd.DataFrame) -> list[str]:
     """Return the sentences of the verdict box: how many changes agree with the paper, and what has not met a real model."""
     counts = table["agrees"].value_counts()
     known = int(counts.get("yes", 0) + counts.get("no", 0))
-    said = [
+    sentences = [
         f"{counts.get('yes', 0)} of {known} published changes lie in the measured 95 % interval; {counts.get(NOT_FOUND, 0)} published "
         "numbers were not found."
     ]
-    return [*said, f"Untested: {plan.untested}"] if plan.untested else said
+    return [*sentences, f"Untested: {plan.untested}"] if plan.untested else sentences
 
 
 def _write(

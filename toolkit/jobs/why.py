@@ -15,7 +15,7 @@ The preference, the kinds of steps and all default numbers are ours. **+ means l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -362,9 +362,7 @@ def find_reasons(
         out: Directory of the rollouts, from which a repeated call resumes; ``None`` stores nothing.
         say: Function that is called with one line of progress at a time.
     """
-    detailed = Sampling(
-        sampling.n, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed, batch_size=sampling.batch_size, details=True
-    )
+    detailed = replace(sampling, details=True)
 
     def own(split: str) -> list[list[Rollout]]:
         folders = [out and out / f"{split}-{name}" for name in (BASE, CHANGED)]

@@ -14,6 +14,7 @@ from toolkit.jobs.why import Why, WhySettings, find_reasons
 from toolkit.lm import LM, Condition
 from toolkit.metrics import with_interval
 from toolkit.pages import Page, Section
+from toolkit.patching import check_shapes
 
 UNITS = {"think_tokens": "tokens", "correct": "share"}
 LABELS = {"think_tokens": "think tokens", "correct": "right answers, points"}
@@ -47,6 +48,7 @@ def why_report(
         store.WrongModelError: the models differ in their width, or in the number or size of their heads.
         evaluate.OverlapError: a model was made from a dev or test problem.
     """
+    check_shapes(base, changed)
     out = store.writable(directory)
     problems = {split: study.load(split, base) for split in ("dev", "test")}
     conditions = {"base": Condition(base), "changed": Condition(changed)}

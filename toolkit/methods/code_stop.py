@@ -167,10 +167,13 @@ class CodeStop:
 def probe_tokens(lm: LM, rule: EarlyExit, rollout: Rollout) -> int:
     """Return the number of tokens that the probes of a response took: the check is replayed on it, up to its exit.
 
-    If thinking closes after a step, the probe there counts if the check would stop: then it cannot be told whether the model closed it.
+    If thinking closes after a step, the probe there counts if the check would stop: then it cannot be told whether the model closed it. If
+    the check would not stop, the model closed it by itself, and nothing was probed there.
     """
     earlier: list[Any] = []
-    for _, reader in exits.candidates(lm, rule, rollout, closed=True):
+    for at, reader in exits.candidates(lm, rule, rollout, closed=True):
         if rule.check(lm, reader, earlier):
             break
+        if lm.tags is not None and reader.ends(rollout.token_ids[at], lm.tags.close):
+            del earlier[-1]
     return sum(tokens for _, _, tokens in earlier)

@@ -37,7 +37,7 @@ from toolkit.lm import LM
 from toolkit.probes import Protocol
 from toolkit.spans import Reader
 from toolkit.store import WrongModelError
-from toolkit.types import Problem, Rollout
+from toolkit.types import Problem, Rollout, problems_by_id
 
 THRESHOLD = 0.5  # published
 ANSWER_TOKENS = 21  # longest forced answer: ours, as in CoDE-Stop
@@ -85,11 +85,7 @@ def chunks(
         KeyError: a response belongs to none of the problems.
         ValueError: no response has a candidate.
     """
-    known = {p.id: p for p in problems}
-    if missing := {r.problem_id for r in rollouts} - {*known}:
-        raise KeyError(
-            f"{len(missing)} responses belong to none of the problems, such as {min(missing)!r}: give their problems too."
-        )
+    known = problems_by_id(problems, rollouts)
     found = []
     for r in rollouts:
         for _, reader in exits.candidates(lm, rule, r):

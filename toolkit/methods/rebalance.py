@@ -191,14 +191,18 @@ def direction(
     text, c = measured["text"].str.lower(), measured["confidence"]
     worded = text.map(lambda step: any(word in step for word in words))
     name = np.where(worded | (c < limits.low), OVER, np.where(c > limits.high, UNDER, ""))
-    marks: dict[tuple[str, int], list[Mark]] = {}
-    for problem, sample, at, n, label in zip(
-        *(measured[column] for column in ("problem_id", "sample", "position", "step")), name, strict=True
-    ):
-        if label:
-            marks.setdefault((problem, sample), []).append((at, n, str(label)))
-    states = states_at(lm, rollouts, SITE, [marks.get((r.problem_id, r.sample), []) for r in rollouts])
+    states = states_at(lm, rollouts, SITE, _marks(rollouts, measured, name.tolist()))
     return directions.unpaired_difference(states, pos=OVER, neg=UNDER)
+
+
+def _marks(rollouts: Sequence[Rollout], measured: pd.DataFrame, labels: Sequence[str]) -> list[list[Mark]]:
+    """Return the marks of each response: the steps of ``measured`` that have a label, which is not ""."""
+    marks: dict[tuple[str, int], list[Mark]] = {}
+    columns = (measured[name] for name in ("problem_id", "sample", "position", "step"))
+    for problem, sample, at, n, label in zip(*columns, labels, strict=True):
+        if label:
+            marks.setdefault((problem, sample), []).append((at, n, label))
+    return [marks.get((r.problem_id, r.sample), []) for r in rollouts]
 
 
 def best_layer(lm: LM, rollouts: Sequence[Rollout], measured: pd.DataFrame, protocol: Protocol = Protocol()) -> int:
@@ -207,10 +211,7 @@ def best_layer(lm: LM, rollouts: Sequence[Rollout], measured: pd.DataFrame, prot
     Raises:
         TooFewProblemsError: there are fewer problems than folds.
     """
-    marks: dict[tuple[str, int], list[Mark]] = {}
-    for problem, sample, at, n in zip(*(measured[column] for column in ("problem_id", "sample", "position", "step")), strict=True):
-        marks.setdefault((problem, sample), []).append((at, n, "all"))
-    states = states_at(lm, rollouts, SITE, [marks.get((r.problem_id, r.sample), []) for r in rollouts])
+    states = states_at(lm, rollouts, SITE, _marks(rollouts, measured, ["all"] * len(measured)))
     keyed = measured.set_index(["problem_id", "sample", "step"])["confidence"]
     wanted = keyed.loc[list(zip(*(states.rows[name] for name in ("problem_id", "sample", "step")), strict=True))].to_numpy()
     problems = states.rows["problem_id"].to_numpy()

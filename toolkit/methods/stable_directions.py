@@ -39,7 +39,7 @@ from toolkit.lm import LM
 from toolkit.positions import Positions
 from toolkit.step_states import OTHER, RECHECK, Label, begun
 from toolkit.steps import Splitter
-from toolkit.types import Direction, Problem, Rollout
+from toolkit.types import Direction, Problem, Rollout, problems_by_id
 
 DRAWS, TEMPERATURE, TOP_P, TAU, DIRECTIONS = 10, 0.7, 0.95, 0.8, 4  # published
 assumed_tokens = 64  # longest continuation: one step is enough
@@ -95,11 +95,7 @@ def stabilities(
         KeyError: a response belongs to none of the problems.
         ValueError: no step shows the behaviour.
     """
-    known = {p.id: p for p in problems}
-    if missing := {r.problem_id for r in rollouts} - {*known}:
-        raise KeyError(
-            f"{len(missing)} responses belong to none of the problems, such as {min(missing)!r}: give their problems too."
-        )
+    known = problems_by_id(problems, rollouts)
     found = [(r, n, s.span.start) for r in rollouts for n, s in enumerate(begun(lm, r, split)) if label(s.text) == behaviour]
     if not found:
         raise ValueError(f"No step of {len(rollouts)} responses is of class {behaviour!r}: sample more, or change the label.")
