@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -165,3 +167,24 @@ def test_only_can_name_every_condition_of_the_board():
         assert chosen == list(dict.fromkeys(["base", spec.name]))
     with pytest.raises(ValueError, match="No condition matches 'nothing'"):
         board.select_conditions(default.CONDITIONS, "base,nothing")
+
+
+def test_json_is_one_document_with_null_for_what_is_not_finite_and_no_colours(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    cli.common.print_json(
+        {"mean": float("nan"), "low": -math.inf, "of": torch.tensor([1.5]), "text": "[bold]λ[/bold]", "at": Path("a")}
+    )
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"mean": None, "low": None, "of": [1.5], "text": "[bold]λ[/bold]", "at": "a"}
+    assert printed.isascii() and "\x1b" not in printed and "NaN" not in printed
+
+
+def test_json_has_full_numbers_and_says_where_the_files_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(run("rollouts", "-n", 3, "-k", 3, "--max-new-tokens", 60, "-o", "r", "--json").stdout)
+    rows = store.load_rollouts(tmp_path / "r")
+    assert sum(row["think_tokens"] * row["rollouts"] for row in found["by_difficulty"]) == pytest.approx(
+        sum(r.think_tokens for r in rows), abs=1e-9
+    )
+    compared = json.loads(run("compare", "base=tiny-reasoner", "-n", 2, "-k", 1, "--max-new-tokens", 20, "--json").stdout)
+    assert (tmp_path / compared["out"] / "report.html").is_file()

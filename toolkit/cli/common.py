@@ -320,10 +320,10 @@ def check_file(path: Path, force: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON to stdout."""
-    from toolkit import store
+    """Print a value to stdout as one JSON document, in ASCII and without colours; NaN and infinity become null."""
+    from toolkit import pages
 
-    out.print_json(json.dumps(value, default=store.jsonable))
+    typer.echo(json.dumps(pages.plain(value), indent=2, allow_nan=False))  # not rich: with FORCE_COLOR it writes colours into pipes
 
 
 def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:
