@@ -71,7 +71,7 @@ def table_html(table: pd.DataFrame) -> str:
 
 
 def _lines(cell: str) -> str:
-    """Return a cell's text as HTML: a number or word, and what follows the number, or is in brackets, in small type on a second line. Other text stays together."""
+    """Return a cell's text as HTML. What follows a number, or is in brackets after a word, is in small type on a second line."""
     mean, _, rest = html.escape(cell).partition(" ")
     if not any(c.isdigit() for c in mean) and not rest.startswith(("(", "[")):  # such as "not reproduced"
         return html.escape(cell)
