@@ -238,3 +238,8 @@ def test_a_page_fits_the_paper_in_dark_ink(chromium, page):
     tab.emulate_media(media="screen")
     assert tab.evaluate("document.querySelector('.plot .main-svg').getBoundingClientRect().width") > 700
     tab.close()
+
+
+def test_words_of_a_cell_stay_on_one_line_and_intervals_go_on_a_second():
+    shown = pages.table_html(pd.DataFrame({"effect": ["+6.2 [-1.2, +16.2] points"], "verdict": ["not reproduced"]}))
+    assert "<td>not reproduced</td>" in shown and "+6.2" in shown and "+6.2 [" not in shown

@@ -393,7 +393,7 @@ def load(
     lm = wrap(files.model, files.tokenizer, name=name, tags=tags, revision=revision)
     lm = replace(lm, template=dict(template or {}), folder=files.folder, made_from=files.made_from)
     qualify(lm)
-    log.info(f"{name}: {lm.thinking}.")  # commands show it
+    log.log(logging.INFO if tags is None else logging.DEBUG, f"{name}: {lm.thinking}.")  # commands show it; given tags are known
     return lm
 
 

@@ -114,7 +114,8 @@ def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
     texts = (pairs["prompt"] + pairs[column] for column in ("chosen", "rejected"))
     longest = max(len(ids) for column in texts for ids in lm.tokenizer(list(column), add_special_tokens=False)["input_ids"])
     # Without max_length, this trainer cuts responses at 512 tokens. It may add a token at each end.
-    shared = finetune.arguments(lm, settings, out) | {"max_length": longest + 2}
+    # It needs all columns: it would set remove_unused_columns itself, with a warning.
+    shared = finetune.arguments(lm, settings, out) | {"max_length": longest + 2, "remove_unused_columns": False}
     config = CPOConfig(**shared, loss_type="simpo", cpo_alpha=0.0, beta=settings.beta, simpo_gamma=settings.gamma)
     data = Dataset.from_pandas(pairs[["prompt", "chosen", "rejected"]], preserve_index=False)
     trainer = CPOTrainer(deepcopy(lm.model).float(), config, train_dataset=data, processing_class=lm.tokenizer)

@@ -192,7 +192,8 @@ def transcripts(
     }
     differ = [p for p in problems if len({first[name][p.id].text for name in names}) > 1] if len(names) > 1 else list(problems)
     shown = [side_by_side(lms, p, {name: first[name][p.id] for name in names}) for p in differ[:count]]
-    text = "The first problems on which the conditions respond differently, sample 0 of each; not selected for what they show."
+    which = "The first problems on which the conditions respond differently" if len(names) > 1 else "The first problems"
+    text = f"{which}, sample 0 of each; not selected for what they show."
     return Section("Transcripts", text if shown else "All conditions give the same first responses.", html="".join(shown))
 
 

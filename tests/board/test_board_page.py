@@ -12,6 +12,8 @@ import shutil
 import pytest
 from board_fixture import NASTY, NASTY_TEXT, board
 
+from toolkit import store
+from toolkit.board import reading
 from toolkit.board.page import write_page
 from toolkit.pages import embedded
 
@@ -319,3 +321,11 @@ def test_a_part_that_is_missing_leaves_its_section_out(chromium, made, tmp_path,
     assert shown == set(kept) & set(sections) and tab.complaints == []
     assert not tab.locator("#examples").is_visible()
     tab.close()
+
+
+def test_a_board_of_base_alone_has_figures_that_json_can_store():
+    alone = board()
+    alone |= {"conditions": {"base": alone["conditions"]["base"]}, "paired": {}}
+    shown = reading.sections(alone)
+    assert [part["title"] for part in shown] == ["Chains of additions"]
+    assert "NaN" not in json.dumps(shown, default=store.jsonable)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import toolkit
-from toolkit import cli, repositories, store
+from toolkit import cli, repositories, store, tasks
 from toolkit.cli import help as helps
 from toolkit.cli import printing
 from toolkit.sites import UnsupportedModelError
@@ -165,3 +167,50 @@ def test_only_can_name_every_condition_of_the_board():
         assert chosen == list(dict.fromkeys(["base", spec.name]))
     with pytest.raises(ValueError, match="No condition matches 'nothing'"):
         board.select_conditions(default.CONDITIONS, "base,nothing")
+
+
+def test_json_is_one_document_with_null_for_what_is_not_finite_and_no_colours(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    cli.common.print_json(
+        {"mean": float("nan"), "low": -math.inf, "of": torch.tensor([1.5]), "text": "[bold]λ[/bold]", "at": Path("a")}
+    )
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"mean": None, "low": None, "of": [1.5], "text": "[bold]λ[/bold]", "at": "a"}
+    assert printed.isascii() and "\x1b" not in printed and "NaN" not in printed
+
+
+def test_json_has_full_numbers_and_says_where_the_files_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(run("rollouts", "-n", 3, "-k", 3, "--max-new-tokens", 60, "-o", "r", "--json").stdout)
+    rows = store.load_rollouts(tmp_path / "r")
+    assert sum(row["think_tokens"] * row["rollouts"] for row in found["by_difficulty"]) == pytest.approx(
+        sum(r.think_tokens for r in rows), abs=1e-9
+    )
+    compared = json.loads(run("compare", "base=tiny-reasoner", "-n", 2, "-k", 1, "--max-new-tokens", 20, "--json").stdout)
+    assert (tmp_path / compared["out"] / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"question": "Capital of France?", "answer": "Paris"}', "mine.jsonl, line 3: the answer 'Paris' holds no number"),
+        ("not JSON", "mine.jsonl, line 3: it is not JSON: Expecting value, at character 1"),
+        ('{"question": "2+2=?"}', "mine.jsonl, line 3: the line has no 'answer'"),
+    ],
+)
+def test_a_bad_problem_is_named_by_its_line(line, said, tmp_path):
+    store.write_text('{"question": "1+1=?", "answer": 2}\n\n' + line + "\n", tmp_path / "mine.jsonl")
+    assert said in str(run("rollouts", "-t", tmp_path / "mine.jsonl", "-o", tmp_path / "r").exception)
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.json", "problems/mine"])
+def test_a_problem_file_that_does_not_exist_is_said_to_be_missing(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"No problem file at {name}" in str(run("rollouts", "-t", name, "-o", "r").exception)
+
+
+def test_a_small_file_says_how_it_was_divided(tmp_path, caplog):
+    file = store.write_text("".join(f'{{"question": "{i}+1=?", "answer": {i + 1}}}\n' for i in range(12)), tmp_path / "mine.jsonl")
+    with caplog.at_level("WARNING", "toolkit"):
+        assert len(tasks.load(str(file), "train", 12)) < 12
+    assert "fewer than the 12 requested" in caplog.text and "a hash of the id decides" in caplog.text

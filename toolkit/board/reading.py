@@ -489,12 +489,15 @@ DAMAGE = (
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the figures for the web page of a board, as dicts with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON).
 
+    Without a condition beside base there is nothing to compare, and only the last figure is made.
+
     Args:
         board: The board, from ``make_board``.
     """
     trained_on = board["provenance"].get("trained_on", ())  # files of version 0.1.0 lack it
     trained = any(about["family"] in ("trained", "combined") for about in board["conditions"].values())
     where = f" This board trains policies on {' and '.join(trained_on)} only." if trained and trained_on else ""
+    chains = figures.chain_accuracy(board)
     drawn = (
         ("Gains and damage", "Condition minus base. Blue: better; brown: worse; grey: neither. Cells with a colour have p < .05 after Holm's correction. In "
          f"brackets: fewer than three seeds, not tested.{where}", figures.metric_differences(board, DAMAGE)),
@@ -503,9 +506,13 @@ def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
          "of responses lie in this band.", figures.state_shifts(board)),
         ("Short-thinking heads", "Every condition reads the same responses of base. If a trained policy thinks longer although these heads write the same, other parts of the "
          "model changed.", figures.head_change(board)),
-        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above the line: re-checks repair wrong steps.", figures.chain_accuracy(board)),
+        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above the line: re-checks repair wrong steps.", chains),
     )  # fmt: skip
-    return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in drawn]
+    return [
+        {"title": title, "text": text, "figure": figure.to_plotly_json()}
+        for title, text, figure in drawn
+        if board["paired"] or figure is chains
+    ]
 
 
 def long_table(board: Mapping[str, Any]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
 from collections.abc import Callable
 from enum import StrEnum
@@ -258,7 +259,9 @@ def load_model(
     from toolkit import lm, progress
 
     if not progress.is_watched():
-        transformers_logging.disable_progress_bar()  # it writes carriage returns into log files
+        # Progress bars of libraries write carriage returns into log files.
+        transformers_logging.disable_progress_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # datasets is imported later, if at all
     quantised = dtype in (Loaded.four, Loaded.eight)
     numbers = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32  # dtype of computation with quantised weights
     return lm.load(
@@ -320,10 +323,10 @@ def check_file(path: Path, force: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON to stdout."""
-    from toolkit import store
+    """Print a value to stdout as one JSON document, in ASCII and without colours; NaN and infinity become null."""
+    from toolkit import pages
 
-    out.print_json(json.dumps(value, default=store.jsonable))
+    typer.echo(json.dumps(pages.plain(value), indent=2, allow_nan=False))  # not rich: with FORCE_COLOR it writes colours into pipes
 
 
 def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:

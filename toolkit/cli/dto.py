@@ -115,7 +115,7 @@ def dto(
         "path_tokens": float(with_path["path_tokens"].mean()),
     }
     if as_json:
-        print_json({"out": str(out_dir), **{k: None if v != v else v for k, v in summary.items()}})
+        print_json({"out": str(out_dir), **summary})
         return
     by_problem = with_path.groupby("correct")[["segments", "exit", "dropped", "tokens", "path_tokens"]].mean().round(1)
     show(by_problem, f"{len(pairs)} pairs from {len(table)} responses of {lm.name}: means by correctness of the response")

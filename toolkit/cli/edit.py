@@ -195,7 +195,7 @@ def thinkedit(
     if adapter is not None:
         _write_adapter(lm, finding, adapter, work)
     if as_json:
-        print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
+        print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records"), out=out_dir))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     show(report.headline_table(summary), "Mean, and paired difference from base with its 95 % interval")
@@ -313,7 +313,7 @@ def rollouts(
     responses = sample(Condition(lm, tools=box), chosen, sampling, engine=sampler, out=out_dir, about=about)
     by_difficulty = evaluate.rollout_table(responses, chosen, lm.tags).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed", "leaking"]
-    table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
+    table = by_difficulty[columns].mean().astype(float).assign(rollouts=by_difficulty.size()).reset_index()
     if as_json:
         print_json({"out": str(out_dir), "rollouts": len(responses), "by_difficulty": table.to_dict("records")})
         return
@@ -477,7 +477,7 @@ def compare(
     page = report.comparison_page(heading, measured, summary, sections=shown, command=Command.line)
     pages.write(page, directory / "report.html")
     if as_json:
-        print_json(report.as_json(measured, summary))
+        print_json(report.as_json(measured, summary, out=directory))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     title = "Mean, and paired difference from the first model with its 95 % interval"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import warnings
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -150,7 +151,13 @@ def _begin(
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Make the package's log messages appear in the terminal. Typer runs this before every command."""
+    """Make the package's log messages appear in the terminal, without those of libraries about themselves. Typer runs this first."""
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"transformers\."
+    )  # deprecations: of no use to who runs a command
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # else: that a kernel could not be downloaded, even if nothing is quantised
     logger = logging.getLogger("toolkit")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):

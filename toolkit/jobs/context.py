@@ -309,11 +309,20 @@ def giraffe_report(
         if ids
         else [],
         made=f"{study.instances} problems of {study.task} per length, answered greedily. No weight was changed or trained, only the rotary "
-        f"frequencies: {changed.model.config.get_text_config().rope_parameters}.",
+        f"frequencies: {_rotary(changed)}.",
         command=command,
     )
     pages.write(page, out / "report.html")
     return tables
+
+
+def _rotary(lm: LM) -> str:
+    """Return the rotary parameters of a model as text, with four significant digits."""
+    values = lm.model.config.get_text_config().rope_parameters
+    if values.get("long_factor") == values.get("short_factor"):
+        values = {name: value for name, value in values.items() if name != "short_factor"}
+    short = {k: ", ".join(f"{x:.4g}" for x in v) if isinstance(v, list) else v for k, v in values.items()}
+    return "; ".join(f"{name} {value}" for name, value in short.items())
 
 
 def _length_cells(table: pd.DataFrame) -> pd.DataFrame:

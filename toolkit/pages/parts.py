@@ -61,7 +61,7 @@ def command_html(command: str) -> str:
 
 
 def table_html(table: pd.DataFrame) -> str:
-    """Return a table of text cells as HTML, with the index as first column. Text after a cell's first space is put on a second line."""
+    """Return a table of text cells as HTML, with the index as first column. Text after a number, or in brackets, is put on a second line."""
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (table.index.name or "condition", *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
@@ -71,6 +71,8 @@ def table_html(table: pd.DataFrame) -> str:
 
 
 def _lines(cell: str) -> str:
-    """Return a cell's text as HTML: the part before the first space, and the rest in small type on a second line."""
+    """Return a cell's text as HTML. What follows a number, or is in brackets after a word, is in small type on a second line."""
     mean, _, rest = html.escape(cell).partition(" ")
+    if not any(c.isdigit() for c in mean) and not rest.startswith(("(", "[")):  # such as "not reproduced"
+        return html.escape(cell)
     return f"{mean}<br><small>{rest}</small>"

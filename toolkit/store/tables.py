@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
@@ -139,7 +139,7 @@ def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
         raise Misfit(f"it is not a complete parquet file: {' '.join(str(error).split())[:120]}") from error
 
 
-def load_problems(path: str | Path) -> list[Problem]:
+def load_problems(path: str | Path, check: Callable[[Problem, str], object] | None = None) -> list[Problem]:
     """Return the problems in a JSONL file, which holds one JSON object per line.
 
     Each object has ``answer``, and either ``messages`` (a list of objects with ``role`` and ``content``) or ``question`` (text). ``id`` and
@@ -148,6 +148,10 @@ def load_problems(path: str | Path) -> list[Problem]:
 
     Answers and ids may be text or numbers. Numbers are converted to text with the digits that the file has, but without an exponent:
     ``0.50`` gives ``"0.50"``, and ``1e-5`` gives ``"0.00001"``.
+
+    Args:
+        path: The file.
+        check: Function that is called with each problem and its place, such as ``"mine.jsonl, line 3"``; it may raise an error.
 
     Raises:
         FileNotFoundError: no such file.
@@ -167,6 +171,8 @@ def load_problems(path: str | Path) -> list[Problem]:
             problem = _problem(row)
             if problem.id in seen:
                 raise Misfit(f"the id {brief(problem.id)} is also that of line {seen[problem.id]}, ids must be unique")
+        if check is not None:
+            check(problem, f"{path}, line {number}")
         seen[problem.id] = number
         problems.append(problem)
     if not problems:

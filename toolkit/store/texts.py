@@ -63,6 +63,8 @@ def parsed(text: str) -> Any:
     """
     try:
         value = json.loads(text, parse_constant=_refused, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error.msg}, at character {error.pos + 1}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep to be read") from error
     if _SURROGATE.search(text):

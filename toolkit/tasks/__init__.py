@@ -83,6 +83,8 @@ def check(name: str, *split_names: str) -> None:
     if name.startswith(GYM):
         gym.check(name.removeprefix(GYM))
     elif not is_built_in(name) and not Path(name).is_file():
+        if Path(name).suffix in (".json", ".jsonl") or len(Path(name).parts) > 1:
+            raise ValueError(f"No problem file at {name}: a task is such a JSONL file, one of {', '.join(NAMES)}, or {GYM}NAME.")
         raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, {GYM}NAME, or give a JSONL file of problems.")
     for split in split_names:
         splits.check_split(split) if is_built_in(name) else files.check(name, split)
@@ -127,8 +129,10 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     """
     problems = _load(name, split, n, seed, lm)
     if len(problems) < n:
+        divided = "" if is_built_in(name) else " If no line of the file names its split (meta.split), a hash of the id decides it."
         log.warning(
-            "%s has %d problems of split %s, fewer than the %d requested: all of them are used.", name, len(problems), split, n
+            "%s has %d problems of split %s, fewer than the %d requested: all of them are used.%s",
+            *(name, len(problems), split, n, divided),
         )
     return problems
 

@@ -43,14 +43,11 @@ def problems_of(path: str | Path) -> list[Problem]:
             grader requires. If a line names no grader, its gold answer must have exactly one number.
         ValueError: the file holds no problem.
     """
-    problems = load_problems(path)
-    for problem in problems:
-        _check(problem, path)
-    return problems
+    return load_problems(path, _check)
 
 
-def _check(problem: Problem, source: str | Path) -> None:
-    where, grader = f"{source}, problem {problem.id[:40]!r}", problem.meta.get("grader")
+def _check(problem: Problem, where: str) -> None:
+    grader = problem.meta.get("grader")
     if grader is None:
         if (count := len(NUMBER.findall(problem.answer))) != 1:
             raise DamagedFileError(
