@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from toolkit import evaluate, report, store
+from toolkit import evaluate, figures, report, store
 from toolkit.edits import Steering
 from toolkit.engines import loop
+from toolkit.figures.base import CONTROL
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.types import Direction, Report
@@ -119,6 +120,27 @@ def test_the_summary_equals_metrics_computed_by_hand(outcomes, provenance):
     assert edited.difference == pytest.approx(correct["edited"].mean() - correct["base"].mean())
     assert edited.difference_low < edited.difference < edited.difference_high
     assert edited.low < edited["mean"] < edited.high
+
+
+def test_accuracy_at_budgets_equals_a_naive_loop_and_never_falls_with_the_budget(outcomes, provenance):
+    report = made_up(outcomes, provenance)
+    curves = evaluate.accuracy_at_budgets(report, budgets=(0.0, 0.5, 1.0, 50.0))
+    base = report.rows[report.rows["condition"] == report.base]["response_tokens"].mean()
+    for name, own in curves.groupby("condition"):
+        rows = report.rows[report.rows["condition"] == name]
+        for _, row in own.iterrows():
+            naive = np.mean(
+                [c and n <= row["budget"] * base for c, n in zip(rows["correct"], rows["response_tokens"], strict=True)]
+            )
+            assert row["mean"] == pytest.approx(naive) and row["tokens"] == pytest.approx(row["budget"] * base)
+        assert own["mean"].is_monotonic_increasing and own["mean"].iloc[-1] == pytest.approx(rows["correct"].mean())
+
+
+def test_controls_are_grey_and_base_is_black_in_the_figure_of_budgets(outcomes, provenance):
+    curves = evaluate.accuracy_at_budgets(made_up(outcomes, provenance))
+    renamed = curves.replace({"condition": {curves["condition"].iloc[-1]: "control: random heads"}})
+    lines = {t.name: t.line.color for t in figures.accuracy_at_budgets(renamed).data if t.fill is None}
+    assert lines["base"] == "#000000" and lines["control: random heads"] == CONTROL
 
 
 def test_one_sample_a_problem_has_no_selection_free_metric(outcomes, provenance):

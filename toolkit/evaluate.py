@@ -14,7 +14,7 @@ from toolkit.engines import OWN_LOOP, CannotSampleError, Engine
 from toolkit.generate import Sampling, begin_session, rollouts, task_and_split
 from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
-from toolkit.metrics import Judge, Outcomes
+from toolkit.metrics import Judge, Outcomes, within
 from toolkit.tags import ThinkTags
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
 
@@ -210,6 +210,30 @@ def outcomes(report: Report, condition: str) -> Outcomes:
         raise KeyError(f"No condition {condition!r} in this report: it holds {', '.join(report.conditions)}.")
     rows = report.rows[report.rows["condition"] == condition]
     return Outcomes.from_rows(rows, sorted(rows["problem_id"].unique()))
+
+
+BUDGETS = tuple(round(0.1 * i, 1) for i in range(21))
+"""Token budgets of ``accuracy_at_budgets``, as multiples of base's mean response length."""
+
+
+def accuracy_at_budgets(report: Report, *, budgets: Sequence[float] = BUDGETS, seed: int = 0) -> pd.DataFrame:
+    """Return the accuracy of every condition at token budgets: a response that is longer than the budget counts as wrong (``metrics``).
+
+    Args:
+        report: Results of ``compare``.
+        budgets: Budgets per response, as multiples of base's mean response length.
+        seed: Random seed of the bootstrap over problems.
+
+    Returns:
+        One row per condition and budget. Columns: ``condition, budget`` (multiple), ``tokens`` (the budget in tokens), ``mean, low, high``.
+    """
+    base, rows = outcomes(report, report.base), []
+    for name in report.conditions:
+        own = outcomes(report, name)
+        for budget in budgets:
+            e = stats.effect([within(budget)(own, base)], own.shape[0], seed=seed).within((0.0, 1.0))
+            rows.append((name, budget, budget * base.response_tokens.mean(), e.mean, e.low, e.high))
+    return pd.DataFrame(rows, columns=["condition", "budget", "tokens", "mean", "low", "high"])
 
 
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:

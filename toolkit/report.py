@@ -130,6 +130,11 @@ def comparison_page(
         "neither. Open dots: no effect detectable at this sample size. Grey crosses: random controls.",
         tuple(figures.differences(summary, m, base=report.base) for m in metrics),
     )
+    budgets = Section(
+        "Accuracy at token budgets",
+        "A response counts as right if it is right and not longer than the budget. Budgets reach to twice base's mean response length.",
+        (figures.accuracy_at_budgets(evaluate.accuracy_at_budgets(report), base=report.base),),
+    )
     sampling = report.provenance.notes.get("sampling", {})
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sampling.items() if value is not None)
     return Page(
@@ -142,7 +147,7 @@ def comparison_page(
         ),
         table=headline_table(summary, base=report.base),
         caption="Mean and, in brackets, the paired difference from base (condition minus base) with its 95 % bootstrap interval over problems.",
-        sections=[*([effects] if many else []), *sections],
+        sections=[*([effects, budgets] if many else []), *sections],
         made=f"{judged_on(report)} All conditions answer the same problems with the same random numbers. Sampling: {settings}.",
         command=command,
     )

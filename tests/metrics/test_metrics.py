@@ -80,6 +80,52 @@ def test_the_accuracy_efficiency_score_by_hand():
         assert outcomes.aes(own, base)(index)[0] == pytest.approx(expected)
 
 
+EVERY = np.arange(7)[None]  # the problems as they are, without resampling
+
+
+def value(name: str, own: Outcomes, base: Outcomes) -> float:
+    return METRICS[name].how(own, base)(EVERY)[0]
+
+
+def test_think_tokens_of_right_and_wrong_responses_and_tokens_per_right_answer_equal_naive_loops():
+    own, base = made_up(1), made_up(0)
+    flat = list(zip(own.correct.ravel(), own.think_tokens.ravel(), own.response_tokens.ravel(), strict=True))
+    assert value("think_tokens_right", own, base) == pytest.approx(np.mean([t for c, t, _ in flat if c]))
+    assert value("think_tokens_wrong", own, base) == pytest.approx(np.mean([t for c, t, _ in flat if not c]))
+    assert value("tokens_per_right", own, base) == pytest.approx(sum(n for *_, n in flat) / sum(c for c, *_ in flat))
+
+
+def test_without_a_right_answer_its_length_and_price_have_no_value():
+    none = of(np.zeros((7, 2)), np.full((7, 2), 5.0), np.full((7, 2), 9.0))
+    assert all(math.isnan(value(name, none, none)) for name in ("think_tokens_right", "tokens_per_right"))
+    assert value("think_tokens_wrong", none, none) == 5
+
+
+def test_ock_score_has_the_values_of_the_released_code():
+    for right, tokens, expected in ((0.85, 625.0, 84.394), (1.0, 1e6, 53.849), (0.0, 0.0, 0.0)):
+        own = of(np.full((7, 1), right), np.zeros((7, 1)), np.full((7, 1), tokens))
+        assert value("ock_score", own, own) == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize(("name", "times"), [("within_half", 0.5), ("within_1x", 1.0), ("within_2x", 2.0)])
+def test_accuracy_within_a_budget_equals_a_naive_loop_and_ends_at_plain_accuracy(name, times):
+    own, base = made_up(1), made_up(0)
+    budget = times * base.response_tokens.mean()
+    naive = np.mean([c if n <= budget else 0 for c, n in zip(own.correct.ravel(), own.response_tokens.ravel(), strict=True)])
+    assert value(name, own, base) == pytest.approx(naive)
+    assert metrics.within(1000.0)(own, base)(EVERY)[0] == pytest.approx(own.correct.mean())
+
+
+def test_the_area_is_the_mean_of_accuracy_over_all_budgets():
+    own, base = made_up(1), made_up(0)
+    grid = (np.arange(4000) + 0.5) / 4000 * 2  # midpoints of budgets from 0 to twice base's tokens
+    curve = [metrics.within(float(times))(own, base)(EVERY)[0] for times in grid]
+    assert value("area_within_2x", own, base) == pytest.approx(np.mean(curve), abs=1e-3)
+    golden = of(np.ones((1, 2)), np.zeros((1, 2)), np.array([[100.0, 300.0]]))
+    # Twice the mean of 200 is 400: the area is the mean of 1 - 100 / 400 and 1 - 300 / 400.
+    assert METRICS["area_within_2x"].how(golden, golden)(np.zeros((1, 1), int))[0] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_row_order_does_not_change_any_metric(seed):
     """Lengths that tie often; rows of a table in any order, and problems in any order."""

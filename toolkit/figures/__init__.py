@@ -11,7 +11,15 @@ from toolkit.figures.claimed import claimed
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.judges import class_recalls, over_optimisation
-from toolkit.figures.length import accuracy_by_length, by_layer, differences, direction_norms, length_accuracy, length_distribution
+from toolkit.figures.length import (
+    accuracy_at_budgets,
+    accuracy_by_length,
+    by_layer,
+    differences,
+    direction_norms,
+    length_accuracy,
+    length_distribution,
+)
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, recall_by_length, sparsity, stability, thinking_or_not
 from toolkit.figures.rewards import reward_by_length, reward_pushes
 from toolkit.figures.searching import price_of_accuracy
@@ -21,6 +29,7 @@ from toolkit.figures.why import reasons
 
 __all__ = [
     "COLOURS",
+    "accuracy_at_budgets",
     "accuracy_by_length",
     "agreement",
     "attention",

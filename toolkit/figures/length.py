@@ -104,6 +104,39 @@ def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
     return styled(figure, title, showlegend=False, annotations=annotations, **axes)
 
 
+def accuracy_at_budgets(curves: pd.DataFrame, *, base: str = "base") -> go.Figure:
+    """Line plot of accuracy against the token budget, one line per condition. A response that is longer than the budget counts as wrong.
+
+    Base is black and random controls are grey. Pale bands are 95 % intervals; controls have none. A line that is higher on the left gets
+    more right with few tokens.
+
+    Args:
+        curves: Table from ``evaluate.accuracy_at_budgets``.
+        base: Name of the base condition.
+    """
+    names = [str(name) for name in curves["condition"].unique()]
+    changed = iter(COLOURS)
+    colours = {name: "#000000" if name == base else CONTROL if is_control(name) else next(changed, GREY) for name in names}
+    figure = go.Figure()
+    for name in sorted(names, key=lambda name: (not is_control(name), name == base)):  # controls below, base on top
+        own, colour = curves[curves["condition"] == name], colours[name]
+        if not is_control(name):
+            red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+            figure.add_scatter(
+                x=[*own["tokens"], *own["tokens"][::-1]], y=[*own["high"], *own["low"][::-1]], fill="toself", line={"width": 0}, mode="lines",
+                fillcolor=f"rgba({red},{green},{blue},0.12)", hoverinfo="skip", showlegend=False, name=name,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=own["tokens"], y=own["mean"], name=name, mode="lines", line={"color": colour, "width": 1 if is_control(name) else 2}
+        )
+    return styled(
+        figure,
+        "Accuracy at token budgets",
+        xaxis_title="largest number of response tokens",
+        yaxis={"title": "accuracy", "tickformat": ".0%"},
+    )
+
+
 def _colour(row: pd.Series) -> str:
     """Return the colour of a condition by its accuracy: a row of the summary."""
     change = Change(mean=row["difference"], low=row["difference_low"], high=row["difference_high"])

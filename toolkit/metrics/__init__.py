@@ -5,7 +5,7 @@ report uses this package.
 """
 
 from toolkit.metrics.effects import Judge, MetricEffect, cell, share_of, with_interval
-from toolkit.metrics.outcomes import Outcomes, assumed_aes
+from toolkit.metrics.outcomes import Outcomes, assumed_aes, within
 from toolkit.metrics.table import METRICS, RANGES, Metric, described
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "described",
     "share_of",
     "with_interval",
+    "within",
 ]

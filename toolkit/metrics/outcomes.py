@@ -187,6 +187,83 @@ def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
     return statistic
 
 
+def ratio_of(numerator: Float[ndarray, "problems samples"], divisor: Float[ndarray, "problems samples"]) -> Statistic:
+    """Return a statistic (a function of resampled problems): the sum of one number over the sum of another, over all samples.
+
+    The value is NaN where the divisor's sum is 0.
+    """
+    above, below = numerator.sum(axis=1), divisor.sum(axis=1)
+
+    def statistic(index: ndarray) -> ndarray:
+        divisors = below[index].sum(axis=1)
+        return above[index].sum(axis=1) / np.where(divisors > 0, divisors, np.nan)
+
+    return statistic
+
+
+def think_tokens_of(right: bool) -> How:
+    """Return a function that computes a metric (see ``How``): the mean think length of right responses, or of wrong ones, in tokens.
+
+    Args:
+        right: True for the right responses.
+    """
+
+    def how(outcomes: Outcomes, base: Outcomes) -> Statistic:
+        chosen = outcomes.correct if right else 1 - outcomes.correct
+        return ratio_of(outcomes.think_tokens * chosen, chosen)
+
+    return how
+
+
+def tokens_per_right(outcomes: Outcomes, base: Outcomes) -> Statistic:
+    """Return the number of response tokens per right answer as a statistic: wrong responses cost tokens, too. Lower is better."""
+    return ratio_of(outcomes.response_tokens, outcomes.correct)
+
+
+def ock_score(outcomes: Outcomes, base: Outcomes) -> Statistic:
+    """Return the OckScore (arXiv:2511.05722, released code) of a condition as a statistic. Higher is better; it can be negative.
+
+    With A the accuracy in percent and N the mean number of response tokens::
+
+        A - 10 ln( N / 10000 + 1 )
+
+    Deviation: the released code counts the tokens of the prompt, too. They depend on the tokenizer, and are nearly the same for all
+    conditions.
+    """
+    right, tokens = stats.mean_of(outcomes.correct), stats.mean_of(outcomes.response_tokens)
+    return lambda index: 100 * right(index) - 10 * np.log1p(tokens(index) / 10000)
+
+
+def within(times: float) -> How:
+    """Return a function that computes a metric (see ``How``): the share of responses that are right and at most as long as a budget.
+
+    Responses are not shortened: a longer one counts as wrong. That is the mode "cut" of accuracy at token budgets.
+
+    Args:
+        times: Budget per response, as a multiple of base's mean response length over all problems.
+    """
+    return lambda outcomes, base: stats.mean_of(
+        outcomes.correct * (outcomes.response_tokens <= times * base.response_tokens.mean())
+    )
+
+
+def area_within(times: float) -> How:
+    """Return a function that computes a metric (see ``How``): the mean of ``within`` over all budgets from 0 to ``times``.
+
+    This is the area under accuracy against the token budget, divided by the largest budget (arXiv:2508.13141, overthinking-adjusted
+    accuracy, per response). With n the response's tokens and T the largest budget, a right response counts max(0, 1 - n / T).
+
+    Args:
+        times: Largest budget per response, as a multiple of base's mean response length over all problems.
+    """
+
+    def how(outcomes: Outcomes, base: Outcomes) -> Statistic:
+        most = times * base.response_tokens.mean()
+        return stats.mean_of(outcomes.correct * np.maximum(0.0, 1 - outcomes.response_tokens / most))
+
+    return how
+
+
 def passed(times: int) -> How:
     """Return a function that computes a metric (see ``How``): the pass rate within a token budget.
 
