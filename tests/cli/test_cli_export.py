@@ -84,7 +84,7 @@ def test_the_help_names_every_format():
         (("--to", "hotwire", "-v", "v.safetensors", "-o", "."), "not empty"),
         (("--to", "adapter", "--plan", "v.safetensors"), "Plan"),
         (("--to", "adapter", "--plan", "nowhere.safetensors"), "nowhere.safetensors"),
-        (("--to", "inspect", "-t", "nowhere.jsonl"), "Unknown task 'nowhere.jsonl'"),
+        (("--to", "inspect", "-t", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--to", "inspect", "--split", "spring"), "spring"),
         (("--to", "inspect", "--think", "<think>"), 'give "response", or the two tags'),
     ],

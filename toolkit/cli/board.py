@@ -159,7 +159,10 @@ def board(
         return
     title = f"{lm.name}: mean, and difference from base with its 95 % interval; * p < .05 after Holm's correction"
     show(boards.text_table(result, SHOWN), title)
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; numbers are in {out_dir / 'board.json'}, {out_dir / 'table.parquet'}.")
+    out.print(
+        f"Open [bold]{out_dir / 'report.html'}[/bold]; numbers are in {out_dir / 'board.json'}, {out_dir / 'table.parquet'}.",
+        soft_wrap=True,
+    )
     if quick:
         next_steps(measure_in_full="the same command without --quick and with a new --out")
 

@@ -136,7 +136,10 @@ def claims(
     for claim in found:
         if claim.missing:
             say(f"not measured: {claim.text}: {claim.missing}")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the text for posting is [bold]{out_dir / 'claims.md'}[/bold].")
+    out.print(
+        f"Open [bold]{out_dir / 'report.html'}[/bold]; the text for posting is [bold]{out_dir / 'claims.md'}[/bold].",
+        soft_wrap=True,
+    )
     next_steps(
         narrower_intervals="the same command with more --problems and a new --out",
         edit_the_model=same_options("toolkit thinkedit -o runs/edited"),

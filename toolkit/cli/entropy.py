@@ -156,5 +156,5 @@ def entropy(
         print_json(store.read_json(out_dir / "entropy.json"))
         return
     show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
+    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
     next_steps(which_heads_raise_or_lower_entropy=same_options("toolkit heads"))

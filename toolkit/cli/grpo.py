@@ -257,5 +257,8 @@ def grpo(
         print_json({"out": str(folder), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)})
         return
     show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the result is in {folder}")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the log, with one line per step, is in {out_dir / 'log.jsonl'}.")
+    out.print(
+        f"Open [bold]{out_dir / 'report.html'}[/bold]; the log, with one line per step, is in {out_dir / 'log.jsonl'}.",
+        soft_wrap=True,
+    )
     next_steps(**judging)

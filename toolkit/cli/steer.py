@@ -297,7 +297,7 @@ def dose(
         dial.set_index("target"),
         "Best strength for each target length (tokens), and percent of responses within 10 % (precise) and 20 % (flexible) of the target",
     )
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
+    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
     next_steps(
         a_card_with_these_numbers=same_options(f"toolkit export --to folder --doses {out_dir} -o runs/vector", "vector"),
     )

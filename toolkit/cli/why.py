@@ -78,5 +78,5 @@ def why(
         return
     show(found.heads.head(8).round(3), "Effect of each head's change on the preference for long thinking, nats; largest first")
     show(undo_table(found.undo), "Part of the change that some heads make, with 95 % intervals")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
+    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
     next_steps(compare_the_models=f"toolkit compare base={base} changed={other} -t {task}")
