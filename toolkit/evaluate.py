@@ -14,7 +14,7 @@ from toolkit.engines import OWN_LOOP, CannotSampleError, Engine
 from toolkit.generate import Sampling, begin_session, rollouts, task_and_split
 from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
-from toolkit.metrics import Judge, Outcomes, within
+from toolkit.metrics import Judge, Outcomes, right_within
 from toolkit.tags import ThinkTags
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
 
@@ -231,7 +231,7 @@ def accuracy_at_budgets(report: Report, *, budgets: Sequence[float] = BUDGETS, s
     for name in report.conditions:
         own = outcomes(report, name)
         for budget in budgets:
-            e = stats.effect([within(budget)(own, base)], own.shape[0], seed=seed).within((0.0, 1.0))
+            e = stats.effect([right_within(budget)(own, base)], own.shape[0], seed=seed).within((0.0, 1.0))
             rows.append((name, budget, budget * base.response_tokens.mean(), e.mean, e.low, e.high))
     return pd.DataFrame(rows, columns=["condition", "budget", "tokens", "mean", "low", "high"])
 

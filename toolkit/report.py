@@ -122,19 +122,7 @@ def comparison_page(
         sections: Further sections, such as transcripts, which come last.
         command: Command that makes the page again; "" if no single command does.
     """
-    metrics = [m for m in ("think_tokens", "accuracy", "shortest_20", "shortest_20_same") if m in set(summary["metric"])]
-    many = len(report.conditions) > 1
-    effects = Section(
-        "What changes",
-        "Condition minus base, paired by problem. Filled dots: the interval excludes zero. Blue is better, brown is worse, dark grey is "
-        "neither. Open dots: no effect detectable at this sample size. Grey crosses: random controls.",
-        tuple(figures.differences(summary, m, base=report.base) for m in metrics),
-    )
-    budgets = Section(
-        "Accuracy at token budgets",
-        "A response counts as right if it is right and not longer than the budget. Budgets reach to twice base's mean response length.",
-        (figures.accuracy_at_budgets(evaluate.accuracy_at_budgets(report), base=report.base),),
-    )
+    sections = [*(_against_base(report, summary) if len(report.conditions) > 1 else []), *sections]
     sampling = report.provenance.notes.get("sampling", {})
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sampling.items() if value is not None)
     return Page(
@@ -147,10 +135,27 @@ def comparison_page(
         ),
         table=headline_table(summary, base=report.base),
         caption="Mean and, in brackets, the paired difference from base (condition minus base) with its 95 % bootstrap interval over problems.",
-        sections=[*([effects, budgets] if many else []), *sections],
+        sections=sections,
         made=f"{judged_on(report)} All conditions answer the same problems with the same random numbers. Sampling: {settings}.",
         command=command,
     )
+
+
+def _against_base(report: Report, summary: pd.DataFrame) -> list[Section]:
+    """Return the sections of a page that compare conditions with base: differences, and accuracy at token budgets."""
+    metrics = [m for m in ("think_tokens", "accuracy", "shortest_20", "shortest_20_same") if m in set(summary["metric"])]
+    effects = Section(
+        "What changes",
+        "Condition minus base, paired by problem. Filled dots: the interval excludes zero. Blue is better, brown is worse, dark grey is "
+        "neither. Open dots: no effect detectable at this sample size. Grey crosses: random controls.",
+        tuple(figures.differences(summary, m, base=report.base) for m in metrics),
+    )
+    budgets = Section(
+        "Accuracy at token budgets",
+        "A response that is longer than the budget counts as wrong. Budgets reach to twice base's mean response length.",
+        (figures.accuracy_at_budgets(evaluate.accuracy_at_budgets(report), base=report.base),),
+    )
+    return [effects, budgets]
 
 
 def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str = "") -> Page:

@@ -185,12 +185,23 @@ def test_the_conditions_are_base_the_edit_and_different_draws_of_each_control(re
     assert folders == {evaluate.rollout_folder(out, name).name for name in conditions}
 
 
-def test_a_published_change_agrees_if_it_lies_in_the_measured_interval():
-    """Published numbers are in percent, measured ones are shares."""
-    summary = pd.DataFrame(
-        [("base", "accuracy", 0.6, 0.5, 0.7, 0.0, 0.0, 0.0), ("edited", "accuracy", 0.64, 0.5, 0.7, 0.04, 0.01, 0.07)],
+def measured_change(low: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        [("base", "accuracy", 0.6, 0.5, 0.7, 0.0, 0.0, 0.0), ("edited", "accuracy", 0.64, 0.5, 0.7, 0.04, low, 0.07)],
         columns=["condition", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high"],
     )
+
+
+def test_an_interval_that_holds_the_papers_change_and_no_change_decides_nothing():
+    summary = {"arithmetic": measured_change(-0.02)}
+    for edited, agrees in ((65.0, "undecided"), (60.0, "undecided"), (70.0, "no")):
+        table = replication.beside([Published("arithmetic", "accuracy", "v3", 60.0, edited)], summary)
+        assert table["agrees"].tolist() == [agrees]
+
+
+def test_a_published_change_agrees_if_it_lies_in_the_measured_interval():
+    """Published numbers are in percent, measured ones are shares."""
+    summary = measured_change(0.01)
     for edited, agrees in ((65.0, "yes"), (70.0, "no"), (60.5, "no")):
         table = replication.beside([Published("arithmetic", "accuracy", "v3", 60.0, edited)], {"arithmetic": summary})
         assert table["agrees"].tolist() == [agrees] and table["paper, change"].tolist() == [f"{edited - 60:+.2f}"]

@@ -107,23 +107,23 @@ def test_ock_score_has_the_values_of_the_released_code():
         assert value("ock_score", own, own) == pytest.approx(expected, abs=5e-4)
 
 
-@pytest.mark.parametrize(("name", "times"), [("within_half", 0.5), ("within_1x", 1.0), ("within_2x", 2.0)])
+@pytest.mark.parametrize(("name", "times"), [("right_within_half", 0.5), ("right_within_1x", 1.0), ("right_within_2x", 2.0)])
 def test_accuracy_within_a_budget_equals_a_naive_loop_and_ends_at_plain_accuracy(name, times):
     own, base = made_up(1), made_up(0)
     budget = times * base.response_tokens.mean()
     naive = np.mean([c if n <= budget else 0 for c, n in zip(own.correct.ravel(), own.response_tokens.ravel(), strict=True)])
     assert value(name, own, base) == pytest.approx(naive)
-    assert metrics.within(1000.0)(own, base)(EVERY)[0] == pytest.approx(own.correct.mean())
+    assert metrics.right_within(1000.0)(own, base)(EVERY)[0] == pytest.approx(own.correct.mean())
 
 
 def test_the_area_is_the_mean_of_accuracy_over_all_budgets():
     own, base = made_up(1), made_up(0)
     grid = (np.arange(4000) + 0.5) / 4000 * 2  # midpoints of budgets from 0 to twice base's tokens
-    curve = [metrics.within(float(times))(own, base)(EVERY)[0] for times in grid]
-    assert value("area_within_2x", own, base) == pytest.approx(np.mean(curve), abs=1e-3)
+    curve = [metrics.right_within(float(times))(own, base)(EVERY)[0] for times in grid]
+    assert value("area_right_within_2x", own, base) == pytest.approx(np.mean(curve), abs=1e-3)
     golden = of(np.ones((1, 2)), np.zeros((1, 2)), np.array([[100.0, 300.0]]))
     # Twice the mean of 200 is 400: the area is the mean of 1 - 100 / 400 and 1 - 300 / 400.
-    assert METRICS["area_within_2x"].how(golden, golden)(np.zeros((1, 1), int))[0] == pytest.approx(0.5)
+    assert METRICS["area_right_within_2x"].how(golden, golden)(np.zeros((1, 1), int))[0] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("seed", range(3))

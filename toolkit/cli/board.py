@@ -25,8 +25,8 @@ from toolkit.cli.common import (
     app,
     connect_engine,
     load_model,
+    name_files,
     next_steps,
-    out,
     print_json,
     say,
     show,
@@ -159,10 +159,7 @@ def board(
         return
     title = f"{lm.name}: mean, and difference from base with its 95 % interval; * p < .05 after Holm's correction"
     show(boards.text_table(result, SHOWN), title)
-    out.print(
-        f"Open [bold]{out_dir / 'report.html'}[/bold]; numbers are in {out_dir / 'board.json'}, {out_dir / 'table.parquet'}.",
-        soft_wrap=True,
-    )
+    name_files("Open {}; numbers are in {}, {}.", out_dir / "report.html", out_dir / "board.json", out_dir / "table.parquet")
     if quick:
         next_steps(measure_in_full="the same command without --quick and with a new --out")
 

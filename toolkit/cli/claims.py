@@ -27,8 +27,8 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
+    name_files,
     next_steps,
-    out,
     print_json,
     reject_unread,
     same_options,
@@ -136,10 +136,7 @@ def claims(
     for claim in found:
         if claim.missing:
             say(f"not measured: {claim.text}: {claim.missing}")
-    out.print(
-        f"Open [bold]{out_dir / 'report.html'}[/bold]; the text for posting is [bold]{out_dir / 'claims.md'}[/bold].",
-        soft_wrap=True,
-    )
+    name_files("Open {}; the text for posting is {}.", out_dir / "report.html", out_dir / "claims.md")
     next_steps(
         narrower_intervals="the same command with more --problems and a new --out",
         edit_the_model=same_options("toolkit thinkedit -o runs/edited"),

@@ -14,9 +14,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from toolkit.cli.help import PANELS, Command, app
-from toolkit.cli.printing import log, next_steps, out, say, show
+from toolkit.cli.printing import log, name_files, next_steps, out, say, show
 
-__all__ = ["Command", "app", "log", "next_steps", "out", "say", "show"]  # so that commands import all from here
+__all__ = ["Command", "app", "log", "name_files", "next_steps", "out", "say", "show"]  # so that commands import all from here
 N = TypeVar("N", int, float)
 CARRIED = (*PANELS["Model"], "task", "tool", "max_new_tokens")
 """Parameters whose options ``same_options`` repeats: which model, as loaded, with which tool, and what it is judged on."""

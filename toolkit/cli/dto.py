@@ -29,8 +29,8 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
+    name_files,
     next_steps,
-    out,
     print_json,
     reject_unread,
     show,
@@ -119,7 +119,7 @@ def dto(
         return
     by_problem = with_path.groupby("correct")[["segments", "exit", "dropped", "tokens", "path_tokens"]].mean().round(1)
     show(by_problem, f"{len(pairs)} pairs from {len(table)} responses of {lm.name}: means by correctness of the response")
-    out.print(f"The pairs are in [bold]{out_dir / 'pairs.jsonl'}[/bold].", soft_wrap=True)
+    name_files("The pairs are in {}.", out_dir / "pairs.jsonl")
     if steps:
         next_steps(
             compare_before_and_after=f"toolkit compare base={model} dto={out_dir / 'trained' / 'model'} -t {task} -o {out_dir / 'compare'}"

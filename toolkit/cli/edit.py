@@ -37,6 +37,7 @@ from toolkit.cli.common import (
     connect_engine,
     find_toolbox,
     load_model,
+    name_files,
     next_steps,
     out,
     print_json,
@@ -85,9 +86,7 @@ def demo(
         print_json(store.read_json(out_dir / "report.json"))
         return
     show(report.headline_table(result), f"Test split of {task}: mean, and paired difference from base with its 95 % interval")
-    out.print(
-        f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].", soft_wrap=True
-    )
+    name_files("Open {}; the edited model is in {}.", out_dir / "report.html", out_dir / "edited")
     edited, vector = out_dir / "edited", out_dir / "direction.safetensors"
     next_steps(
         watch_the_direction_lengthen_and_shorten_thinking=same_options(f"toolkit steer -v {vector} -p '17+5-9+23=?'"),
@@ -201,7 +200,7 @@ def thinkedit(
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     show(report.headline_table(summary), "Mean, and paired difference from base with its 95 % interval")
-    out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].", soft_wrap=True)
+    name_files("Saved to {}; rollouts and numbers are in {}.", out_dir, work)
     next_steps(
         compare_on_more_problems=same_options(f"toolkit compare base={model} edited={out_dir} --problems 400"),
         see_what_would_be_uploaded=f"toolkit push {out_dir} USER/NAME --dry-run",
@@ -484,5 +483,5 @@ def compare(
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     title = "Mean, and paired difference from the first model with its 95 % interval"
     show(report.headline_table(summary, base=measured.base), title)
-    out.print(f"Open [bold]{directory / 'report.html'}[/bold]; rollouts and numbers are beside it.", soft_wrap=True)
+    name_files("Open {}; rollouts and numbers are beside it.", directory / "report.html")
     next_steps(narrower_intervals="the same command with more --problems and a new --out")

@@ -27,8 +27,8 @@ from toolkit.cli.common import (
     app,
     connect_engine,
     load_model,
+    name_files,
     next_steps,
-    out,
     print_json,
     reject_unread,
     same_options,
@@ -156,5 +156,5 @@ def entropy(
         print_json(store.read_json(out_dir / "entropy.json"))
         return
     show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
+    name_files("Open {}.", out_dir / "report.html")
     next_steps(which_heads_raise_or_lower_entropy=same_options("toolkit heads"))

@@ -29,6 +29,7 @@ from toolkit.cli.common import (
     app,
     check_file,
     load_model,
+    name_files,
     next_steps,
     out,
     reject_unread,
@@ -157,7 +158,7 @@ def export(
             raise typer.BadParameter(f"--force overwrites files only: remove the directory {out_path} yourself, or choose another.")
         store.new_directory(out_path)
     loaded = None if row.takes == "problems" else load_model(model, think, dtype, device, template=template)
-    out.print(f"Wrote [bold]{escape(str(row.write(loaded, value, out_path, settings)))}[/bold].", soft_wrap=True)
+    name_files("Wrote {}.", row.write(loaded, value, out_path, settings))
 
 
 def _value(row: exports.Format, vector: Path | None, plan: Path | None, problems: tuple[str, str, int, int]) -> Any:
@@ -246,10 +247,7 @@ def import_(
         case Source.hidden_directions:
             v = vectors.load_hidden_directions(source, lm, layer=layer)
     store.save(replace(v, vector=-v.vector) if flip else v, out_file)
-    out.print(
-        f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to [bold]{out_file}[/bold].",
-        soft_wrap=True,
-    )
+    name_files(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to {{}}.", out_file)
     next_steps(see_whether_it_lengthens_thinking=same_options(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'"))
 
 
@@ -285,4 +283,4 @@ def push(
         out.print(upload.card, markup=False, highlight=False)
         out.print("Nothing was sent (--dry-run).")
         return
-    out.print(f"Uploaded to [bold]{escape(hub.push(upload, public=public))}[/bold].", soft_wrap=True)
+    name_files("Uploaded to {}.", hub.push(upload, public=public))

@@ -20,8 +20,8 @@ from toolkit.cli.common import (
     Trust,
     app,
     load_model,
+    name_files,
     next_steps,
-    out,
     parse_numbers,
     print_json,
     reject_unread,
@@ -135,5 +135,5 @@ def giraffe(
     show(tables["lengths"].set_index("condition")[shown], f"{lm.name}, by prompt length, with 95 % intervals")
     if "text" in tables:
         show(tables["text"].set_index("condition"), "The text, by position")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the model is in [bold]{out_dir / 'model'}[/bold].", soft_wrap=True)
+    name_files("Open {}; the model is in {}.", out_dir / "report.html", out_dir / "model")
     next_steps(check_what_works_with_it=f"toolkit check {out_dir / 'model'}")

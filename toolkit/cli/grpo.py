@@ -27,8 +27,8 @@ from toolkit.cli.common import (
     connect_engine,
     find_toolbox,
     load_model,
+    name_files,
     next_steps,
-    out,
     print_json,
     same_options,
     say,
@@ -257,8 +257,5 @@ def grpo(
         print_json({"out": str(folder), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)})
         return
     show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the result is in {folder}")
-    out.print(
-        f"Open [bold]{out_dir / 'report.html'}[/bold]; the log, with one line per step, is in {out_dir / 'log.jsonl'}.",
-        soft_wrap=True,
-    )
+    name_files("Open {}; the log, with one line per step, is in {}.", out_dir / "report.html", out_dir / "log.jsonl")
     next_steps(**judging)

@@ -27,8 +27,8 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
+    name_files,
     next_steps,
-    out,
     parse_numbers,
     print_json,
     reject_unread,
@@ -128,7 +128,7 @@ def retrieval_heads(
             tables["thinking"].set_index("task"),
             "Accuracy, and accuracy lost to masking, when thinking and when answering directly",
         )
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
+    name_files("Open {}.", out_dir / "report.html")
     next_steps(compare_with_other_ways_to_score_heads=same_options("toolkit heads"))
 
 
@@ -202,5 +202,5 @@ def heads(
         return
     show(atlas.heads.set_index("head").head(20).round(3), "Scores of the 20 heads that write most towards short thinking")
     show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads? Number of shared top heads, with p-values")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
+    name_files("Open {}.", out_dir / "report.html")
     next_steps(edit_the_heads_that_shorten_thinking=same_options("toolkit thinkedit -o runs/edited"))

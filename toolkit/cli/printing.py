@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -74,6 +75,16 @@ def _text(cell: object) -> str:
 def say(text: str) -> None:
     """Print one line of progress to stderr."""
     log.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def name_files(text: str, *files: object) -> None:
+    """Print a line to stdout that names files. The line is not broken, so that paths can be copied; any path is printed as it is.
+
+    Args:
+        text: The line, with ``{}`` in place of each file.
+        files: Paths or addresses, shown in bold.
+    """
+    out.print(text.format(*(f"[bold]{escape(str(file))}[/bold]" for file in files)), highlight=False, soft_wrap=True)
 
 
 def next_steps(**commands: str) -> None:

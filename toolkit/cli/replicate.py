@@ -17,6 +17,7 @@ from toolkit.cli.common import (
     app,
     connect_engine,
     load_model,
+    name_files,
     next_steps,
     out,
     print_json,
@@ -81,9 +82,7 @@ def replicate(
     show(table, f"{plan.title}: the paper's numbers and the measured ones, in percent and points")
     for sentence in jobs.replication_verdict(plan, table):
         out.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    out.print(
-        f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].", soft_wrap=True
-    )
+    name_files("Open {}; the edited model is in {}.", out_dir / "report.html", out_dir / "edited")
     next_steps(see_what_would_be_uploaded=f"toolkit push {out_dir / 'edited'} USER/NAME --dry-run")
 
 

@@ -34,6 +34,7 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
+    name_files,
     next_steps,
     out,
     parse_numbers,
@@ -297,7 +298,7 @@ def dose(
         dial.set_index("target"),
         "Best strength for each target length (tokens), and percent of responses within 10 % (precise) and 20 % (flexible) of the target",
     )
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
+    name_files("Open {}.", out_dir / "report.html")
     next_steps(
         a_card_with_these_numbers=same_options(f"toolkit export --to folder --doses {out_dir} -o runs/vector", "vector"),
     )

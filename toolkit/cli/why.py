@@ -25,8 +25,8 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
+    name_files,
     next_steps,
-    out,
     print_json,
     say,
     show,
@@ -78,5 +78,5 @@ def why(
         return
     show(found.heads.head(8).round(3), "Effect of each head's change on the preference for long thinking, nats; largest first")
     show(undo_table(found.undo), "Part of the change that some heads make, with 95 % intervals")
-    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].", soft_wrap=True)
+    name_files("Open {}.", out_dir / "report.html")
     next_steps(compare_the_models=f"toolkit compare base={base} changed={other} -t {task}")

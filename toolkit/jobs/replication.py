@@ -128,8 +128,8 @@ def beside(published: Sequence[Published], summaries: Mapping[str, pd.DataFrame]
     """Return the paper's numbers beside the measured ones, one row per published number.
 
     Columns: ``version``; ``paper, base``, ``paper, edited``, ``paper, change`` and ``base``, ``edited``, ``change`` (measured, with 95 %
-    intervals), in percent and points; ``agrees``: whether the paper's change lies in the measured interval, or NOT FOUND. A number that was
-    not found is said to be so.
+    intervals), in percent and points; ``agrees``: ``yes`` if the paper's change lies in the measured interval and no change does not,
+    ``undecided`` if both do, ``no`` if the paper's does not, or NOT FOUND. A number that was not found is said to be so.
 
     Args:
         published: Numbers of the paper.
@@ -149,19 +149,26 @@ def beside(published: Sequence[Published], summaries: Mapping[str, pd.DataFrame]
             "base": with_interval(base["mean"], base["low"], base["high"], unit),
             "edited": with_interval(changed["mean"], changed["low"], changed["high"], unit),
             "change": with_interval(changed["difference"], low / 100, high / 100, unit, sign="+"),
-            "agrees": NOT_FOUND if change is None else ("yes" if low <= change <= high else "no"),
+            "agrees": NOT_FOUND if change is None else _agreement(change, low, high),
         }
     columns = ["paper, base", "paper, edited", "paper, change", "base", "edited", "change", "agrees"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("number")
 
 
+def _agreement(published: float, low: float, high: float) -> str:
+    """Return whether a published change agrees with the interval of the measured one; a wide interval around 0 decides nothing."""
+    if not low <= published <= high:
+        return "no"
+    return "undecided" if low <= 0 <= high else "yes"
+
+
 def replication_verdict(plan: Replication, table: pd.DataFrame) -> list[str]:
     """Return the sentences of the verdict box: how many changes agree with the paper, and what has not met a real model."""
     counts = table["agrees"].value_counts()
-    known = int(counts.get("yes", 0) + counts.get("no", 0))
+    yes, undecided, no, missing = (int(counts.get(k, 0)) for k in ("yes", "undecided", "no", NOT_FOUND))
     sentences = [
-        f"{counts.get('yes', 0)} of {known} published changes lie in the measured 95 % interval; {counts.get(NOT_FOUND, 0)} published "
-        "numbers were not found."
+        f"Of {yes + undecided + no} published changes, {yes} agree with the measured 95 % interval, {no} do not, and {undecided} are undecided: "
+        f"the interval holds the paper's change and no change. {missing} published numbers were not found."
     ]
     return [*sentences, f"Untested: {plan.untested}"] if plan.untested else sentences
 
@@ -183,8 +190,8 @@ def _write(
     )
     beside_paper = Section(
         "The paper's numbers",
-        "In percent and points. Measured numbers have 95 % intervals over problems; 'agrees' says whether the paper's change lies in the "
-        "interval of the measured change.",
+        "In percent and points. Measured numbers have 95 % intervals over problems. The paper's change agrees if it lies in the interval of "
+        "the measured change and no change does not; if both do, it is undecided.",
         html=table_html(table),
     )
     sections = [beside_paper, shown]

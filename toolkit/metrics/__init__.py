@@ -5,7 +5,7 @@ report uses this package.
 """
 
 from toolkit.metrics.effects import Judge, MetricEffect, cell, share_of, with_interval
-from toolkit.metrics.outcomes import Outcomes, assumed_aes, within
+from toolkit.metrics.outcomes import Outcomes, assumed_aes, right_within
 from toolkit.metrics.table import METRICS, RANGES, Metric, described
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "assumed_aes",
     "cell",
     "described",
+    "right_within",
     "share_of",
     "with_interval",
-    "within",
 ]

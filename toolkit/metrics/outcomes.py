@@ -234,7 +234,7 @@ def ock_score(outcomes: Outcomes, base: Outcomes) -> Statistic:
     return lambda index: 100 * right(index) - 10 * np.log1p(tokens(index) / 10000)
 
 
-def within(times: float) -> How:
+def right_within(times: float) -> Callable[[Outcomes, Outcomes], Statistic]:
     """Return a function that computes a metric (see ``How``): the share of responses that are right and at most as long as a budget.
 
     Responses are not shortened: a longer one counts as wrong. That is the mode "cut" of accuracy at token budgets.
@@ -247,8 +247,8 @@ def within(times: float) -> How:
     )
 
 
-def area_within(times: float) -> How:
-    """Return a function that computes a metric (see ``How``): the mean of ``within`` over all budgets from 0 to ``times``.
+def area_right_within(times: float) -> How:
+    """Return a function that computes a metric (see ``How``): the mean of ``right_within`` over all budgets from 0 to ``times``.
 
     This is the area under accuracy against the token budget, divided by the largest budget (arXiv:2508.13141, overthinking-adjusted
     accuracy, per response). With n the response's tokens and T the largest budget, a right response counts max(0, 1 - n / T).
