@@ -19,12 +19,8 @@ MEASURES = {"think_tokens": "think_tokens", "accuracy": "correct"}  # metric of 
 METRIC_NAMES = {"think_tokens": "length", "accuracy": "accuracy"}
 PHASE_NAMES = {"think": "thinking", "answer": "the answer"}
 WAYS = {"put back": "put back to base undo", "alone": "changed alone make"}  # way of ``jobs.why.undo`` -> words
-UNNAMED = {
-    "nats": "nats per token",
-    "score": "",
-    "preference": "nats",
-    "steps": "",
-}  # unit of a number -> its name in sentences; others are in ``verdicts.UNITS``
+# Unit of a number -> its name in sentences; others are in ``verdicts.UNITS``.
+UNNAMED = {"nats": "nats per token", "score": "", "preference": "nats", "steps": ""}
 
 
 def change_of(row: pd.Series | Mapping[str, Any], mean: str, low: str, high: str) -> Change:
@@ -193,6 +189,7 @@ def of_reasons(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     name = f"Of single heads, the change of {first['layer']:.0f}.{first['head']:.0f} moves the preference for long thinking most:"
     change = change_of(first, "effect", "effect_low", "effect_high")
     said.append(sentence(name, change, "preference", "towards longer thinking, by", "towards shorter thinking, by"))
+    said.append(f"It is the largest of {len(tables['heads'])} heads on the same responses, so its size tends to be overstated.")
     said += [_shares(undo, metric, measure) for metric, measure in MEASURES.items() if whole[metric].is_clear]
     layers = tables["outputs"].query("head < 0")
     along = layers[layers["cosine"].abs() > layers["random"]]
