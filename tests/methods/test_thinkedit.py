@@ -526,7 +526,7 @@ def test_a_class_too_small_is_an_error_with_counts_lengths_and_a_remedy(rollout_
     rollouts = [rollout_of(50 + i, name=str(i)) for i in range(20)] + [rollout_of(2000, name="l")]
     with pytest.raises(thinkedit.ClassTooSmallError) as caught:
         thinkedit.length_classes(rollouts)
-    for part in ("20 rollouts", "1 more than 1000", "needs 8", "21", "60", "quantile_classes"):
+    for part in ("20 rollouts", "1 more than 1000", "needs 8", "21", "60", "quantile_classes(share=)"):
         assert part in str(caught.value), part
 
 
