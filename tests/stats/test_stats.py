@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import ttest_1samp
 
 from toolkit import stats
 
@@ -96,6 +97,17 @@ def test_a_mean_over_problems_weighs_problems_alike_whatever_their_rows():
 def test_an_interval_of_what_does_not_vary_says_so_and_excludes_nothing():
     found = stats.bootstrap(stats.mean_of(np.full((5, 2), 0.5)), 5)
     assert str(found) == "0.5 (no variance)" and not found.excludes_zero
+
+
+@pytest.mark.parametrize("problems", [1, 2, 3, 4, 6, 10])
+@pytest.mark.parametrize("values", [(1.0, 2.0, 4.0), (-0.3, 0.1, 0.1), (0.5, 0.5, -1.0, 0.2, 0.7)])
+def test_problems_that_do_not_vary_leave_the_interval_and_p_value_over_seeds(values, problems):
+    e, (low, high) = (
+        stats.mean_effect(np.tile(np.array(values)[:, None], (1, problems))),
+        ttest_1samp(values, 0).confidence_interval(),
+    )
+    assert astuple(e)[:3] == pytest.approx((np.mean(values), low, high))
+    assert e.p == pytest.approx(max(ttest_1samp(values, 0).pvalue, 2.0 ** (1 - problems)))
 
 
 def test_a_permutation_p_value_is_never_0_and_what_was_not_judged_is_no_test():

@@ -218,9 +218,17 @@ def half_width(
         n: Number of problems. If it is 1, the first term has 1 degree of freedom.
         seeds: Number of seeds.
     """
-    # stdtrit(d, q) is the quantile q of Student's t with d degrees of freedom. The lower quantile, negated, is exact for tiny alpha too.
-    problems = -special.stdtrit(max(n - 1, 1), np.asarray(alpha) / 2) * np.sqrt(by_problem)
-    return np.hypot(problems, -special.stdtrit(seeds - 1, np.asarray(alpha) / 2) * np.sqrt(by_seed)) if seeds > 1 else problems
+    problems = _times_quantile(by_problem, alpha, max(n - 1, 1))
+    return np.hypot(problems, _times_quantile(by_seed, alpha, seeds - 1)) if seeds > 1 else problems
+
+
+def _times_quantile(variance: float | ndarray, alpha: float | ndarray, freedom: int) -> ndarray:
+    """Return t(1 - alpha/2; freedom) times the square root of a variance; 0 where the variance is 0."""
+    # stdtrit(d, q) is the quantile q of Student's t with d degrees of freedom. The size of the lower one is exact for tiny alpha too. For
+    # some d and the tiniest alpha it is infinite, of either sign, and infinity times 0 is NaN.
+    with np.errstate(invalid="ignore"):
+        size = np.abs(special.stdtrit(freedom, np.asarray(alpha) / 2)) * np.sqrt(variance)
+    return np.where(np.asarray(variance) > 0, size, 0.0)
 
 
 def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> float:
