@@ -28,16 +28,17 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 
-def work_folder(script: str, code: str, depends: Any = None) -> Path:
-    """Return the folder in ``runs/`` for what a script keeps, so that it can be stopped. Another code, setting or model has another folder.
+def work_folder(script: str, code: str, depends: Any = None, *, scripts: Sequence[str] = ()) -> Path:
+    """Return the folder in ``runs/`` in which a script keeps its work, so that it can be stopped. Another code, setting or model has another folder.
 
     Args:
         script: Path of the script, ``__file__``. Its text, with the settings in it, is part of the key.
         code: Key of the toolkit's modules that the results depend on, from ``store.code_of``.
-        depends: What else they depend on, such as the fingerprint of a model. JSON-serialisable.
+        depends: Other facts that they depend on, such as the fingerprint of a model. JSON-serialisable.
+        scripts: Other scripts in ``data/`` that the script loads, such as ``tiny-reasoner/train.py``. Their texts are part of the key.
     """
     path = Path(script)
-    key = store.key([path.read_text(), code, depends])
+    key = store.key([path.read_text(), code, depends, *((ROOT / "data" / other).read_text() for other in scripts)])
     return store.writable(ROOT / "runs" / path.parent.name / key)
 
 
@@ -52,6 +53,8 @@ def script(path: str) -> ModuleType:
 
 def small_model(texts: Sequence[str], pieces: str, shape: Mapping[str, int], name: str, *, context: int) -> LM:
     """Return a small model with random weights (seed 0), made like the tiny reasoner, with one token per word, number and sign of the texts.
+
+    A script that keeps work of such a model gives ``scripts=("tiny-reasoner/train.py",)`` to ``work_folder``.
 
     Args:
         texts: The texts. Tags such as ``<think>`` and ``<|end|>`` are left out: they are tokens of their own.

@@ -189,7 +189,7 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    work = publish.work_folder(__file__, CODE)
+    work = publish.work_folder(__file__, CODE, scripts=("tiny-reasoner/train.py",))
     parts = {task: {arm: [measured(task, arm, seed, work) for seed in SEEDS] for arm in ARMS} for task in TASKS}
     settings = {"counts": COUNTS, "seeds": SEEDS, "pool": POOL, "tested": TESTED, "samples": SAMPLES, "first": FIRST, "steps": STEPS, "batch": BATCH,
                 "rate": RATE, "grpo": [GRPO, PROBLEMS, GROUP, GRPO_RATE], "model": MODEL}  # fmt: skip

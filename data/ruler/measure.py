@@ -239,7 +239,7 @@ def figure(found: Mapping[str, Any]) -> go.Figure:
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    work = publish.work_folder(__file__, CODE)
+    work = publish.work_folder(__file__, CODE, scripts=("tiny-reasoner/train.py",))
     arms = {BEFORE: (0,), RULER: SEEDS, CONTROL: SEEDS}
     parts = {arm: [measured(arm, seed, work) for seed in seeds] for arm, seeds in arms.items()}
     found = results(parts)

@@ -161,7 +161,7 @@ def page(found: dict[str, Any]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    work = publish.work_folder(__file__, CODE)
+    work = publish.work_folder(__file__, CODE, scripts=("tiny-reasoner/train.py",))
     found = results({arm: np.array([measured(work, arm, seed) for seed in SEEDS]) for arm in (BEFORE, *ARMS)})
     settings = {"seeds": SEEDS, "pool": POOL, "tested": TESTED, "samples": SAMPLES, "longest": LONGEST, "slips": SLIPS, "first": FIRST,
                 "steps": STEPS, "problems": PROBLEMS, "group": GROUP, "rate": RATE, "shape": SHAPE}  # fmt: skip

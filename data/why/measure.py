@@ -42,7 +42,11 @@ DEV, TEST, SAMPLING, SETTINGS = 30, 60, Sampling(n=2, max_new_tokens=200), WhySe
 JUDGED, JUDGING = 80, Sampling(n=2, max_new_tokens=200)
 METRICS = {"tokens": "tokens", "right": "share"}
 EDITED = "ThinkEdit (ours)"
-CODE = store.code_of("toolkit.jobs.why", "toolkit.jobs.trained_vector", "toolkit.grpo.run", "toolkit.rewards")
+CODE = store.code_of(
+    "toolkit.jobs.why", "toolkit.jobs.trained_vector", "toolkit.jobs.edit", "toolkit.grpo.policies", "toolkit.grpo.parts",
+    "toolkit.grpo.recipes", "toolkit.rewards",
+)  # fmt: skip
+"""Key of the code that this script and ``train.py`` use."""
 
 
 def direction() -> Any:
@@ -202,7 +206,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     fingerprint = trainer.base().fingerprint
-    work, found = publish.work_folder(__file__, CODE, fingerprint), {"reasons": {}}
+    work, found = publish.work_folder(__file__, CODE, fingerprint, scripts=("why/train.py",)), {"reasons": {}}
     for name, make in (free() | ({} if options.without_training else trained())).items():
         if name in trainer.BEST and "parts" not in found:
             found["parts"] = compared(work, seeds)

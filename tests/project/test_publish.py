@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from test_readme import ROOT, script
 
@@ -15,3 +17,32 @@ def test_a_text_replaces_what_is_between_its_marks_and_nothing_else(tmp_path):
     assert page.read_text() == "a\n<!-- x: begin -->\n\nnew \\1\n\n<!-- x: end -->\nb\n<!-- y: begin -->\nstays\n<!-- y: end -->\n"
     with pytest.raises(ValueError, match="0 pairs of the marks <!-- z: begin -->"):
         publish.splice("z", "new", page)
+
+
+def test_work_is_kept_apart_if_a_script_that_is_loaded_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    (tmp_path / "data" / "study").mkdir(parents=True)
+    own, other = tmp_path / "data" / "study" / "measure.py", tmp_path / "data" / "train.py"
+    own.write_text("a = 1\n")
+    other.write_text("steps = 1\n")
+    folder = publish.work_folder(str(own), "code", scripts=("train.py",))
+    assert folder == publish.work_folder(str(own), "code", scripts=("train.py",))
+    other.write_text("steps = 2\n")
+    assert folder != publish.work_folder(str(own), "code", scripts=("train.py",))
+
+
+LOADS = re.compile(r'publish\.(?:script\("([^"]+/train\.py)"\)|(small_model)\()')
+KEEPS = [
+    path for path in sorted(ROOT.glob("data/*/*.py")) if "publish.work_folder(" in (text := path.read_text()) and LOADS.search(text)
+]
+
+
+@pytest.mark.parametrize("path", KEEPS, ids=lambda path: path.parent.name)
+def test_a_script_that_keeps_work_names_the_training_script_that_it_loads(path):
+    text = path.read_text()
+    for loaded, _ in LOADS.findall(text):
+        assert f'scripts=("{loaded or "tiny-reasoner/train.py"}",)' in text
+
+
+def test_scripts_that_load_a_training_script_are_found():
+    assert {"why", "ruler", "chain-length"} <= {path.parent.name for path in KEEPS}
