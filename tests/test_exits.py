@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from scripts import Steps
@@ -12,7 +12,9 @@ from toolkit import exits
 from toolkit.baselines import Suppress
 from toolkit.exits import EarlyExit, RandomExit
 from toolkit.generate import Sampling, rollouts
-from toolkit.lm import Condition
+from toolkit.lm import Condition, ThinkTags
+from toolkit.spans import Reader, spans
+from toolkit.types import Rollout
 
 SAMPLING = Sampling(n=4, max_new_tokens=40, seed=3)
 
@@ -101,6 +103,26 @@ def test_cues_limit_the_candidates_to_steps_that_begin_with_them(tiny, problems_
         text = tiny.text(r.token_ids[slice(*_span(r))])
         assert len(list(exits.candidates(tiny, rule, r))) == text.count("\nw")
     assert any(any(exits.candidates(tiny, rule, r)) for r in base)
+
+
+def test_the_first_token_of_a_closing_tag_of_several_tokens_begins_no_step(llama):
+    """The tag is "))", two tokens; the model closes its thinking after the second line."""
+    lm = replace(llama, tags=ThinkTags("((", "))"))
+    pieces = {piece: lm.tokenizer.encode(piece, add_special_tokens=False)[0] for piece in ("a", "b", "c", "(", ")", "\n")}
+    prompt, end = lm.prompt_ids([{"role": "user", "content": "a"}]), next(iter(lm.eos_ids))
+    ids = [*prompt, *(pieces[p] for p in "((ab\nb\n))c"), end]
+    think, answer = spans(lm, ids, len(prompt), ended=True)
+    r = Rollout("p", 0, tuple(ids), len(prompt), think, answer, "stop", "", True)
+    assert lm.text(ids[slice(think.start, think.stop)]) == "ab\nb\n"
+    rule = EarlyExit(RandomExit((1.0,), 0), "\n")
+    first, last = think.start + 3, think.stop
+    assert [at for at, _ in exits.candidates(lm, rule, r)] == [first]
+    assert [at for at, _ in exits.candidates(lm, rule, r, closed=True)] == [first, last]
+    begun = Reader(lm, prompt)
+    for token in ids[len(prompt) : last]:
+        begun.push(token)
+    assert rule.after_step(lm, begun) and rule(lm, begun, pieces[")"]) is None
+    assert rule(lm, begun, pieces["b"]) == (pieces[")"], pieces[")"])
 
 
 def test_bad_input_is_refused(tiny, problems_of):

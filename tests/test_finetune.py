@@ -101,6 +101,16 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(tiny, t
     assert not (tmp_path / "out").exists()
 
 
+def test_examples_longer_than_the_context_are_refused_with_their_number_and_the_longest_before_anything_is_written(tiny, tmp_path):
+    context = tiny.model.config.max_position_embeddings
+    long = [Example(problem=f"long {n}", prompt=[5] * n, response=[6] * context) for n in (1, 3, 2)]
+    message = f"3 of 7 texts .* longer than the {context} tokens .* problem 'long 3', has {context + 3} tokens"
+    with pytest.raises(ValueError, match=message):
+        finetune.train(tiny, [*EXAMPLES, *long], Settings(steps=1), tmp_path / "out", name="a")
+    assert not (tmp_path / "out").exists()
+    finetune.check_context(tiny, ["fits"], [context])
+
+
 def test_a_directory_that_another_process_trains_into_is_refused(tiny, tmp_path):
     with store.locked(tmp_path / ".training") as mine:
         assert mine

@@ -97,6 +97,7 @@ def test_half_of_the_flipped_labels_are_swapped_and_the_texts_stay(n):
         (PAIRS.drop(columns="chosen"), "no column 'chosen'"),
         (PAIRS.assign(rejected=PAIRS["chosen"]), "4 of 4 pairs .* 'p1'"),
         (PAIRS.assign(prompt=["", "a", "a", "a"]), "1 of 4 pairs"),
+        (PAIRS.assign(rejected="1" * 5000), "4 of 8 texts .* longer than the"),
     ],
 )
 def test_pairs_that_cannot_be_trained_on_are_refused_before_anything_is_written(reasoner, tmp_path, pairs, message):

@@ -65,7 +65,7 @@ class EarlyExit:
         """Return True if the response so far ends a step of thinking, and the drawn token may begin another one."""
         if not self.after_step(lm, reader):
             return False
-        if lm.tags is None or drawn in lm.eos_ids or reader.ends(drawn, lm.tags.close):
+        if lm.tags is None or drawn in lm.eos_ids or _closes(lm, reader, drawn):
             return False  # the model stops by itself
         return not self.cues or lm.token_text(drawn).strip().lower() in self.cues
 
@@ -87,23 +87,37 @@ class EarlyExit:
         return closing(lm, reader, self.before)
 
 
+def _closes(lm: LM, reader: Reader, drawn: int) -> bool:
+    """Return True if the drawn token is the closing think tag, or the first token of a tag of several tokens."""
+    if lm.tags is None or lm.tags.close is None:
+        return False
+    return reader.ends(drawn, lm.tags.close) or drawn == closing(lm, reader)[0]
+
+
 def candidates(lm: LM, rule: EarlyExit, rollout: Rollout, *, closed: bool = False) -> Iterator[tuple[int, Reader]]:
-    """Yield each candidate of a finished response, as the index of the token after it and a reader that ends before that token.
+    """Yield each candidate of a finished response as a pair ``(index, reader)``, in order.
+
+    ``index`` is the position in ``rollout.token_ids`` of the token after the step. ``reader`` holds the response before that token. It is
+    one object that moves on: read it before you ask for the next pair.
 
     Args:
         lm: The model.
         rule: The rule; its check is not called.
         rollout: The response.
-        closed: True to yield the end of a step too if the closing tag follows. There the model stopped by itself, or the rule stopped it:
-            tokens do not say which.
+        closed: True to yield also the end of the last step, if the closing tag follows it. The tokens do not tell whether the model stopped
+            there by itself or the rule stopped it.
     """
     reader = Reader(lm, rollout.token_ids[: rollout.prompt_len])
     for at in range(rollout.prompt_len, len(rollout.token_ids)):
         token = rollout.token_ids[at]
-        close = closed and lm.tags is not None and reader.ends(token, lm.tags.close) and rule.after_step(lm, reader)
-        if close or rule.at_candidate(lm, reader, token):
+        if (closed and is_close(rollout, at) and rule.after_step(lm, reader)) or rule.at_candidate(lm, reader, token):
             yield at, reader
         reader.push(token)
+
+
+def is_close(rollout: Rollout, index: int) -> bool:
+    """Return True if thinking is closed, and the text that closes it begins at a position in ``rollout.token_ids``."""
+    return rollout.think is not None and rollout.answer is not None and index == rollout.think.stop
 
 
 def rates(lm: LM, rule: EarlyExit, rollouts: Sequence[Rollout]) -> tuple[float, ...]:

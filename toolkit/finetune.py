@@ -88,7 +88,8 @@ def train(lm: LM, examples: Sequence[Example], settings: Settings, out: str | Pa
         name: Name of the trained model.
 
     Raises:
-        ValueError: there are no examples, or an example has an empty prompt or response, or an id that is not in the vocabulary.
+        ValueError: there are no examples, or an example has an empty prompt or response, an id that is not in the vocabulary, or more tokens
+            than the model's context.
         UnsupportedModelError: ``trl`` is not installed, or the weights are quantised or offloaded.
         store.StoreError: another process is training into ``out``.
         store.WrongModelError: ``out`` holds a run with another model, other examples or settings, or of another version of the code.
@@ -225,6 +226,25 @@ def _check(lm: LM, examples: Sequence[Example]) -> None:
                 f"with ids {min(ids, default='none')} to {max(ids, default='none')}: each needs at least one token, and ids from 0 to "
                 f"{lm.vocab_size - 1}."
             )
+    check_context(lm, [e.problem for e in examples], [len(e.prompt) + len(e.response) for e in examples])
+
+
+def check_context(lm: LM, problems: Sequence[str], lengths: Sequence[int]) -> None:
+    """Raise ValueError if a text to train on is longer than the model's context, if its config gives one.
+
+    Args:
+        lm: The model.
+        problems: Problem id of each text.
+        lengths: Number of tokens of each text, prompt and response together.
+    """
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    long = [n for n, length in enumerate(lengths) if context and length > context]
+    if long:
+        worst = max(long, key=lengths.__getitem__)
+        raise ValueError(
+            f"{len(long)} of {len(lengths)} texts to train on are longer than the {context} tokens of {lm.name}'s context. The longest, of "
+            f"problem {problems[worst]!r}, has {lengths[worst]} tokens, prompt and response together. Shorten them or leave them out."
+        )
 
 
 def claimed(out: str | Path, identity: dict[str, Any]) -> Path:

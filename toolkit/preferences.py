@@ -63,7 +63,8 @@ def train(lm: LM, pairs: pd.DataFrame, settings: Settings, out: str | Path, *, n
         name: Name of the trained model.
 
     Raises:
-        ValueError: there are no pairs, a column is missing, or a pair has an empty text or equal responses.
+        ValueError: there are no pairs, a column is missing, a pair has an empty text or equal responses, or a prompt with a response is
+            longer than the model's context.
         UnsupportedModelError: ``trl`` is not installed, or the weights are quantised or offloaded.
         store.StoreError: another process is training into ``out``.
         store.WrongModelError: ``out`` holds a run with another model, other pairs or settings, or of another version of the code.
@@ -71,6 +72,7 @@ def train(lm: LM, pairs: pd.DataFrame, settings: Settings, out: str | Path, *, n
     checkpoints.require("trl", "training on preference pairs")
     finetune.check_trainable(lm)
     check(pairs)
+    finetune.check_context(lm, [*pairs["problem_id"]] * 2, _lengths(lm, pairs))
     rows = pairs[list(COLUMNS)].to_dict("records")
     out = finetune.claimed(out, {"model": lm.fingerprint, "pairs": store.key(rows), "loss": "simpo", **asdict(settings)})
     return finetune.finished(lm, out, lambda: _trained(lm, pairs, settings, out), name, pairs["problem_id"])
@@ -103,6 +105,12 @@ def flipped(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return pairs.assign(chosen=chosen.where(~swap, rejected), rejected=rejected.where(~swap, chosen))
 
 
+def _lengths(lm: LM, pairs: pd.DataFrame) -> list[int]:
+    """Return the number of tokens of each prompt with its chosen response, then of each prompt with its rejected response."""
+    texts = pd.concat([pairs["prompt"] + pairs[column] for column in ("chosen", "rejected")])
+    return [len(ids) for ids in lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
 def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
     """Return the trained model in fp32 and evaluation mode."""
     from datasets import Dataset
@@ -111,11 +119,9 @@ def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
         warnings.simplefilter("ignore")
         from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    texts = (pairs["prompt"] + pairs[column] for column in ("chosen", "rejected"))
-    longest = max(len(ids) for column in texts for ids in lm.tokenizer(list(column), add_special_tokens=False)["input_ids"])
     # Without max_length, this trainer cuts responses at 512 tokens. It may add a token at each end.
     # It needs all columns: it would set remove_unused_columns itself, with a warning.
-    shared = finetune.arguments(lm, settings, out) | {"max_length": longest + 2, "remove_unused_columns": False}
+    shared = finetune.arguments(lm, settings, out) | {"max_length": max(_lengths(lm, pairs)) + 2, "remove_unused_columns": False}
     config = CPOConfig(**shared, loss_type="simpo", cpo_alpha=0.0, beta=settings.beta, simpo_gamma=settings.gamma)
     data = Dataset.from_pandas(pairs[["prompt", "chosen", "rejected"]], preserve_index=False)
     trainer = CPOTrainer(deepcopy(lm.model).float(), config, train_dataset=data, processing_class=lm.tokenizer)

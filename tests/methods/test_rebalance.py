@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from scripts import Steps
 from zoo import model_of_type
 
 from toolkit import collect, hooks
+from toolkit.certainty import step_confidence
 from toolkit.directions import random_like
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition
@@ -61,7 +63,7 @@ def naive(lm, act, r):
                 groups.append([]) if ids[i] == line else groups[-1].append(certain[i - 1])
             means = [sum(g) / len(g) if g else None for g in groups]
             if means[-1] is not None:
-                before = means[-2] if len(means) > 1 else None
+                before = next((c for c in reversed(means[:-1]) if c is not None), None)
                 v = 0.0 if before is None else (means[-1] - before) ** 2 / 4
                 strengths[t] = naive_strength(means[-1], v, act.limits)
         with hooks.rewrite(lm.layout, {Site("resid_pre", act.layer): fn}), torch.inference_mode():
@@ -95,6 +97,34 @@ def test_decoding_equals_a_naive_loop_that_computes_each_strength_from_the_steer
         assert found[found != 0].numpy() == pytest.approx(expected[found != 0].numpy(), abs=2e-4)
         seen |= {round(s, 3) for s in strengths}
     assert len(seen) > 5  # strengths differ between steps and rows
+
+
+def naive_confidence(certainty, part):
+    """Confidences of the steps with tokens, one token at a time; the newest may have none."""
+    steps = [[]]
+    for at, p in enumerate(part):
+        if p == 2:
+            steps.append([])
+        elif p == 1:
+            steps[-1].append(certainty[at - 1] if at else 0.0)
+    earlier, newest = [sum(s) / len(s) for s in steps[:-1] if s], steps[-1]
+    c = sum(newest) / len(newest) if newest else 0.0
+    return c, (c - earlier[-1]) ** 2 / 4 if earlier else 0.0, len(newest)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, width=32), st.sampled_from([0, 1, 1, 2])), min_size=1, max_size=12), st.integers(0, 5))
+def test_the_confidence_of_a_step_is_compared_with_that_of_the_last_step_that_has_tokens(tokens, turn):
+    rows = [tokens, tokens[turn % len(tokens) :] + tokens[: turn % len(tokens)]]  # rows of a batch do not mix
+    certainty, part = (torch.tensor([[token[i] for token in row] for row in rows], dtype=torch.float32) for i in (0, 1))
+    found = torch.stack(step_confidence(certainty, part), dim=1)
+    expected = [naive_confidence(*zip(*row, strict=True)) for row in rows]
+    assert found.numpy() == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_an_empty_step_leaves_the_variance_of_the_next_step_as_it_is():
+    certainty, part = torch.tensor([[0.5, 0.9, 0.9, 0.9, 0.2]]), torch.tensor([[0.0, 1.0, 2.0, 2.0, 1.0]])
+    c, v, count = (float(x) for x in step_confidence(certainty, part))
+    assert (c, v, count) == (pytest.approx(0.9), pytest.approx((0.9 - 0.5) ** 2 / 4), 1)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])

@@ -174,6 +174,6 @@ def probe_tokens(lm: LM, rule: EarlyExit, rollout: Rollout) -> int:
     for at, reader in exits.candidates(lm, rule, rollout, closed=True):
         if rule.check(lm, reader, earlier):
             break
-        if lm.tags is not None and reader.ends(rollout.token_ids[at], lm.tags.close):
+        if exits.is_close(rollout, at):
             del earlier[-1]
     return sum(tokens for _, _, tokens in earlier)

@@ -4,7 +4,7 @@ The *certainty* of a token is the largest probability of the distribution that i
 for step t of thinking, which ends with a split token::
 
     c_t = mean certainty of the step's tokens without the split token
-    v_t = (c_t - c_{t-1})^2 / 4                                   0 for the first step: ours
+    v_t = (c_t - c_{t-1})^2 / 4                                   0 for the first step: ours; steps without tokens are passed over
     F   = a + b tanh( k (c - mid) )                               F(q25) = -1.00, F(q75) = .01
     F  <- F + over (-2.0 - F) + under (.1 - F)
     over  = sigmoid( s_c (q25 - c) ) sigmoid( s_v (v - q75v) )    low confidence that varies: overthinking
@@ -44,9 +44,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from toolkit import collect, directions, hooks, identity, passes, phases, probes, stats, steering
+from toolkit.certainty import certainty_of, step_confidence
 from toolkit.lm import LM
 from toolkit.positions import Positions
 from toolkit.probes import Protocol
@@ -235,35 +235,6 @@ def _ridge(examples: int, penalty: float) -> Any:
 # --- online ---------------------------------------------------------------------------------------------------
 
 
-class Certainty(DynamicLayer):
-    """Additional layer of the KV cache: the certainty of the prediction at each position, and the part that the token there plays.
-
-    ``keys`` holds the certainties, ``values`` 0 for a token outside thinking, 1 for a think token, 2 for a split token; both are
-    ``[rows, 1, seq, 1]``. Because they are a layer of the cache, they change with it when rows are reordered, dropped or repeated.
-    """
-
-
-def step_confidence(
-    certainty: Float[Tensor, "rows past"], part: Float[Tensor, "rows past"]
-) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Return c, v and the number of tokens of the newest step of each row, which the next token, a split token, would end.
-
-    Args:
-        certainty: Certainty of the prediction at each position so far.
-        part: 0, 1 or 2 for the token at each position, see ``Certainty``.
-    """
-    # The certainty of a token is that of the prediction one position before it.
-    token = torch.cat([torch.zeros_like(certainty[:, :1]), certainty[:, :-1]], dim=1)
-    step = (part == 2).cumsum(dim=1)
-    found = []
-    for back in (0, 1):  # the newest step, and the one before it
-        mine = ((part == 1) & (step == step[:, -1:] - back)).float()
-        count = mine.sum(dim=1)
-        found.append(((token * mine).sum(dim=1) / count.clamp(min=1), count))
-    (c, count), (before, earlier) = found
-    return c, torch.where(earlier > 0, (c - before).square() / 4, 0.0), count
-
-
 @dataclass(frozen=True)
 class Confident:
     """Intervention that steers with a strength that follows confidence. Pass it in ``Condition.during``, before other interventions.
@@ -332,7 +303,7 @@ class _Run:
         if ids is None:
             raise ValueError("Steps are read off token ids: pass input_ids, not inputs_embeds.")
         past = 0 if cache is None else cache.get_seq_length()
-        if (past and (layer := _certainty(cache)) is None) or (past and layer.get_seq_length() != past):
+        if (past and (layer := certainty_of(cache)) is None) or (past and layer.get_seq_length() != past):
             raise ValueError(
                 "This KV cache was begun outside the intervention, so the confidence of its steps is unknown: run the prompt inside the "
                 "same context."
@@ -360,7 +331,7 @@ class _Run:
     def _strengths(self, value: Tensor) -> Float[Tensor, "batch seq"]:
         assert self.ids is not None
         none = torch.zeros(self.ids.shape, device=self.ids.device)
-        layer = _certainty(self.cache)
+        layer = certainty_of(self.cache)
         if layer is None:  # a prompt
             return none
         c, v, count = step_confidence(layer.keys[:, 0, :, 0], layer.values[:, 0, :, 0])
@@ -380,13 +351,13 @@ class _Run:
     def length(self) -> int:
         """Number of positions at the end of this pass."""
         assert self.ids is not None
-        layer = _certainty(self.cache)
+        layer = certainty_of(self.cache)
         return self.ids.shape[1] + (0 if layer is None else layer.get_seq_length())
 
     def after(self, ids: Tensor, cache: Any) -> None:
         if self.replayed is not None and cache is not None and self.cache is not None:
-            layer, new = _certainty(self.replayed[1]), ids.shape[1]
-            _certainty(cache, make=True).update(layer.keys[:, :, -new:], layer.values[:, :, -new:])
+            layer, new = certainty_of(self.replayed[1]), ids.shape[1]
+            certainty_of(cache, make=True).update(layer.keys[:, :, -new:], layer.values[:, :, -new:])
 
     def logits(self, logits: Tensor) -> Tensor:
         if self.replayed is not None or self.cache is None:
@@ -395,17 +366,7 @@ class _Run:
         certainty = torch.zeros(self.ids.shape, device=self.ids.device)
         part = torch.zeros_like(certainty)
         certainty[:, -1] = logits[:, -1].float().softmax(dim=-1).amax(dim=-1).to(certainty.device)
-        if _certainty(self.cache) is not None:
+        if certainty_of(self.cache) is not None:
             part[:, -1:] = self._part()
-        _certainty(self.cache, make=True).update(certainty[:, None, :, None], part[:, None, :, None])
+        certainty_of(self.cache, make=True).update(certainty[:, None, :, None], part[:, None, :, None])
         return logits
-
-
-def _certainty(cache: Any, *, make: bool = False) -> Any:
-    """Return the layer of a KV cache that holds certainties, or ``None``. ``make=True`` adds one if there is none."""
-    if cache is None:
-        return None
-    found = next((layer for layer in reversed(cache.layers) if isinstance(layer, Certainty)), None)
-    if found is None and make:
-        cache.layers.append(found := Certainty())
-    return found
