@@ -158,6 +158,29 @@ def test_a_claim_about_the_edit_is_what_a_comparison_by_hand_gives(measured, tin
     assert sum("random" in claim.text and claim.source == "control" for claim in found) >= 3
 
 
+@pytest.mark.parametrize("measure", [published_claims.steered, published_claims.efficiency, published_claims.edited])
+def test_a_claim_that_conditions_differ_from_base_stands_beside_one_that_they_differ_from_random_conditions(
+    measured, tiny, measure, monkeypatch
+):
+    asked = []
+
+    def claim(self, text, source, metric, names, minus=("base",), *, sign=1, beyond=0.0):
+        asked.append((source == "control", (metric, sign, *names), minus, beyond))
+        return Claim(text=text, source=source, estimate=Estimate(0.0, 0.0, 0.0), smallest=0.1, unit="points")
+
+    monkeypatch.setattr(Comparison, "claim", claim)
+    monkeypatch.setattr(jobs.Ground, "compare", lambda self, conditions: report_of({"base": np.ones((2, 2), int)}))
+    monkeypatch.setattr(published_claims, "_usable", lambda *a: (-1.0, 1.0))
+    monkeypatch.setattr(published_claims, "_rise", lambda *a: lambda index: np.zeros(len(index)))
+    recipe = published_claims.edit.extract_direction
+    monkeypatch.setattr(published_claims.edit, "extract_direction", lambda lm, rs, s, _, **k: recipe(lm, rs, s, **k))
+    measure(jobs.Ground(tiny, PLAN, measured[0]))
+    against_base = {what for control, what, _, beyond in asked if not control and not beyond}
+    against_random = {what for control, what, minus, _ in asked if control and all("random" in name for name in minus)}
+    assert against_base and against_base <= against_random
+    assert all(len(minus) == PLAN.edit.draws for control, _, minus, _ in asked if control)
+
+
 def test_page_json_and_post_hold_every_claim_with_power_and_verdict(measured):
     out, found = measured
     posted, page, kept = (out / "claims.md").read_text(), (out / "report.html").read_text(), store.read_json(out / "claims.json")

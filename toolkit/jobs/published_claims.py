@@ -102,7 +102,11 @@ def steered(g: Ground) -> list[Claim]:
             c.claim(f"steered {a:+g}: {word} than along random directions", CONTROL, "think_tokens", own, noise, sign=sign),
         ]
     if low:
-        found.append(c.claim(f"steered {low:+g}: less accurate", THINKEDIT, "accuracy", [f"the direction {low:+g}"], sign=-1))
+        own, noise, text = [f"the direction {low:+g}"], [f"{name} {low:+g}" for name in random], f"steered {low:+g}: less accurate"
+        found += [
+            c.claim(text, THINKEDIT, "accuracy", own, sign=-1),
+            c.claim(f"{text} than along random directions", CONTROL, "accuracy", own, noise, sign=-1),
+        ]
     rise, *others = (_rise(c, name, strengths_) for name in names)
     n = len(g.tests)
     text = f"length rises with the strength, over {len(strengths_) + 1} strengths"
@@ -179,6 +183,7 @@ def edited(g: Ground) -> list[Claim]:
         c.claim(f"{text}: thinks longer", THINKEDIT, "think_tokens", own),
         c.claim(f"{text}: its shortest 20 % more accurate", THINKEDIT, "shortest_20", own),
         c.claim(f"{text}: more accurate", THINKEDIT, "accuracy", own),
+        c.claim(f"{text}: its shortest 20 % more accurate than with random heads", CONTROL, "shortest_20", own, heads),
         c.claim(f"{text}: longer than with random heads", CONTROL, "think_tokens", own, heads),
         c.claim(f"{text}: longer than with random directions in them", CONTROL, "think_tokens", own, along),
         c.claim(f"{text}: more accurate than with random heads", CONTROL, "accuracy", own, heads),
