@@ -122,6 +122,6 @@ def test_the_reasons_give_no_shares_of_a_change_that_is_not_clear():
 
 def test_the_reasons_name_layers_only_beyond_random_directions():
     tables = reasons_of("ThinkEdit (ours)")
-    assert "would in layers 2 (+0." in " ".join(verdicts.of_reasons(tables))
+    assert "length direction in layers 2 (+0." in " ".join(verdicts.of_reasons(tables))
     tables["outputs"]["random"] = 1.0
     assert "In no layer does the residual stream move" in " ".join(verdicts.of_reasons(tables))

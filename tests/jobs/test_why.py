@@ -81,7 +81,7 @@ def test_the_only_edited_head_is_named_first_and_makes_the_whole_change(model):
         )
         earlier = table.loc[table["layer"] <= known[0], "effect"].iloc[1:]
         assert (earlier.abs() < 1e-3).all()  # other heads of this layer, and earlier ones, are equal in both models
-        outputs = why.output_changes(Condition(model), Condition(changed), made_up(), direction_of(model), draws=100)
+        outputs = why.output_changes(Condition(model), Condition(changed), made_up(), direction_of(model))
         same_layer = outputs[(outputs["layer"] == known[0]) & (outputs["head"] >= 0)].set_index("head")["norm"]
         assert same_layer.idxmax() == known[1] and (same_layer.drop(known[1]) < 1e-4 * same_layer.max()).all()
 
@@ -89,12 +89,31 @@ def test_the_only_edited_head_is_named_first_and_makes_the_whole_change(model):
 def test_the_output_change_of_a_steered_model_lies_along_the_steering(model):
     v = direction_of(model)
     steered = Condition(model, (steering(v, 2.0, layers=[2]),))
-    table = why.output_changes(Condition(model), steered, made_up(), v, draws=2000).set_index(["layer", "head"])
+    table = why.output_changes(Condition(model), steered, made_up(), v).set_index(["layer", "head"])
     assert table.loc[(2, -1), "cosine"] == pytest.approx(1, abs=1e-4)
     assert table.loc[(2, -1), "norm"] == pytest.approx(2 * float(v.vector[2].norm()), rel=1e-3)
     assert table.loc[(1, -1), "norm"] < 1e-4 and table.loc[(2, 0), "norm"] < 1e-4 < table.loc[(3, 0), "norm"]
-    # The 95 % quantile of |cosine| in d dimensions is about 1.96 / sqrt(d); for d = 32 a little less.
-    assert table["random"].iloc[0] == pytest.approx(1.96 / np.sqrt(model.layout.d_model), rel=0.08)
+    counts = {-1: model.layout.n_layers, 0: len(model.layout.all_heads)}
+    assert all(table.loc[(2, head), "random"] == why.random_cosine(model.layout.d_model, n) for head, n in counts.items())
+
+
+@pytest.mark.parametrize("count", [1, 4, 32])
+def test_the_largest_cosine_with_random_directions_stays_below_its_bound_in_95_percent_of_draws(count):
+    rng = np.random.default_rng(0)
+
+    def largest(vectors):
+        noise = rng.standard_normal((20000, *vectors.shape))
+        return np.abs((noise * vectors).sum(-1) / np.linalg.norm(noise, axis=-1) / np.linalg.norm(vectors, axis=-1)).max(-1)
+
+    assert (largest(rng.standard_normal((count, 16))) < why.random_cosine(16, count)).mean() == pytest.approx(0.95, abs=0.006)
+
+
+def test_the_bound_is_not_exceeded_more_often_if_all_vectors_share_one_random_direction():
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((12, 16)) + 2 * rng.standard_normal(16)
+    noise = rng.standard_normal((20000, 16))
+    cosines = np.abs(noise @ vectors.T) / np.linalg.norm(noise, axis=1)[:, None] / np.linalg.norm(vectors, axis=1)
+    assert (cosines.max(1) < why.random_cosine(16, 12)).mean() > 0.95
 
 
 def test_entropies_and_steps_are_paired_by_problem(tiny):

@@ -194,10 +194,12 @@ def of_reasons(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     layers = tables["outputs"].query("head < 0")
     along = layers[layers["cosine"].abs() > layers["random"]]
     listed = ", ".join(f"{row.layer:.0f} ({row.cosine:+.2f})" for row in along.itertuples())
+    bound = f"the largest over all {len(layers)} layers for 95 % of random directions"
     said.append(
-        f"The residual stream moves along the length direction more than 95 % of random directions would in layers {listed}."
+        f"The residual stream moves along the length direction in layers {listed}: these cosines exceed {bound}. Random directions point "
+        "everywhere alike, activations do not, so this is a weak sign."
         if listed
-        else "In no layer does the residual stream move along the length direction more than 95 % of random directions would."
+        else f"In no layer does the residual stream move along the length direction more than {bound}."
     )
     for row in tables["steps"].to_dict("records"):
         change = change_of(row, "difference", "difference_low", "difference_high")

@@ -4,7 +4,7 @@ The changed model may be edited, steered or trained; base and changed have the s
 activation patching (``patching``): the head's outputs are taken from one model and put into the other.
 
 * ``head_effects``: effect of every head on the preference for long thinking (``length_preference``), teacher-forced.
-* ``output_changes``: cosine of the changes of layers and heads with a length direction, beside random directions.
+* ``output_changes``: cosine of the changes of layers and heads with a length direction, beside isotropic random directions.
 * ``entropy_changes``: entropies of thinking and answer.
 * ``step_changes``: kinds of steps per response that appear or disappear.
 * ``undo``: length and accuracy with two heads put back, or with the change of these heads alone, beside random heads of the same layers.
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.stats import beta
 from torch import Tensor
 
 from toolkit import collect, edits, entropies, evaluate, generate, one_head, stats
@@ -50,15 +51,13 @@ class WhySettings:
         heads: Heads to put back in ``undo``; ``None`` takes the ``top`` heads with the largest effects.
         top: Number of these heads.
         draws: Number of random controls: sets of other heads of the same layers.
-        directions: Number of random directions with which cosines are compared.
-        pairs: Most pairs of responses on which the preference for long thinking is measured.
-        seed: Seed of controls, random directions and bootstrap.
+        pairs: Largest number of pairs of responses on which the preference for long thinking is measured.
+        seed: Seed of controls and bootstrap.
     """
 
     heads: Heads | None = None
     top: int = 2
     draws: int = 3
-    directions: int = 1000
     pairs: int = 60
     seed: int = 0
 
@@ -171,9 +170,7 @@ def head_effects(base: Condition, changed: Condition, pairs: Sequence[Pair], *, 
     return table.iloc[np.argsort(-sign * table["effect"].to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-def output_changes(
-    base: Condition, changed: Condition, rollouts: Sequence[Rollout], direction: Direction, *, draws: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+def output_changes(base: Condition, changed: Condition, rollouts: Sequence[Rollout], direction: Direction) -> pd.DataFrame:
     """Return the change of the mean outputs of layers and heads, and its cosine with a length direction, beside random directions.
 
     Both models read the same responses. Outputs are averaged over the positions that predict think tokens.
@@ -183,14 +180,12 @@ def output_changes(
         changed: The changed model, of the same architecture.
         rollouts: Responses to read.
         direction: Length direction; adding it lengthens thinking. Layers are compared with their own vector, at the direction's site.
-            Heads are compared with the vector of the last layer, since what a head adds stays in the residual stream to the end.
-        draws: Number of random directions.
-        seed: Seed of the random directions.
+            Heads are compared with the vector of the last layer, since the output of a head stays in the residual stream to the end.
 
     Returns:
         One row per layer (``head`` is -1: the residual stream at the direction's site) and per head (its contribution to the stream).
-        Columns: ``layer, head``; ``norm`` (of the change); ``cosine`` (positive: towards longer thinking; NaN if nothing changed); and
-        ``random`` (95 % quantile of the absolute cosine of a random direction: 5 % of random directions have a larger one).
+        Columns: ``layer, head``; ``norm`` (length of the change, in units of the residual stream); ``cosine`` (positive: towards longer
+        thinking; NaN if nothing changed); and ``random``, which is ``random_cosine`` for the number of layers, or of heads.
     """
     means = []
     for condition in (base, changed):
@@ -203,18 +198,35 @@ def output_changes(
         _contributions(c.lm, m.mean(c.lm.layout.contribution_kind, "all")) for c, m in zip((base, changed), means, strict=True)
     ]
     changes |= {at: parts[1][at] - parts[0][at] for at in parts[0]}
-    noise = np.random.default_rng(seed).standard_normal((draws, base.lm.layout.d_model))
-    random = float(np.quantile(np.abs(noise[:, 0]) / np.linalg.norm(noise, axis=1), 0.95))
-    rows = []
+    rows, layout = [], base.lm.layout
+    largest = {True: random_cosine(layout.d_model, layout.n_layers), False: random_cosine(layout.d_model, len(layout.all_heads))}
     for (layer, head), change in changes.items():
         v, norm = direction.vector[layer if head < 0 else -1].double(), float(change.norm())
         cosine = float(change.double() @ v) / (norm * float(v.norm())) if norm > 0 and v.norm() > 0 else np.nan
-        rows.append((layer, head, norm, cosine, random))
+        rows.append((layer, head, norm, cosine, largest[head < 0]))
     return pd.DataFrame(rows, columns=["layer", "head", "norm", "cosine", "random"])
 
 
+def random_cosine(dim: int, count: int) -> float:
+    """Return the bound that the largest of several absolute cosines with random directions stays below, with probability 95 %.
+
+    Random directions are isotropic: every orientation is equally likely. Activations are not: most of their variance lies along a few
+    directions, so cosines of unrelated differences of activations exceed the bound more often. To exceed it is a weak sign. The directions
+    are taken as independent. If all vectors are compared with one direction, as heads are, the bound is a little too large (Sidak).
+
+    Args:
+        dim: Number of dimensions, at least 2.
+        count: Number of cosines, of which the largest counts.
+
+    >>> round(random_cosine(128, 1), 3), round(random_cosine(128, 4), 3)
+    (0.173, 0.219)
+    """
+    # The square of the cosine of a fixed vector and an isotropic one has this beta distribution.
+    return float(np.sqrt(beta.ppf(0.95 ** (1 / count), 0.5, (dim - 1) / 2)))
+
+
 def _contributions(lm: LM, z: Float[Tensor, "layers z"]) -> dict[tuple[int, int], Float[Tensor, " d_model"]]:
-    """Return what each head adds to the residual stream, given the mean outputs ``z`` of the heads (over the norm, if there is one)."""
+    """Return the mean vector that each head adds to the residual stream, from means of ``Layout.contribution_kind``."""
     found = {}
     for layer, head in lm.layout.all_heads:
         columns = lm.layout.head(layer, head)
@@ -377,7 +389,7 @@ def find_reasons(
     say("putting heads back, and changing them alone")
     return Why(
         effects,
-        output_changes(base, changed, before, direction, draws=settings.directions, seed=settings.seed),
+        output_changes(base, changed, before, direction),
         entropy_changes(before, after, seed=settings.seed),
         step_changes(base.lm, before, after, problems["test"], seed=settings.seed),
         undo(base, changed, heads, problems["test"], sampling, draws=settings.draws, seed=settings.seed, out=out and out / "undo"),

@@ -92,8 +92,8 @@ def reasons_page(title: str, tables: Mapping[str, pd.DataFrame], said: list[str]
     main = Section(
         "Which heads, which direction, which steps",
         "Top left: effect of each head's change on the preference for long thinking, by patching it both ways (+ means longer). Top right: "
-        "cosine of the change of the residual stream with the length direction; dotted: 95 % of random directions lie between. Bars are 95 % "
-        "intervals. Bottom right: blue heads are put back to base, brown ones changed alone, random ones are grey.",
+        "cosine of the change of the residual stream with the length direction; between the dotted lines lie all layers for 95 % of random "
+        "directions. These point everywhere alike, activations do not, so a cosine beyond them is a weak sign. Bars are 95 % intervals. Bottom right: blue heads are put back to base, brown ones changed alone, random ones are grey.",
         (figures.reasons(tables, title),),
     )
     top = tables["heads"].head(8)
