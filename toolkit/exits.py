@@ -4,8 +4,8 @@ A *candidate* is the end of a step of thinking, such as a line break. At each ca
 check returns True, the closing think tag is placed, and the model goes on to answer. ``methods.code_stop`` and ``methods.exit_probe`` have
 checks from papers.
 
-The random control is ``RandomExit``: at candidate j it stops with the share of responses that the check stopped there. So it stops as many
-responses as the check, at the same candidates, but not the same ones::
+The random control is ``RandomExit``. Its probability to stop at candidate j is the share of the responses reaching candidate j that the
+check stopped there. So about as many responses stop at each candidate as with the check, but chance chooses which::
 
     rule = EarlyExit(CodeStop())
     control = EarlyExit(RandomExit(rates(lm, rule, responses), seed=0))
@@ -37,8 +37,8 @@ class EarlyExit:
     Attributes:
         check: The check, see ``Check``. It needs equality and a ``str()`` that holds all its settings: use a frozen dataclass.
         ends: Text with which a step ends. Papers split at a blank line; the tiny reasoner writes one step per line.
-        cues: Words with which the next step must begin, in lower case: a candidate counts only if the drawn token is one of them. Empty:
-            every end of a step is a candidate.
+        cues: Words with which the next step must begin, in lower case. The end of a step is a candidate only if the next sampled token is
+            one of them. Empty: every end of a step is a candidate.
         before: Text that is placed directly before the closing tag.
     """
 
@@ -62,7 +62,7 @@ class EarlyExit:
         return lm.text(reader.ids[-min(reader.written, len(self.ends)) :]).endswith(self.ends)
 
     def at_candidate(self, lm: LM, reader: Reader, drawn: int) -> bool:
-        """Return True if the response so far ends a step of thinking, and the drawn token may begin another one."""
+        """Return True if the response so far ends a step of thinking, and the token ``drawn``, sampled next, may begin another step."""
         if not self.after_step(lm, reader):
             return False
         if lm.tags is None or drawn in lm.eos_ids or _closes(lm, reader, drawn):
@@ -121,7 +121,7 @@ def is_close(rollout: Rollout, index: int) -> bool:
 
 
 def rates(lm: LM, rule: EarlyExit, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
-    """Return the share of exits at each candidate: entry j is the share of the responses that reach candidate j and that the check stops.
+    """Return the share of exits at each candidate, 0 to 1. Entry j: of the responses that reach candidate j, the share that the check stops.
 
     Args:
         lm: The model.
@@ -153,8 +153,8 @@ class RandomExit:
     """Check that stops at random: the control of another check.
 
     Attributes:
-        rates: Probability of an exit at each candidate, from ``rates``. Later candidates have the last entry's.
-        seed: Random seed. The random numbers depend on it and on the tokens so far, so neither batches nor other rows change them.
+        rates: Probability of an exit at each candidate, from ``rates``. The last entry also holds for all later candidates.
+        seed: Random seed. The random numbers depend on it and on the tokens of the response so far, not on the batch.
     """
 
     rates: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Activation patching of attention heads: some heads of a model add what the same heads add in another model, the *donor*.
+"""Activation patching of attention heads: the outputs of some heads are replaced by those of the same heads in another model, the *donor*.
 
 The donor reads the same tokens beside the model, with a KV cache of its own, while tokens are read or sampled. With z_h the output of head h
 before ``W_O``, and W_h its columns of ``W_O``, at every position::
@@ -70,7 +70,7 @@ class DonorCache(DynamicLayer):
 
 @dataclass(frozen=True)
 class HeadPatch:
-    """An intervention in which some heads add what they add in a donor, made by ``patch``. Use it in ``Condition(lm, (patch(...),))``.
+    """Intervention that replaces the outputs of some heads by a donor's, made by ``patch``. Use it in ``Condition(lm, (patch(...),))``.
 
     Attributes:
         donor: Model whose head outputs are put in, with its interventions.
@@ -157,10 +157,10 @@ class _Beside:
 
 
 def patch(donor: LM | Condition, heads: Sequence[tuple[int, int]]) -> HeadPatch:
-    """Return an intervention in which some heads add what they add in a donor. Example: ``Condition(edited, (patch(base, [(2, 3)]),))``.
+    """Return an intervention that replaces the outputs of some heads by a donor's. Example: ``Condition(edited, (patch(base, [(2, 3)]),))``.
 
-    The donor gets modules of its own, which share their weights with the model given. So a donor may be the same model without steering. Make
-    the patch outside ``with condition.active()``: the copy would keep interventions that act now.
+    The donor's modules are copied; the copies share the donor's weights. So the donor may be the same model without its steering. Make the
+    patch outside ``with condition.active()``, or the copies keep the interventions that are active.
 
     Args:
         donor: Model or condition whose head outputs are put in. Its interventions act in it alone.

@@ -43,18 +43,19 @@ def starts_with(*words: str) -> Label:
 
 
 def begun(lm: LM, rollout: Rollout, split: Splitter) -> list[Step]:
-    """Return the steps of a response that have tokens, in order."""
+    """Return the steps of thinking of a response, in order, without those that have no token."""
     return [step for step in steps.think_steps(lm, rollout, split) if len(step.span)]
 
 
 def step_states(lm: LM, rollouts: Sequence[Rollout], kind: str, label: Label, *, split: Splitter = steps.lines) -> States:
     """Return the activations at the position that predicts each step's first token, one row per step.
 
-    The table ``rows`` has a column ``step`` too: the index of the step in its response, from 0.
+    ``values`` are ``[steps, layers, width]``. The table ``rows`` has the columns ``step`` (index of the step in its response, from 0) and
+    ``label`` (its class) besides the usual ones.
 
     Args:
         lm: The model.
-        rollouts: Responses; a response without a class of step is left out.
+        rollouts: Responses. Steps whose class is ``None`` are left out.
         kind: Kind of site, such as ``"resid_post"`` or ``"z"``.
         label: Class of a step, from its text.
         split: Splitter of thinking into steps.

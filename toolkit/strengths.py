@@ -72,7 +72,10 @@ class Fit:
 
     @property
     def shown(self) -> tuple[float, ...]:
-        """Strengths to show first, ascending: ``shorter``, 0 (the base model) and ``longer``. Without those, the ends of ``usable``."""
+        """Strengths to show first, ascending: ``shorter``, 0 (the base model) and ``longer``.
+
+        If no usable strength shortens or lengthens thinking, the end of ``usable`` on that side stands in.
+        """
         low, high = self.usable
         return tuple(sorted({self.shorter or low, 0.0, self.longer or high}))
 
@@ -117,14 +120,14 @@ def fit(
     *,
     out: Path | None = None,
 ) -> Fit:
-    """Try strengths of growing total dose on a handful of problems, and return what their responses show.
+    """Try strengths of growing total dose on a handful of problems, and return the lengths and the damage that they cause.
 
     Each side of 0 is searched outwards and ends at the first strength that does damage. Responses of base come first; a steered response
     is cut when it is ``assumed_patience`` times as long as the longest of them, so that a loop costs little.
 
     Args:
         lm: Model to steer.
-        act: Function from a strength to the intervention, which must have the operation ``add``.
+        act: Function from a strength to the intervention, which must have the operation ``add``. Length may rise or fall with the strength.
         problems: A few problems; only their prompts are used.
         sampling: Sampling settings.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
@@ -159,9 +162,10 @@ def fit(
 
 
 def typical_norms(lm: LM, base: Sequence[Rollout], site: str) -> Float[Tensor, " layers"]:
-    """Return the typical norm of the activations per layer, in thinking, or in the whole response if there is none.
+    """Return the typical norm of the activations per layer, over the think positions; over whole responses if none of them thinks.
 
     Args:
+        lm: The model.
         base: Responses of the base model.
         site: Kind of site, such as ``"resid_mid"``.
     """
@@ -175,9 +179,10 @@ def steered_layers(act: Steering) -> list[int]:
 
 
 def relative_doses(act: Steering, typical: Float[Tensor, " layers"]) -> Float[Tensor, " steered"]:
-    """Return the relative dose of each steered layer. Their sum is the total dose.
+    """Return the relative dose of each steered layer, ``|strength| |v| / |h|``. Their sum is the total dose.
 
     Args:
+        act: The intervention.
         typical: Typical norm of the activations per layer of the model, from ``typical_norms``.
     """
     return act.relative_dose(typical)[steered_layers(act)]

@@ -58,7 +58,8 @@ def stable(name: str, strength: float, *, tau: float = TAU, words: tuple[str, ..
 
     Args:
         name: Unique name of the condition.
-        strength: Added norm as a share of the typical norm of the activations; - shortens thinking. Positions: the think span, last layer.
+        strength: Added norm as a share of the typical norm of the activations, in the think span of the last layer. A negative strength makes
+            re-checks rarer, so thinking is meant to be shorter.
         tau: Smallest stability of a boundary that is kept.
         words: Words with which a re-check begins, in lower case.
         control: True for a random control: a random direction of the same norm.
@@ -223,11 +224,11 @@ def _exiting(ground: Ground, seed: int, rule: EarlyExit, control: bool) -> Condi
 
 
 def closed(name: str, budget: int, *, ends: str = LINE) -> Spec:
-    """Return the random control of a budget of think tokens: thinking is closed at the ends of random steps, in as many responses.
+    """Return the random control of a budget of think tokens: thinking is closed at random ends of steps, in as many responses as the budget closes.
 
     Args:
         name: Unique name of the condition.
-        budget: Largest number of think tokens of the budget whose exits are counted.
+        budget: Number of think tokens of the budget for which this is the control.
         ends: Text with which a step ends.
     """
     about = {"budget": budget, "ends": ends}

@@ -95,7 +95,7 @@ def claims(
     (2509.19284). [bold]direction[/bold], [bold]steering[/bold], [bold]edit[/bold]: one direction and few heads set the length (ThinkEdit,
     2503.22048). [bold]efficiency[/bold]: Efficiency Steering (2506.15647). [bold]retrieval[/bold]: few heads retrieve (2404.15574).
 
-    The work and the time that it may take are printed first. A claim that cannot be measured says why. Writes report.html, claims.json, and
+    The work and the time that it may take are printed first. If a claim cannot be measured, the report gives the reason. Writes report.html, claims.json, and
     claims.md, a text for posting.
 
     Examples:

@@ -49,8 +49,8 @@ def replicate(
 ) -> None:
     """Run a published replication from its plan: rollouts, direction and heads, edit, comparison with random controls, report.
 
-    The report puts the paper's numbers beside the measured ones, with 95 % intervals; a number that was not found is said to be so. Hours are
-    computed from speeds that the plan assumes. [bold]plans/README.md[/bold] describes the fields of a plan.
+    The report puts the paper's numbers beside the measured ones, with 95 % intervals. A number of the paper that is not known is marked NOT
+    FOUND. --dry-run computes hours from speeds that the plan assumes. [bold]plans/README.md[/bold] describes the fields of a plan.
 
     Writes report.html, report.md, replication.json, the edited model in edited, and the rollouts.
 
@@ -87,7 +87,7 @@ def replicate(
 
 
 def _dry_run(plan: Replication, as_json: bool) -> None:
-    """Print the steps of a plan, the paper's numbers, and what has not met a real model."""
+    """Print the steps of a plan, the paper's numbers, and the parts that were never run with the real model."""
     from toolkit import jobs, report
 
     steps = jobs.replication_steps(plan)

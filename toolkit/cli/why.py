@@ -41,7 +41,9 @@ def why(
     task: Task = "arithmetic",
     top: Annotated[int, typer.Option(min=1, help="Number of heads to put back: those with the largest effects.")] = 2,
     draws: Annotated[int, typer.Option(min=1, help="Number of random controls: sets of other heads of the same layers.")] = 3,
-    pairs: Annotated[int, typer.Option(min=2, help="Most pairs of responses on which every head is patched.")] = 60,
+    pairs: Annotated[
+        int, typer.Option(min=2, help="Largest number of pairs of responses (short, long) on which every head is patched.")
+    ] = 60,
     problems: Problems = 100,
     samples: Samples = 4,
     max_new_tokens: Budget = 400,
@@ -57,7 +59,7 @@ def why(
 ) -> None:
     """Say why a changed model thinks longer or shorter than its base: which heads changed, along which direction, in which steps.
 
-    Every head's output is taken from one model and put into the other, both ways, while both read the same responses. The heads with the
+    Head by head, the output in one model is replaced by that in the other, in both directions, while both read the same responses. The heads with the
     largest effects are then put back to base while the changed model answers test problems, beside random heads of the same layers.
 
     After a stop, run the same command again to resume.

@@ -1,4 +1,4 @@
-"""Figures of judges: optimised against one, its score and the true quality; and each class's recall while a judge is trained."""
+"""Figures of judges: a judge's score and the true quality of policies that are optimised against it; recall of each class during training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def over_optimisation(curves: pd.DataFrame, *, controls: tuple[str, ...] = ()) -
 
 
 def class_recalls(recalls: Mapping[str, pd.DataFrame], *, lowest: float) -> go.Figure:
-    """Return one panel per training run with the recall of each class by step. A line marks the first step at which a class is nearly lost.
+    """Return one panel per training run with the recall of each class by step. A dotted line marks the first step with a recall below ``lowest``.
 
     Args:
         recalls: Name of a run -> one row per step and one column per class, shares from 0 to 1.

@@ -1,4 +1,4 @@
-"""What the published claims are measured from, for the command ``toolkit claims``: settings, shared samples, and differences as ``Claim``.
+"""Settings and shared samples of the command ``toolkit claims``, and functions that turn differences and correlations into claims.
 
 The rollouts of the train split give the length direction and the heads. Everything is judged on the test split. Steering strengths are
 tried on the dev split.
@@ -69,7 +69,7 @@ class ClaimsStudy:
 
 @dataclass(frozen=True)
 class Ground:
-    """A model and the samples that several groups of claims share; they are kept in a directory.
+    """A model with the samples that several groups of claims share. The samples are kept in a directory.
 
     Attributes:
         lm: The model.
@@ -209,7 +209,7 @@ def within_correlation(rows: pd.DataFrame, x: ndarray, y: ndarray) -> tuple[Stat
 def correlated(
     text: str, source: str, rows: pd.DataFrame, x: str, y: str, *, sign: int = 1, seed: int = 0
 ) -> list[Claim]:  # fmt: skip
-    """Return two claims on a correlation within problems: that it has a sign, and that it exceeds that of shuffled numbers.
+    """Return two claims on a correlation within problems: that it has the claimed sign, and that it is larger than with shuffled numbers.
 
     The control shuffles ``x`` among the responses to each problem, ``assumed_shuffles`` times.
 

@@ -379,9 +379,9 @@ CLAIMS: Mapping[str, Group] = MappingProxyType(
 
 
 def responses(g: Ground) -> dict[str, tuple[int, int]]:
-    """Return how many responses are to be sampled, and their token budget, per part of the work; the largest possible number.
+    """Return part of the work -> (largest number of responses to be sampled, token budget of each).
 
-    Responses to prompts that hide a fact are counted with their own token budget.
+    The parts are ``train``, ``base``, the names of the groups of claims, and ``haystacks`` (prompts that hide a fact).
     """
     plan, draws = g.plan, g.plan.edit.draws
     sampling: Sampling = plan.study.sampling

@@ -47,7 +47,7 @@ def replicate(
 
     Raises:
         ValueError: the sizes of the model are not those of the plan.
-        FileExistsError: ``edited/`` holds another model.
+        FileExistsError: ``edited/`` holds a model that was edited in another way.
     """
     check_sizes(lm, plan)
     out, seed = store.writable(directory), plan.run.seed
@@ -127,9 +127,10 @@ def judged_claims(name: str, c: Comparison, plan: Replication) -> list[Claim]:
 def beside(published: Sequence[Published], summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the paper's numbers beside the measured ones, one row per published number.
 
-    Columns: ``version``; ``paper, base``, ``paper, edited``, ``paper, change`` and ``base``, ``edited``, ``change`` (measured, with 95 %
-    intervals), in percent and points; ``agrees``: ``yes`` if the paper's change lies in the measured interval and no change does not,
-    ``undecided`` if both do, ``no`` if the paper's does not, or NOT FOUND. A number that was not found is said to be so.
+    Columns: ``paper, base``, ``paper, edited``, ``paper, change`` and ``base``, ``edited``, ``change`` (measured, with 95 %
+    intervals), in percent and points; and ``agrees``. This is ``no`` if the paper's change lies outside the measured interval, ``undecided`` if
+    the interval contains both the paper's change and 0, ``yes`` if it contains the paper's change and not 0. A number that the plan does not
+    have is NOT FOUND.
 
     Args:
         published: Numbers of the paper.
@@ -156,19 +157,19 @@ def beside(published: Sequence[Published], summaries: Mapping[str, pd.DataFrame]
 
 
 def _agreement(published: float, low: float, high: float) -> str:
-    """Return whether a published change agrees with the interval of the measured one; a wide interval around 0 decides nothing."""
+    """Return ``yes``, ``no`` or ``undecided``, see ``beside``. All numbers are in percentage points."""
     if not low <= published <= high:
         return "no"
     return "undecided" if low <= 0 <= high else "yes"
 
 
 def replication_verdict(plan: Replication, table: pd.DataFrame) -> list[str]:
-    """Return the sentences of the verdict box: how many changes agree with the paper, and what has not met a real model."""
+    """Return the sentences of the verdict box: the number of changes that agree with the paper, and the parts that were never run."""
     counts = table["agrees"].value_counts()
     yes, undecided, no, missing = (int(counts.get(k, 0)) for k in ("yes", "undecided", "no", NOT_FOUND))
     sentences = [
-        f"Of {yes + undecided + no} published changes, {yes} agree with the measured 95 % interval, {no} do not, and {undecided} are undecided: "
-        f"the interval holds the paper's change and no change. {missing} published numbers were not found."
+        f"Of {yes + undecided + no} published changes, {yes} agree with the measured 95 % interval, {no} do not, and {undecided} are undecided, "
+        f"since the interval contains both the paper's change and 0. {missing} published numbers were not found."
     ]
     return [*sentences, f"Untested: {plan.untested}"] if plan.untested else sentences
 
@@ -190,8 +191,8 @@ def _write(
     )
     beside_paper = Section(
         "The paper's numbers",
-        "In percent and points. Measured numbers have 95 % intervals over problems. The paper's change agrees if it lies in the interval of "
-        "the measured change and no change does not; if both do, it is undecided.",
+        "In percent and points. Measured numbers have 95 % intervals over problems. The paper's change agrees if the interval of the measured "
+        "change contains it and not 0; if the interval contains both, agreement is undecided.",
         html=table_html(table),
     )
     sections = [beside_paper, shown]

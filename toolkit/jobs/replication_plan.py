@@ -1,6 +1,6 @@
 """The plan of a replication, read from a TOML file: model, rollouts, edit, tests, and the numbers of the paper. No model is needed.
 
-``read_plan`` checks every setting against the code. ``replication_steps`` says how many tokens, hours and how much memory each step takes.
+``read_plan`` checks every setting against the code. ``replication_steps`` returns the expected tokens, hours and memory of each step.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class SamplingPart:
         top_p: Probability mass of nucleus sampling.
         top_k: Number of most likely tokens that are kept; 0 keeps all.
         name: Name of a test in tables; "" stands for the task.
-        available: Number of problems that the splits have together, if that is fewer; for the expected hours.
+        available: Number of problems in all splits together, if it is below ``problems`` times the number of splits. Only the expected hours
+            need it.
     """
 
     task: str
@@ -126,7 +127,17 @@ class SamplingPart:
 
 @dataclass(frozen=True)
 class EditPart:
-    """ThinkEdit's edit and its random controls; the fields are those of ``EditSettings`` and the option ``--form``."""
+    """ThinkEdit's edit and its random controls.
+
+    Attributes:
+        form: ``published`` or ``ours``, see ``jobs.edit.FORMS``.
+        fraction: Share of all heads that are edited, 0 to 1.
+        strength: Factor in the edit. 1 removes the component along the direction from the outputs of the heads, 2 reverses its sign.
+        share: Share of the responses in each length class, if the next two are not given.
+        short_below: Short class: responses with fewer think tokens than this.
+        long_above: Long class: responses with more think tokens than this.
+        draws: Number of random controls of each kind, at least 3.
+    """
 
     form: str
     fraction: float
@@ -205,7 +216,7 @@ class Replication:
     Attributes:
         title: Title of the report.
         paper: The paper, with its arXiv id.
-        untested: What has not met a real model, in words; "" if all has.
+        untested: Parts of the plan that were never run with the real model, in words; "" if there are none.
         deviations: Known differences from the paper.
         model: The model.
         train: Rollouts that the edit is made from.
@@ -326,7 +337,7 @@ def _memory(plan: Replication, part: SamplingPart | None) -> float:
 
 
 def published_table(plan: Replication) -> pd.DataFrame:
-    """Return the paper's numbers of a plan as a table of texts; NOT FOUND stands where there is none, and the note says what is missing."""
+    """Return the paper's numbers of a plan as a table of texts, one row per number. Columns: ``base, edited`` (percent or NOT FOUND), ``note``."""
     rows = {
         f"{p.test}, {p.metric}, {p.version}": {"base": said(p.base), "edited": said(p.edited), "note": p.note}
         for p in plan.published
@@ -335,5 +346,5 @@ def published_table(plan: Replication) -> pd.DataFrame:
 
 
 def said(value: float | None) -> str:
-    """Return a published number as text, or NOT FOUND."""
+    """Return a published number, in percent, as text with two decimals; NOT FOUND for ``None``."""
     return NOT_FOUND if value is None else f"{value:.2f}"

@@ -95,8 +95,8 @@ Pair = tuple[Rollout, Rollout]
 def length_pairs(rollouts: Sequence[Rollout], most: int | None = None) -> list[Pair]:
     """Return the responses with the least and with the most thinking to each problem, as pairs.
 
-    Responses without closed thinking are left out, and problems whose responses all think equally long. Of several responses of one length,
-    the first is taken.
+    Two kinds are left out: responses that did not close their thinking, and problems whose responses all have the same number of think
+    tokens. Of several responses of one length, the first is taken.
 
     Args:
         rollouts: Responses, several per problem, of one or several models.

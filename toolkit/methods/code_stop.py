@@ -133,7 +133,7 @@ class CodeStop:
     Attributes:
         low: Threshold on the confidence at the first candidate.
         high: Threshold after the ramp.
-        ramp: Number of candidates over which the threshold rises.
+        ramp: Number of candidates over which the threshold rises; 0 for ``high`` from the first on.
         limit: Limit on the decline D; infinity for none, as in DEER.
         skip: Tokens of a probe that are left out, see ``confidence``.
         probe: How the answer is forced.
@@ -165,10 +165,15 @@ class CodeStop:
 
 
 def probe_tokens(lm: LM, rule: EarlyExit, rollout: Rollout) -> int:
-    """Return the number of tokens that the probes of a response took: the check is replayed on it, up to its exit.
+    """Return the number of tokens that the probes of a response took. The check is replayed at each candidate up to the exit.
 
-    If thinking closes after a step, the probe there counts if the check would stop: then it cannot be told whether the model closed it. If
-    the check would not stop, the model closed it by itself, and nothing was probed there.
+    At the end of the last step, the tokens do not tell whether the rule or the model closed thinking. If the replayed check stops there, the
+    probe is counted. If not, the model closed thinking by itself, so no probe was made.
+
+    Args:
+        lm: The model.
+        rule: Rule with a ``CodeStop`` as its check, with which the response was sampled.
+        rollout: The response.
     """
     earlier: list[Any] = []
     for at, reader in exits.candidates(lm, rule, rollout, closed=True):

@@ -15,7 +15,8 @@ Deviations: v is the difference of the class means of z_h (steps of re-checking 
 per head. The paper's coefficient -4 has no place in a rotation; ``share`` turns part of the way, u = z_h - share (z_h . v) v. The rotation
 acts before ``W_O`` (the mode ``before_o_proj`` of the code), since heads are mixed after it. Accuracies are balanced, with folds by problem.
 
-Units and signs: 1 removes the component; the effect on length has no sign of its own, so measure it. Random control: ``random_turns``, as
+Units and signs: share 1 removes the component, 0 changes nothing. The method does not say whether thinking gets longer or shorter: measure
+it. Random control: ``random_turns``, as
 many other heads of the same layers, along random directions. Cost: one probe per head and fold; at run time next to nothing.
 """
 
@@ -41,12 +42,12 @@ from toolkit.store import WrongModelError
 from toolkit.types import HeadScores, Provenance
 
 SHARE_OF_HEADS = 0.38  # published: about the best 38 % by the probe's accuracy
-TINY = 1e-6  # a head's output that is along v but for this share is left alone: ours
+TINY = 1e-6  # an output whose part across v is a smaller share of its norm than this is not turned: ours
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The direction of one head.
+    """A head, and the unit vector that its output is turned away from.
 
     Attributes:
         layer: Index of the layer.
@@ -61,7 +62,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class HeadRotation:
-    """Intervention that removes the component of some heads' outputs along a vector each, and keeps their norm. Pass it in ``Condition.during``.
+    """Intervention that turns the outputs of some heads: their component along a vector is removed, their norm stays. Use ``Condition.during``.
 
     Attributes:
         turns: The heads and their vectors.

@@ -49,7 +49,7 @@ class OneOutcomeError(ValueError):
 
 @torch.inference_mode()
 def last_state(lm: LM, ids: Sequence[int]) -> Float[Tensor, " d_model"]:
-    """Return the last hidden state, after the final norm, of the last of some token ids, fp32."""
+    """Return the last hidden state, after the final norm, at the last position of a sequence of token ids, fp32."""
     batch = torch.tensor([list(ids)], device=lm.device)
     return lm.body(input_ids=batch, use_cache=False).last_hidden_state[0, -1].float()
 
@@ -167,7 +167,7 @@ def fit(lm: LM, found: Chunks, *, threshold: float = THRESHOLD, penalty: float =
 
 
 def calibration(found: Chunks, protocol: Protocol = Protocol()) -> Mapping[str, float]:
-    """Return how well probes predict on problems that they were not fitted on: area under the ROC curve, and calibration.
+    """Return the area under the ROC curve and the calibration of probes, on problems that they were not fitted on.
 
     Returns:
         ``auc``; ``predicted`` and ``right``: mean probability and share of right answers, which are equal for a calibrated probe.

@@ -77,13 +77,23 @@ def projected(r: Float[Tensor, "layers width"], basis: Float[Tensor, "layers k w
 
 
 def share_inside(states: States, k: int = COMPONENTS, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return the norm of the projection of r over the norm of r, per layer, 0 to 1."""
+    """Return the share of r inside the manifold per layer: norm of the projection of r, divided by the norm of r, 0 to 1.
+
+    Args:
+        states: Activations of responses with classes.
+        k: Number of components.
+        pos: Class of long thinking.
+        neg: Class of short thinking.
+
+    Raises:
+        ValueError, KeyError: as in ``components``.
+    """
     r = unpaired_difference(states, pos=pos, neg=neg)
     return projected(r.vector, components(states, k, pos=pos, neg=neg)).norm(dim=-1) / r.norms
 
 
 def random_share(states: States, k: int = COMPONENTS, *, seed: int, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return the same share for a random subspace of dimension k: the null of ``share_inside``.
+    """Return the share of r inside a random subspace of dimension k, per layer, 0 to 1: the null of ``share_inside``.
 
     Args:
         states: Activations of responses with classes.

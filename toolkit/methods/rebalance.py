@@ -96,8 +96,8 @@ def strength(c: Float[Tensor, "*n"], v: Float[Tensor, "*n"], levels: Levels) -> 
     [-1.0, 0.01]
 
     Args:
-        c: Confidence of the step.
-        v: Variance of the confidence.
+        c: Confidence of the step, 0 to 1.
+        v: Variance of the confidence, 0 to 0.25.
         levels: Quantiles of both.
     """
     middle, half = (levels.low + levels.high) / 2, (levels.high - levels.low) / 2
@@ -163,8 +163,11 @@ def confidences(lm: LM, rollouts: Sequence[Rollout], ends: str = "\n\n") -> pd.D
 def levels(measured: pd.DataFrame) -> Levels:
     """Return the quantiles of confidence and variance over steps. The first step of a response has no variance.
 
+    Args:
+        measured: From ``confidences``.
+
     Raises:
-        ValueError: the quantiles coincide, so a strength could not follow them.
+        ValueError: two quantiles are equal, so a strength could not move between them; or no response has two steps.
     """
     low, high = np.quantile(measured["confidence"], [0.25, 0.75])
     varied = measured.loc[measured["step"] > 0, "variance"]
@@ -207,6 +210,12 @@ def _marks(rollouts: Sequence[Rollout], measured: pd.DataFrame, labels: Sequence
 
 def best_layer(lm: LM, rollouts: Sequence[Rollout], measured: pd.DataFrame, protocol: Protocol = Protocol()) -> int:
     """Return the layer from whose input PCA and ridge predict the confidence of a step best, by R^2 on held-out problems.
+
+    Args:
+        lm: The model.
+        rollouts: The responses of ``measured``.
+        measured: From ``confidences``.
+        protocol: Settings of the cross-validation.
 
     Raises:
         TooFewProblemsError: there are fewer problems than folds.

@@ -177,11 +177,11 @@ def singular(values: Float[Tensor, "questions layers width"], k: int) -> Float[T
 
 
 def without(delta: Float[Tensor, "questions layers width"], basis: Float[Tensor, "layers k width"]) -> Tensor:
-    """Return each difference without its part in the span of orthonormal rows, per layer."""
+    """Return each difference without its part in the span of the rows of ``basis``, which are orthonormal, per layer."""
     return delta - torch.einsum("qlk,lkd->qld", torch.einsum("qld,lkd->qlk", delta, basis), basis)
 
 
 def table(boundaries: Sequence[Boundary], taus: Sequence[float] = (0.2, 0.4, 0.6, TAU)) -> pd.DataFrame:
-    """Return the number of boundaries and the share that each ``tau`` keeps."""
+    """Return one row per ``tau``. Columns: ``tau``; ``kept`` (share of the boundaries that it keeps, 0 to 1); ``boundaries`` (number of all)."""
     shares = np.array([b.stability for b in boundaries])
     return pd.DataFrame({"tau": taus, "kept": [float((shares >= tau).mean()) for tau in taus], "boundaries": len(shares)})

@@ -2,8 +2,8 @@
 
 Each instruction has a checklist of its own. A response is paid for each item that it meets, and for its length.
 
-Equations (c_1 .. c_m: constraints of the instruction other than its lengths; l_1 .. l_k: its length constraints; s: 1 within the range of
-a length constraint, words / lowest below, highest / words above; w: weight):
+Equations (c_1 .. c_m: constraints of the instruction other than its lengths; l_1 .. l_k: its length constraints; s: 1 if the number of
+words is in the range of a length constraint, words / lowest if it is below, highest / words if it is above; w: weight):
 
     r = (1 - w) mean_i [c_i is met]  +  w mean_j s(l_j)
 

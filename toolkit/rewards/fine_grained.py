@@ -44,7 +44,7 @@ _RECHECK = re.compile(r"\b(wait|ok|fix)\b")  # words of our generators around a 
 
 
 class Response(NamedTuple):
-    """What a detector reads: the response's text, the question, the answer's text, and whether the answer is right."""
+    """Input of a detector: the response's text, the question, the answer's text, and whether the answer is right."""
 
     text: str
     question: str

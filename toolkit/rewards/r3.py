@@ -64,8 +64,8 @@ class R3:
         open_ended: True for the form with the question and the length incentive; False for that with the reference answer.
         similarity: Function from two texts to a number.
         rescale: F, applied to the similarity with the reference answer.
-        incentive: Sign and weight of the length incentive: the factor is ``incentive n / unit``, plus 1 if ``incentive`` is negative, and
-            at least 0.
+        incentive: Sign and weight of the length incentive. The factor is ``incentive n / unit`` if it is positive, and
+            ``max(0, 1 + incentive n / unit)`` if it is negative.
         unit: Words at which the length incentive is 1.
     """
 

@@ -8,7 +8,7 @@ supported nugget):
 The short form has one nugget, the gold answer. The long form has the nuggets of the column ``nuggets``.
 
 The verifier is trained with a reward of its own (a: 1 if all labels are right; f: F1, averaged over the three labels, where a label that
-neither side uses counts 1; t: 1, 0.5 or 0 for the format of the reasoning; q: 1 if the output has the requested format; b: number of
+neither the verifier nor the gold labels use counts 1; t: 1, 0.5 or 0 for the format of the reasoning; q: 1 if the output has the requested format; b: number of
 reasoning blocks):
 
     r_v         0.35 f + 0.35 a + 0.2 t + 0.1 q;   times 0.1 if b > 1;   0 if the number of labels is wrong or f = 0
@@ -116,7 +116,7 @@ class SearchGenV:
 
 
 def macro_f1(labels: Sequence[str], gold: Sequence[str]) -> float:
-    """Return F1 averaged over the three labels. A label that neither side uses counts 1.
+    """Return F1 averaged over the three labels. A label that neither ``labels`` nor ``gold`` contains counts 1.
 
     >>> round(macro_f1(["support", "not_support", "support"], ["support", "not_support", "partial_support"]), 4)
     0.5556

@@ -19,6 +19,7 @@ def own(r: Rollout, values: Sequence[float], start: int = 0, stop: int | None = 
     """Return the values of the response tokens ``start`` to ``stop`` (exclusive), without those of tool results.
 
     Args:
+        r: The rollout.
         values: One value per token of the response.
     """
     part = values[start:stop]

@@ -43,7 +43,9 @@ def corpus(rng: random.Random, n: int, clauses: tuple[int, int] = CLAUSES) -> li
     """Return ``n`` random passages.
 
     Args:
-        clauses: Fewest and most subjects per passage.
+        rng: Source of every random choice.
+        n: Number of passages.
+        clauses: Smallest and largest number of subjects per passage.
     """
     if not 1 <= clauses[0] <= clauses[1] <= len(SUBJECTS):
         raise ValueError(f"clauses={clauses}: give an inclusive range of subjects per passage within 1 to {len(SUBJECTS)}.")

@@ -1,11 +1,10 @@
 """Questions about people that the shipped model ``tiny-searcher`` answers from its weights, by searching a corpus, or not at all.
 
-A prompt reads ``what is the home of tal bor ?``, or ``what is the pet of the teacher of tal bor ?``, which takes two facts (*hops*). Where
-the facts are is ``meta["where"]``:
+A prompt reads ``what is the home of tal bor ?``, or ``what is the pet of the teacher of tal bor ?``, which takes two facts (*hops*). ``meta["where"]`` says where the facts are:
 
-- ``"weights"``: all facts were the same in every world that the model was trained on. They are in the corpus too.
-- ``"corpus"``: at least one fact was not, and is in the corpus.
-- ``"neither"``: a fact does not exist. The gold answer is "unknown".
+- ``"weights"``: in the weights of the model, since they were the same in every world of its training. They are in the corpus too.
+- ``"corpus"``: in the corpus, and at least one of them was different in other worlds, so the weights cannot hold it.
+- ``"neither"``: nowhere, since one of them does not exist. The gold answer is "unknown".
 
 ``toolbox`` returns the search tool over the same corpus. Words are separated by blanks, as in the vocabulary of the model.
 """
@@ -44,7 +43,7 @@ def problem(rng: random.Random, split: str, *, world: World = SHIPPED, where: st
         rng: Source of every random choice.
         split: ``"train"``, ``"dev"`` or ``"test"``.
         world: World that the question is about.
-        where: Where the facts are to be; ``None``: drawn with the probabilities ``SHARES``.
+        where: Wanted value of ``meta["where"]``; ``None`` draws it with the probabilities ``SHARES``.
     """
     wanted = where or rng.choices(list(SHARES), list(SHARES.values()))[0]
     hops = 1 + (rng.random() < TWO_HOPS)
@@ -91,7 +90,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, where: str | None = None) -
     """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
-        where: Where the facts are to be (``"weights"``, ``"corpus"`` or ``"neither"``); ``None``: all three, in the shares ``SHARES``.
+        where: Wanted value of ``meta["where"]``: ``"weights"``, ``"corpus"`` or ``"neither"``; ``None`` for all three, in the shares ``SHARES``.
 
     Raises:
         ValueError: unknown split, unknown ``where``, or fewer than ``n`` different problems.

@@ -86,7 +86,7 @@ def name(cell: int) -> str:
 
 
 def neighbours(cell: int) -> list[int]:
-    """Return the other cells in the row, column and box of a cell, in order. None of them may have the same digit."""
+    """Return the other cells in the row, column and box of a cell, in order. Their digits must differ from that of the cell."""
     row, column = divmod(cell, SIDE)
 
     def meets(other: int) -> bool:
@@ -106,7 +106,7 @@ def candidates(grid: Sequence[int], cell: int) -> list[int]:
 
 
 def solutions(grid: Sequence[int], *, most: int) -> Iterator[Grid]:
-    """Return at most ``most`` solutions of a puzzle, by depth-first search over the blanks in order."""
+    """Yield the solutions of a puzzle, at most ``most`` of them, by depth-first search over the blanks in order."""
     if most < 1:
         return
     if BLANK not in grid:

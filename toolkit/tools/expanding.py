@@ -15,8 +15,9 @@ _TOKEN = re.compile(
 def expansions(query: str) -> float:
     """Return an upper bound of the number of copies of common table expressions (WITH) that SQLite makes to compile a query.
 
-    The number of copies can grow exponentially with the length of a query, and compiling counts no instructions. The bound counts every
-    word that is the name of such a table as a reference. Names that are defined twice give infinity, because scopes are not followed.
+    The number of copies can grow exponentially with the length of a query, and the limit on instructions does not apply while SQLite compiles.
+    The bound counts each occurrence of such a table's name as a reference. A name that is defined twice gives infinity, because scopes are
+    not followed.
 
     >>> expansions("with a as (select 1), b as (select 1 from a, a), c as (select 1 from b, b) select 1 from c")
     26.0

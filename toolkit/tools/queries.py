@@ -1,4 +1,4 @@
-"""Compare a query with the right one by the rows that they give."""
+"""Compare an SQL query with the right one by the rows that they return."""
 
 from __future__ import annotations
 

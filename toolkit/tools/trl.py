@@ -29,7 +29,7 @@ from toolkit.tools.marks import Call, Toolbox
 
 @dataclass(frozen=True)
 class ForTRL:
-    """What ``GRPOTrainer`` needs to answer the calls of a toolbox.
+    """Functions, tokenizer and stop ids with which ``GRPOTrainer`` answers the calls of a toolbox.
 
     Attributes:
         functions: Functions for ``tools=``. They have the limits of the tools.
@@ -44,7 +44,7 @@ class ForTRL:
 
 
 def for_trl(tokenizer: PreTrainedTokenizerBase, tools: Toolbox, reserved: tuple[str, ...] = ("<think>", "</think>")) -> ForTRL:
-    """Return what TRL needs to answer the calls of a toolbox in its own loop.
+    """Return the functions, tokenizer and stop ids with which TRL answers the calls of a toolbox in its own loop.
 
     Args:
         tokenizer: Tokenizer of the model, with a chat template.
