@@ -7,16 +7,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy import ndarray
 
 from toolkit import identity, origins, stats, store
 from toolkit.engines import OWN_LOOP, CannotSampleError, Engine
 from toolkit.generate import Sampling, begin_session, rollouts, task_and_split
 from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
-from toolkit.metrics import Judge, MetricEffect, Outcomes, right_within
+from toolkit.metrics import Judge, Outcomes, right_within
 from toolkit.tags import ThinkTags
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
 
@@ -236,104 +234,6 @@ def accuracy_at_budgets(report: Report, *, budgets: Sequence[float] = BUDGETS, s
             e = stats.effect([right_within(budget)(own, base)], own.shape[0], seed=seed).within((0.0, 1.0))
             rows.append((name, budget, budget * base.response_tokens.mean(), e.mean, e.low, e.high))
     return pd.DataFrame(rows, columns=["condition", "budget", "tokens", "mean", "low", "high"])
-
-
-LEVELS = ("easy", "medium", "hard")
-HARDER = "hard minus easy"
-BY_LEVEL = {"accuracy": "correct", "think_tokens": "think_tokens"}
-"""Metric of ``by_difficulty`` -> attribute of ``Outcomes`` whose mean it is."""
-
-
-def difficulty_levels(rows: pd.DataFrame) -> pd.Series:
-    """Return the difficulty level of every problem: ``"easy"``, ``"medium"`` or ``"hard"``, indexed by problem id.
-
-    Per task, the range from the lowest to the highest difficulty is cut into three parts of equal width. If all difficulties of a task are
-    equal, its problems are ``"easy"``. A problem whose difficulty is NaN has no level: its entry is NaN.
-
-    Args:
-        rows: Table with the columns ``problem_id, task, difficulty`` (a number).
-    """
-    each = rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first()
-
-    def third(difficulty: pd.Series) -> pd.Series:
-        low, high = difficulty.min(), difficulty.max()
-        position = (difficulty - low) / ((high - low) or 1)  # 1: no division by 0 if all are equal
-        level = np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2])
-        return pd.Series(level, difficulty.index, dtype=object).where(position.notna())
-
-    return each.groupby("task", group_keys=False)["difficulty"].apply(third)
-
-
-def stated_levels(report: Report) -> ndarray:
-    """Return the difficulty level of every problem as its task states it, ``[problems, samples]``, with problems sorted by id.
-
-    The levels are those of ``difficulty_levels``; a problem without one has ``""``. All samples of a problem have the same level.
-    """
-    rows = report.rows[report.rows["condition"] == report.base]
-    levels = difficulty_levels(rows).fillna("").sort_index()
-    return np.repeat(levels.to_numpy(str)[:, None], outcomes(report, report.base).shape[1], axis=1)
-
-
-def solved_levels(report: Report) -> ndarray:
-    """Return how hard every problem is for base, judged by its *other* samples, ``[problems, samples]``, with problems sorted by id.
-
-    A problem is hard for one sample if base answers less than a third of its other samples rightly, easy if at least two thirds, else
-    medium; the thirds are our choice. Conditions share the random numbers of a sample, so a level must not depend on the sample that is
-    judged. Otherwise the hard problems would seem to gain by chance alone (regression to the mean).
-
-    Raises:
-        ValueError: fewer than two samples per problem.
-    """
-    solved = stats.mean_of_others(outcomes(report, report.base).correct)
-    return np.select([solved < 1 / 3, solved < 2 / 3], LEVELS[:0:-1], LEVELS[0])
-
-
-def by_difficulty(report: Report, levels: ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Return accuracy and think tokens of every condition per level of difficulty, with the paired difference from base.
-
-    The last rows of a condition, with the level ``hard minus easy``, say whether the difference from base is larger for hard than for easy
-    problems.
-
-    Args:
-        report: Results of ``compare``.
-        levels: Level of every response, one of ``LEVELS`` or ``""``, ``[problems, samples]``, from ``stated_levels`` or ``solved_levels``.
-        seed: Random seed of the bootstrap over problems.
-
-    Returns:
-        One row per condition, level and metric. Columns: ``condition, level, metric, responses`` (number per condition), ``mean, low,
-        high, difference, difference_low, difference_high``. Levels without responses are left out. Intervals are 95 %.
-    """
-    base, rows = outcomes(report, report.base), []
-    chosen = {level: levels == level for level in LEVELS if (levels == level).any()}
-    responses = {level: int(where.sum()) for level, where in chosen.items()}
-    responses[HARDER] = sum(responses.get(level, 0) for level in (LEVELS[0], LEVELS[-1]))
-    for name in report.conditions:
-        own = outcomes(report, name)
-        for metric, column in BY_LEVEL.items():
-            of_own, of_base = getattr(own, column), getattr(base, column)
-            values = of_own, of_base, of_own - of_base
-            parts = {level: [stats.mean_where(v, where) for v in values] for level, where in chosen.items()}
-            if LEVELS[0] in chosen and LEVELS[-1] in chosen:
-                parts[HARDER] = [stats.difference(h, e) for h, e in zip(parts[LEVELS[-1]], parts[LEVELS[0]], strict=True)]
-            for level, statistics in parts.items():
-                e, before, change = (stats.effect([s], len(levels), seed=seed) for s in statistics)
-                if level != HARDER:
-                    bounded = MetricEffect(e, change).within_bounds(metric, before)
-                    e, change = bounded.estimate, bounded.change
-                rows.append((name, level, metric, responses[level], e.mean, e.low, e.high, change.mean, change.low, change.high))
-    columns = [
-        "condition",
-        "level",
-        "metric",
-        "responses",
-        "mean",
-        "low",
-        "high",
-        "difference",
-        "difference_low",
-        "difference_high",
-    ]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:

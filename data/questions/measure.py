@@ -29,7 +29,7 @@ import plotly.graph_objects as go
 from numpy import ndarray
 from plotly.subplots import make_subplots
 
-from toolkit import evaluate, report, stats, store
+from toolkit import difficulty, report, stats, store
 from toolkit.claims import Claim
 from toolkit.figures.base import COLOURS, CONTROL, error_bars, styled
 from toolkit.metrics import described, with_interval
@@ -149,7 +149,7 @@ def values(name: str, task: str) -> dict[str, ndarray]:
         rows = rows[rows["task"] == task].sort_values(["problem_id", "sample"])
         for metric, column in METRICS.items():
             found[metric].append(rows[column].to_numpy(float).reshape(-1, sampler.SAMPLES))
-    levels = evaluate.difficulty_levels(rows).sort_index().to_numpy(str)
+    levels = difficulty.levels_of(rows).sort_index().to_numpy(str)
     return {metric: np.array(v) for metric, v in found.items()} | {"levels": levels}
 
 
@@ -167,8 +167,8 @@ def estimated(rows: ndarray, task: str, level: str = "", *, seeded: bool = False
         return stats.mean_where(v, np.repeat(chosen[:, None], v.shape[1], axis=1))
 
     def statistic(v: ndarray) -> stats.Statistic:
-        if level == evaluate.HARDER:
-            return stats.difference(of(v, evaluate.LEVELS[-1]), of(v, evaluate.LEVELS[0]))
+        if level == difficulty.HARDER:
+            return stats.difference(of(v, difficulty.LEVELS[-1]), of(v, difficulty.LEVELS[0]))
         return of(v, level)
 
     return stats.effect([statistic(v) for v in rows], rows.shape[1], seeded=seeded or len(rows) > 1)
@@ -191,9 +191,9 @@ def conditions_of() -> dict[str, Any]:
                 by_level = (
                     {}
                     if task != "arithmetic"
-                    else {k: bare(estimated(minus, task, k)) for k in (*evaluate.LEVELS, evaluate.HARDER)}
+                    else {k: bare(estimated(minus, task, k)) for k in (*difficulty.LEVELS, difficulty.HARDER)}
                 )
-                levels = {} if task != "arithmetic" else {k: bare(estimated(own, task, k)) for k in evaluate.LEVELS}
+                levels = {} if task != "arithmetic" else {k: bare(estimated(own, task, k)) for k in difficulty.LEVELS}
                 whole = {"mean": bare(estimated(own, task)), "minus base": bare(estimated(minus, task))}
                 rows[name][task][metric] = {**whole, "by level": levels, "by level, minus base": by_level}
     return rows
@@ -247,9 +247,9 @@ def tables(found: Mapping[str, Any]) -> str:
         label = described(metric).label
         levels = {
             name: {
-                level: cell(about["arithmetic"][metric]["by level"][level], metric) if name == sampler.BASE and level in evaluate.LEVELS
+                level: cell(about["arithmetic"][metric]["by level"][level], metric) if name == sampler.BASE and level in difficulty.LEVELS
                 else "" if name == sampler.BASE else cell(about["arithmetic"][metric]["by level, minus base"][level], metric, "+")
-                for level in (*evaluate.LEVELS, evaluate.HARDER)
+                for level in (*difficulty.LEVELS, difficulty.HARDER)
             }
             for name, about in found["conditions"].items()
         }  # fmt: skip

@@ -21,7 +21,7 @@ from toolkit.board.ground import Ground, Sizes
 from toolkit.board.measure import Result, read_result
 from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
-from toolkit.evaluate import LEVELS, difficulty_levels
+from toolkit.difficulty import LEVELS, levels_of
 from toolkit.metrics import METRICS, Judge, MetricEffect, Outcomes, assumed_aes, cell, described
 from toolkit.progress import stage
 from toolkit.stats import Effect
@@ -212,7 +212,7 @@ def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
     """
     base = table.by_name[BASE].results[0].rows
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
-    level = difficulty_levels(base).reindex(table.main).to_numpy(str)
+    level = levels_of(base).reindex(table.main).to_numpy(str)
     by_task: dict[str, dict[str, Any]] = {}
     seeded = table.by_name[name].spec.varies
     for t in ("all", *dict.fromkeys(task)):
@@ -387,7 +387,7 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
         ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``).
     """
     rows = by_name[BASE].results[0].rows
-    grouped = difficulty_levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
+    grouped = levels_of(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
     each = max(1, count // max(1, grouped.groupby(["task", "level"]).ngroups))  # examples per task and level
     chosen = grouped.groupby(["task", "level"], sort=False).head(each).index[:count]
     by_id = {p.id: p for p in ground.problems}
