@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from test_evaluate import made_up
 
-from tests.test_evaluate import made_up
-from toolkit import difficulty, figures, stats
+from toolkit import difficulty, evaluate, figures, report, stats
 from toolkit.types import Report
-
-
-@pytest.fixture
-def outcomes():
-    rng = np.random.default_rng(0)
-    lengths = {name: rng.integers(1, 99, (20, 4)) for name in ("base", "edited")}
-    correct = {name: rng.random((20, 4)) < p for name, p in (("base", 0.4), ("edited", 0.8))}
-    return correct, lengths
 
 
 def leveled(*difficulties: float) -> list[str | float]:
@@ -40,11 +33,11 @@ def test_a_problem_without_a_difficulty_has_no_level():
     assert leveled(math.nan, math.nan) == ["none", "none"]
 
 
-def naive_levels(report: Report, levels: np.ndarray) -> dict[tuple[str, str, str], tuple[float, float]]:
+def naive_levels(made: Report, levels: np.ndarray) -> dict[tuple[str, str, str], tuple[float, float]]:
     """Mean and difference from base by (condition, level, metric), one response at a time."""
-    ids, rows = sorted(set(report.rows["problem_id"])), report.rows.set_index(["condition", "problem_id", "sample"])
+    ids, rows = sorted(set(made.rows["problem_id"])), made.rows.set_index(["condition", "problem_id", "sample"])
     found = {}
-    for name in report.conditions:
+    for name in made.conditions:
         for level in difficulty.LEVELS:
             where = [(ids[i], s) for i, s in zip(*np.nonzero(levels == level), strict=True)]
             for metric, column in (("accuracy", "correct"), ("think_tokens", "think_tokens")):
@@ -59,10 +52,10 @@ def naive_levels(report: Report, levels: np.ndarray) -> dict[tuple[str, str, str
 
 @pytest.mark.parametrize("levels_of", [difficulty.stated_levels, difficulty.solved_levels])
 def test_results_by_difficulty_equal_a_naive_loop_over_responses(outcomes, provenance, levels_of):
-    report = made_up(outcomes, provenance, 3)
-    levels = levels_of(report)
-    naive = naive_levels(report, levels)
-    table = difficulty.by_level(report, levels)
+    made = made_up(outcomes, provenance, 3)
+    levels = levels_of(made)
+    naive = naive_levels(made, levels)
+    table = difficulty.by_level(made, levels)
     assert len(table) == len(naive) == 2 * 4 * 2
     for _, row in table.iterrows():
         mean, difference = naive[row["condition"], row["level"], row["metric"]]
@@ -74,9 +67,9 @@ def test_results_by_difficulty_equal_a_naive_loop_over_responses(outcomes, prove
 
 def test_a_stratum_has_the_interval_of_a_bootstrap_over_problems(outcomes, provenance):
     """Naive: resample problems with the same random numbers, and average the responses of the drawn problems of the level."""
-    report = made_up(outcomes, provenance)
-    levels = difficulty.solved_levels(report)
-    table = difficulty.by_level(report, levels, seed=5).set_index(["condition", "level", "metric"])
+    made = made_up(outcomes, provenance)
+    levels = difficulty.solved_levels(made)
+    table = difficulty.by_level(made, levels, seed=5).set_index(["condition", "level", "metric"])
     change = outcomes[0]["edited"].astype(float) - outcomes[0]["base"]
     means = []
     for drawn in stats.resamples(20, seed=5):
@@ -101,22 +94,22 @@ def test_hard_problems_gain_nothing_if_a_condition_changes_nothing(provenance):
     """All problems are equally hard, and a condition draws its answers anew: no level has an effect. Naive levels invent one."""
     rng = np.random.default_rng(1)
     correct = {name: rng.random((100, 4)) < 0.5 for name in ("base", "redrawn")}
-    report = made_up((correct, {name: np.ones((100, 4)) for name in correct}), provenance)
+    made = made_up((correct, {name: np.ones((100, 4)) for name in correct}), provenance)
     solved = correct["base"].mean(axis=1, keepdims=True) + np.zeros((1, 4))
     biased = np.select([solved < 1 / 3, solved < 2 / 3], ["hard", "medium"], "easy")
 
     def change(levels):
-        rows = difficulty.by_level(report, levels).set_index(["condition", "level", "metric"])
+        rows = difficulty.by_level(made, levels).set_index(["condition", "level", "metric"])
         return rows.loc[("redrawn", difficulty.HARDER, "accuracy")]
 
-    fair, naive = change(difficulty.solved_levels(report)), change(biased)
+    fair, naive = change(difficulty.solved_levels(made)), change(biased)
     assert fair["difference_low"] < 0 < fair["difference_high"]
     assert naive["difference_low"] > 0.3
 
 
 def test_problems_of_one_difficulty_have_no_harder_level_and_one_sample_cannot_tell(outcomes, provenance):
-    report = made_up(outcomes, provenance)
-    same = Report(report.rows.assign(difficulty=0), report.conditions, report.base, report.provenance)
+    made = made_up(outcomes, provenance)
+    same = Report(made.rows.assign(difficulty=0), made.conditions, made.base, made.provenance)
     assert set(difficulty.by_level(same, difficulty.stated_levels(same))["level"]) == {"easy"}
     single = made_up(tuple({name: v[:, :1] for name, v in part.items()} for part in outcomes), provenance)
     with pytest.raises(ValueError, match="at least 2 samples per problem"):
@@ -124,16 +117,16 @@ def test_problems_of_one_difficulty_have_no_harder_level_and_one_sample_cannot_t
 
 
 def test_levels_are_those_of_the_task_if_it_has_several_else_those_of_other_responses(outcomes, provenance):
-    report = made_up(outcomes, provenance)
-    assert np.array_equal(difficulty.levels_for(report)[0], difficulty.stated_levels(report))
-    same = Report(report.rows.assign(difficulty=0), report.conditions, report.base, report.provenance)
+    made = made_up(outcomes, provenance)
+    assert np.array_equal(difficulty.levels_for(made)[0], difficulty.stated_levels(made))
+    same = Report(made.rows.assign(difficulty=0), made.conditions, made.base, made.provenance)
     levels, origin = difficulty.levels_for(same)
     assert np.array_equal(levels, difficulty.solved_levels(same)) and "other responses" in origin
 
 
 def test_the_text_and_the_figure_of_levels_hold_the_numbers_of_the_table(outcomes, provenance):
-    report = made_up(outcomes, provenance)
-    table = difficulty.by_level(report, difficulty.stated_levels(report))
+    made = made_up(outcomes, provenance)
+    table = difficulty.by_level(made, difficulty.stated_levels(made))
     row = table.set_index(["condition", "level", "metric"]).loc[("edited", "hard", "accuracy")]
     texts = difficulty.text_table(table)
     assert texts.loc["edited, accuracy", "hard"].startswith(f"{100 * row['mean']:.1f} ({100 * row['difference']:+.1f} [")
@@ -144,3 +137,14 @@ def test_the_text_and_the_figure_of_levels_hold_the_numbers_of_the_table(outcome
     assert hard.x[list(hard.y).index("edited")] == pytest.approx(100 * row["difference"])
     assert hard.marker.symbol[list(hard.y).index("control: random heads")] == "x"
     assert "base" not in hard.y
+
+
+def test_a_page_has_a_section_on_difficulty_unless_all_problems_are_alike(outcomes, provenance):
+    def titles(measured: Report) -> list[str]:
+        return [s.title for s in report.comparison_page("t", measured, evaluate.summary(measured)).sections]
+
+    made = made_up(outcomes, replace(provenance, notes={"problems": 20}))
+    assert "By difficulty" in titles(made)
+    once = made.only(sample=0)
+    alike = Report(once.rows.assign(difficulty=0), once.conditions, once.base, once.provenance)
+    assert "By difficulty" not in titles(alike)
