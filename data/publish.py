@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def script(path: str) -> ModuleType:
     """Return a script in ``data/``, such as ``tiny-reasoner/train.py``, as a module. Names with hyphens cannot be imported."""
     spec = importlib.util.spec_from_file_location(re.sub(r"\W", "_", path.removesuffix(".py")), ROOT / "data" / path)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # data classes look their module up
     spec.loader.exec_module(module)
     return module
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, family
@@ -186,6 +187,15 @@ def by_length() -> Callable[[Rollout], str | None]:
         return "short" if r.think_tokens < 10 else "long" if r.think_tokens > 15 else None
 
     return label
+
+
+@pytest.fixture
+def outcomes() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Correctness and lengths, ``[20 problems, 4 samples]``, by condition."""
+    rng = np.random.default_rng(0)
+    lengths = {name: rng.integers(1, 99, (20, 4)) for name in ("base", "edited")}
+    correct = {name: rng.random((20, 4)) < p for name, p in (("base", 0.4), ("edited", 0.8))}
+    return correct, lengths
 
 
 @pytest.fixture(scope="session")

@@ -84,14 +84,6 @@ def made_up(outcomes, provenance, shuffle: int = 0) -> Report:
     return Report(frame, {name: {"note": ""} for name in correct}, "base", provenance)
 
 
-@pytest.fixture
-def outcomes():
-    rng = np.random.default_rng(0)
-    lengths = {name: rng.integers(1, 99, (20, 4)) for name in ("base", "edited")}
-    correct = {name: rng.random((20, 4)) < p for name, p in (("base", 0.4), ("edited", 0.8))}
-    return correct, lengths
-
-
 def test_problems_stay_pairs_whatever_the_order_of_rows(outcomes, provenance):
     first, second = (made_up(outcomes, provenance, seed) for seed in (1, 2))
     for name in ("base", "edited"):

@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from toolkit import claims, evaluate, figures, store, verdicts
+from toolkit import claims, difficulty, evaluate, figures, store, verdicts
 from toolkit.claims import Claim
 from toolkit.lm import LM
-from toolkit.metrics import cell, described
-from toolkit.pages import Page, Section, side_by_side
-from toolkit.stats import NO_VARIANCE
+from toolkit.metrics import described, row_cell
+from toolkit.pages import Page, Section, side_by_side, table_html
 from toolkit.types import Direction, Plan, Problem, Report
 
 HEADLINE = ("accuracy", "think_tokens", "shortest_20", "shortest_20_same", "closed")
@@ -97,17 +96,8 @@ def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequen
     rows = {}
     for name, part in summary.groupby("condition", sort=False):
         cells = part.set_index("metric")
-        rows[name] = {described(m).label: _cell(m, cells.loc[m], name == base) for m in metrics if m in cells.index}
+        rows[name] = {described(m).label: row_cell(m, cells.loc[m], is_base=name == base) for m in metrics if m in cells.index}
     return pd.DataFrame(rows).T
-
-
-def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
-    """Return the text of one cell of ``headline_table``, from a row of the summary."""
-    estimate = {k: row[k] for k in ("mean", "low", "high")}
-    change = {k: row[c] for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
-    interval = estimate if is_base else change
-    note = NO_VARIANCE if interval["low"] == interval["high"] else ""
-    return cell(metric, estimate, None if is_base else change, note=note)
 
 
 def comparison_page(
@@ -142,7 +132,7 @@ def comparison_page(
 
 
 def _against_base(report: Report, summary: pd.DataFrame) -> list[Section]:
-    """Return the sections of a page that compare conditions with base: differences, and accuracy at token budgets."""
+    """Return the sections of a page that compare conditions with base: differences, accuracy at token budgets, levels of difficulty."""
     metrics = [m for m in ("think_tokens", "accuracy", "shortest_20", "shortest_20_same") if m in set(summary["metric"])]
     effects = Section(
         "What changes",
@@ -155,7 +145,18 @@ def _against_base(report: Report, summary: pd.DataFrame) -> list[Section]:
         "A response that is longer than the budget counts as wrong. Budgets reach to twice base's mean response length.",
         (figures.accuracy_at_budgets(evaluate.accuracy_at_budgets(report), base=report.base),),
     )
-    return [effects, budgets]
+    return [effects, budgets, *_by_difficulty(report)]
+
+
+def _by_difficulty(report: Report) -> list[Section]:
+    """Return the section on levels of difficulty; none if all problems have the same level."""
+    levels, origin = difficulty.levels_for(report)
+    table = difficulty.by_level(report, levels)
+    if table["level"].nunique() < 2:
+        return []
+    text = f"{origin} The last column of the table says how much larger the difference from base is on hard than on easy problems."
+    drawn = figures.by_level(table, base=report.base)
+    return [Section("By difficulty", text, (drawn,), table_html(difficulty.text_table(table, base=report.base)))]
 
 
 def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str = "") -> Page:

@@ -186,25 +186,6 @@ def test_an_undecided_front_is_a_probability():
     assert 0 < front["a"] < 1 and front["a"] + front["b"] == pytest.approx(1.0, abs=0.05)
 
 
-def leveled(*difficulties: float) -> list[str | float]:
-    rows = pd.DataFrame({"problem_id": [f"p{i}" for i in range(len(difficulties))], "task": "a", "difficulty": difficulties})
-    levels = reading.levels(rows)
-    assert levels.index.tolist() == rows["problem_id"].tolist()
-    return levels.fillna("none").tolist()
-
-
-def test_levels_are_thirds_of_the_range_of_difficulties_however_narrow_it_is():
-    thirds = ["easy", "easy", "medium", "hard", "hard"]
-    for scale in (0.01, 0.5, 1.0, 100.0):
-        assert leveled(*(scale * x for x in (0, 0.3, 0.5, 0.7, 1.0))) == thirds
-    assert leveled(2.0, 2.0) == ["easy", "easy"]
-
-
-def test_a_problem_without_a_difficulty_has_no_level():
-    assert leveled(0, math.nan, 1, 2) == ["easy", "none", "medium", "hard"]
-    assert leveled(math.nan, math.nan) == ["none", "none"]
-
-
 def results_of(name: str, seeds: int, *, family: str = "control", problems: int = 12, samples: int = 3) -> reading.ConditionResults:
     """Made-up results, in which each seed has response lengths of its own; ``points`` holds the same lengths as a mean per problem."""
     results = []

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "toolkit"
 ROOMS = (
     "processes", "progress", "expressions", "origins", "types", "stats", "constraints", "rounding", "store", "versions", "memory", "tensors", "sites", "hooks", "adapters", "shipped", "families", "templates", "repositories", "checkpoints", "qualify",
     "tags", "leaks", "tools", "lm", "identity", "bridges", "spans", "phases", "certainty", "sampling", "decode", "recording", "slots", "steps", "tasks", "engines", "generate", "finetune", "preferences", "positions", "passes", "chunk_attention", "collect", "step_states", "entropies", "needles", "attention", "one_head",
-    "directions", "probes", "judging", "merging", "steering", "edits", "patching", "masks", "baselines", "exits", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "verdicts", "figures", "transcript", "pages",
+    "directions", "probes", "judging", "merging", "steering", "edits", "patching", "masks", "baselines", "exits", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "difficulty", "claims", "verdicts", "figures", "transcript", "pages",
     "report", "doses", "strengths", "jobs", "exports", "board", "widgets", "cli",
 )  # fmt: skip
 ONLY = {"rewards": {"types", "stats", "constraints", "expressions", "tools"}}  # rooms that may import less than what is above them

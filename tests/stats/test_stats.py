@@ -195,27 +195,27 @@ def test_shortest_accuracy_of_lengths_that_decide_correctness():
 @given(
     lengths=hnp.arrays(float, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(0, 1e4, allow_subnormal=False))
 )
-def test_held_out_length_is_the_mean_of_the_other_samples(lengths):
-    ours = stats.held_out_length(lengths)
+def test_mean_of_others_is_the_mean_of_the_other_samples(lengths):
+    ours = stats.mean_of_others(lengths)
     for i in range(lengths.shape[0]):
         for s in range(lengths.shape[1]):
             others = [lengths[i, t] for t in range(lengths.shape[1]) if t != s]
             assert ours[i, s] == pytest.approx(sum(others) / len(others), abs=1e-6)
 
 
-def test_selection_by_held_out_length_has_no_selection_effect():
+def test_selection_by_the_other_samples_has_no_selection_effect():
     """Length is noise, short responses are wrong: own ranking finds them, another sample's length does not."""
     rng = np.random.default_rng(6)
     lengths = rng.random((4000, 2))
     correct = (lengths > 0.3).astype(float)
     index = np.arange(4000)[None]
     assert stats.shortest_accuracy(correct, lengths, 0.2)(index)[0] == 0
-    assert stats.shortest_accuracy(correct, stats.held_out_length(lengths), 0.2)(index)[0] == pytest.approx(0.7, abs=0.03)
+    assert stats.shortest_accuracy(correct, stats.mean_of_others(lengths), 0.2)(index)[0] == pytest.approx(0.7, abs=0.03)
 
 
-def test_held_out_length_of_one_sample_is_refused():
+def test_mean_of_others_of_one_sample_is_refused():
     with pytest.raises(ValueError, match="at least 2 samples per problem"):
-        stats.held_out_length(np.ones((3, 1)))
+        stats.mean_of_others(np.ones((3, 1)))
 
 
 # --- looping, correlation ------------------------------------------------------------------------------------

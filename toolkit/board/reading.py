@@ -21,11 +21,10 @@ from toolkit.board.ground import Ground, Sizes
 from toolkit.board.measure import Result, read_result
 from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
+from toolkit.difficulty import LEVELS, levels_of
 from toolkit.metrics import METRICS, Judge, MetricEffect, Outcomes, assumed_aes, cell, described
 from toolkit.progress import stage
 from toolkit.stats import Effect
-
-LEVELS = ("easy", "medium", "hard")
 
 
 @dataclass(frozen=True)
@@ -204,26 +203,6 @@ def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
     return judged | table.judge.effects(table.outcomes(name), seeded=seeded)
 
 
-def levels(rows: pd.DataFrame) -> pd.Series:
-    """Return the difficulty level of every problem: ``"easy"``, ``"medium"`` or ``"hard"``, indexed by problem id.
-
-    Per task, the range from the lowest to the highest difficulty is cut into three parts of equal width. If all difficulties of a task are
-    equal, its problems are ``"easy"``. A problem whose difficulty is NaN has no level: its entry is NaN.
-
-    Args:
-        rows: Table with the columns ``problem_id, task, difficulty`` (a number).
-    """
-    each = rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first()
-
-    def third(difficulty: pd.Series) -> pd.Series:
-        low, high = difficulty.min(), difficulty.max()
-        position = (difficulty - low) / ((high - low) or 1)  # 1: no division by 0 if all are equal
-        level = np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2])
-        return pd.Series(level, difficulty.index, dtype=object).where(position.notna())
-
-    return each.groupby("task", group_keys=False)["difficulty"].apply(third)
-
-
 def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
     """Return accuracy and think tokens of one condition for every task and difficulty level of the board's test problems.
 
@@ -233,7 +212,7 @@ def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
     """
     base = table.by_name[BASE].results[0].rows
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
-    level = levels(base).reindex(table.main).to_numpy(str)
+    level = levels_of(base).reindex(table.main).to_numpy(str)
     by_task: dict[str, dict[str, Any]] = {}
     seeded = table.by_name[name].spec.varies
     for t in ("all", *dict.fromkeys(task)):
@@ -408,7 +387,7 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
         ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``).
     """
     rows = by_name[BASE].results[0].rows
-    grouped = levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
+    grouped = levels_of(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
     each = max(1, count // max(1, grouped.groupby(["task", "level"]).ngroups))  # examples per task and level
     chosen = grouped.groupby(["task", "level"], sort=False).head(each).index[:count]
     by_id = {p.id: p for p in ground.problems}

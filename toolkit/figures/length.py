@@ -187,6 +187,36 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
     return framed.update_layout(margin={"l": 20}, height=140 + 26 * len(rows))
 
 
+def by_level(table: pd.DataFrame, *, base: str = "base") -> go.Figure:
+    """Dot plots of paired differences from base (condition minus base) with 95 % intervals per level of difficulty, one panel per metric.
+
+    One row per condition, one colour per level. Random controls are crosses. Shares are in percentage points.
+
+    Args:
+        table: Table from ``difficulty.by_level``.
+        base: Name of the base condition, which has no row in the plot.
+    """
+    rows = table[table["condition"] != base].iloc[::-1]  # plotly draws the first row at the bottom
+    metrics, levels = list(table["metric"].unique()), [level for level in table["level"].unique() if " minus " not in level]
+    figure = make_subplots(rows=1, cols=len(metrics), shared_yaxes=True, subplot_titles=[_about(m)[0] for m in metrics])
+    for column, metric in enumerate(metrics, 1):
+        unit = _about(metric)[1]
+        for level, colour in zip(levels, COLOURS, strict=False):
+            own = rows[(rows["metric"] == metric) & (rows["level"] == level)]
+            mean, low, high = (
+                (100 if unit == "share" else 1) * own[c] for c in ("difference", "difference_low", "difference_high")
+            )
+            symbols = ["x" if is_control(name) else "circle" for name in own["condition"]]
+            figure.add_scatter(
+                x=mean, y=own["condition"], error_x=error_bars(mean, low, high, colour), name=level, legendgroup=level, showlegend=column == 1,
+                mode="markers", orientation="h", marker={"size": 9, "color": colour, "symbol": symbols}, row=1, col=column,
+            )  # fmt: skip
+        figure.update_xaxes(title="percentage points" if unit == "share" else unit, row=1, col=column)
+        figure.add_vline(x=0, line={"color": "black", "width": 1}, row=1, col=column)
+    framed = styled(figure, f"By level of difficulty: condition minus {base}, paired, 95 % interval", scattermode="group")
+    return framed.update_layout(margin={"t": 90}, height=200 + 40 * rows["condition"].nunique())
+
+
 def _about(metric: str) -> tuple[str, str, str]:
     """Return label, unit and better direction of a metric. A metric that ``metrics.METRICS`` lacks is a number without a direction."""
     try:

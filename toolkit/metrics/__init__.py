@@ -4,7 +4,7 @@ A condition is a model together with the interventions under which it runs. Base
 report uses this package.
 """
 
-from toolkit.metrics.effects import Judge, MetricEffect, cell, share_of, with_interval
+from toolkit.metrics.effects import Judge, MetricEffect, cell, row_cell, share_of, with_interval
 from toolkit.metrics.outcomes import Outcomes, assumed_aes, right_within
 from toolkit.metrics.table import METRICS, RANGES, Metric, described
 
@@ -19,6 +19,7 @@ __all__ = [
     "cell",
     "described",
     "right_within",
+    "row_cell",
     "share_of",
     "with_interval",
 ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit import stats
 from toolkit.metrics.outcomes import Outcomes
 from toolkit.metrics.table import METRICS, described
-from toolkit.stats import RESAMPLES, Draws, Effect, Estimate
+from toolkit.stats import NO_VARIANCE, RESAMPLES, Draws, Effect, Estimate
 
 DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2, "calls": 2}
 """Unit of a metric -> digits after the decimal point. All other units have one digit, such as ``tokens`` and ``share`` (in percent)."""
@@ -125,6 +127,20 @@ def cell(
         interval = with_interval(estimate["mean"], estimate["low"], estimate["high"], metric.unit)[len(mean) - star :]
         return mean + interval + (f" ({note})" if note else "")
     return f"{mean} ({with_interval(change['mean'], change['low'], change['high'], metric.unit, sign='+')}{f', {note}' if note else ''})"
+
+
+def row_cell(name: str, row: Mapping[str, Any] | pd.Series, *, is_base: bool) -> str:
+    """Return the text of one table cell from a row of a summary, by the rules of ``cell``.
+
+    Args:
+        name: Name of the metric.
+        row: Row with the numbers ``mean, low, high, difference, difference_low, difference_high``.
+        is_base: True for base, which has its own interval instead of the difference from base.
+    """
+    estimate = {k: row[k] for k in ("mean", "low", "high")}
+    change = {k: row[c] for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
+    interval = estimate if is_base else change
+    return cell(name, estimate, None if is_base else change, note=NO_VARIANCE if interval["low"] == interval["high"] else "")
 
 
 def with_interval(mean: float, low: float, high: float, unit: str, *, sign: str = "", digits: int | None = None) -> str:

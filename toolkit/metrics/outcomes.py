@@ -159,7 +159,7 @@ def shortest_of_base(share: float) -> How:
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic | None:
         if base.shape[1] < 2:
             return None
-        return stats.shortest_accuracy(outcomes.correct, stats.held_out_length(base.think_tokens), share)
+        return stats.shortest_accuracy(outcomes.correct, stats.mean_of_others(base.think_tokens), share)
 
     return how
 

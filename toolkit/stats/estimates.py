@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
 RESAMPLES = 2000  # default number of bootstrap resamples
@@ -96,6 +96,28 @@ def mean_of(values: Float[ndarray, "problems samples"]) -> Statistic:
     """Return a statistic (a function of resampled problems): the mean of ``values`` over samples, then over the drawn problems."""
     per_problem = np.asarray(values, dtype=float).mean(axis=1)
     return lambda index: per_problem[index].mean(axis=1)
+
+
+def mean_where(values: Float[ndarray, "problems samples"], chosen: Bool[ndarray, "problems samples"]) -> Statistic:
+    """Return a statistic (a function of resampled problems): the mean of the chosen values of the drawn problems, each with equal weight.
+
+    It is NaN for a resample without a chosen value.
+
+    Args:
+        values: One value per problem and sample. A value that is not chosen has no influence, even if it is NaN.
+        chosen: True for the values to average.
+
+    >>> print(bootstrap(mean_where(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[True, False], [True, True]])), 2))
+    1 (no variance)
+    """
+
+    total, count = np.where(chosen, values, 0.0).sum(axis=1), chosen.sum(axis=1)
+
+    def statistic(index: ndarray) -> ndarray:
+        with np.errstate(invalid="ignore"):  # 0 / 0 = NaN
+            return total[index].sum(axis=1) / count[index].sum(axis=1)
+
+    return statistic
 
 
 def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | ndarray, *, seed: int = 0) -> Estimate:
@@ -192,7 +214,7 @@ def shortest_accuracy(
     Args:
         correct: 1 for a right response, 0 for a wrong one.
         ranking: Sort key of each response; the smallest keys are selected. ThinkEdit uses the think length of the response itself, in
-            tokens. This biases the accuracy, because the same response is selected and graded. ``held_out_length(lengths)`` avoids the
+            tokens. This biases the accuracy, because the same response is selected and graded. ``mean_of_others(lengths)`` avoids the
             bias: its keys are lengths of other responses.
         share: Share of the responses to select, in (0, 1].
     """
@@ -206,21 +228,24 @@ def shortest_accuracy(
     return statistic
 
 
-def held_out_length(lengths: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
-    """Return, for each sample, the mean length of the *other* samples of its problem, ``[problems, samples]``.
+def mean_of_others(values: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
+    """Return, for each sample, the mean value of the *other* samples of its problem, ``[problems, samples]``.
 
-    Pass the result to ``shortest_accuracy`` as ``ranking``, to select the problems on which a model tends to think briefly. The length of
-    the graded sample itself then has no influence on the selection. To grade several models on the same problems, compute the ranking from
-    one of them, such as the base model.
+    Pass the result for lengths to ``shortest_accuracy`` as ``ranking``, to select the problems on which a model tends to think briefly. The
+    length of the graded sample itself then has no influence on the selection. To grade several models on the same problems, compute the
+    ranking from one of them, such as the base model.
+
+    Args:
+        values: One value per problem and sample, such as a length in tokens, or 1 for a right response and 0 for a wrong one.
 
     Raises:
         ValueError: fewer than two samples per problem.
 
-    >>> held_out_length(np.array([[10.0, 20.0, 60.0]])).tolist()
+    >>> mean_of_others(np.array([[10.0, 20.0, 60.0]])).tolist()
     [[40.0, 35.0, 15.0]]
     """
-    lengths = np.asarray(lengths, dtype=float)
-    samples = lengths.shape[1]
+    values = np.asarray(values, dtype=float)
+    samples = values.shape[1]
     if samples < 2:
-        raise ValueError("The selection-free shortest accuracy needs at least 2 samples per problem.")
-    return (lengths.sum(axis=1, keepdims=True) - lengths) / (samples - 1)
+        raise ValueError(f"Selection by the other samples needs at least 2 samples per problem: there is {samples}.")
+    return (values.sum(axis=1, keepdims=True) - values) / (samples - 1)

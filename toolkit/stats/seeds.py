@@ -42,7 +42,7 @@ from numpy import ndarray
 from scipy import optimize, special
 from scipy import stats as scipy_stats
 
-from toolkit.stats.estimates import NO_VARIANCE, RESAMPLES, Bounds, Estimate, Statistic, resamples
+from toolkit.stats.estimates import NO_VARIANCE, RESAMPLES, Bounds, Estimate, Statistic, mean_where, resamples
 
 # Smallest number of seeds for a p-value. With two seeds, the 95 % interval of their standard deviation reaches up to 32 times its estimate.
 FEW_SEEDS = 3
@@ -124,19 +124,9 @@ def mean_effect(
     rows = rows[:, ~np.isnan(rows).all(axis=0)]
     if not rows.size:
         return Effect(math.nan, math.nan, math.nan, math.nan)
-    return effect([_mean(row) for row in rows], rows.shape[1], seed=seed, times=times, seeded=seeded)
-
-
-def _mean(values: Float[ndarray, " problems"]) -> Statistic:
-    """Return a statistic (a function of resampled problems): the mean over the drawn problems whose value is not NaN."""
-    present = ~np.isnan(values)
-    filled = np.where(present, values, 0.0)
-
-    def statistic(index: ndarray) -> ndarray:
-        with np.errstate(invalid="ignore"):  # 0 / 0 = NaN for a resample in which no drawn problem has a value
-            return filled[index].sum(axis=1) / present[index].sum(axis=1)
-
-    return statistic
+    return effect(
+        [mean_where(row[:, None], ~np.isnan(row)[:, None]) for row in rows], rows.shape[1], seed=seed, times=times, seeded=seeded
+    )
 
 
 class Draws(NamedTuple):
