@@ -82,8 +82,8 @@ def train(lm: LM, examples: Sequence[Example], settings: Settings, out: str | Pa
 
     Args:
         lm: The initial model; it is unchanged.
-        examples: What to train on. Each pass over them is in another order.
-        settings: Length, rate and seed.
+        examples: Examples to train on. Each pass over them is in another order.
+        settings: Number of steps, batch, learning rate and seed.
         out: Directory of the run.
         name: Name of the trained model.
 
@@ -252,7 +252,7 @@ def claimed(out: str | Path, identity: dict[str, Any]) -> Path:
 
     Args:
         out: The directory; it is made if it does not exist.
-        identity: What the result depends on, JSON-serialisable. A key of the code of the training is added.
+        identity: Facts that the result depends on, JSON-serialisable. A key of the code of the training is added.
 
     Raises:
         store.WrongModelError: the directory belongs to another run.

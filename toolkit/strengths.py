@@ -127,7 +127,7 @@ def fit(
 
     Args:
         lm: Model to steer.
-        act: Function from a strength to the intervention, which must have the operation ``add``. Length may rise or fall with the strength.
+        act: Function from a strength to the intervention, which must have the operation ``add``.
         problems: A few problems; only their prompts are used.
         sampling: Sampling settings.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.

@@ -17,8 +17,8 @@ def claimed(claims: Sequence[Claim]) -> go.Figure:
     """Dot plot of measured effects, one row per claim, with 95 % intervals.
 
     An effect is divided by the smallest effect that matters (``Claim.smallest``), so that claims with different units share an axis: 1 is an
-    effect that just matters, and + is the direction that the paper claims. Where a claim is right beyond a value other than 0, that value is
-    subtracted first; without a smallest effect, this value is the unit. Blue is reproduced, brown is contradicted; open grey dots have another verdict, and grey crosses compare with a random
+    effect that just matters, and + is the direction that the paper claims. If a claim names a limit (``Claim.beyond``), the limit is
+    subtracted first; if such a claim has no smallest effect, the size of the limit is the unit. Blue is reproduced, brown is contradicted; open grey dots have another verdict, and grey crosses compare with a random
     control. Claims without an estimate or without a unit are left out.
 
     Args:

@@ -20,10 +20,11 @@ PANELS = (
 
 
 def reasons(tables: Mapping[str, pd.DataFrame], title: str) -> go.Figure:
-    """Four panels: effect of each head, cosines of layers with the length direction, kinds of steps, and shares of single sets of heads.
+    """Return four panels: effect of each head, cosines of layers with the length direction, kinds of steps, and shares of single sets of heads.
 
-    Bars show 95 % intervals. In the last panel, blue heads are put back to base and brown ones changed alone; random controls are grey. It is
-    empty if the whole change in length is not detectable.
+    Bars show 95 % intervals. In the panel of cosines, all layers lie between the grey lines for 95 % of random directions. In the last panel,
+    blue heads are put back to base and brown ones changed alone; random controls are grey. It is empty if the whole change in length is not
+    detectable.
 
     Args:
         tables: ``jobs.Why.tables``: ``heads``, ``outputs``, ``steps`` and ``undo`` are read.

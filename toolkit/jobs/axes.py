@@ -258,7 +258,7 @@ def level_table(cells: Cells, *, unit: str = "share", seed: int = 0) -> pd.DataF
 
 
 def level_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the means, differences and verdicts of ``level_table`` to be read, with 95 % intervals in brackets.
+    """Return the means, differences and verdicts of ``level_table`` as text cells, with 95 % intervals in brackets.
 
     Shares are in percent, and their differences in points. The rows are indexed by arm and level.
     """
@@ -287,7 +287,7 @@ def level_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def growth_table(cells: Cells, *, seed: int = 0) -> pd.DataFrame:
-    """Return a table that says whether an intervention's effect is larger at the last level than at the first, one row per arm.
+    """Return the difference between an intervention's effect at the last level and at the first, one row per arm.
 
     Columns: ``arm, first, last`` (the levels); ``growth``: ``change`` at the last level minus that at the first; ``beyond_random_growth``:
     the same for treated minus controls. Both have 95 % intervals. ``verdict`` as in ``level_table``.

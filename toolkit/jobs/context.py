@@ -93,7 +93,7 @@ def nll(condition: Condition, prompt: Sequence[int], response: Sequence[int]) ->
 
 @torch.inference_mode()
 def text_nll(condition: Condition, ids: Sequence[int], edges: Sequence[int]) -> list[float]:
-    """Return the mean negative log-probability per token of a text, in nats, between each two neighbouring positions of ``edges``.
+    """Return the mean negative log-probability per token of each section of a text, in nats. Section i is ``[edges[i], edges[i + 1])``.
 
     The text is read in one pass, so a token at position p is predicted from all p tokens before it.
 

@@ -41,11 +41,11 @@ def make_pairs(
     Args:
         lm: The model.
         problems: Problems to respond to.
-        sampling: How responses are sampled.
+        sampling: Sampling settings.
         settings: Settings of DTO. Its field ``split`` is not read.
         out: Directory to write to.
-        segments: How thinking is split: ``"cues"`` (at cue words), ``"lines"`` or ``"paragraphs"``.
-        about: What is stored with the rollouts, such as task, split and seed.
+        segments: Splitter of thinking: ``"cues"`` (at cue words), ``"lines"`` or ``"paragraphs"``.
+        about: Facts that are stored with the rollouts, such as task, split and seed.
 
     Raises:
         KeyError: ``segments`` is unknown.

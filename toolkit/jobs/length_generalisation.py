@@ -50,7 +50,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is trained and tested.
+    """Sizes of the training, of the tests and of the decoder.
 
     Attributes:
         longest: Longest trained length; see ``trained``.
@@ -130,7 +130,7 @@ def maps(model: Decoder, examples: Sequence[Example]) -> Float[Tensor, "layers e
 
 
 def measure(model: Decoder, task: str, size: Size) -> dict[str, Any]:
-    """Return what the model does on test examples, as lists by test length (a key of text, as in JSON).
+    """Return a model's right tokens and attention distances on test examples: field -> test length (as text) -> value.
 
     The field ``right_tokens`` holds one count per example (see the function), ``answer_tokens`` the number of tokens of an answer with its
     ``END``, ``attention_distance`` the mean distance in tokens of each head, ``[layers][heads]``, in sequences of ``tokens`` tokens.

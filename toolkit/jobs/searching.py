@@ -1,4 +1,4 @@
-"""Ask of models that call tools: does an intervention change how often they call, how much they write, and how often they are right?
+"""Measure interventions on models that call tools: calls, tokens and accuracy per response.
 
 ``episode_measures`` gives the measures for ``measure_axis``, and ``with_tools`` gives the tools to an intervention and its controls.
 ``calls_direction`` is a direction of calling, to be compared with the direction of thinking length.

@@ -37,7 +37,7 @@ def measure(lm: LM, pairs: Sequence[ShortLong], sampling: Sampling, *, out: Path
     Args:
         lm: A model without think tags, whose answers begin at once.
         pairs: Pairs of one long question and its short ones, all with equally many facts.
-        sampling: How to answer; one sample per question.
+        sampling: Sampling settings; one sample per question.
         out: Directory to save answers and finished pairs in; ``None`` saves nothing.
 
     Returns:

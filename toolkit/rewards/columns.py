@@ -108,7 +108,7 @@ def column(values: Any, n: int) -> ndarray:
 
 
 def problem_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
-    """Return column name -> one value per row: question, gold answer, and those labels and numbers that the problems of all rows have.
+    """Return column name -> array of one value per row: question, gold answer, and the labels and numbers that the problem of every row has.
 
     Args:
         ids: Problem id of each row.

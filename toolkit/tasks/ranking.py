@@ -127,7 +127,7 @@ def _words(text: str) -> list[str]:
 
 
 def message(subject: str, passages: Sequence[str]) -> str:
-    """Return the prompt: what to do, then the numbered passages."""
+    """Return the prompt: the instruction, then the numbered passages."""
     listed = "\n".join(f"[{i}] {p}" for i, p in enumerate(passages, 1))
     return (
         f"Rank these {len(passages)} passages by how much they say about the subject {subject!r}. A passage that explains the subject says "
