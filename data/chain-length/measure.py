@@ -19,6 +19,7 @@ Intervals of 95 % are over problems and seeds, and paired by problem.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections.abc import Callable
@@ -133,7 +134,8 @@ def page(found: dict[str, Any]) -> str:
 def figure(found: dict[str, Any]) -> go.Figure:
     """Return accuracy against difficulty, one line per arm."""
     drawn = go.Figure()
-    for (arm, row), colour in zip(found["accuracy"].items(), qualitative.D3, strict=False):  # there are more colours than arms
+    dashes = itertools.cycle(("solid", "dash"))  # lines that coincide are both seen
+    for (arm, row), colour, dash in zip(found["accuracy"].items(), qualitative.D3, dashes, strict=False):  # more colours than arms
         points = [row[str(t)] for t in DIFFICULTIES]
         bars = error_bars([p["mean"] for p in points], [p["low"] for p in points], [p["high"] for p in points], colour)
         drawn.add_scatter(
@@ -142,7 +144,7 @@ def figure(found: dict[str, Any]) -> go.Figure:
             error_y=bars,
             name=arm,
             mode="lines+markers",
-            line={"color": colour, "dash": "dot" if "control" in arm else "solid"},
+            line={"color": colour, "dash": "dot" if "control" in arm else dash},
         )
     drawn.update_xaxes(title="additions per problem").update_yaxes(title="accuracy", range=[0, 1.02])
     return styled(drawn, "Accuracy by difficulty and size of the steps")
