@@ -14,7 +14,8 @@ from toolkit import claims, evaluate, figures, store, verdicts
 from toolkit.claims import Claim
 from toolkit.lm import LM
 from toolkit.metrics import cell, described
-from toolkit.pages import Page, Section, side_by_side
+from toolkit.pages import Page, Section
+from toolkit.pages.responses import side_by_side
 from toolkit.stats import NO_VARIANCE
 from toolkit.types import Direction, Plan, Problem, Report
 
