@@ -34,10 +34,10 @@ def summary() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def doses() -> go.Figure:
+def doses(*names: str) -> go.Figure:
     rows = [
         (name, a, metric, 0.5, 0.4, 0.6)
-        for name in ("length direction", "random direction")
+        for name in names or ("length direction", "random direction")
         for a in (-1.0, 0.0, 1.0)
         for metric in ("closed", "looping", "perplexity")
     ]
@@ -50,11 +50,11 @@ def page(tmp_path_factory):
         title="A & <b>",
         verdict=["edited: thinks longer <i>.", "Random controls: no effect detectable."],
         main=Section("Main", "main text", (figures.length_accuracy(summary()),)),
-        table=pd.DataFrame({"accuracy": ["70.0 (+1.0)"] * 4}, index=[*NAMES]),
+        table=pd.DataFrame({f"column {i}": ["70.0 (+1.0 [-10.0, +12.0])"] * 4 for i in range(5)}, index=[*NAMES]),
         caption="caption",
         sections=[
             Section("Effects", "", (figures.differences(summary(), "think_tokens"), figures.differences(summary(), "accuracy"))),
-            Section("Damage", "", (doses(),)),
+            Section("Damage", "", (doses("length direction"), doses())),
             Section("Transcripts", "", html="<div class='own'>transcript</div>"),
         ],
         made="made so",
@@ -187,6 +187,13 @@ OVERPRINTED = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
   const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
   return texts.flatMap(([text, r], i) => texts.slice(i + 1).filter(([, s]) => over(r, s)).map(([other]) => [text, other])); })"""
 
+UNDER_BUTTONS = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
+  const bar = [...plot.querySelectorAll('.modebar-group')].map(group => group.getBoundingClientRect()).filter(r => r.width);
+  const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+  const parts = [...plot.querySelectorAll('text, .plotbg, .bg')].map(part => [part.textContent || 'panel', part.getBoundingClientRect()]);
+  return parts.filter(([, r]) => r.width && bar.some(b => over(b, r))).map(([text]) => text); })"""
+SCROLLED = "[...document.querySelectorAll('.wide')].filter(box => box.scrollWidth > box.clientWidth).map(box => box.textContent)"
+
 
 @in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -202,12 +209,25 @@ def test_nothing_is_cut_off_or_overprinted(chromium, page, width, scheme):
     tab.wait_for_selector("html[data-ready]")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate(CUT_OFF) == [] and tab.evaluate(OVERPRINTED) == []
+    assert tab.evaluate("document.querySelectorAll('.modebar-group').length") > 4 and tab.evaluate(UNDER_BUTTONS) == []
+    assert tab.evaluate(SCROLLED) == []
     assert complaints == [] and requests == [page.as_uri()]
     ground, ink = tab.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
     brightness = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in (ground, ink)]
     assert (brightness[0] > brightness[1]) == (scheme == "light")
     inverted = tab.evaluate("getComputedStyle(document.querySelector('.plot .svg-container')).filter")
     assert (inverted != "none") == (scheme == "dark")
+    tab.close()
+
+
+@in_browser
+def test_a_row_of_a_table_is_a_block_on_a_phone_that_names_every_column(chromium, page):
+    tab = chromium.new_page(viewport={"width": 400, "height": 900})
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    cells = "[...document.querySelectorAll('tbody tr')].map(row => [...row.cells].map(cell => getComputedStyle(cell, '::before').content))"
+    assert tab.evaluate(cells) == [['""', *(f'"column {i}"' for i in range(5))]] * len(NAMES)
+    assert tab.evaluate("getComputedStyle(document.querySelector('thead')).display") == "none"
     tab.close()
 
 
@@ -242,4 +262,4 @@ def test_a_page_fits_the_paper_in_dark_ink(chromium, page):
 
 def test_words_of_a_cell_stay_on_one_line_and_intervals_go_on_a_second():
     shown = pages.table_html(pd.DataFrame({"effect": ["+6.2 [-1.2, +16.2] points"], "verdict": ["not reproduced"]}))
-    assert "<td>not reproduced</td>" in shown and "+6.2" in shown and "+6.2 [" not in shown
+    assert "<td data-column='verdict'><span>not reproduced</span></td>" in shown and "+6.2" in shown and "+6.2 [" not in shown

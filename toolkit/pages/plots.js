@@ -2,7 +2,7 @@
 // Draws plotly figures so that nothing is cut off: panels that would be too narrow stand below one another, the legend of a narrow figure
 // stands below it, and figures fit the paper when the page is printed.
 const plots = (() => {
-  const PANEL = 270, NARROW = 640, LEGEND = 900, PAPER = 680; // pixels: least width of a panel, of a roomy figure, of one with its legend on the right; on paper
+  const PANEL = 270, NARROW = 640, LEGEND = 900, PAPER = 680, BUTTONS = 30; // pixels: least width of a panel, of a roomy figure, of one with its legend on the right; width on paper; height of the buttons
   const CONFIG = {displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
   const drawn = new Map(); // element -> its figure as given
 
@@ -29,7 +29,8 @@ const plots = (() => {
     const titles = (layout.annotations ?? []).filter((a) => a.xref === "paper" && a.yref === "paper" && a.yanchor === "bottom" && !a.showarrow);
     titles.forEach((title) => { title.font = {...title.font, size: 13}; });
     layout.title = undefined; // it stands above the figure, as text that wraps
-    layout.margin = {...layout.margin, t: titles.length ? 36 + 16 * Math.max(...titles.map((t) => t.text.split("<br>").length - 1)) : 20};
+    // The panels, and their titles, begin below the buttons, which touch screens always show.
+    layout.margin = {...layout.margin, t: BUTTONS + (titles.length ? 22 + 16 * Math.max(...titles.map((t) => t.text.split("<br>").length - 1)) : 0)};
     const legend = names.length > 1 && layout.showlegend !== false, below = legend && width < LEGEND;
     layout.showlegend = legend;
     if (panels > 1 && (width - (legend && !below ? 160 : 0)) / panels < PANEL) {
