@@ -44,6 +44,27 @@ def doses(*names: str) -> go.Figure:
     return figures.damage(pd.DataFrame(rows, columns=["direction", "strength", "metric", "mean", "low", "high"]))
 
 
+def why(*shares: tuple) -> go.Figure:
+    """Four panels in two rows, the first with a colour bar."""
+    ends = {f"{name}{end}": [v] * 4 for name in ("effect", "difference") for end, v in (("", 0.5), ("_low", 0.2), ("_high", 0.9))}
+    tables = {
+        "heads": pd.DataFrame({"layer": [0, 0, 1, 1], "head": [0, 1] * 2, **ends}),
+        "outputs": pd.DataFrame({"layer": [0, 1], "head": -1, "cosine": 0.3, "random": 0.2}),
+        "steps": pd.DataFrame({"kind": ["step", "re-check", "failed step", "jump to the result"], **ends}),
+        "undo": pd.DataFrame(shares, columns=["heads", "way", "measure", "share", "share_low", "share_high"]),
+    }
+    return figures.reasons(tables, "why")
+
+
+def long_names() -> go.Figure:
+    names = [
+        f"claim {i}: the length direction of the layer predicts the length of other responses, better than random" for i in range(3)
+    ]
+    return go.Figure(
+        go.Scatter(x=[1, 2, 3], y=names), {"xaxis_title": "effect in units of the smallest that matters (+ as claimed)"}
+    )
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     made = Page(
@@ -54,6 +75,7 @@ def page(tmp_path_factory):
         caption="caption",
         sections=[
             Section("Effects", "", (figures.differences(summary(), "think_tokens"), figures.differences(summary(), "accuracy"))),
+            Section("Why", "", (why(("top", "put back", "think_tokens", 0.5, 0.2, 0.9)), why(), long_names())),
             Section("Damage", "", (doses("length direction"), doses())),
             Section("Transcripts", "", html="<div class='own'>transcript</div>"),
         ],
@@ -158,6 +180,14 @@ def test_shares_are_in_points_under_the_label_of_their_metric():
     assert figures.differences(summary(), "think_tokens").layout.xaxis.title.text == "tokens"
 
 
+def test_a_change_in_length_that_is_not_detectable_has_no_panel_of_shares_but_a_sentence():
+    said = [note.text for note in why().layout.annotations]
+    assert "no change in length detectable" in said
+    assert "no change in length detectable" not in [
+        n.text for n in why(("top", "alone", "think_tokens", 1.0, 0.5, 2.0)).layout.annotations
+    ]
+
+
 def test_random_directions_are_grey_in_dose_panels():
     lines = {t.name: t.line.color for t in doses().data if t.name}
     assert lines["random direction"] == "#999999" and lines["length direction"] == figures.COLOURS[0]
@@ -217,6 +247,22 @@ def test_nothing_is_cut_off_or_overprinted(chromium, page, width, scheme):
     assert (brightness[0] > brightness[1]) == (scheme == "light")
     inverted = tab.evaluate("getComputedStyle(document.querySelector('.plot .svg-container')).filter")
     assert (inverted != "none") == (scheme == "dark")
+    tab.close()
+
+
+@in_browser
+def test_a_grid_of_panels_becomes_one_column_with_the_colour_bar_beside_its_own_panel(chromium, page):
+    tab = chromium.new_page(viewport={"width": 400, "height": 900})
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    find = "[...document.querySelectorAll('.plot')].find(plot => plot.layout.xaxis4)"
+    domains = tab.evaluate(f"['', 2, 3, 4].map(i => [{find}.layout[`xaxis${{i}}`].domain, {find}.layout[`yaxis${{i}}`].domain])")
+    assert [x for x, _ in domains] == [[0, 1]] * 4
+    tops = [top for _, (_, top) in domains]
+    assert tops == sorted(tops, reverse=True) and len(set(tops)) == 4
+    low, high = domains[0][1]
+    bar = tab.evaluate(f"{find}.data[0].colorbar")
+    assert bar["x"] > 1 and bar["y"] == pytest.approx((low + high) / 2) and bar["len"] == pytest.approx(high - low)
     tab.close()
 
 
