@@ -114,7 +114,8 @@ def dose_table(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         cells = part.set_index("metric")[["mean", "low", "high"]]
 
         def text(metric: str, unit: str, digits: int | None = None, cells: pd.DataFrame = cells) -> str:
-            return with_interval(*(float(v) for v in cells.loc[metric]), unit, digits=digits)
+            mean, low, high = (float(value) for value in cells.loc[metric])
+            return with_interval(mean, low, high, unit, digits=digits)
 
         shortest, longest = (f"{cells.loc[f'think_tokens_{q}', 'mean']:.0f}" for q in ("q10", "q90"))
         rows[f"{name} {strength:+g}"] = {
