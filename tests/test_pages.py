@@ -34,14 +34,35 @@ def summary() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def doses() -> go.Figure:
+def doses(*names: str) -> go.Figure:
     rows = [
         (name, a, metric, 0.5, 0.4, 0.6)
-        for name in ("length direction", "random direction")
+        for name in names or ("length direction", "random direction")
         for a in (-1.0, 0.0, 1.0)
         for metric in ("closed", "looping", "perplexity")
     ]
     return figures.damage(pd.DataFrame(rows, columns=["direction", "strength", "metric", "mean", "low", "high"]))
+
+
+def why(*shares: tuple) -> go.Figure:
+    """Four panels in two rows, the first with a colour bar."""
+    ends = {f"{name}{end}": [v] * 4 for name in ("effect", "difference") for end, v in (("", 0.5), ("_low", 0.2), ("_high", 0.9))}
+    tables = {
+        "heads": pd.DataFrame({"layer": [0, 0, 1, 1], "head": [0, 1] * 2, **ends}),
+        "outputs": pd.DataFrame({"layer": [0, 1], "head": -1, "cosine": 0.3, "random": 0.2}),
+        "steps": pd.DataFrame({"kind": ["step", "re-check", "failed step", "jump to the result"], **ends}),
+        "undo": pd.DataFrame(shares, columns=["heads", "way", "measure", "share", "share_low", "share_high"]),
+    }
+    return figures.reasons(tables, "why")
+
+
+def long_names() -> go.Figure:
+    names = [
+        f"claim {i}: the length direction of the layer predicts the length of other responses, better than random" for i in range(3)
+    ]
+    return go.Figure(
+        go.Scatter(x=[1, 2, 3], y=names), {"xaxis_title": "effect in units of the smallest that matters (+ as claimed)"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +71,12 @@ def page(tmp_path_factory):
         title="A & <b>",
         verdict=["edited: thinks longer <i>.", "Random controls: no effect detectable."],
         main=Section("Main", "main text", (figures.length_accuracy(summary()),)),
-        table=pd.DataFrame({"accuracy": ["70.0 (+1.0)"] * 4}, index=[*NAMES]),
+        table=pd.DataFrame({f"column {i}": ["70.0 (+1.0 [-10.0, +12.0])"] * 4 for i in range(5)}, index=[*NAMES]),
         caption="caption",
         sections=[
             Section("Effects", "", (figures.differences(summary(), "think_tokens"), figures.differences(summary(), "accuracy"))),
-            Section("Damage", "", (doses(),)),
+            Section("Why", "", (why(("top", "put back", "think_tokens", 0.5, 0.2, 0.9)), why(), long_names())),
+            Section("Damage", "", (doses("length direction"), doses())),
             Section("Transcripts", "", html="<div class='own'>transcript</div>"),
         ],
         made="made so",
@@ -158,6 +180,14 @@ def test_shares_are_in_points_under_the_label_of_their_metric():
     assert figures.differences(summary(), "think_tokens").layout.xaxis.title.text == "tokens"
 
 
+def test_a_change_in_length_that_is_not_detectable_has_no_panel_of_shares_but_a_sentence():
+    said = [note.text for note in why().layout.annotations]
+    assert "no change in length detectable" in said
+    assert "no change in length detectable" not in [
+        n.text for n in why(("top", "alone", "think_tokens", 1.0, 0.5, 2.0)).layout.annotations
+    ]
+
+
 def test_random_directions_are_grey_in_dose_panels():
     lines = {t.name: t.line.color for t in doses().data if t.name}
     assert lines["random direction"] == "#999999" and lines["length direction"] == figures.COLOURS[0]
@@ -187,6 +217,13 @@ OVERPRINTED = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
   const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
   return texts.flatMap(([text, r], i) => texts.slice(i + 1).filter(([, s]) => over(r, s)).map(([other]) => [text, other])); })"""
 
+UNDER_BUTTONS = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
+  const bar = [...plot.querySelectorAll('.modebar-group')].map(group => group.getBoundingClientRect()).filter(r => r.width);
+  const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+  const parts = [...plot.querySelectorAll('text, .plotbg, .bg')].map(part => [part.textContent || 'panel', part.getBoundingClientRect()]);
+  return parts.filter(([, r]) => r.width && bar.some(b => over(b, r))).map(([text]) => text); })"""
+SCROLLED = "[...document.querySelectorAll('.wide')].filter(box => box.scrollWidth > box.clientWidth).map(box => box.textContent)"
+
 
 @in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -202,12 +239,41 @@ def test_nothing_is_cut_off_or_overprinted(chromium, page, width, scheme):
     tab.wait_for_selector("html[data-ready]")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate(CUT_OFF) == [] and tab.evaluate(OVERPRINTED) == []
+    assert tab.evaluate("document.querySelectorAll('.modebar-group').length") > 4 and tab.evaluate(UNDER_BUTTONS) == []
+    assert tab.evaluate(SCROLLED) == []
     assert complaints == [] and requests == [page.as_uri()]
     ground, ink = tab.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
     brightness = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in (ground, ink)]
     assert (brightness[0] > brightness[1]) == (scheme == "light")
     inverted = tab.evaluate("getComputedStyle(document.querySelector('.plot .svg-container')).filter")
     assert (inverted != "none") == (scheme == "dark")
+    tab.close()
+
+
+@in_browser
+def test_a_grid_of_panels_becomes_one_column_with_the_colour_bar_beside_its_own_panel(chromium, page):
+    tab = chromium.new_page(viewport={"width": 400, "height": 900})
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    find = "[...document.querySelectorAll('.plot')].find(plot => plot.layout.xaxis4)"
+    domains = tab.evaluate(f"['', 2, 3, 4].map(i => [{find}.layout[`xaxis${{i}}`].domain, {find}.layout[`yaxis${{i}}`].domain])")
+    assert [x for x, _ in domains] == [[0, 1]] * 4
+    tops = [top for _, (_, top) in domains]
+    assert tops == sorted(tops, reverse=True) and len(set(tops)) == 4
+    low, high = domains[0][1]
+    bar = tab.evaluate(f"{find}.data[0].colorbar")
+    assert bar["x"] > 1 and bar["y"] == pytest.approx((low + high) / 2) and bar["len"] == pytest.approx(high - low)
+    tab.close()
+
+
+@in_browser
+def test_a_row_of_a_table_is_a_block_on_a_phone_that_names_every_column(chromium, page):
+    tab = chromium.new_page(viewport={"width": 400, "height": 900})
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    cells = "[...document.querySelectorAll('tbody tr')].map(row => [...row.cells].map(cell => getComputedStyle(cell, '::before').content))"
+    assert tab.evaluate(cells) == [['""', *(f'"column {i}"' for i in range(5))]] * len(NAMES)
+    assert tab.evaluate("getComputedStyle(document.querySelector('thead')).display") == "none"
     tab.close()
 
 
@@ -242,4 +308,4 @@ def test_a_page_fits_the_paper_in_dark_ink(chromium, page):
 
 def test_words_of_a_cell_stay_on_one_line_and_intervals_go_on_a_second():
     shown = pages.table_html(pd.DataFrame({"effect": ["+6.2 [-1.2, +16.2] points"], "verdict": ["not reproduced"]}))
-    assert "<td>not reproduced</td>" in shown and "+6.2" in shown and "+6.2 [" not in shown
+    assert "<td data-column='verdict'><span>not reproduced</span></td>" in shown and "+6.2" in shown and "+6.2 [" not in shown

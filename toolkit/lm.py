@@ -27,7 +27,7 @@ from toolkit.shipped import SMOL_REASONER, TINY_REASONER, TINY_SEARCHER, smollm2
 from toolkit.sites import Layout, UnsupportedModelError
 from toolkit.tags import DEFAULT_TAGS, NoThinkTagsError, ThinkTags, find_tags
 from toolkit.tools import Toolbox
-from toolkit.types import Provenance
+from toolkit.types import Ask, Provenance
 
 __all__ = [
     "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "TINY_SEARCHER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention",
@@ -300,9 +300,6 @@ Rule = Callable[[LM, Any, int], Sequence[int] | None]
 
 It returns the token ids to place instead of the token id ``drawn``, or ``None`` to keep that token. ``reader``, a ``spans.Reader``, holds
 the phase (prompt, think or answer) of the response so far and its number of think tokens. The module ``baselines`` has examples."""
-
-Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
-"""A change of the prompt: a function from the chat messages of a problem to those that the model gets."""
 
 
 @dataclass(frozen=True)

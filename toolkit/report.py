@@ -14,7 +14,8 @@ from toolkit import claims, difficulty, evaluate, figures, store, verdicts
 from toolkit.claims import Claim
 from toolkit.lm import LM
 from toolkit.metrics import described, row_cell
-from toolkit.pages import Page, Section, side_by_side, table_html
+from toolkit.pages import Page, Section, table_html
+from toolkit.pages.responses import side_by_side
 from toolkit.types import Direction, Plan, Problem, Report
 
 HEADLINE = ("accuracy", "think_tokens", "shortest_20", "shortest_20_same", "closed")

@@ -8,7 +8,7 @@ lengthen thinking.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, get_args
@@ -33,6 +33,8 @@ Z_OVER_NORM = "z_over_norm"
 number by which this norm divides ``attn_out`` at the position (in an RMS norm, the root mean square). In models without this norm, s is 1.
 """
 Op = Literal["project_out", "scale"]
+Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
+"""A change of the prompt: a function from the chat messages of a problem to those that the model gets."""
 
 
 LONG, SHORT = "long", "short"  # classes of rollouts by length

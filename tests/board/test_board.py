@@ -575,5 +575,9 @@ def test_the_command_prints_the_board_as_json(found, ground, monkeypatch):
     result = CliRunner().invoke(cli.app, ["board", "--quick", "--only", "budget of 12", "--out", str(ground.out), "--json"])
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
-    assert set(printed) == {"conditions", "paired", "provenance"} and set(printed["paired"]) == {"budget of 12"}
+    assert (
+        set(printed) == {"out", "conditions", "paired", "provenance"}
+        and printed["out"] == str(ground.out)
+        and set(printed["paired"]) == {"budget of 12"}
+    )
     assert printed["provenance"]["fingerprint"] == ground.lm.fingerprint

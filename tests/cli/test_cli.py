@@ -96,7 +96,7 @@ def test_demo_writes_everything_it_promises(tmp_path):
     base = report["conditions"]["base"]["metrics"]
     assert {"accuracy", "think_tokens", "shortest_20", "closed"} <= set(base)
     assert all(m["low"] <= m["mean"] <= m["high"] for m in base.values())
-    assert report["provenance"]["fingerprint"]
+    assert report["provenance"]["fingerprint"] and report["out"] == str(tmp_path / "demo")
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("data-figure=") >= 8 and "cdn.plot.ly" not in page.split("<body>")[0]
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from toolkit import cli, jobs
 from toolkit.generate import Sampling, rollouts
+from toolkit.tags import ThinkTags
 from toolkit.types import Problem
 
 PROBLEMS = [Problem("a", ({"role": "user", "content": "1+2=?"},), "3")]
@@ -49,7 +50,13 @@ def test_rollouts_of_other_weights_are_no_go(tiny, llama, tmp_path):
     rollouts(tiny, PROBLEMS, Sampling(max_new_tokens=4), out=tmp_path / "mine", progress=False)
     assert jobs.check(tiny, rollouts=tmp_path / "mine").go
     found = jobs.check(llama, rollouts=tmp_path / "mine")
-    assert not found.go and "sampled from other weights" in found.faults[0]
+    assert not found.go and "not of tiny llama as loaded here, whose weights differ" in found.faults[0]
+
+
+def test_rollouts_sampled_with_other_think_tags_are_no_go(tiny, tmp_path):
+    rollouts(tiny, PROBLEMS, Sampling(max_new_tokens=4), out=tmp_path / "mine", progress=False)
+    found = jobs.check(replace(tiny, tags=ThinkTags(None, None)), rollouts=tmp_path / "mine")
+    assert not found.go and "sampled with the think tags <think>,</think>" in found.faults[0]
 
 
 def test_a_model_that_is_refused_is_no_go_with_the_reason(tmp_path):

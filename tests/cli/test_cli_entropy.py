@@ -105,7 +105,7 @@ def test_given_again_it_goes_on_with_the_rollouts_that_are_there(written):
     assert result.exit_code == 0, result.output
     assert "response of lowest think entropy" in said(result)
     assert stamps and stamps == {path: path.stat().st_mtime_ns for path in stamps}
-    assert store.read_json(folder / "entropy.json") == found
+    assert {"out": str(folder), **store.read_json(folder / "entropy.json")} == found
 
 
 def test_given_rollouts_bring_their_own_temperature(sampled, tmp_path):

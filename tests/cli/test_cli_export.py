@@ -67,6 +67,31 @@ def test_the_list_names_every_format(inputs):
     assert all(f"  {row.name}: " in result.output for row in exports.FORMATS)
 
 
+def test_with_json_the_list_an_export_an_import_and_a_dry_push_say_what_is_where(inputs, tmp_path):
+    listed = json.loads(run("export", "--list", "--json").stdout)
+    assert [row["name"] for row in listed] == [row.name for row in exports.FORMATS] and all(row["checked"] for row in listed)
+    file, again = tmp_path / "v.gguf", tmp_path / "again.safetensors"
+    written = json.loads(
+        run("export", "-v", inputs / "v.safetensors", "--to", "gguf", "--drop-layer-0", "-o", file, "--json").stdout
+    )
+    assert written == {"out": str(file), "to": "gguf"} and file.is_file()
+    read = json.loads(run("import", file, "--from", "gguf", "-o", again, "--json").stdout)
+    norms = store.load(again, Direction).norms
+    assert read["out"] == str(again) and [row["norm"] for row in read["layers"]] == pytest.approx(norms.tolist())
+    assert run("export", "-v", inputs / "v.safetensors", "--to", "folder", "-o", tmp_path / "folder", "--json").exit_code == 0
+    planned = json.loads(run("push", tmp_path / "folder", "me/vector", "--dry-run", "--json").stdout)
+    assert planned["sent"] is False and planned["address"] is None and planned["repo"] == "me/vector" and planned["card"]
+    assert {row["file"]: row["bytes"] for row in planned["files"]}["README.md"] == (
+        tmp_path / "folder" / "README.md"
+    ).stat().st_size
+
+
+def test_an_export_without_a_format_or_a_file_says_so(tmp_path):
+    for given in (("-o", tmp_path / "x"), ("--to", "gguf")):
+        result = run("export", *given)
+        assert result.exit_code == 2 and "--to" in result.output and "--out" in result.output
+
+
 def test_the_help_names_every_format():
     words = " ".join(run("export", "--help").output.replace("\u2502", " ").split())
     assert all(row.name in words for row in exports.FORMATS)

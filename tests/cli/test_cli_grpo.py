@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -27,6 +29,16 @@ def test_the_list_names_every_reward_and_recipe_with_its_paper():
     papers = {row["name"]: row["paper"] for row in listed}
     assert papers["dler"] == "2510.15110" and papers["drpo"] == "2510.04474" and papers["correctness"] == ""
     assert all(row["pays"] for row in listed)
+
+
+def test_the_list_is_printed_without_the_libraries_that_train():
+    code = (
+        "import sys; from toolkit.cli import app; app(['grpo', '--list', '--json'], standalone_mode=False); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "correctness" in done.stdout and "toolkit.grpo.recipes" in done.stderr.split()
+    assert not {"transformers", "trl", "peft", "accelerate", "datasets"} & {*done.stderr.split()}
 
 
 def test_a_run_writes_a_model_a_log_and_json(tmp_path):

@@ -48,7 +48,8 @@ def test_dose_writes_a_page_and_numbers_and_goes_on_when_given_again(vector, tmp
     written = json.loads(result.stdout)
     assert {row["direction"] for row in written["doses"]} == {"length direction", "random direction"}
     assert {row["strength"] for row in written["doses"]} == {-1, 0, 1}
-    assert "usable range" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "usable range" in page and "toolkit dose --vector" in page and "think_tokens_q10" not in page.split("id='figures'")[0]
     hub = tmp_path / "hub"
     assert run("export", "-v", vector, "--to", "folder", "-o", hub, "--doses", tmp_path).exit_code == 0
     assert {"doses.html", "damage.html"} < {path.name for path in hub.iterdir()}

@@ -16,8 +16,9 @@ from numpy.testing import assert_allclose
 from toolkit import generate, tasks
 from toolkit.generate import Sampling
 from toolkit.grpo import advantages, decs, recipes
-from toolkit.grpo.decs import DECS, redundant_span
+from toolkit.grpo.decs import DECS
 from toolkit.grpo.filters import CELLS, GFPO, CellMask, filtered
+from toolkit.grpo.redundant import redundant_span
 from toolkit.grpo.run import Run, arguments, train
 from toolkit.grpo.trainer import Trainer
 from toolkit.rewards import RewardBatch

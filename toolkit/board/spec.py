@@ -50,8 +50,9 @@ from toolkit.grpo import code
 from toolkit.grpo.recipes import Recipe
 from toolkit.identity import Identity
 from toolkit.jobs.edit import OURS
-from toolkit.lm import LM, Ask, Condition, Intervention, Rule
+from toolkit.lm import LM, Condition, Intervention, Rule
 from toolkit.methods import retrieval_heads
+from toolkit.types import Ask
 
 FAMILIES = ("base", "edit", "steer", "mask", "decode", "prompt", "trained", "combined", "control")
 BASE = "base"

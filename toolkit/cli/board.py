@@ -155,7 +155,7 @@ def board(
         ground, specs, f"Thinking length of {lm.name}: interventions and trained policies", out_dir, command=Command.line
     )
     if as_json:
-        print_json({k: result[k] for k in ("conditions", "paired", "provenance")})
+        print_json({"out": str(out_dir), **{k: result[k] for k in ("conditions", "paired", "provenance")}})
         return
     title = f"{lm.name}: mean, and difference from base with its 95 % interval; * p < .05 after Holm's correction"
     show(boards.text_table(result, SHOWN), title)

@@ -129,7 +129,7 @@ def claims(
         lm = replace(lm, tags=ThinkTags(None, None))
     found = jobs.claims_report(lm, plan, out_dir, say=say, command=Command.line)
     if as_json:
-        print_json(store.read_json(out_dir / "claims.json"))
+        print_json({"out": str(out_dir), **store.read_json(out_dir / "claims.json")})
         return
     columns = ["effect (+ as claimed)", "power to detect it, %", "verdict"]
     show(jobs.posting_table(found)[columns], f"Published claims on {Path(lm.name).name}, with 95 % intervals")

@@ -83,7 +83,7 @@ def demo(
         load_model(model, None, Dtype.float32, None, template=template), study, out_dir, say=say, command=Command.line
     )
     if as_json:
-        print_json(store.read_json(out_dir / "report.json"))
+        print_json({"out": str(out_dir), **store.read_json(out_dir / "report.json")})
         return
     show(report.headline_table(result), f"Test split of {task}: mean, and paired difference from base with its 95 % interval")
     name_files("Open {}; the edited model is in {}.", out_dir / "report.html", out_dir / "edited")

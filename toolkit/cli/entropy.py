@@ -153,7 +153,7 @@ def entropy(
         lm, study, out_dir, settings=settings, rollouts=sampled, engine=sampler, say=say, command=Command.line
     )
     if as_json:
-        print_json(store.read_json(out_dir / "entropy.json"))
+        print_json({"out": str(out_dir), **store.read_json(out_dir / "entropy.json")})
         return
     show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
     name_files("Open {}.", out_dir / "report.html")

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from toolkit import exports
 from toolkit.cli.common import (
+    AsJson,
     Budget,
     Command,
     Device,
@@ -32,6 +33,7 @@ from toolkit.cli.common import (
     name_files,
     next_steps,
     out,
+    print_json,
     reject_unread,
     same_options,
     show,
@@ -48,22 +50,23 @@ SOURCES = {
 """Kind of content of a format (``Format.takes``) -> parameters of ``export`` from which this content is loaded."""
 
 
-def list_formats(wanted: bool) -> bool:
-    """Callback of ``--list``. If the option is given (``wanted``), print all formats and exit. Otherwise return False."""
-    if wanted:
-        for takes in SOURCES:
-            out.print(f"[bold]From {'a ' if takes != 'problems' else ''}{takes}[/bold]")
-            for row in (row for row in exports.FORMATS if row.takes == takes):
-                out.print(f"  [bold]{row.name}[/bold]: {escape(row.reader)}. Writes {escape(row.files)}.", highlight=False)
-                out.print(f"    Checked: {escape(row.checked)}.", style="dim", highlight=False)
-        raise typer.Exit()
-    return wanted
+def list_formats() -> None:
+    """Print all formats, by what they take."""
+    for takes in SOURCES:
+        out.print(f"[bold]From {'a ' if takes != 'problems' else ''}{takes}[/bold]")
+        for row in (row for row in exports.FORMATS if row.takes == takes):
+            out.print(f"  [bold]{row.name}[/bold]: {escape(row.reader)}. Writes {escape(row.files)}.", highlight=False)
+            out.print(f"    Checked: {escape(row.checked)}.", style="dim", highlight=False)
 
 
 @app.command(cls=Command)
 def export(
-    out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write, or new directory; --list says which.")],
-    to: Annotated[str, typer.Option(help=f"Format: {', '.join(row.name for row in exports.FORMATS)}. --list describes them.")],
+    out_path: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write, or new directory; --list says which.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help=f"Format: {', '.join(row.name for row in exports.FORMATS)}. --list describes them.")
+    ] = None,
     vector: Annotated[
         Path | None,
         typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`."),
@@ -102,15 +105,10 @@ def export(
     dtype: Type = Loaded.float32,
     device: Device = None,
     force: Force = False,
-    list_: Annotated[
-        bool,
-        typer.Option(
-            "--list",
-            is_eager=True,
-            callback=list_formats,
-            help="List all formats: what they take, what reads them, how they were checked.",
-        ),
+    show_list: Annotated[
+        bool, typer.Option("--list", help="List all formats, and exit: what they take, what reads them, how they were checked.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a direction, a plan of head edits or problems in the format of another tool.
 
@@ -129,6 +127,14 @@ def export(
 
     [bold]toolkit export --task arithmetic -n 50 --to inspect -o runs/arithmetic[/bold]
     """
+    if show_list:
+        fields = ("name", "takes", "reader", "files", "checked")
+        print_json([{name: getattr(row, name) for name in fields} for row in exports.FORMATS]) if as_json else list_formats()
+        return
+    if out_path is None or to is None:
+        raise typer.BadParameter(
+            "Give the format with --to and the file or directory with --out (or list the formats with --list)."
+        )
     from toolkit import jobs, lm, store
     from toolkit.exports.base import Settings, check
     from toolkit.types import Direction
@@ -158,7 +164,11 @@ def export(
             raise typer.BadParameter(f"--force overwrites files only: remove the directory {out_path} yourself, or choose another.")
         store.new_directory(out_path)
     loaded = None if row.takes == "problems" else load_model(model, think, dtype, device, template=template)
-    name_files("Wrote {}.", row.write(loaded, value, out_path, settings))
+    written = row.write(loaded, value, out_path, settings)
+    if as_json:
+        print_json({"out": str(written), "to": to})
+        return
+    name_files("Wrote {}.", written)
 
 
 def _value(row: exports.Format, vector: Path | None, plan: Path | None, problems: tuple[str, str, int, int]) -> Any:
@@ -217,6 +227,7 @@ def import_(
     dtype: Type = Loaded.float32,
     device: Device = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
@@ -246,7 +257,12 @@ def import_(
             v = vectors.load_svec(source, lm)
         case Source.hidden_directions:
             v = vectors.load_hidden_directions(source, lm, layer=layer)
-    store.save(replace(v, vector=-v.vector) if flip else v, out_file)
+    v = replace(v, vector=-v.vector) if flip else v
+    store.save(v, out_file)
+    if as_json:
+        norms = [{"layer": layer, "norm": float(norm)} for layer, norm in enumerate(v.norms)]
+        print_json({"out": str(out_file), "kind": v.kind, "layers": norms, "provenance": v.provenance})
+        return
     name_files(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to {{}}.", out_file)
     next_steps(see_whether_it_lengthens_thinking=same_options(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'"))
 
@@ -264,6 +280,7 @@ def push(
         bool, typer.Option("--dry-run", help="Print files, sizes and card, and send nothing. Needs no network.")
     ] = False,
     public: Annotated[bool, typer.Option("--public", help="Create a public repository. Default: private.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Upload a direction, plan, adapter or edited model with its card to the Hugging Face Hub, into a private repository.
 
@@ -276,6 +293,11 @@ def push(
 
     upload = hub.plan_upload(folder, repo)
     table = pd.DataFrame(upload.files, columns=["file", "bytes"]).set_index("file")
+    if as_json:
+        address = None if dry_run else hub.push(upload, public=public)
+        files = table.reset_index().to_dict("records")
+        print_json({"sent": not dry_run, "address": address, "repo": repo, "public": public, "files": files, "card": upload.card})
+        return
     show(table, f"{len(table)} files")
     where = f"{'public' if public else 'private'} repository {repo}"
     out.print(f"{sum(table['bytes']):,} bytes for the {where}", markup=False, highlight=False, soft_wrap=True)

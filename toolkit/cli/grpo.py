@@ -198,19 +198,21 @@ def grpo(
 
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --train adapter --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
-    from toolkit import pages, rewards, shipped, store, tasks
-    from toolkit.grpo import curves, saved
-    from toolkit.jobs import grpo as jobs
-    from toolkit.types import Direction
+    from toolkit.grpo import recipes
 
-    if show_list:
-        listed = jobs.catalogue()
+    if show_list:  # before the other imports, which take seconds
+        listed = recipes.catalogue()
         print_json(listed.reset_index().to_dict("records")) if as_json else show(listed, "Rewards and recipes")
         return
     if out_dir is None:
         raise typer.BadParameter("Give the directory of the run with --out DIR (or list the rewards with --list).")
     if scale not in ("auto", "tiny", "paper"):
         raise typer.BadParameter(f"--scale {scale}: choose auto, tiny or paper.")
+    from toolkit import pages, rewards, shipped, store, tasks
+    from toolkit.grpo import curves, saved
+    from toolkit.jobs import grpo as jobs
+    from toolkit.types import Direction
+
     part, chosen = parse_part(train, rank, plan), parse_settings(settings)
     if train in RATELESS and "learning_rate" not in chosen:
         raise typer.BadParameter(
@@ -221,7 +223,7 @@ def grpo(
     tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
     tiny = scale == "tiny" or (scale == "auto" and model in shipped.COMPLETE)
-    base = jobs.recipes.find(reward)
+    base = recipes.find(reward)
     recipe, overrides = jobs.adjust_recipe(base.scaled() if tiny else base, chosen)
     if box is None and "calls" in rewards.ALL[recipe.reward].make(**recipe.options).needs:
         raise typer.BadParameter(

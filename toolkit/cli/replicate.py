@@ -77,7 +77,7 @@ def replicate(
     sampler = connect_engine(engine, lm, out_dir, plan.run.batch_size)
     table = jobs.replicate(lm, plan, out_dir, engine=sampler, say=say, command=Command.line)
     if as_json:
-        print_json(store.read_json(out_dir / "replication.json"))
+        print_json({"out": str(out_dir), **store.read_json(out_dir / "replication.json")})
         return
     show(table, f"{plan.title}: the paper's numbers and the measured ones, in percent and points")
     for sentence in jobs.replication_verdict(plan, table):

@@ -286,9 +286,9 @@ def dose(
         )
         say(str(fit))
         plan = replace(plan, strengths=fit.grid)
-    wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
+    wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say, command=Command.line)
     if as_json:
-        print_json(store.read_json(out_dir / "doses.json"))
+        print_json({"out": str(out_dir), **store.read_json(out_dir / "doses.json")})
         return
     columns = ["think_tokens", "accuracy", "closed", "looping", "perplexity", "relative_dose"]
     for name in wide.index.levels[0]:

@@ -13,7 +13,7 @@ from toolkit.figures.base import COLOURS, CONTROL, NEITHER, error_bars, styled
 
 PANELS = (
     "Effect of each head's change, nats",
-    "Cosine with the length direction (grey: random)",
+    "Cosine with the length direction",
     "Steps per response, changed minus base",
     "Share of the change in length",
 )
@@ -56,6 +56,11 @@ def reasons(tables: Mapping[str, pd.DataFrame], title: str) -> go.Figure:
             figure.add_scatter(
                 x=rows["share"], y=names, error_x=bars, mode="markers", marker={"color": shade, "size": 9}, row=2, col=2
             )
+    if shares.empty:
+        figure.add_annotation(
+            text="no change in length detectable", showarrow=False, xref="x4 domain", yref="y4 domain", x=0.5, y=0.5
+        )
+        figure.update_xaxes(visible=False, row=2, col=2).update_yaxes(visible=False, row=2, col=2)
     figure.update_xaxes(title="head", dtick=1, row=1, col=1).update_yaxes(title="layer", dtick=1, row=1, col=1)
     figure.update_xaxes(title="layer", dtick=1, row=1, col=2).update_yaxes(range=[-1.05, 1.05], row=1, col=2)
     figure.update_xaxes(zeroline=True, zerolinecolor="#888888", row=2).update_xaxes(tickformat=".0%", row=2, col=2)

@@ -12,7 +12,7 @@ of the group)::
 ``mean_j`` and ``std_j`` are over the G rollouts at position j, with Bessel's correction. For a group of one they are 0 and 1.
 
 Deviations: the paper's notes have another sign and range for the charged tokens; we follow the code. The code finds the first right answer
-with a trained judge, chunk by chunk. ``redundant_span`` compares the results of lines with the right answer; see there. The curriculum, which
+with a trained judge, chunk by chunk. ``redundant.redundant_span`` compares the results of lines with the right answer; see there. The curriculum, which
 adds all-correct problems to the batch, is left out.
 
 Units and signs: lengths and positions in tokens; a higher reward or advantage makes a token likelier.
@@ -22,7 +22,6 @@ Cost: one decoding of each thinking span per step of training.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,13 +29,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from toolkit.lm import LM
-from toolkit.steps import think_steps
-from toolkit.types import Problem, Rollout, Span
+from toolkit.types import Span
 
 PUBLISHED_BONUS, PUBLISHED_EPSILON = 0.1, 1e-6
-NUMBER = re.compile(r"-?\d+")
-CHECK = re.compile(r"\s*wait\b", re.IGNORECASE)  # lines of our generators that repeat the step before
 
 
 @dataclass(frozen=True)
@@ -101,41 +96,3 @@ def token_advantages(rewards: Float[ndarray, "n width"], groups: Int[ndarray, " 
         std = part.std(axis=0, ddof=1).round(12)
         advantages[rows] = np.where(std > 0, part - part.mean(axis=0), 0.0) / (std + PUBLISHED_EPSILON)
     return advantages
-
-
-def redundant_span(lm: LM, rollout: Rollout, problem: Problem) -> Span | None:
-    """Return the tokens of the thinking after the first line that holds the right answer, as positions in the response; ``None`` if none.
-
-    A line holds the right answer if its last number is ``problem.answer``. Lines that begin with "wait" repeat a step and do not count.
-    In the task ``arithmetic``, an intermediate result may equal the final one by chance. The problem's expression says how often, and so
-    many lines are skipped. So the position is exact if the response calculates from left to right. In other tasks the first line counts.
-
-    Args:
-        lm: Model whose tokenizer decodes the rollout.
-        rollout: The rollout; it need not be right.
-        problem: Its problem.
-    """
-    chance = intermediate_results(str(problem.meta.get("expression", ""))).count(problem.answer)
-    for step in think_steps(lm, rollout):
-        numbers = NUMBER.findall(step.text)
-        if CHECK.match(step.text) or not numbers or numbers[-1] != problem.answer:
-            continue
-        if chance:
-            chance -= 1
-            continue
-        assert rollout.think is not None  # it has steps
-        start, stop = (position - rollout.prompt_len for position in (step.span.stop, rollout.think.stop))
-        return Span(start, stop) if start < stop else None
-    return None
-
-
-def intermediate_results(expression: str) -> list[str]:
-    """Return the results of an expression with + and -, from left to right, without the last; ``[]`` for any other text.
-
-    >>> intermediate_results("5+10+6-9")
-    ['15', '21']
-    """
-    if not re.fullmatch(r"\d+([+-]\d+)+", expression):
-        return []
-    results = np.cumsum([int(term) for term in re.findall(r"[+-]?\d+", expression)])
-    return [str(value) for value in results[1:-1]]

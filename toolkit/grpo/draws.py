@@ -18,9 +18,8 @@ from typing import Literal
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.lm import Ask
 from toolkit.rewards.train_long_think_short import PUBLISHED_EVERY, PUBLISHED_GAMMA, PUBLISHED_START, budget_at, stated_budget
-from toolkit.types import Problem, Rollout
+from toolkit.types import Ask, Problem, Rollout
 
 Mode = Literal["long", "short"]  # the kind of thinking that a prompt requests
 MODES: tuple[Mode, Mode] = ("long", "short")

@@ -21,6 +21,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import pandas as pd
+
 from toolkit import rewards
 from toolkit.grpo.decs import DECS
 from toolkit.grpo.draws import Curriculum, Dynamic, Modes
@@ -496,3 +498,18 @@ def find(name: str) -> Recipe:
     if name not in rewards.ALL:
         raise ValueError(f"Unknown reward or recipe {name!r}: choose one of {', '.join(sorted({*ALL, *rewards.ALL}))}.")
     return plain(name)
+
+
+def catalogue() -> pd.DataFrame:
+    """Return a table of all rewards and recipes, one row each, for ``toolkit grpo --list``.
+
+    A recipe is a paper's training setup: reward, loss, and numbers such as the batch size. Index: ``name``. Columns:
+
+    * ``paper``: arXiv id.
+    * ``own``: ``"yes"`` if there is a recipe of this name; ``""`` if there is only a reward, which is used with plain GRPO.
+    * ``pays``: one sentence that says which responses get a high reward.
+    """
+    rows = [(name, e.paper, "yes" if name in ALL else "", e.line) for name, e in rewards.ALL.items()]
+    others = [(name, find(name)) for name in ALL if name not in rewards.ALL]
+    rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; {r.note or 'its loss differs'}.") for name, r in others]
+    return pd.DataFrame(rows, columns=["name", "paper", "own", "pays"]).set_index("name")

@@ -59,8 +59,8 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
-from toolkit.lm import LM, Ask, Condition
-from toolkit.types import Problem
+from toolkit.lm import LM, Condition
+from toolkit.types import Ask, Problem
 
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
 TOKENIZED = 1024  # number of prompts that ``check_context`` tokenizes at a time

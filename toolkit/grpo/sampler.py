@@ -25,9 +25,9 @@ from toolkit.generate import Sampling
 from toolkit.grpo import draws
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.recipes import Recipe
-from toolkit.lm import LM, Ask, Condition
+from toolkit.lm import LM, Condition
 from toolkit.tools import Toolbox
-from toolkit.types import Problem, Rollout
+from toolkit.types import Ask, Problem, Rollout
 
 Messages = Sequence[Mapping[str, str]]
 MONITOR = len(draws.MODES)  # ``stream`` (see ``draws.seed_of``) of the monitoring set; the numbers below it are used for the modes

@@ -52,6 +52,7 @@ from toolkit.grpo.filters import filtered
 from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_estimate, kl_hinge, preference, switch_hinge
 from toolkit.grpo.measures import batch_measures
 from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.redundant import redundant_span
 from toolkit.grpo.resuming import STATE as STATE
 from toolkit.grpo.resuming import ResumableTrainer
 from toolkit.grpo.sampler import Sampler, view_of
@@ -272,7 +273,7 @@ class Trainer(ResumableTrainer):
         recipe = self.recipe
         if recipe.token_advantage is not None:
             form, tokens = recipe.token_advantage, np.asarray(batch["tokens"])
-            spans = [decs.redundant_span(self.origin, d.rollout, self.problems[d.rollout.problem_id]) for d in drawn]
+            spans = [redundant_span(self.origin, d.rollout, self.problems[d.rollout.problem_id]) for d in drawn]
             longest = int(form.longest or self.max_completion_length or 1)
             correct = np.asarray(batch["correct"], bool)
             each = decs.token_rewards(correct, tokens, spans, int(tokens.max(initial=1)), form.bonus, longest)

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from toolkit import generate, store, tasks, tensors
 from toolkit import lm as lms
 from toolkit.generate import Sampling
+from toolkit.jobs.study import check_header
 from toolkit.lm import LM
 from toolkit.types import Problem
 
@@ -238,8 +238,10 @@ def _rollouts(lm: LM, folder: Path, faults: list[str]) -> dict[str, str]:
     except (ValueError, OSError) as error:
         faults.append(f"rollouts: {error}")
         return {"folder": str(folder), "fault": str(error)}
-    fingerprint: Any = header.get("fingerprint")
-    same = fingerprint == lm.fingerprint
-    if not same:
-        faults.append(f"rollouts: {folder} was sampled from other weights than those of {lm.name}.")
-    return {"folder": str(folder), "rollouts": str(count), "sampled from these weights": "yes" if same else "no"}
+    facts = {"folder": str(folder), "rollouts": str(count)}
+    try:
+        check_header(header, folder, lm)
+    except store.WrongModelError as error:
+        faults.append(f"rollouts: {error}")
+        return {**facts, "sampled from this model, with its think tags": "no"}
+    return {**facts, "sampled from this model, with its think tags": "yes"}

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import evaluate, figures, merging, rewards, store, tasks, verdicts
+from toolkit import evaluate, figures, merging, store, tasks, verdicts
 from toolkit.figures.training import HELD_OUT
 from toolkit.generate import Sampling
-from toolkit.grpo import curves, policies, recipes, saved
+from toolkit.grpo import curves, policies, saved
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import Bar
 from toolkit.grpo.plan import TrainingPlan
@@ -33,21 +33,6 @@ IN_TRAINING = ("accuracy", "think_tokens", "truncated")  # measures of a trainin
 HARD = (6, 7, 8)  # numbers of operands of the arithmetic problems that are called hard
 RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate")
 """Numbers of a recipe that ``adjust_recipe`` can change by name."""
-
-
-def catalogue() -> pd.DataFrame:
-    """Return a table of all rewards and recipes, one row each, for ``toolkit grpo --list``.
-
-    A recipe is a paper's training setup: reward, loss, and numbers such as the batch size. Index: ``name``. Columns:
-
-    * ``paper``: arXiv id.
-    * ``own``: ``"yes"`` if there is a recipe of this name; ``""`` if there is only a reward, which is used with plain GRPO.
-    * ``pays``: one sentence that says which responses get a high reward.
-    """
-    rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
-    others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
-    rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; {r.note or 'its loss differs'}.") for name, r in others]
-    return pd.DataFrame(rows, columns=["name", "paper", "own", "pays"]).set_index("name")
 
 
 def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:

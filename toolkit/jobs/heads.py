@@ -307,6 +307,7 @@ def atlas(
 
     Raises:
         ImportError: TransformerLens is not installed. This is raised before anything is sampled.
+        thinkedit.ClassTooSmallError: there are too few rollouts with short or with long thinking. If it is certain, nothing is sampled.
         evaluate.OverlapError: a problem of ``rollouts`` is also among the problems of the evaluation, and ``study.allow_overlap`` is
             False.
     """
@@ -314,13 +315,13 @@ def atlas(
     out = store.writable(directory)
     about_rollouts = study.origin("train") if rollouts is None else dict(origin or {})
     rollouts = rollouts or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
-    measurement = retrieval.measure_retrieval(lm, search, out=out / "rollouts" / "haystacks", say=say)
     finding = edit.find_heads(lm, rollouts, edit.DEMO, edit.OURS, origin=about_rollouts)
     conditions = edit.edit_conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
     conditions |= edit.steering_conditions(lm, finding.plan.direction or finding.direction, edit.DEMO)
     haystacks = search.haystacks(lm, "test")
-    # An overlap with the training problems is refused here, before the long part.
+    # Too few rollouts, and an overlap with the training problems, are refused by now, before the long part.
     overlap = evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
+    measurement = retrieval.measure_retrieval(lm, search, out=out / "rollouts" / "haystacks", say=say)
     say(f"masking each of {len(lm.layout.all_heads)} heads, and detecting attention patterns")
     scores = lenses(lm, rollouts, measurement)
     count = max(2, round(0.1 * len(lm.layout.all_heads)))

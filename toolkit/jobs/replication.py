@@ -19,6 +19,7 @@ from toolkit.jobs.edit import Finding
 from toolkit.jobs.replication_plan import NOT_FOUND, Published, Replication, SamplingPart, said
 from toolkit.jobs.study import Say, origin
 from toolkit.lm import LM, Condition
+from toolkit.methods import thinkedit
 from toolkit.metrics import described, with_interval
 from toolkit.pages import Section, table_html
 from toolkit.tasks import load
@@ -47,6 +48,7 @@ def replicate(
 
     Raises:
         ValueError: the sizes of the model are not those of the plan.
+        thinkedit.ClassTooSmallError: the problems of the train split are too few. Nothing is sampled then.
         FileExistsError: ``edited/`` holds a model that was edited in another way.
     """
     check_sizes(lm, plan)
@@ -55,10 +57,9 @@ def replicate(
     problems = {test.label: problems_of(test, seed, lm) for test in plan.tests}  # before the long part: a data set may be missing
     say(f"1 of 4: up to {plan.train.responses} rollouts of {plan.train.task}")
     about = origin(plan.train.task, plan.train.splits[0], seed)
-    sampling = plan.train.sampling(seed, plan.run.batch_size)
-    rollouts = generate.rollouts(
-        lm, problems_of(plan.train, seed, lm), sampling, engine=engine, out=out / "rollouts" / "train", about=about
-    )
+    sampling, training = plan.train.sampling(seed, plan.run.batch_size), problems_of(plan.train, seed, lm)
+    thinkedit.check_enough(len(training) * sampling.n)
+    rollouts = generate.rollouts(lm, training, sampling, engine=engine, out=out / "rollouts" / "train", about=about)
     say("2 of 4: direction, head scores and edit")
     finding = edit.find_heads(lm, rollouts, settings, edit.form_named(plan.edit.form), origin=about)
     saved = edit.is_saved(lm, finding, out / "edited")  # raises for another model there, before the long part

@@ -17,6 +17,7 @@ from toolkit.edits import Steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM, Condition
+from toolkit.metrics import described, with_interval
 from toolkit.pages import Page, Section
 from toolkit.types import Direction, Problem, Rollout
 
@@ -32,6 +33,7 @@ def dose_report(
     directory: str | Path,
     *,
     say: Say = lambda text: None,
+    command: str = "",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
 
@@ -47,6 +49,7 @@ def dose_report(
         plan: Strengths, layers, and positions of steering.
         directory: Directory to write to: ``report.html``, ``doses.json``, ``targets.json`` and ``rollouts/``.
         say: Function that is called with one line of progress at a time.
+        command: Command that makes the report again, to be shown in it.
 
     Returns:
         Two tables:
@@ -85,16 +88,45 @@ def dose_report(
         ),
     ]
     page = Page(
-        title=f"Dose-response: {v.estimator}",
+        title=f"Dose-response of steering {lm.name}",
         verdict=_verdict(swept, name, low, high),
         main=sections[0],
-        table=_flat(wide.round(3)),
-        caption="Means. Shares, such as accuracy, are from 0 to 1; relative_dose is the norm of the added vector over that of the activations.",
+        table=dose_table(swept.table, (name, doses.RANDOM)),
+        caption="Means with 95 % intervals over problems; 10 to 90 %: quantiles of the think tokens. The relative dose is the norm of the "
+        "added vector, in percent of that of the activations.",
         sections=sections[1:],
-        made=f"{lm.name}. {on} {study.samples} samples each. {plan.act(v, 1.0)}.",
+        made=f"{lm.name}, direction {v.estimator}. {on} {study.samples} samples each. {plan.act(v, 1.0)}.",
+        command=command,
     )
     pages.write(page, out / "report.html")
     return wide, dial
+
+
+def dose_table(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return the table of ``doses.Doses`` as text cells: one row per direction and strength, shares in percent.
+
+    Args:
+        table: The table.
+        names: Directions, in the order of the rows.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for (name, strength), part in table.groupby(["direction", "strength"]):
+        cells = part.set_index("metric")[["mean", "low", "high"]]
+
+        def text(metric: str, unit: str, digits: int | None = None, cells: pd.DataFrame = cells) -> str:
+            mean, low, high = (float(value) for value in cells.loc[metric])
+            return with_interval(mean, low, high, unit, digits=digits)
+
+        shortest, longest = (f"{cells.loc[f'think_tokens_{q}', 'mean']:.0f}" for q in ("q10", "q90"))
+        rows[f"{name} {strength:+g}"] = {
+            "think tokens": text("think_tokens", "tokens"),
+            "10 to 90 %": f"{shortest}–{longest}",
+            **{described(m).label: text(m, "share", 0) for m in ("accuracy", "closed", "looping")},
+            "perplexity": text("perplexity", "", 2),
+            "relative dose": text("relative_dose", "share", 0),
+        }
+    order = [row for name in names for row in rows if row.startswith(f"{name} ")]
+    return pd.DataFrame.from_dict(rows, orient="index").loc[order].rename_axis("dose")
 
 
 def _verdict(swept: doses.Doses, name: str, low: float, high: float) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from toolkit.collect import States
 from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM
+from toolkit.methods import thinkedit
 from toolkit.types import Moments, Problem, Rollout
 
 Say = Callable[[str], None]
@@ -101,8 +103,12 @@ def extraction_rollouts(
         engine: Program that samples the tokens.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
         say: Function that is called with one line of progress at a time.
+
+    Raises:
+        thinkedit.ClassTooSmallError: so few rollouts cannot fill the classes of short and long thinking. Nothing is sampled then.
     """
     problems = study.load("train", lm)
+    thinkedit.check_enough(len(problems) * study.samples)
     say(f"sampling {len(problems)} x {study.samples} rollouts to compute the direction from")
     return rollouts(lm, problems, study.sampling, engine=engine, out=out, about=study.origin("train"))
 
@@ -161,24 +167,59 @@ class RolloutDirectory:
         return str(task)
 
     def check(self, lm: LM) -> None:
-        """Raise an error unless the rollouts were sampled from the unchanged model ``lm``.
+        """Raise an error unless the rollouts were sampled from the unchanged model ``lm``, with its think tags.
 
         Raises:
-            WrongModelError: the rollouts come from other weights, or were sampled under an intervention.
+            WrongModelError: the rollouts come from other weights, were sampled under an intervention, or were split into thinking and
+                answer by other think tags.
             DamagedFileError: a token id is outside the vocabulary of ``lm``.
         """
-        if self.header["fingerprint"] != lm.fingerprint or self.header["interventions"]:
-            source = " under ".join([str(self.header.get("model")), *self.header["interventions"]])
-            raise store.WrongModelError(
-                f"The rollouts in {self.directory} are of {source}, not of {lm.name} as loaded here, whose "
-                f"weights differ: sample them from this model, in this dtype."
-            )
+        check_header(self.header, self.directory, lm)
         wrong = next((r for r in self.rollouts if max(r.token_ids) >= lm.vocab_size), None)
         if wrong is not None:
             raise store.DamagedFileError(
                 f"{self.directory}: sample {wrong.sample} of problem {wrong.problem_id[:60]!r} holds token id {max(wrong.token_ids)}, expected "
                 f"0..{lm.vocab_size - 1}. Sample it again."
             )
+
+
+def check_header(header: Mapping[str, Any], directory: str | Path, lm: LM) -> None:
+    """Raise an error unless stored rollouts were sampled from the unchanged model ``lm``, with its think tags.
+
+    Args:
+        header: Header of the rollouts, from ``store.load_header``.
+        directory: Their directory, for the message.
+        lm: The model.
+
+    Raises:
+        WrongModelError: the rollouts come from other weights, were sampled under an intervention, or were split into thinking and answer by
+            other think tags.
+    """
+    if header["fingerprint"] != lm.fingerprint or header["interventions"]:
+        source = " under ".join([str(header.get("model")), *header["interventions"]])
+        raise store.WrongModelError(
+            f"The rollouts in {directory} are of {source}, not of {lm.name} as loaded here, whose weights differ: sample them from this model, "
+            "in this dtype."
+        )
+    recorded, here = header["tags"], None if lm.tags is None else asdict(lm.tags)
+    if recorded != here:
+        option = "without --think" if recorded is None else f"--think {shlex.quote(_option(recorded))}"
+        raise store.WrongModelError(
+            f"The rollouts in {directory} were sampled with {_marks(recorded)}, but {lm.name} is loaded with {_marks(here)}. Load it as they "
+            f"were sampled ({option}), or sample them again."
+        )
+
+
+def _option(tags: Mapping[str, str | None]) -> str:
+    """Return the value of the option ``--think`` that stands for recorded think tags."""
+    return "response" if tags.get("close") is None else f"{tags.get('open') or ''},{tags['close']}"
+
+
+def _marks(tags: Mapping[str, str | None] | None) -> str:
+    """Return words for recorded think tags, for an error message."""
+    if tags is None:
+        return "no think tags"
+    return "whole responses as thinking" if tags.get("close") is None else f"the think tags {_option(tags)}"
 
 
 def read_rollouts(directory: str | Path, *, partial: bool = False) -> RolloutDirectory:

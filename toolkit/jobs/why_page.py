@@ -78,7 +78,7 @@ def undo_table(undo: pd.DataFrame) -> pd.DataFrame:
     """Return the table of ``why.undo`` as text cells: one row per set of heads and way, with intervals."""
     rows: dict[str, dict[str, str]] = {}
     for (heads, way, which), part in undo.groupby(["heads", "way", "which"], sort=False):
-        name = f"{heads} {which}".strip() + (f", {way}" if way else "")
+        name = f"{heads} ({which}), {way}" if way else heads
         cells = part.set_index("measure")
         rows[name] = {}
         for m, unit in UNITS.items():
@@ -91,9 +91,10 @@ def reasons_page(title: str, tables: Mapping[str, pd.DataFrame], said: list[str]
     """Return the page: verdict, figure, table of the heads that were put back, heads with the largest effects, and how it was made."""
     main = Section(
         "Which heads, which direction, which steps",
-        "Top left: effect of each head's change on the preference for long thinking, by patching it both ways (+ means longer). Top right: "
-        "cosine of the change of the residual stream with the length direction; between the dotted lines lie all layers for 95 % of random "
-        "directions. These point everywhere alike, activations do not, so a cosine beyond them is a weak sign. Bars are 95 % intervals. Bottom right: blue heads are put back to base, brown ones changed alone, random ones are grey.",
+        "Effect: how much each head's change raises the preference for long thinking, by patching it both ways (+ means longer). Cosine: of "
+        "the change of the residual stream with the length direction, by layer; between the dotted lines lie all layers for 95 % of random "
+        "directions. These point everywhere alike, activations do not, so a cosine beyond them is a weak sign. Bars are 95 % intervals. "
+        "Share: blue heads are put back to base, brown ones changed alone, random ones are grey.",
         (figures.reasons(tables, title),),
     )
     top = tables["heads"].head(8)

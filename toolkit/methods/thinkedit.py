@@ -145,6 +145,23 @@ def quantile_classes(
     return _checked(LengthClasses(float(np.floor(low)) + 0.5, float(np.ceil(high)) - 0.5), rollouts, at_least)
 
 
+def check_enough(rollouts: int, *, at_least: int = assumed_min_class) -> None:
+    """Check, before sampling, that so many rollouts can fill both length classes. Call it with the number of rollouts to sample.
+
+    Args:
+        rollouts: Number of rollouts.
+        at_least: Smallest allowed number of rollouts per class.
+
+    Raises:
+        ClassTooSmallError: There are fewer rollouts than the two classes need, whatever their lengths.
+    """
+    if rollouts < 2 * at_least:
+        raise ClassTooSmallError(
+            f"{rollouts} rollouts (problems x samples) are too few: the classes of short and of long thinking need {at_least} each, so "
+            f"{2 * at_least} at least. Use more problems or samples (--problems, --samples)."
+        )
+
+
 def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int) -> LengthClasses:
     """Return the classes unchanged. Raise ClassTooSmallError if one has fewer than ``at_least`` rollouts.
 

@@ -1,11 +1,10 @@
 """Web pages of results that work offline: ``write`` makes one file with a verdict, figures, tables and transcripts.
 
 ``Page`` says what a page shows, in the order of reading. ``base.css`` and ``plots.js`` are shared with the page of the board. ``plots.js``
-draws the figures so that they fit the width of the window.
+draws the figures so that they fit the width of the window. ``responses`` shows responses side by side.
 """
 
 from toolkit.pages.page import Page, Section, write
 from toolkit.pages.parts import asset, command_html, embedded, plain, table_html, verdict_html
-from toolkit.pages.responses import side_by_side
 
-__all__ = ["Page", "Section", "asset", "command_html", "embedded", "plain", "side_by_side", "table_html", "verdict_html", "write"]
+__all__ = ["Page", "Section", "asset", "command_html", "embedded", "plain", "table_html", "verdict_html", "write"]

@@ -61,10 +61,18 @@ def command_html(command: str) -> str:
 
 
 def table_html(table: pd.DataFrame) -> str:
-    """Return a table of text cells as HTML, with the index as first column. Text after a number, or in brackets, is put on a second line."""
+    """Return a table of text cells as HTML, with the index as first column. Text after a number, or in brackets, is put on a second line.
+
+    Each cell names its column in ``data-column``, which the page shows where a table is too wide for the window.
+    """
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (table.index.name or "condition", *table.columns))
     body = "".join(
-        f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
+        f"<tr><td>{html.escape(str(name))}</td>"
+        + "".join(
+            f"<td data-column='{html.escape(str(c))}'><span>{_lines(str(cell))}</span></td>"
+            for c, cell in zip(table.columns, row, strict=True)
+        )
+        + "</tr>"
         for name, row in zip(table.index, table.itertuples(index=False), strict=True)
     )
     return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -2,16 +2,17 @@
 // Draws plotly figures so that nothing is cut off: panels that would be too narrow stand below one another, the legend of a narrow figure
 // stands below it, and figures fit the paper when the page is printed.
 const plots = (() => {
-  const PANEL = 270, NARROW = 640, LEGEND = 900, PAPER = 680; // pixels: least width of a panel, of a roomy figure, of one with its legend on the right; on paper
+  const PANEL = 270, NARROW = 640, LEGEND = 900, PAPER = 680, BUTTONS = 30; // pixels: least width of a panel, of a roomy figure, of one with its legend on the right; width on paper; height of the buttons
   const CONFIG = {displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
   const drawn = new Map(); // element -> its figure as given
 
   const axes = (layout, letter) => Object.keys(layout).filter((key) => key.startsWith(`${letter}axis`))
     .sort((a, b) => Number(a.slice(5) || 1) - Number(b.slice(5) || 1));
-  /** Whether the panels of a figure stand side by side in one row. */
-  const inARow = (layout) => {
-    const x = axes(layout, "x"), starts = x.map((key) => layout[key].domain?.[0] ?? 0);
-    return x.length > 1 && axes(layout, "y").length === x.length && starts.every((start, i) => i === 0 || start > starts[i - 1]);
+  /** Number of panels of a figure, and how many of them stand side by side; 1 and 1 where panels share axes. */
+  const grid = (layout) => {
+    const x = axes(layout, "x");
+    if (x.length < 2 || axes(layout, "y").length !== x.length) return [1, 1];
+    return [x.length, new Set(x.map((key) => (layout[key].domain?.[0] ?? 0).toFixed(3))).size];
   };
 
   /** A text broken into lines of at most so many characters, where there are blanks. */
@@ -21,18 +22,20 @@ const plots = (() => {
     return lines;
   }, []).join("<br>");
 
-  /** The layout for a width in pixels. */
+  /** The data and the layout for a width in pixels. */
   function fitted(figure, width) {
     const layout = structuredClone(figure.layout ?? {}), names = figure.data.filter((t) => t.name && t.showlegend !== false);
     let height = layout.height ?? 420;
-    const row = inARow(layout), panels = row ? axes(layout, "x").length : 1;
+    const [panels, beside] = grid(layout);
+    let data = figure.data;
     const titles = (layout.annotations ?? []).filter((a) => a.xref === "paper" && a.yref === "paper" && a.yanchor === "bottom" && !a.showarrow);
     titles.forEach((title) => { title.font = {...title.font, size: 13}; });
     layout.title = undefined; // it stands above the figure, as text that wraps
-    layout.margin = {...layout.margin, t: titles.length ? 36 + 16 * Math.max(...titles.map((t) => t.text.split("<br>").length - 1)) : 20};
+    // The panels, and their titles, begin below the buttons, which touch screens always show.
+    layout.margin = {...layout.margin, t: BUTTONS + (titles.length ? 22 + 16 * Math.max(...titles.map((t) => t.text.split("<br>").length - 1)) : 0)};
     const legend = names.length > 1 && layout.showlegend !== false, below = legend && width < LEGEND;
     layout.showlegend = legend;
-    if (panels > 1 && (width - (legend && !below ? 160 : 0)) / panels < PANEL) {
+    if (beside > 1 && (width - (legend && !below ? 160 : 0)) / beside < PANEL) {
       const gap = 0.34 / panels, share = (1 - gap * (panels - 1)) / panels;
       axes(layout, "x").forEach((key, i) => {
         const y = layout[`y${key.slice(1)}`], top = 1 - i * (share + gap);
@@ -40,21 +43,29 @@ const plots = (() => {
         layout[`y${key.slice(1)}`] = {...y, domain: [Math.max(0, top - share), top], anchor: `x${key.slice(5)}`, showticklabels: true};
         if (titles[i]) Object.assign(titles[i], {x: 0.5, y: top});
       });
+      data = data.map((trace) => {
+        const [low, high] = layout[`yaxis${(trace.yaxis ?? "y").slice(1)}`].domain;
+        return trace.colorbar ? {...trace, colorbar: {...trace.colorbar, x: 1.02, y: (low + high) / 2, len: high - low}} : trace;
+      });
       height = 320 * panels;
     }
     if (width < NARROW) {
       layout.margin = {...layout.margin, l: Math.min(layout.margin.l ?? 60, 56), r: 12};
       layout.font = {...layout.font, size: 12};
     }
-    // Names on a vertical axis are broken into lines where there is little room, and leave less room for the title below.
-    const rowNames = [...new Set(figure.data.flatMap((t) => (Array.isArray(t.y) ? t.y : [])).filter((v) => typeof v === "string"))];
-    const inLines = width < NARROW && rowNames.length && !layout.meta?.least_width;
-    if (inLines) {
-      const ticktext = rowNames.map((name) => wrapped(name, 22)), most = Math.max(...ticktext.map((text) => text.split("<br>").length));
-      layout.yaxis = {...layout.yaxis, tickmode: "array", tickvals: rowNames, ticktext, tickfont: {size: 10}};
-      height = Math.max(height, 130 + 14 * most * rowNames.length);
+    // Names on a vertical axis are broken into lines where they would take half of the width, and leave less room for the title below.
+    const namesOn = (key) => [...new Set(data.filter((t) => `yaxis${(t.yaxis ?? "y").slice(1)}` === key)
+      .flatMap((t) => (Array.isArray(t.y) ? t.y : [])).filter((v) => typeof v === "string"))];
+    const line = width < NARROW ? 22 : Math.floor(0.06 * width);
+    let longest = 0;
+    for (const key of new Set(["yaxis", ...axes(layout, "y")])) {
+      const rows = namesOn(key), most = Math.max(0, ...rows.map((name) => name.length));
+      longest = Math.max(longest, Math.min(line, most));
+      if (most <= line || layout.meta?.least_width) continue;
+      const ticktext = rows.map((name) => wrapped(name, line)), lines = Math.max(...ticktext.map((text) => text.split("<br>").length));
+      layout[key] = {...layout[key], tickmode: "array", tickvals: rows, ticktext, tickfont: {size: width < NARROW ? 10 : 12}};
+      height = Math.max(height, 130 + (width < NARROW ? 14 : 16) * lines * rows.length);
     }
-    const longest = Math.min(inLines ? 22 : 60, Math.max(0, ...rowNames.map((name) => name.length)));
     let titleLines = 1;
     for (const key of [...axes(layout, "x"), ...axes(layout, "y")]) {
       const [low, high] = layout[key].domain ?? [0, 1], text = layout[key].title?.text;
@@ -72,12 +83,11 @@ const plots = (() => {
       layout.legend = {...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -(50 + 16 * titleLines) / (height - 90), yanchor: "top", font: {size: 11}};
       height += room;
     }
-    return {...layout, width, height, autosize: false};
+    return [data, {...layout, width, height, autosize: false}];
   }
   const available = (target) => Math.max(target.parentElement.clientWidth, Number(target.dataset.least ?? 0));
   function fit(target, width) {
-    const figure = drawn.get(target);
-    return Plotly.react(target, figure.data, fitted(figure, width), {...CONFIG});
+    return Plotly.react(target, ...fitted(drawn.get(target), width), {...CONFIG});
   }
   /** Draw a figure, `{data, layout}`, into an element. */
   function draw(target, figure) {

@@ -1,0 +1,71 @@
+"""Commands refuse, before they sample anything, what cannot work: too few rollouts, and stored rollouts with other think tags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from toolkit import cli
+from toolkit.jobs import retrieval
+from toolkit.methods.thinkedit import ClassTooSmallError
+from toolkit.store import WrongModelError
+
+FEW = ("-n", 5, "-k", 3)  # 15 rollouts: one too few
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def sampled(folder: Path) -> list[Path]:
+    return list(folder.rglob("part-*.parquet"))
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("before") / "rollouts"
+    assert run("rollouts", *FEW, "--max-new-tokens", 60, "--details", "-o", folder).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("demo",), ("heads",), ("why", "tiny-reasoner", "tiny-reasoner"), ("thinkedit", "-m", "tiny-reasoner")],
+    ids=lambda c: c[0],
+)
+def test_rollouts_that_cannot_fill_both_length_classes_are_refused_before_one_is_sampled(command, tmp_path):
+    result = run(*command, *FEW, "-o", tmp_path / "out")
+    assert isinstance(result.exception, ClassTooSmallError)
+    assert "15 rollouts (problems x samples) are too few" in str(result.exception) and "16 at least" in str(result.exception)
+    assert not sampled(tmp_path)
+
+
+def test_sixteen_rollouts_are_not_refused_before_they_are_sampled(tmp_path):
+    result = run("thinkedit", "-m", "tiny-reasoner", "-n", 8, "-k", 2, "--max-new-tokens", 8, "-o", tmp_path / "out")
+    assert isinstance(result.exception, ClassTooSmallError) and "Of 16 rollouts" in str(result.exception)
+    assert sampled(tmp_path)
+
+
+def test_heads_refuses_too_few_stored_rollouts_before_it_samples_haystacks(rollouts, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "measure_retrieval", lambda *a, **k: pytest.fail("haystacks were sampled"))
+    result = run("heads", "-r", rollouts, "-n", 2, "-o", tmp_path / "out")
+    assert isinstance(result.exception, ClassTooSmallError)
+
+
+@pytest.mark.parametrize("command", ["thinkedit", "direction", "heads", "entropy"])
+@pytest.mark.parametrize(("think", "here"), [("response", "whole responses as thinking"), ("<a>,</a>", "the think tags <a>,</a>")])
+def test_stored_rollouts_are_refused_if_the_model_is_loaded_with_other_think_tags(command, think, here, rollouts, tmp_path):
+    given = "-r" if command in ("direction", "heads") else "--rollouts"
+    result = run(command, "-m", "tiny-reasoner", given, rollouts, "--think", think, "-o", tmp_path / "out")
+    assert isinstance(result.exception, WrongModelError)
+    said = str(result.exception)
+    assert "were sampled with the think tags <think>,</think>" in said and f"is loaded with {here}" in said
+    assert "--think '<think>,</think>'" in said and "sample them again" in said
+    assert not sampled(tmp_path) and not (tmp_path / "out").is_file()
+
+
+def test_the_think_tags_that_the_message_names_are_accepted(rollouts, tmp_path):
+    result = run("direction", "-r", rollouts, "--think", "<think>,</think>", "-o", tmp_path / "out")
+    assert not isinstance(result.exception, WrongModelError)
