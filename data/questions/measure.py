@@ -34,7 +34,6 @@ from toolkit.claims import Claim
 from toolkit.figures.base import COLOURS, CONTROL, error_bars, styled
 from toolkit.metrics import described, with_interval
 from toolkit.stats import Estimate
-from toolkit.verdicts import is_control
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -262,20 +261,20 @@ def tables(found: Mapping[str, Any]) -> str:
 def figure(found: Mapping[str, Any]) -> go.Figure:
     """Return the differences from base on every task: one panel per metric, one mark per condition and task."""
     drawn = make_subplots(rows=1, cols=2, shared_yaxes=True, subplot_titles=("accuracy, points", "think tokens"))
-    names = [name for name in found["conditions"] if name != sampler.BASE][::-1]
+    names = [name for name in found["conditions"] if name != sampler.BASE]
     for column, metric in enumerate(METRICS, 1):
         scale = 100 if metric == "accuracy" else 1
         for i, task in enumerate(sampler.TESTS):
             es = [found["conditions"][name][task][metric]["minus base"] for name in names]
             mean, low, high = ([scale * e[k] for e in es] for k in ("mean", "low", "high"))
-            places = [n + 0.22 * (1 - i) for n in range(len(names))]
+            places = [n + 0.22 * (i - 1) for n in range(len(names))]
             drawn.add_scatter(
                 x=mean, y=places, mode="markers", name=task, legendgroup=task, showlegend=column == 1,
-                marker={"color": COLOURS[i], "size": 8, "symbol": ["x" if is_control(n) else "circle" for n in names]},
+                marker={"color": COLOURS[i], "size": 8, "symbol": ["x" if n.startswith("control") else "circle" for n in names]},
                 error_x=error_bars(mean, low, high, COLOURS[i]), row=1, col=column,
             )  # fmt: skip
         drawn.add_vline(x=0, line={"color": CONTROL}, row=1, col=column)
-    drawn.update_yaxes(tickvals=list(range(len(names))), ticktext=names, automargin=True)
+    drawn.update_yaxes(tickvals=list(range(len(names))), ticktext=names, automargin=True, autorange="reversed")
     return styled(
         drawn,
         "Conditions minus base on arithmetic and on tasks that nothing was trained on",
