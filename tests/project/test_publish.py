@@ -1,9 +1,13 @@
-"""Numbers are spliced into pages between marks, and nowhere else."""
+"""Numbers are spliced into pages between marks, and nowhere else; shuffled rewards stay in their group."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from test_readme import ROOT, script
+
+from toolkit.rewards import RewardBatch
+from toolkit.rewards.correctness import LengthPenalty
 
 publish = script(ROOT / "data/publish.py")
 
@@ -15,3 +19,20 @@ def test_a_text_replaces_what_is_between_its_marks_and_nothing_else(tmp_path):
     assert page.read_text() == "a\n<!-- x: begin -->\n\nnew \\1\n\n<!-- x: end -->\nb\n<!-- y: begin -->\nstays\n<!-- y: end -->\n"
     with pytest.raises(ValueError, match="0 pairs of the marks <!-- z: begin -->"):
         publish.splice("z", "new", page)
+
+
+def test_shuffled_rewards_stay_in_their_group_with_their_components_and_change_with_step_and_seed():
+    rng = np.random.default_rng(0)
+    ids, tokens, correct = rng.permutation(["a"] * 16 + ["b"] * 16), rng.permutation(np.arange(1, 33)), rng.integers(0, 2, 32)
+
+    def rows(seed, step):
+        batch = RewardBatch.from_columns(problem_id=ids, tokens=tokens, correct=correct, step=step)
+        inner = LengthPenalty(longest=100)
+        plain, mixed = (np.stack(list(r(batch).components.values()), axis=1) for r in (inner, publish.Shuffled(inner, seed)))
+        for group in ("a", "b"):  # the same rewards, component beside component, in another order
+            assert sorted(mixed[ids == group].tolist()) == sorted(plain[ids == group].tolist())
+            assert mixed[ids == group].tolist() != plain[ids == group].tolist()
+        return mixed.tolist()
+
+    assert rows(0, 1) == rows(0, 1)
+    assert rows(0, 1) != rows(0, 2) and rows(0, 1) != rows(1, 1)
