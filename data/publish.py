@@ -1,4 +1,4 @@
-"""Helpers of the scripts in ``data/``: keep work, load another script, replace a marked part of a page, draw a figure or a page as a PNG."""
+"""Helpers of the scripts in ``data/``: keep work, load another script, shuffle rewards, replace a marked part of a page, draw a PNG."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import plotly.graph_objects as go
@@ -24,6 +25,7 @@ from toolkit import lm as lms
 from toolkit import stats, store
 from toolkit.lm import LM
 from toolkit.metrics import RANGES
+from toolkit.rewards import Reward, RewardBatch, RewardValues
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -50,6 +52,34 @@ def script(path: str) -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # data classes look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A reward dealt out at random among the responses of each group: a control that keeps its values and takes away their meaning.
+
+    A response keeps the components of a reward together. Equal seeds and steps give equal orders.
+
+    Attributes:
+        inner: The reward, without a state.
+        seed: Seed of the orders.
+    """
+
+    inner: Reward
+    seed: int
+
+    name: ClassVar[str] = "shuffled"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.inner.needs
+
+    def __call__(self, batch: RewardBatch) -> RewardValues:
+        rng, order = np.random.default_rng([self.seed, batch.step]), np.arange(len(batch))
+        for group in np.unique(batch.groups):
+            rows = np.flatnonzero(batch.groups == group)
+            order[rows] = rng.permutation(rows)
+        return RewardValues.sum(**{name: values[order] for name, values in self.inner(batch).components.items()})
 
 
 def small_model(texts: Sequence[str], pieces: str, shape: Mapping[str, int], name: str, *, context: int) -> LM:

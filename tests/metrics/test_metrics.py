@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy import stats as scipy_stats
 
 from toolkit import metrics, stats
 from toolkit.metrics import METRICS, Judge, Outcomes, outcomes
@@ -210,6 +212,22 @@ def test_the_mean_effect_is_that_of_means_and_leaves_out_what_has_no_value():
     holes = np.concatenate([values, np.full((3, 2), np.nan)], axis=1)
     assert stats.mean_effect(holes, np.concatenate([base, np.ones((1, 2))], axis=1)) == plain
     assert math.isnan(stats.mean_effect(np.full((2, 3), np.nan)).mean)
+
+
+def test_the_p_value_of_results_that_vary_over_seeds_alone_is_that_of_a_t_test_over_seeds():
+    seeds = np.array([0.9, 1.0, 1.3, 0.7])
+    rows = np.repeat(seeds[:, None], 9, axis=1)  # the quantile of 8 degrees of freedom overflows at a tiny p
+    assert stats.mean_effect(rows).p == pytest.approx(scipy_stats.ttest_1samp(seeds, 0.0).pvalue)
+
+
+def test_a_p_value_is_the_same_when_pytorch_flushes_denormal_numbers_to_zero():
+    rows = np.random.default_rng(0).normal(1.0, 1.0, (3, 16))
+    plain = stats.mean_effect(rows)
+    torch.set_flush_denormal(True)
+    try:
+        assert stats.mean_effect(rows) == plain
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_a_cell_shows_the_mean_and_the_change_in_the_units_digits():

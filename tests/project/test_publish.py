@@ -1,11 +1,15 @@
-"""Numbers are spliced into pages between marks, and nowhere else."""
+"""Numbers are spliced into pages between marks, and nowhere else; shuffled rewards stay in their group."""
 
 from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from test_readme import ROOT, script
+
+from toolkit.rewards import RewardBatch
+from toolkit.rewards.correctness import LengthPenalty
 
 publish = script(ROOT / "data/publish.py")
 
@@ -41,8 +45,25 @@ KEEPS = [
 def test_a_script_that_keeps_work_names_the_training_script_that_it_loads(path):
     text = path.read_text()
     for loaded, _ in LOADS.findall(text):
-        assert f'scripts=("{loaded or "tiny-reasoner/train.py"}",)' in text
+        assert re.search(rf'work_folder\(.*scripts=\(.*"{loaded or "tiny-reasoner/train.py"}"', text)
 
 
 def test_scripts_that_load_a_training_script_are_found():
-    assert {"why", "ruler", "chain-length"} <= {path.parent.name for path in KEEPS}
+    assert {"why", "ruler", "backtracking"} <= {path.parent.name for path in KEEPS}
+
+
+def test_shuffled_rewards_stay_in_their_group_with_their_components_and_change_with_step_and_seed():
+    rng = np.random.default_rng(0)
+    ids, tokens, correct = rng.permutation(["a"] * 16 + ["b"] * 16), rng.permutation(np.arange(1, 33)), rng.integers(0, 2, 32)
+
+    def rows(seed, step):
+        batch = RewardBatch.from_columns(problem_id=ids, tokens=tokens, correct=correct, step=step)
+        inner = LengthPenalty(longest=100)
+        plain, mixed = (np.stack(list(r(batch).components.values()), axis=1) for r in (inner, publish.Shuffled(inner, seed)))
+        for group in ("a", "b"):  # the same rewards, component beside component, in another order
+            assert sorted(mixed[ids == group].tolist()) == sorted(plain[ids == group].tolist())
+            assert mixed[ids == group].tolist() != plain[ids == group].tolist()
+        return mixed.tolist()
+
+    assert rows(0, 1) == rows(0, 1)
+    assert rows(0, 1) != rows(0, 2) and rows(0, 1) != rows(1, 1)

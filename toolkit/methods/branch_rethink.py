@@ -13,8 +13,8 @@ Both turns of a judgement get the same advantage. Sources: the paper and its cod
 1, 16k tokens; KL weight 0.02 in the configuration and 0.001 in the README.
 
 Deviations: prompts, names of the eight criteria and the line ``Criteria: ...`` are ours. The gate is strict on both turns; in the released
-code the first turn never fails. The verdict has to be the only box of its turn. No judge was trained: ``judge`` runs with any model, and
-``reward`` with ``leave_one_out`` gives the advantages that its training needs.
+code the first turn never fails. The verdict has to be the only box of its turn. ``judge`` runs
+with any model; ``data/branch-judge`` trains small judges with ``reward`` and ``leave_one_out``.
 
 Units and signs: rewards of 0 (best) to -100.
 

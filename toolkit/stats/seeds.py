@@ -234,8 +234,10 @@ def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> fl
     def short_of(log_p: float) -> float:
         return size - float(half_width(math.exp(log_p), by_problem, by_seed, n, seeds))
 
-    # The half width falls from infinity to 0 as alpha rises to 1. Search for the root on the log scale, since p can be tiny.
-    low = math.log(SMALLEST)
+    # The half width falls from infinity to 0 as alpha rises to 1. Search for the root on the log scale, since p can be tiny. The search
+    # begins at the smallest p-value: below it, quantiles can be NaN, as when PyTorch flushes denormal numbers to 0.
+    smallest = max(least, SMALLEST)
+    low = math.log(smallest)
     if short_of(low) >= 0:
-        return max(least, SMALLEST)
+        return smallest
     return max(least, math.exp(optimize.brentq(short_of, low, 0.0, xtol=1e-10)))
