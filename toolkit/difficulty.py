@@ -117,11 +117,11 @@ def by_level(report: Report, levels: ndarray, *, seed: int = 0) -> pd.DataFrame:
 def levels_for(report: Report) -> tuple[ndarray, str]:
     """Return the levels by which a report is best divided, and a sentence that says where they come from.
 
-    These are the levels that the tasks state. If all problems have the same, and base has several responses to each, they come from base's
-    other responses.
+    These are the levels that the tasks state. If the problems that have a level all have the same, and base has several responses to each
+    problem, the levels come from base's other responses.
     """
     stated = stated_levels(report)
-    if len(np.unique(stated)) > 1 or stated.shape[1] < 2:
+    if len(np.unique(stated[stated != ""])) > 1 or stated.shape[1] < 2:
         return stated, "Levels are thirds of the range of difficulty that the task states."
     return solved_levels(report), (
         "The level of a response is the share of base's other responses to its problem that are right: less than a third (hard), or at least "
@@ -132,8 +132,8 @@ def levels_for(report: Report) -> tuple[ndarray, str]:
 def text_table(table: pd.DataFrame, *, base: str = "base") -> pd.DataFrame:
     """Return a table of text cells, one row per condition and metric and one column per level.
 
-    A cell holds the mean and, in brackets, the paired difference from base with its 95 % interval; the last column holds how much larger the
-    difference is on hard than on easy problems. Shares are in percent.
+    A cell holds the mean and, in brackets, the paired difference from base with its 95 % interval. In the column ``hard minus easy``, both
+    are the value on hard problems minus that on easy ones. Shares are in percent.
 
     Args:
         table: Table from ``by_level``.

@@ -154,9 +154,13 @@ def _by_difficulty(report: Report) -> list[Section]:
     table = difficulty.by_level(report, levels)
     if table["level"].nunique() < 2:
         return []
-    text = f"{origin} The last column of the table says how much larger the difference from base is on hard than on easy problems."
+    if difficulty.HARDER in set(table["level"]):
+        origin += (
+            " The last column holds the values on hard problems minus those on easy ones. In brackets: how much larger the difference from base "
+            "is on hard problems."
+        )
     drawn = figures.by_level(table, base=report.base)
-    return [Section("By difficulty", text, (drawn,), table_html(difficulty.text_table(table, base=report.base)))]
+    return [Section("By difficulty", origin, (drawn,), table_html(difficulty.text_table(table, base=report.base)))]
 
 
 def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str = "") -> Page:

@@ -45,4 +45,4 @@ def test_a_script_that_keeps_work_names_the_training_script_that_it_loads(path):
 
 
 def test_scripts_that_load_a_training_script_are_found():
-    assert {"why", "ruler", "chain-length"} <= {path.parent.name for path in KEEPS}
+    assert {"why", "ruler", "backtracking"} <= {path.parent.name for path in KEEPS}
