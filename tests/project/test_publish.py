@@ -46,3 +46,10 @@ def test_a_script_that_keeps_work_names_the_training_script_that_it_loads(path):
 
 def test_scripts_that_load_a_training_script_are_found():
     assert {"why", "ruler", "backtracking"} <= {path.parent.name for path in KEEPS}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("data/*/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_that_loads_a_model_and_keeps_work_keys_it_by_the_fingerprint_of_the_model(path):
+    text = path.read_text()
+    if "publish.work_folder(" in text and re.search(r"\blms?\.load\(", text):
+        assert re.search(r"publish\.work_folder\(.*fingerprint", text)
