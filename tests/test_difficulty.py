@@ -171,4 +171,13 @@ def test_a_page_explains_the_column_of_hard_minus_easy_only_if_the_table_has_it(
         return difficulty.HARDER in section.html
 
     half, none, full = ([1, 1, 0, 0], [0] * 4, [1] * 4)
-    assert explained(np.array([full, half, none] * 4)) and not explained(np.array([full, half] * 6))
+    assert explained(np.array([full, half, none] * 6)) and not explained(np.array([full, half] * 6))
+
+
+def test_a_level_with_too_few_problems_for_an_interval_is_left_out(outcomes, provenance):
+    """A bootstrap over one problem has no variance, however much its samples vary."""
+    made = made_up(outcomes, provenance)
+    for few in (1, 4, 5):
+        levels = np.repeat(np.where(np.arange(20) < few, "hard", "easy")[:, None], 4, axis=1)
+        shown = set(difficulty.by_level(made, levels)["level"])
+        assert shown == ({"easy", "hard", difficulty.HARDER} if few >= difficulty.assumed_problems else {"easy"})

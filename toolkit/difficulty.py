@@ -18,6 +18,9 @@ from toolkit.types import Report
 
 LEVELS = ("easy", "medium", "hard")
 HARDER = "hard minus easy"
+assumed_problems = (
+    5  # smallest number of problems of a level that is shown: ours; a bootstrap over fewer gives intervals that are too narrow
+)
 BY_LEVEL = {"accuracy": "correct", "think_tokens": "think_tokens"}
 """Metric of ``by_level`` -> attribute of ``Outcomes`` whose mean it is."""
 
@@ -79,10 +82,11 @@ def by_level(report: Report, levels: ndarray, *, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         One row per condition, level and metric. Columns: ``condition, level, metric, responses`` (number per condition), ``mean, low,
-        high, difference, difference_low, difference_high``. Levels without responses are left out. Intervals are 95 %.
+        high, difference, difference_low, difference_high``. Levels with responses to fewer than ``assumed_problems`` problems are left out.
+        Intervals are 95 %.
     """
     base, rows = evaluate.outcomes(report, report.base), []
-    chosen = {level: levels == level for level in LEVELS if (levels == level).any()}
+    chosen = {level: levels == level for level in LEVELS if (levels == level).any(axis=1).sum() >= assumed_problems}
     responses = {level: int(where.sum()) for level, where in chosen.items()}
     responses[HARDER] = sum(responses.get(level, 0) for level in (LEVELS[0], LEVELS[-1]))
     for name in report.conditions:

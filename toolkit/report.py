@@ -149,8 +149,9 @@ def _against_base(report: Report, summary: pd.DataFrame) -> list[Section]:
 
 
 def _by_difficulty(report: Report) -> list[Section]:
-    """Return the section on levels of difficulty; none if all problems have the same level."""
+    """Return the section on levels of difficulty; none if fewer than two levels have enough problems."""
     levels, origin = difficulty.levels_for(report)
+    origin += f" Levels with fewer than {difficulty.assumed_problems} problems are left out."
     table = difficulty.by_level(report, levels)
     if table["level"].nunique() < 2:
         return []
