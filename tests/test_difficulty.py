@@ -148,3 +148,36 @@ def test_a_page_has_a_section_on_difficulty_unless_all_problems_are_alike(outcom
     once = made.only(sample=0)
     alike = Report(once.rows.assign(difficulty=0), once.conditions, once.base, once.provenance)
     assert "By difficulty" not in titles(alike)
+
+
+def test_problems_without_a_level_do_not_count_as_another_level(outcomes, provenance):
+    """Half of the problems state the same difficulty, the others none: nothing that the task states divides them."""
+    made = made_up(outcomes, provenance)
+    stated = np.where(made.rows["problem_id"] < "p10", 1.0, math.nan)
+    some = Report(made.rows.assign(difficulty=stated), made.conditions, made.base, made.provenance)
+    assert set(difficulty.stated_levels(some).ravel()) == {"", "easy"}
+    assert np.array_equal(difficulty.levels_for(some)[0], difficulty.solved_levels(some))
+
+
+def test_a_page_explains_the_column_of_hard_minus_easy_only_if_the_table_has_it(provenance):
+    def explained(correct: np.ndarray) -> bool:
+        both = {"base": correct, "edited": np.roll(correct, 1, axis=1)}
+        made = made_up(
+            (both, {name: np.ones(correct.shape) for name in both}), replace(provenance, notes={"problems": len(correct)})
+        )
+        same = Report(made.rows.assign(difficulty=0), made.conditions, made.base, made.provenance)
+        (section,) = [s for s in report.comparison_page("t", same, evaluate.summary(same)).sections if s.title == "By difficulty"]
+        assert (difficulty.HARDER in section.html) == ("hard problems minus" in section.text)
+        return difficulty.HARDER in section.html
+
+    half, none, full = ([1, 1, 0, 0], [0] * 4, [1] * 4)
+    assert explained(np.array([full, half, none] * 6)) and not explained(np.array([full, half] * 6))
+
+
+def test_a_level_with_too_few_problems_for_an_interval_is_left_out(outcomes, provenance):
+    """A bootstrap over one problem has no variance, however much its samples vary."""
+    made = made_up(outcomes, provenance)
+    for few in (1, 4, 5):
+        levels = np.repeat(np.where(np.arange(20) < few, "hard", "easy")[:, None], 4, axis=1)
+        shown = set(difficulty.by_level(made, levels)["level"])
+        assert shown == ({"easy", "hard", difficulty.HARDER} if few >= difficulty.assumed_problems else {"easy"})

@@ -104,3 +104,11 @@ def test_pairs_that_cannot_be_trained_on_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         preferences.train(reasoner, pairs, Settings(steps=1), tmp_path / "out", name="a")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", ["", "<|end|>"])
+def test_the_end_token_that_trl_adds_counts_against_the_context_if_the_text_lacks_it(reasoner, tmp_path, end):
+    context, prompt = reasoner.model.config.max_position_embeddings, PAIRS["prompt"][0]
+    full = PAIRS[:1].assign(rejected="1" * (context - len(reasoner.tokenizer.encode(prompt))) + end)
+    with pytest.raises(ValueError, match=f"1 of 2 texts .* has {context + 1} tokens"):
+        preferences.train(reasoner, full, Settings(steps=1), tmp_path, name="a")

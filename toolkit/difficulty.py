@@ -18,6 +18,7 @@ from toolkit.types import Report
 
 LEVELS = ("easy", "medium", "hard")
 HARDER = "hard minus easy"
+assumed_problems = 5  # smallest number of problems of a level that is shown: ours; bootstrap intervals over fewer are too narrow
 BY_LEVEL = {"accuracy": "correct", "think_tokens": "think_tokens"}
 """Metric of ``by_level`` -> attribute of ``Outcomes`` whose mean it is."""
 
@@ -79,10 +80,11 @@ def by_level(report: Report, levels: ndarray, *, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         One row per condition, level and metric. Columns: ``condition, level, metric, responses`` (number per condition), ``mean, low,
-        high, difference, difference_low, difference_high``. Levels without responses are left out. Intervals are 95 %.
+        high, difference, difference_low, difference_high``. Levels with responses to fewer than ``assumed_problems`` problems are left out.
+        Intervals are 95 %.
     """
     base, rows = evaluate.outcomes(report, report.base), []
-    chosen = {level: levels == level for level in LEVELS if (levels == level).any()}
+    chosen = {level: levels == level for level in LEVELS if (levels == level).any(axis=1).sum() >= assumed_problems}
     responses = {level: int(where.sum()) for level, where in chosen.items()}
     responses[HARDER] = sum(responses.get(level, 0) for level in (LEVELS[0], LEVELS[-1]))
     for name in report.conditions:
@@ -117,11 +119,11 @@ def by_level(report: Report, levels: ndarray, *, seed: int = 0) -> pd.DataFrame:
 def levels_for(report: Report) -> tuple[ndarray, str]:
     """Return the levels by which a report is best divided, and a sentence that says where they come from.
 
-    These are the levels that the tasks state. If all problems have the same, and base has several responses to each, they come from base's
-    other responses.
+    These are the levels that the tasks state. If the problems that have a level all have the same, and base has several responses to each
+    problem, the levels come from base's other responses.
     """
     stated = stated_levels(report)
-    if len(np.unique(stated)) > 1 or stated.shape[1] < 2:
+    if len(np.unique(stated[stated != ""])) > 1 or stated.shape[1] < 2:
         return stated, "Levels are thirds of the range of difficulty that the task states."
     return solved_levels(report), (
         "The level of a response is the share of base's other responses to its problem that are right: less than a third (hard), or at least "
@@ -132,8 +134,8 @@ def levels_for(report: Report) -> tuple[ndarray, str]:
 def text_table(table: pd.DataFrame, *, base: str = "base") -> pd.DataFrame:
     """Return a table of text cells, one row per condition and metric and one column per level.
 
-    A cell holds the mean and, in brackets, the paired difference from base with its 95 % interval; the last column holds how much larger the
-    difference is on hard than on easy problems. Shares are in percent.
+    A cell holds the mean and, in brackets, the paired difference from base with its 95 % interval. In the column ``hard minus easy``, both
+    are the value on hard problems minus that on easy ones. Shares are in percent.
 
     Args:
         table: Table from ``by_level``.

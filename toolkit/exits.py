@@ -116,7 +116,7 @@ def candidates(lm: LM, rule: EarlyExit, rollout: Rollout, *, closed: bool = Fals
 
 
 def is_close(rollout: Rollout, index: int) -> bool:
-    """Return True if thinking is closed, and the text that closes it begins at a position in ``rollout.token_ids``."""
+    """Return True if thinking is closed, and the text that closes it begins at position ``index`` of ``rollout.token_ids``."""
     return rollout.think is not None and rollout.answer is not None and index == rollout.think.stop
 
 

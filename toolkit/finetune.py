@@ -230,7 +230,7 @@ def _check(lm: LM, examples: Sequence[Example]) -> None:
 
 
 def check_context(lm: LM, problems: Sequence[str], lengths: Sequence[int]) -> None:
-    """Raise ValueError if a text to train on is longer than the model's context, if its config gives one.
+    """Raise ValueError if a text to train on is longer than the model's context. Without a context in the config, every text passes.
 
     Args:
         lm: The model.

@@ -106,9 +106,14 @@ def flipped(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def _lengths(lm: LM, pairs: pd.DataFrame) -> list[int]:
-    """Return the number of tokens of each prompt with its chosen response, then of each prompt with its rejected response."""
+    """Return the number of tokens of each prompt with its chosen response, then of each prompt with its rejected response.
+
+    The tokens that TRL adds, if a text does not begin or end with them, are counted.
+    """
     texts = pd.concat([pairs["prompt"] + pairs[column] for column in ("chosen", "rejected")])
-    return [len(ids) for ids in lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    begin, end = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
+    ids_of = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [len(ids) + (begin not in (None, ids[0])) + (ids[-1] != end) for ids in ids_of]
 
 
 def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
@@ -119,9 +124,9 @@ def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
         warnings.simplefilter("ignore")
         from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    # Without max_length, this trainer cuts responses at 512 tokens. It may add a token at each end.
+    # Without max_length, this trainer cuts responses at 512 tokens.
     # It needs all columns: it would set remove_unused_columns itself, with a warning.
-    shared = finetune.arguments(lm, settings, out) | {"max_length": max(_lengths(lm, pairs)) + 2, "remove_unused_columns": False}
+    shared = finetune.arguments(lm, settings, out) | {"max_length": max(_lengths(lm, pairs)), "remove_unused_columns": False}
     config = CPOConfig(**shared, loss_type="simpo", cpo_alpha=0.0, beta=settings.beta, simpo_gamma=settings.gamma)
     data = Dataset.from_pandas(pairs[["prompt", "chosen", "rejected"]], preserve_index=False)
     trainer = CPOTrainer(deepcopy(lm.model).float(), config, train_dataset=data, processing_class=lm.tokenizer)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Stage(tqdm):  # type: ignore[misc,valid-type]  # tqdm.auto chooses its base class at run time
-    """A tqdm bar that logs plain lines instead, if nobody watches it; made by ``stage``.
+    """Progress of a stage, made by ``stage``: a tqdm bar, or plain lines in a log if there is no terminal or notebook.
 
     Attributes:
         logs: True if lines are logged instead of a bar.

@@ -150,14 +150,19 @@ def _against_base(report: Report, summary: pd.DataFrame) -> list[Section]:
 
 
 def _by_difficulty(report: Report) -> list[Section]:
-    """Return the section on levels of difficulty; none if all problems have the same level."""
+    """Return the section on levels of difficulty; none if fewer than two levels have enough problems."""
     levels, origin = difficulty.levels_for(report)
+    origin += f" Levels with fewer than {difficulty.assumed_problems} problems are left out."
     table = difficulty.by_level(report, levels)
     if table["level"].nunique() < 2:
         return []
-    text = f"{origin} The last column of the table says how much larger the difference from base is on hard than on easy problems."
+    if difficulty.HARDER in set(table["level"]):
+        origin += (
+            " The last column holds the values on hard problems minus those on easy ones. In brackets: how much larger the difference from base "
+            "is on hard problems."
+        )
     drawn = figures.by_level(table, base=report.base)
-    return [Section("By difficulty", text, (drawn,), table_html(difficulty.text_table(table, base=report.base)))]
+    return [Section("By difficulty", origin, (drawn,), table_html(difficulty.text_table(table, base=report.base)))]
 
 
 def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str = "") -> Page:

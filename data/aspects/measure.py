@@ -371,7 +371,8 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    work, found = publish.work_folder(__file__, CODE), {}
+    loaded = lms.load("tiny-reasoner", device="cpu"), lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
+    work, found = publish.work_folder(__file__, CODE, [lm.fingerprint for lm in loaded]), {}
     for name, part in PARTS.items():
         path = work / f"{name}.json"
         if not path.is_file():

@@ -152,7 +152,7 @@ def figure(found: dict[str, Any]) -> go.Figure:
 
 def main() -> None:
     torch.set_num_threads(1)
-    work = publish.work_folder(__file__, CODE)
+    work = publish.work_folder(__file__, CODE, lms.load(lms.TINY_REASONER, device="cpu").fingerprint)
     arms: dict[str, SizeOf] = {f"size {size}": fixed(size) for size in SIZES} | {"mixed": mixed}
     parts = {arm: [accuracies(arm, size_of, seed, work) for seed in SEEDS] for arm, size_of in arms.items()}
     dev = {(t, s): np.mean([part["dev"][str(t)] for part in parts[f"size {s}"]]) for t in DIFFICULTIES for s in SIZES}

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+import typer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from toolkit import collect, directions, edits, hooks, jobs, passes
+from toolkit.cli.help import app
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.methods import thinkedit
 from toolkit.sites import Site
@@ -528,6 +531,9 @@ def test_a_class_too_small_is_an_error_with_counts_lengths_and_a_remedy(rollout_
         thinkedit.length_classes(rollouts)
     for part in ("20 rollouts", "1 more than 1000", "needs 8", "21", "60", "quantile_classes(share=)"):
         assert part in str(caught.value), part
+    commands = typer.main.get_command(app).commands
+    named = re.findall(r"toolkit (\w+)", str(caught.value).partition("--share of")[2])
+    assert len(named) == 2 and all("--share" in [o for p in commands[name].params for o in p.opts] for name in named)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6, -1.0])

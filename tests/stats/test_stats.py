@@ -397,3 +397,8 @@ def test_targets_without_a_range_and_unequal_numbers_are_refused():
         stats.length_match([], [])
     with pytest.raises(ValueError, match="share=0"):
         stats.ranges_around([100], 0.0)
+
+
+def test_the_half_width_of_an_unknown_variance_is_unknown():
+    assert np.isnan(stats.half_width(0.05, math.nan, 1.0, 10, 3)) and np.isnan(stats.half_width(0.05, 1.0, math.nan, 10, 3))
+    assert stats.half_width(0.05, np.array([0.0, math.nan]), 0.0, 10, 1) == pytest.approx([0.0, math.nan], nan_ok=True)

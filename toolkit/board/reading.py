@@ -299,10 +299,10 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
 
 
 def training_tasks(ground: Ground) -> list[str]:
-    """Return the sorted names of the tasks that the training problems of a board's policies belong to.
+    """Return the sorted names of the tasks on which a board's policies are trained.
 
     A task can be a mixture of tasks. For example, ``tiny`` mixes two, and training on it gives ``["arithmetic", "lookup"]``. If the
-    problems come from a file and do not say to which task they belong, the only name is that of the file.
+    problems come from a file and none of them names its task, the result holds only the path of the file.
     """
     named = {str(p.meta.get("task", "")) for p in ground.study.load("train", ground.lm)} - {""}
     return sorted(named) or [ground.sizes.training.task]

@@ -98,9 +98,9 @@ def giraffe(
     No weight changes and nothing is trained. The saved directory is an ordinary one, with other rope_parameters in its config. transformers
     loads it; compare log-probabilities before you use another tool.
 
-    Forms: [bold]linear[/bold] divides all frequencies by --scale, so positions too. [bold]parts[/bold] divides only low ones (NTK by
-    parts). [bold]power[/bold] multiplies frequency i of n by (1 - i/n)^k. [bold]truncated[/bold] replaces those that make less than one turn
-    within the trained length.
+    Forms: [bold]linear[/bold] divides all frequencies by --scale, which is the same as dividing positions. [bold]parts[/bold] divides
+    only low frequencies (NTK by parts). [bold]power[/bold] multiplies frequency i of n by (1 - i/n)^k. [bold]truncated[/bold] lowers those that make less than one turn within
+    the trained length, to one value or to 0.
 
     Measured for the trained and for the changed model, at each length: the share of right greedy responses (recall), and the negative
     log-probability per token of a right response (nll, in nats; its exponential is the perplexity). Intervals are 95 %, from resampling

@@ -193,9 +193,9 @@ def reward_to_go(rewards: Float[ndarray, "n positions"], groups: Int[ndarray, " 
     """Return one advantage per token from rewards per token: ``(G_t - mean_t) / (std + 1e-4)``, with ``G_t = r_t + r_t+1 + ...``
 
     ``mean_t`` is the mean of G_t over the group at the same position. It takes the place of a critic (ours), and so of the generalised
-    advantage estimates of Fine-Grained RLHF (arXiv 2306.01693). Behind its end a response earns nothing, so its G_t is 0 there and counts.
-    ``std`` is the root mean square of ``G_t - mean_t`` over the positions of the group up to its last reward. If all rewards are paid at the last token and all
-    responses are equally long, the numerator is the advantage of ``dr_grpo``.
+    advantage estimates of Fine-Grained RLHF (arXiv 2306.01693). After its end a response has G_t = 0, and
+    these zeros count in ``mean_t``. ``std`` is the root mean square of ``G_t - mean_t`` over the positions of the group up to its last reward.
+    If all rewards are paid at the last token and all responses are equally long, the numerator is the advantage of ``dr_grpo``.
 
     >>> reward_to_go(np.array([[0.0, 1.0], [0.5, 0.5]]), np.array([0, 0])).round(3).tolist()
     [[0.0, 1.413], [0.0, -1.413]]

@@ -200,7 +200,9 @@ def length_normalised_preference_loss(
     beta: float = BETA,
     gamma: float = GAMMA,
 ) -> Float[Tensor, ""]:
-    """Return the LOGO loss, the mean over the batch: a log-probability per token of the preferred response above that of the others.
+    """Return the LOGO loss in nats, averaged over the batch. It falls if the preferred responses become more likely than the others::
+
+        -log sigmoid( beta chosen / chosen_tokens  -  beta mean_j( rejected_j / rejected_tokens_j )  -  gamma )
 
     >>> ten = torch.tensor([10.0])
     >>> loss = length_normalised_preference_loss(-ten, ten, torch.tensor([[-20.0, -30.0]]), torch.tensor([[10.0, 10.0]]))
@@ -208,12 +210,12 @@ def length_normalised_preference_loss(
     1.91022
 
     Args:
-        chosen: Log-probability of each preferred response, the sum over its tokens.
+        chosen: Log-probability of each preferred response in nats, summed over its tokens.
         chosen_tokens: Number of tokens of each preferred response.
-        rejected: Log-probabilities of the other responses, the same number for each.
-        rejected_tokens: Their numbers of tokens.
+        rejected: Log-probabilities of the other responses j to each prompt; every prompt has equally many.
+        rejected_tokens: Number of tokens of each of these responses.
         beta: Scale of the rewards.
-        gamma: Margin between the rewards.
+        gamma: Margin by which the reward of the preferred response is to exceed the mean of the others.
     """
     reward = beta * (chosen / chosen_tokens - (rejected / rejected_tokens).mean(dim=1))
     return -torch.nn.functional.logsigmoid(reward - gamma).mean()

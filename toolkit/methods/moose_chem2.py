@@ -1,4 +1,4 @@
-"""MOOSE-Chem2: fine-grained scientific hypothesis discovery by hierarchical search, arXiv:2505.19209. Search on a landscape of preferences.
+"""MOOSE-Chem2: fine-grained scientific hypothesis discovery by hierarchical search, arXiv:2505.19209.
 
 A hypothesis is refined level by level, from general to specific. A language model compares a hypothesis with an edited one; its preferences
 are the landscape that is climbed. At a general level the details are open, so the landscape is smoother and has fewer local optima.
@@ -14,8 +14,8 @@ the same number of judge calls. A judge may be an ensemble: the majority of seve
 
 Deviations: the paper has five levels, three starts per level, and a recombination of their results by the language model; its edits are
 texts. Here starts are repeated until the level's share of the calls is spent (ours), the preferred result takes the place of a
-recombination, and a hypothesis is one choice per level. ``Space`` is a generated space whose optimum is known. In the paper a chemist's
-hypothesis is the aim, and recall of its parts the measure.
+recombination, and a hypothesis is one choice per level. ``Space`` is a generated space whose optimum is known. The paper
+measures the share of the parts of a chemist's hypothesis that are found again.
 
 Units and signs: a value is in units of the first level's spread, higher is better; cost is in judge calls.
 
@@ -94,7 +94,7 @@ class Space:
         return tuple(h)
 
     def gain(self, h: Hypothesis) -> float:
-        """Return the value of a complete hypothesis from 0, the mean over all, to 1, the best."""
+        """Return the value of a complete hypothesis on a scale where the mean over all is 0 and the best is 1; negative below the mean."""
         mean = self.value(())
         return (self.value(h) - mean) / (self.value(self.best()) - mean)
 
@@ -107,7 +107,7 @@ def generated(
     decay: float = assumed_decay,
     coupling: float = assumed_coupling,
 ) -> Space:
-    """Return a random space: the values of level l are normal with standard deviation ``decay ** l``, from 0.
+    """Return a random space: values of the choices at level l = 0, 1, .. are normal with standard deviation ``decay ** l``.
 
     Args:
         seed: Seed of all values.
@@ -238,12 +238,15 @@ def hierarchical_search(
 
 
 def flat_search(judge: Counted, levels: int, options: int, rng: random.Random, *, refusals: int = PUBLISHED_REFUSALS) -> Hypothesis:
-    """Return the preferred result of climbs from complete random hypotheses, which edit any level; arguments as above."""
+    """Return the preferred result of climbs from complete random hypotheses, which edit any level; arguments as in ``hierarchical_search``."""
     return _best_of_climbs(judge, lambda: _random(levels, options, rng), range(levels), options, rng, judge.calls, refusals)
 
 
 def random_search(judge: Counted, levels: int, options: int, rng: random.Random) -> Hypothesis:
-    """Return the preferred one of complete random hypotheses, each compared with the preferred one so far; arguments as above."""
+    """Return the preferred one of complete random hypotheses, each compared with the preferred one so far.
+
+    The arguments are those of ``hierarchical_search``.
+    """
     champion = _random(levels, options, rng)
     while judge.can():
         other = _random(levels, options, rng)

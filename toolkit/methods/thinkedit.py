@@ -178,7 +178,8 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
             f"{counts[SHORT]} rollouts think less than {classes.short_below:g} tokens and {counts[LONG]} more than "
             f"{classes.long_above:g}; each class needs {at_least}. Of {len(rollouts)} rollouts, {len(lengths)} closed their think "
             f"span (5 %, 50 %, 95 % quantiles of lengths: {spread}). Use more rollouts (problems, samples), other "
-            "thresholds (short_below, long_above), or larger shares of the lengths (quantile_classes(share=); --share on the command line)."
+            "thresholds (short_below, long_above), or larger shares of the "
+            "lengths (quantile_classes(share=); --share of toolkit thinkedit and toolkit direction)."
         )
     return classes
 

@@ -6,8 +6,9 @@ training; d: a term that depends on the difficulty of the problem; t: optimizer 
     r = c (1 + alpha k (s + d))        d = exp(share of right responses to the problem)
     s(t) = max(0, 1 - t / T)
 
-The paper argues for the product, against the sum ``c + alpha k (s + d)``, with variance; its theorem was not found. What holds follows from
-the formulas (ours; p: share of right responses; k independent of c, with mean m and variance v; A = alpha (s + d)). ``spread`` computes it:
+The paper prefers this product to the sum ``c + alpha k (s + d)``, by an argument about variance that we did not find. The formulas give the
+following variances (ours; p: share of right responses; k independent of c, with mean m and variance v; A = alpha (s + d)). ``spread`` computes
+them:
 
     given the outcome:   mean of Var(r | c) = p A^2 v for the product, A^2 v for the sum      smaller by the factor p, always
     in all:              Var(r) = p (1-p) (1 + A m)^2 + p A^2 v  against  p (1-p) + A^2 v     larger, unless p (2 m + A m^2) < A v

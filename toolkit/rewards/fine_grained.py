@@ -82,9 +82,10 @@ Detector = Callable[[Response], Sequence[Scored]]
 
 
 def sub_sentences(text: str) -> list[tuple[int, int]]:
-    """Return the ranges ``(start, stop)`` of the sub-sentences of a text, without blanks at their ends.
+    """Return the character ranges ``[start, stop)`` of the sub-sentences of a text, in order, without blanks at their ends.
 
-    Each line is cut behind ``, ; ! ? .`` followed by a blank, if at least five words stand before the mark. The rest of a line is one more.
+    A sub-sentence ends after one of ``, ; ! ? .`` that is followed by a blank, if it then has at least five words. The text after the last
+    such mark of a line is a sub-sentence too, however short.
 
     >>> text = "one two three four five, six. seven"
     >>> [text[a:b] for a, b in sub_sentences(text)]

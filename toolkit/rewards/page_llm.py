@@ -87,7 +87,7 @@ class PageLLM:
             raise ValueError(f"{self}: give weights of 0 or more.")
 
     def segments(self, batch: RewardBatch) -> list[list[Segment]]:
-        """Return the items and the page of each response, with the reward of each.
+        """Return the segments of each response with their rewards: one per identifier that it names, then one for the whole page.
 
         Raises:
             ValueError: no passage of a problem is relevant.

@@ -63,7 +63,7 @@ class Protocol:
 
     @classmethod
     def of(cls, tools: Toolbox) -> Protocol:
-        """Return the marks of a toolbox."""
+        """Return the protocol of a toolbox: the texts around the calls of each tool, and around results."""
         return cls({tool.name: tools.marks_of(tool) for tool in tools.tools}, tools.result)
 
     def turns(self, text: str, calls: int) -> tuple[Turn, ...]:

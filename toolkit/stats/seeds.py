@@ -213,12 +213,12 @@ def half_width(
 
 
 def _times_quantile(variance: float | ndarray, alpha: float | ndarray, freedom: int) -> ndarray:
-    """Return t(1 - alpha/2; freedom) times the square root of a variance; 0 where the variance is 0."""
+    """Return t(1 - alpha/2; freedom) times the square root of a variance; 0 where the variance is 0, NaN where it is NaN."""
     # stdtrit(d, q) is the quantile q of Student's t with d degrees of freedom. The size of the lower one is exact for tiny alpha too. For
     # some d and the tiniest alpha it is infinite, of either sign, and infinity times 0 is NaN.
     with np.errstate(invalid="ignore"):
         size = np.abs(special.stdtrit(freedom, np.asarray(alpha) / 2)) * np.sqrt(variance)
-    return np.where(np.asarray(variance) > 0, size, 0.0)
+    return np.where(np.asarray(variance) == 0, 0.0, size)
 
 
 def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> float:

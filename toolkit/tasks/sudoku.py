@@ -122,7 +122,7 @@ def solutions(grid: Sequence[int], *, most: int) -> Iterator[Grid]:
 
 
 def filled(rng: random.Random) -> Grid:
-    """Return a random grid without blanks: every one of the 288 is equally likely."""
+    """Return a random solved grid. There are 288 solved 4 x 4 grids, and all are equally likely."""
     return rng.choice(_ALL)
 
 

@@ -67,11 +67,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class DeadEnd:
-    """Digits that are forced after a wrong one, until a blank has no digit left.
+    """A wrong digit and the digits that follow from it, up to a blank for which no digit is possible.
 
     Attributes:
-        placed: Pairs ``(cell, digit)``; the first is the wrong digit.
-        stuck: The cell that has no digit left.
+        placed: Pairs ``(cell, digit)`` in the order of writing, with cells and digits as in ``Placed``. The first is the wrong digit.
+        stuck: Index of the cell for which no digit is possible.
     """
 
     placed: tuple[tuple[int, int], ...]

@@ -65,7 +65,7 @@ class Execution:
 
     @property
     def step_accuracy(self) -> float:
-        """Share of the model's totals that follow from the total it gave before, even if that one is wrong. NaN if it gave no total."""
+        """Share (0 to 1) of the model's running totals that follow from its previous total, right or wrong. NaN if it gave no total."""
         stated = [right for right in self.step if right is not None]
         return sum(stated) / len(stated) if stated else math.nan
 
