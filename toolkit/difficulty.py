@@ -101,19 +101,15 @@ def by_level(report: Report, levels: ndarray, *, seed: int = 0) -> pd.DataFrame:
                     bounded = MetricEffect(e, change).within_bounds(metric, before)
                     e, change = bounded.estimate, bounded.change
                 rows.append((name, level, metric, responses[level], e.mean, e.low, e.high, change.mean, change.low, change.high))
-    columns = (
+    columns = [
         "condition",
         "level",
         "metric",
         "responses",
-        "mean",
-        "low",
-        "high",
-        "difference",
-        "difference_low",
-        "difference_high",
-    )
-    return pd.DataFrame(rows, columns=list(columns))
+        *("mean", "low", "high"),
+        *("difference", "difference_low", "difference_high"),
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def levels_for(report: Report) -> tuple[ndarray, str]:

@@ -53,9 +53,7 @@ PENALTY, CORRECT, VECTOR, RANDOM = (
     "control: GRPO, random reward",
 )
 HEADS, DIRECTION, BAN = "control: edit, random heads", "control: steered randomly", "control: other ban"
-CODE = store.code_of(
-    "toolkit.generate", "toolkit.edits", "toolkit.methods.thinkedit", "toolkit.grpo.run", "toolkit.tasks.running_sum"
-)
+CODE = store.code_of("toolkit.generate", "toolkit.board.spec", "toolkit.baselines", "toolkit.grpo.run", "toolkit.tasks.running_sum")
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def ground() -> Ground:
     """Return base with the problems from which the edit and the steering direction are found."""
     lm = lms.load("tiny-reasoner", device="cpu")
     sizes = Sizes(main=tuple(TESTS.items()), extraction=(200, 4), max_new_tokens=LONGEST)
-    return Ground(lm, sizes, publish.work_folder(__file__, CODE, lm.fingerprint) / "ground")
+    return Ground(lm, sizes, publish.work_folder(__file__, CODE, lm.fingerprint, scripts=("rivals/measure.py",)) / "ground")
 
 
 def policy(name: str, seed: int) -> Condition:
