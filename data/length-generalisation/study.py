@@ -8,6 +8,7 @@ whose three seeds are there. ``--tables`` trains nothing.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -100,7 +101,7 @@ def write(results: length_tables.Results, seconds: float) -> None:
     store.write_rows((run for runs in results.values() for run in runs), HERE / "runs.jsonl")
     publish.splice("study", page(about, rows), HERE / "README.md")
     tasks = numbers["task"].nunique()
-    publish.draw(figures.accuracy_by_length(numbers, metric="tokens"), HERE / "accuracy.png", 260 + 280 * tasks, 420)
+    publish.draw(figures.accuracy_by_length(numbers, metric="tokens"), HERE / "accuracy.png", 980, 260 + 220 * math.ceil(tasks / 3))
 
 
 def store_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -237,21 +238,25 @@ def accuracy_by_length(table: pd.DataFrame, *, metric: str = "exact") -> go.Figu
     """
     rows = table[(table["metric"] == metric) & (table["hint"] == "none")]
     tasks, encodings = list(rows["task"].unique()), list(rows["encoding"].unique())
-    figure = make_subplots(rows=1, cols=max(1, len(tasks)), subplot_titles=tasks, shared_yaxes=True)
-    for column, task in enumerate(tasks, 1):
+    columns = max(1, min(3, len(tasks)))
+    rows_of_panels = max(1, math.ceil(len(tasks) / columns))
+    figure = make_subplots(rows=rows_of_panels, cols=columns, subplot_titles=tasks, shared_yaxes=True, vertical_spacing=0.18)
+    for panel, task in enumerate(tasks):
+        place = {"row": panel // columns + 1, "col": panel % columns + 1}
         for i, encoding in enumerate(encodings):
             line = rows[(rows["task"] == task) & (rows["encoding"] == encoding)].sort_values("length")
             error = error_bars(line["mean"], line["low"], line["high"], COLOURS[i % len(COLOURS)])
             look = {
                 "name": encoding,
                 "legendgroup": encoding,
-                "showlegend": column == 1,
+                "showlegend": panel == 0,
                 "line": {"color": COLOURS[i % len(COLOURS)]},
             }
-            figure.add_scatter(x=line["length"], y=line["mean"], error_y=error, mode="lines+markers", **look, row=1, col=column)
+            figure.add_scatter(x=line["length"], y=line["mean"], error_y=error, mode="lines+markers", **look, **place)
         trained = rows.loc[(rows["task"] == task) & (rows["multiple"] == 1), "length"].max()
-        figure.add_vline(x=trained, line={"color": GREY, "dash": "dot"}, row=1, col=column)
-        figure.update_xaxes(title="length", row=1, col=column)
+        figure.add_vline(x=trained, line={"color": GREY, "dash": "dot"}, **place)
+        if panel + columns >= len(tasks):
+            figure.update_xaxes(title="length", **place)
     figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
-    figure.update_yaxes(title="accuracy" if metric == "exact" else "share of right tokens", row=1, col=1)
+    figure.update_yaxes(title="accuracy" if metric == "exact" else "share of right tokens", col=1)
     return styled(figure, "Accuracy on longer inputs, by positional encoding").update_layout(margin={"t": 90})
