@@ -1,14 +1,18 @@
 """The board's default conditions: training-free interventions, trained policies, and random controls.
 
 To make your own list, copy this file and change the copy. The strengths of edits and steering and the token budgets are our choice for
-the tiny reasoner, the small model that comes with the toolkit. For another model, choose them on problems of the dev split, since the
-board measures on the test split.
+the tiny reasoner, the small model that comes with the toolkit. ``data/rivals`` chose the settings of the rivals on its dev split, and
+``data/why`` the learning rates of vectors and heads. For another model, choose them on problems of the dev split, since the board measures
+on the test split.
 """
 
 from __future__ import annotations
 
-from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
-from toolkit.board.spec import Spec, base, edited, masked, prompted, steered, trained, with_intervention, with_rule
+from dataclasses import replace
+
+from toolkit.baselines import Budget, Instruction, SecondLook
+from toolkit.board import rivals
+from toolkit.board.spec import Spec, base, edited, masked, prompted, steered, trained, with_rule
 from toolkit.grpo import recipes
 from toolkit.jobs.edit import OURS, PUBLISHED
 
@@ -33,9 +37,25 @@ MASKS = [masked("4 retrieval heads masked", 4), masked("control: 4 random heads 
 DECODING = [
     *(with_rule(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (12, 24, 48)),
     with_rule("Wait, once", SecondLook("wait ", 1), "2501.19393"),
-    # The tiny reasoner begins a re-check with "wait"; its first token is "w".
-    with_intervention("no re-checks", Suppress(("w",)), paper="2506.08343"),
+    rivals.closed("control: random exits, as by a budget of 48", 48),
+    rivals.suppressed("no re-checks"),
+    rivals.suppressed("control: another start of steps banned", others=rivals.STARTS),
     prompted("asked to be quick", Instruction("quick")),
+]
+SURE = replace(rivals.ANSWERS, low=0.9999, high=0.99995)
+RIVALS = [
+    rivals.stable("stable direction -0.2", -0.2),
+    rivals.stable("control: stable direction", -0.2, control=True),
+    rivals.projected("Manifold Steering 0.5", 0.5),
+    rivals.projected("control: Manifold Steering", 0.5, control=True),
+    rivals.rotated("CREST, 8 heads", 8),
+    rivals.rotated("control: CREST", 8, control=True),
+    rivals.confident("ReBalance 0.5", 0.5),
+    rivals.confident("control: ReBalance", 0.5, control=True),
+    rivals.answered("CoDE-Stop", SURE),
+    rivals.answered("control: CoDE-Stop", SURE, control=True),
+    rivals.probed("exit probe 0.7", 0.7),
+    rivals.probed("control: exit probe", 0.7, control=True),
 ]
 POLICIES = [
     trained("GRPO: correctness", recipes.plain("correctness")),
@@ -57,10 +77,20 @@ POLICIES = [
     ),
     trained("Efficient Reasoning", recipes.plain("arora_zanette"), note="Arora and Zanette's discount by length within the group"),
     trained("Surrogate format and length", recipes.surrogate()),
+    trained("GFPO", recipes.gfpo()),
+    trained("ALP", recipes.plain("alp")),
+    trained("GR3", recipes.plain("gr3")),
+    trained("DECS", recipes.decs()),
+]
+PENALTY = recipes.plain("length_penalty")
+PARTS = [  # the same recipe as "GRPO: naive length penalty", which trains every weight
+    trained("naive length penalty, one vector", PENALTY, part="vector", learning_rate=3e-2),
+    trained("naive length penalty, two heads", PENALTY, part="heads", learning_rate=1e-2),
+    trained("control: naive length penalty, random heads", PENALTY, part="random heads", learning_rate=1e-2),
 ]
 COMBINED = [
     trained("DLER, merged", recipes.dler(), merged=True),
     trained("ThinkEdit (ours), then GRPO-lambda", recipes.grpo_lambda(), edit=1.0),
     trained("GRPO-lambda, then steered -0.5", recipes.grpo_lambda(), steer=-0.5),
 ]
-CONDITIONS: list[Spec] = [base(), *EDITS, *STEERING, *MASKS, *DECODING, *POLICIES, *COMBINED]
+CONDITIONS: list[Spec] = [base(), *EDITS, *STEERING, *MASKS, *DECODING, *RIVALS, *POLICIES, *PARTS, *COMBINED]
