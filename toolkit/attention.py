@@ -200,14 +200,13 @@ class _Batch:
         def hand_on(layer: int) -> hooks.Rewrite:
             norm = layout.norm(layer)
 
-            def look(attn_out: Tensor, z: Tensor) -> Tensor:
+            def look(attn_out: Tensor, z: Tensor) -> None:
                 rows = pending.pop(layer)
                 scale = rows.scale if norm is None else norm.scale(attn_out)
                 gate = _gate(rows.gate, z) if layer in self.gated else torch.ones_like(rows.gate, dtype=torch.float32)
                 take(replace(rows, scale=scale, gate=gate))
-                return attn_out
 
-            return look
+            return hooks.reader(look)
 
         after = {Site("attn_out", layer): hand_on(layer) for layer in layout.attention_layers}
         with hooks.wrap_attention(layout, self._reader(start, stop, pending), eager=True), hooks.rewrite(layout, after):
@@ -222,6 +221,8 @@ class _Batch:
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             output, weights = attend(query, key, value)
+            if hooks.is_unwatched():
+                return output, None
             assert weights is not None, "plain attention returns its weights"
             # Number of left-padding columns, minus the number of columns whose keys are no longer cached: a layer with a sliding window
             # caches only the last keys. The last cached key is always the last token of this pass.

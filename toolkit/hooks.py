@@ -9,6 +9,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,14 +72,39 @@ def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -
     """
 
     def look(watcher: Callable[[Tensor], None]) -> Rewrite:
-        def same(value: Tensor, inputs: Tensor) -> Tensor:
-            watcher(value)
-            return value
-
-        return same
+        return reader(lambda value, inputs: watcher(value))
 
     with rewrite(layout, {site: look(watcher) for site, watcher in watchers.items()}):
         yield
+
+
+def reader(fn: Callable[[Tensor, Tensor], None]) -> Rewrite:
+    """Return a ``Rewrite`` that calls ``fn(value, inputs)`` and changes nothing. Inside ``unwatched``, ``fn`` is not called."""
+
+    def same(value: Tensor, inputs: Tensor) -> Tensor:
+        if not is_unwatched():
+            fn(value, inputs)
+        return value
+
+    return same
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Run passes that nobody reads: inside, functions that only read activations or attention are not called, those that change them are.
+
+    An intervention that runs passes of its own, within the pass of its user, runs them in this context.
+    """
+    token = _unwatched.set(True)
+    try:
+        yield
+    finally:
+        _unwatched.reset(token)
+
+
+def is_unwatched() -> bool:
+    """Return True inside ``unwatched``."""
+    return _unwatched.get()
 
 
 @contextmanager
@@ -195,6 +221,12 @@ AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor,
 
 ``attend`` is that attention function. The wrapper may call it, with the same or other arguments. ``Attend`` describes the shapes."""
 
+
+class UnknownPastError(ValueError):
+    """A pass goes on from a KV cache that lacks what an intervention keeps there, for example because it was begun outside its context."""
+
+
+_unwatched: ContextVar[bool] = ContextVar("unwatched", default=False)
 _numbers = itertools.count()  # make the names of replaced attention implementations unique
 
 

@@ -162,11 +162,10 @@ def forward(
 
     def over_norm(layer: int, norm: Norm | None) -> hooks.Rewrite:
         # At attn_out both parts of Z_OVER_NORM are at hand: the site's input is z, and its value gives the divisor of the norm.
-        def look(attn_out: Tensor, z: Tensor) -> Tensor:
+        def look(attn_out: Tensor, z: Tensor) -> None:
             take(Z_OVER_NORM, layer, z if norm is None else z.float() / norm.scale(attn_out))
-            return attn_out
 
-        return look
+        return hooks.reader(look)
 
     chosen = [Site(kind, layer) for kind in dict.fromkeys(kinds) if kind != Z_OVER_NORM for layer in layout.layers(kind)]
     watchers = {site: watch(site) for site in chosen}

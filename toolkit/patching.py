@@ -143,7 +143,7 @@ class _Beside:
         if cache is not None:
             held = next((x.cache for x in cache.layers if isinstance(x, DonorCache) and x.owner is self), None)
             if held is None and cache.get_seq_length():
-                raise ValueError("This KV cache was begun outside the patch: run the prompt inside the same context.")
+                raise hooks.UnknownPastError("This KV cache was begun outside the patch: run the prompt inside the same context.")
             self.new = DynamicCache(config=self.lm.model.config) if held is None else None
             given |= {"past_key_values": self.new if held is None else held, "use_cache": True}
         with torch.no_grad():

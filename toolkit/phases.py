@@ -277,7 +277,8 @@ def track(lm: LM) -> Iterator[Tracker]:
       prompt, even text that may be thinking.
 
     Raises (when the model runs):
-        ValueError: the cache was filled before the ``with`` block of this context manager; or embeddings were passed instead of token ids;
+        hooks.UnknownPastError: the cache was filled before the ``with`` block of this context manager.
+        ValueError: embeddings were passed instead of token ids;
             or a whole sequence was passed, but the model has no opening think tag. The phases are then unknown.
     """
     tracker, opened_phases = Tracker(), _phase_lookup(lm)
@@ -290,7 +291,7 @@ def track(lm: LM) -> Iterator[Tracker]:
             return
         history = history_of(cache)
         if history is None and cache is not None and cache.get_seq_length() > 0:
-            raise ValueError(
+            raise hooks.UnknownPastError(
                 "This KV cache was begun outside the intervention, so the phase of its rows is unknown: "
                 "run the prompt inside the same context, or act everywhere (during='all')."
             )

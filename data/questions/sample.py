@@ -24,7 +24,7 @@ import torch
 
 from toolkit import evaluate, store
 from toolkit import lm as lms
-from toolkit.board import spec
+from toolkit.board import rivals, spec
 from toolkit.board.ground import Ground, Sizes
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import parts, recipes
@@ -39,8 +39,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
-suppressed = publish.script("rivals/measure.py").suppressed
-
 SEEDS, STEPS, BATCH, SAMPLES, LONGEST, STEERED = (0, 1, 2, 3), 10, 8, 2, 200, 0.5
 VECTOR_RATE = 3e-2  # the best of the rates that data/why tried
 HORIZONS = (8, 10)  # steps of the longer sums; base was trained on at most 7
@@ -53,7 +51,14 @@ PENALTY, CORRECT, VECTOR, RANDOM = (
     "control: GRPO, random reward",
 )
 HEADS, DIRECTION, BAN = "control: edit, random heads", "control: steered randomly", "control: other ban"
-CODE = store.code_of("toolkit.generate", "toolkit.board.spec", "toolkit.baselines", "toolkit.grpo.run", "toolkit.tasks.running_sum")
+CODE = store.code_of(
+    "toolkit.generate",
+    "toolkit.board.spec",
+    "toolkit.board.rivals",
+    "toolkit.baselines",
+    "toolkit.grpo.run",
+    "toolkit.tasks.running_sum",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def ground() -> Ground:
     """Return base with the problems from which the edit and the steering direction are found."""
     lm = lms.load("tiny-reasoner", device="cpu")
     sizes = Sizes(main=tuple(TESTS.items()), extraction=(200, 4), max_new_tokens=LONGEST)
-    return Ground(lm, sizes, publish.work_folder(__file__, CODE, lm.fingerprint, scripts=("rivals/measure.py",)) / "ground")
+    return Ground(lm, sizes, publish.work_folder(__file__, CODE, lm.fingerprint) / "ground")
 
 
 def policy(name: str, seed: int) -> Condition:
@@ -99,10 +104,10 @@ CONDITIONS: Mapping[str, tuple[int, Callable[[int], Condition]]] = {
     BASE: (1, lambda seed: Condition(ground().lm)),
     EDIT: (1, made(spec.edited(EDIT, 1.0))),
     STEER: (1, made(spec.steered(STEER, STEERED))),
-    NOWAIT: (1, lambda seed: suppressed(0, None).make(ground(), 0)),
+    NOWAIT: (1, made(rivals.suppressed(NOWAIT))),
     HEADS: (len(SEEDS), made(spec.edited(HEADS, 1.0, control="heads"))),
     DIRECTION: (len(SEEDS), made(spec.steered(DIRECTION, STEERED, control=True))),
-    BAN: (len(SEEDS), lambda seed: suppressed(0, seed).make(ground(), 0)),
+    BAN: (len(SEEDS), made(rivals.suppressed(BAN, others=rivals.STARTS))),
     **{name: (len(SEEDS), lambda seed, name=name: policy(name, seed)) for name in (PENALTY, CORRECT, VECTOR, RANDOM)},
 }
 """Name -> number of seeds, and function from a seed to the condition."""

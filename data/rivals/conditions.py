@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from toolkit.baselines import Budget, Suppress
+from toolkit.baselines import Budget
 from toolkit.board import rivals
-from toolkit.board.spec import base, edited, steered, with_intervention, with_rule
+from toolkit.board.spec import base, edited, steered, with_rule
 
 SURE = replace(rivals.ANSWERS, low=0.9999, high=0.99995)
 
@@ -31,7 +31,8 @@ CONDITIONS = [
     rivals.answered("control: CoDE-Stop", SURE, control=True),
     rivals.probed("exit probe 0.7", 0.7),
     rivals.probed("control: exit probe", 0.7, control=True),
-    with_intervention("NoWait", Suppress(("w",)), paper="2506.08343"),
+    rivals.suppressed("NoWait"),
+    rivals.suppressed("control: NoWait", others=rivals.STARTS),
     with_rule("budget of 48", Budget(48, before="\n"), "2501.19393"),
     rivals.closed("control: budget of 48", 48),
 ]

@@ -24,7 +24,7 @@ import torch
 
 from toolkit import lm as lms
 from toolkit import report, store
-from toolkit.baselines import Budget, Suppress
+from toolkit.baselines import Budget
 from toolkit.board import rivals, spec
 from toolkit.board.ground import Ground, Sizes
 from toolkit.board.spec import Spec
@@ -35,7 +35,6 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition
 from toolkit.methods.code_stop import CodeStop, probe_tokens
 from toolkit.metrics import with_interval
-from toolkit.phases import Scope
 from toolkit.tasks import arithmetic
 
 HERE = Path(__file__).parent
@@ -46,14 +45,7 @@ DEV, TESTS, SAMPLES, LONGEST, DRAWS, LOSS = 48, 100, 2, 100, (0, 1, 2), 0.02
 SIZES = Sizes(main=(("arithmetic", TESTS),), extraction=(100, 4), max_new_tokens=LONGEST)
 BASE = "base"
 METRICS = {"right": "share", "tokens": "tokens"}
-OTHER_STARTS = tuple("123456789")  # tokens with which steps of the tiny reasoner begin, besides the "w" of a re-check
 CODE = store.code_of("toolkit.board.rivals", "toolkit.board.spec", "toolkit.generate")
-
-
-def suppressed(first: int, seed: int | None) -> Spec:
-    """Return the condition that bans re-checks after some think tokens; with a seed, its control bans another first token of steps."""
-    word = "w" if seed is None else OTHER_STARTS[int(np.random.default_rng(seed).integers(len(OTHER_STARTS)))]
-    return spec.with_intervention("NoWait", Suppress((word,), Scope(("think",), first=first)), paper="2506.08343")
 
 
 def thresholds(low: float) -> CodeStop:
@@ -84,7 +76,7 @@ METHODS: Mapping[str, Method] = {
     "ReBalance": Method("scale", (0.5, 1.0, 2.0, 4.0), lambda v, s: rivals.confident("x", v, control=s is not None)),
     "CoDE-Stop": Method("first threshold", (0.95, 0.99, 0.999, 0.9999), lambda v, s: rivals.answered("x", thresholds(v), control=s is not None)),
     "exit probe": Method("threshold", (0.3, 0.5, 0.7, 0.9), lambda v, s: rivals.probed("x", v, control=s is not None)),
-    "NoWait": Method("from think token", (0, 10, 20, 40), suppressed),
+    "NoWait": Method("from think token", (0, 10, 20, 40), lambda v, s: rivals.suppressed("x", first=v, others=() if s is None else rivals.STARTS)),
     "budget": Method("tokens", (16, 24, 36, 48), lambda v, s: spec.with_rule("x", Budget(v, before="\n")) if s is None else rivals.closed("x", v)),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from toolkit import board, cli, edits, generate, origins, store, tasks
 from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
 from toolkit.board import Sizes, Spec, TrainingPlan, default, measure, reading, running
+from toolkit.board.spec import PARTS
 from toolkit.evaluate import OverlapError
 from toolkit.grpo import parts, recipes
 from toolkit.identity import UnknownIdentityError
@@ -376,6 +377,33 @@ def test_the_adapter_of_an_edit_is_the_edit(ground, ids):
     with torch.inference_mode():
         a, b = (lm.model(input_ids=ids % 100).logits for lm in (weights, adapter))
     assert torch.allclose(a, b, atol=1e-4) and not torch.equal(a, ground.lm.model(input_ids=ids % 100).logits)
+
+
+def test_a_policy_of_the_board_trains_the_part_that_it_names(ground, tiny):
+    recipe = recipes.plain("length_penalty")
+    made = {part: board.trained(part, recipe, part=part, learning_rate=1e-2).make(ground, 1) for part in PARTS}
+    (steered,) = made["vector"].during
+    assert made["vector"].lm.fingerprint == tiny.fingerprint and steered.direction.norms.gt(0).all()
+    plan = ground.plan()
+    for part, heads in {"heads": plan.heads, "random heads": edits.random_heads(plan, tiny.layout, seed=1).heads}.items():
+        after = made[part].lm.layout
+        moved = [
+            (layer, head)
+            for layer in range(tiny.layout.n_layers)
+            for head in range(tiny.layout.heads[layer])
+            if not torch.equal(
+                after.W_O(layer)[:, after.head(layer, head)], tiny.layout.W_O(layer)[:, tiny.layout.head(layer, head)]
+            )
+        ]
+        assert moved == sorted(set(heads))
+    assert board.trained("x", recipe, part="random heads").family == "control"
+    with pytest.raises(ValueError, match="unknown part 'neurons': choose one of vector, heads, random heads"):
+        board.trained("x", recipe, part="neurons")
+
+
+def test_entries_of_vectors_that_steer_count_as_changed_parameters(ground):
+    made = [spec.make(ground, 0) for spec in (board.base(), board.steered("steered", 0.5, "efficiency", layers=(0, 2)))]
+    assert [measure.parameters_changed(ground.lm, condition) for condition in made] == [0, 2 * 128]
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toolkit import board, store
+from toolkit.baselines import Suppress
 from toolkit.board import Ground, Sizes, rivals, spec
 from toolkit.exits import EarlyExit, RandomExit
 from toolkit.generate import Sampling, rollouts
@@ -19,6 +21,7 @@ KINDS = {
     "rebalance": (lambda control: rivals.confident("rebalance", 1.0, control=control), Confident),
     "code": (lambda control: rivals.answered("code", control=control), EarlyExit),
     "probe": (lambda control: rivals.probed("probe", 0.5, control=control), EarlyExit),
+    "ban": (lambda control: rivals.suppressed("ban", others=rivals.STARTS if control else ()), Suppress),
 }
 
 
@@ -70,3 +73,23 @@ def test_an_intervention_of_a_rival_acts_in_sampling_and_in_passes_over_whole_re
             logits = lm.model(input_ids=torch.tensor([r.token_ids]), use_cache=False).logits[0, r.prompt_len - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(r.token_ids[r.prompt_len :])[:, None])[:, 0]
         assert list(r.logprobs) == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_the_board_measures_a_strength_that_follows_confidence_and_leaves_out_what_cannot_be_read(tiny, tmp_path):
+    sizes = Sizes(
+        main=(("arithmetic", 6),),
+        unseen=(("running_sum", 2),),
+        samples=2,
+        extraction=(60, 4),
+        max_new_tokens=100,
+        haystacks=2,
+        texts=6,
+    )
+    said: list[str] = []
+    ground = Ground(tiny, sizes, tmp_path, say=said.append)
+    specs = [spec.base(), rivals.confident("ReBalance", 1.0)]
+    board.run(ground, specs, progress=False)
+    found = board.write(ground, specs, "rivals", tmp_path)["conditions"]
+    assert set(found["base"]["metrics"]) - set(found["ReBalance"]["metrics"]) == {"retrieval_write"}
+    assert any("retrieval_write is left out" in text for text in said)
+    assert "retrieved" in store.read_json(tmp_path / "board.json")["conditions"]["ReBalance"]["metrics"]

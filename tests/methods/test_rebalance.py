@@ -134,9 +134,23 @@ def test_a_pass_over_a_sequence_gives_the_logits_of_decoding(model_type, problem
     for r in rollouts(Condition(lm, (act,), rules=(Steps(),)), problems_of(2), replace(SAMPLING, n=1), progress=False):
         expected, _ = naive(lm, act, r)
         assert torch.allclose(collect.logits(lm, r, act), expected, atol=2e-3)
-        with act(lm), torch.inference_mode():
+        with act(lm), torch.inference_mode(), hooks.record(lm.layout, [Site("resid_post", 0)]) as seen:
             whole = lm.model(input_ids=torch.tensor([r.token_ids]), use_cache=False).logits[0, r.prompt_len - 1 : -1]
         assert torch.allclose(whole, expected, atol=2e-3)
+        assert seen[Site("resid_post", 0)].shape[1] == len(r.token_ids)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_states_and_attention_under_it_are_those_of_decoding(model_type, problems_of):
+    lm = model_of_type(model_type)
+    act = act_of(lm)
+    problems = problems_of(2)
+    responses = rollouts(Condition(lm, (act,), rules=(Steps(),)), problems, replace(SAMPLING, n=1), progress=False)
+    with act(lm):
+        together = collect.states(lm, responses, "z").values
+        one_by_one = [collect.states(lm, [r], "z").values for r in responses]
+    without = collect.states(lm, responses, "z").values
+    assert torch.allclose(together, torch.cat(one_by_one), atol=1e-4) and not torch.allclose(together, without, atol=1e-3)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
@@ -204,7 +218,7 @@ def test_bad_input_is_refused(tiny):
         Levels(0.9, 0.9, 0.0, 0.1)
     with pytest.raises(WrongModelError):
         act(other)
-    with pytest.raises(ValueError, match="begun outside"):
+    with pytest.raises(ValueError, match="confidence of the steps in this KV cache is unknown"):
         out = tiny.model(input_ids=torch.tensor([[2, 26]]), use_cache=True)
         with act(tiny):
             tiny.model(input_ids=torch.tensor([[27]]), past_key_values=out.past_key_values, use_cache=True)

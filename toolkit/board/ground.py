@@ -396,7 +396,9 @@ class Ground:
         with store.locked(where, wait=True):
             return retrieval.measure_retrieval(self.lm, search, out=where)
 
-    def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
+    def train(
+        self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None, plan: TrainingPlan | None = None
+    ) -> Any:
         """Return a policy trained with GRPO. If it was trained before with the same arguments and settings, it is loaded.
 
         Args:
@@ -405,6 +407,7 @@ class Ground:
             seed: Random seed of the training run.
             start: Model to start from; ``None`` means the base model.
             reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
+            plan: Training settings to use instead of ``sizes.training``.
 
         Returns:
             A ``grpo.run.Trained``, with the policy and the log of its training.
@@ -412,7 +415,7 @@ class Ground:
         from toolkit.grpo import policies  # needs TRL
 
         return policies.train_policy(
-            start or self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward, say=self.say
+            start or self.lm, recipe, seed, plan or self.sizes.training, self.out / "trained", reward=reward, say=self.say
         )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
+
 from toolkit import collect, directions
-from toolkit.baselines import Budget
+from toolkit.baselines import Budget, Suppress
 from toolkit.board.ground import Ground
 from toolkit.board.spec import Spec, spec_of
 from toolkit.collect import MLP
@@ -24,12 +26,14 @@ from toolkit.exits import EarlyExit, RandomExit, candidates, rates
 from toolkit.lm import Condition
 from toolkit.methods import crest, efficiency_steering, exit_probe, manifold_steering, rebalance, stable_directions
 from toolkit.methods.code_stop import CodeStop, Probe
+from toolkit.phases import Scope
 from toolkit.step_states import starts_with, step_states
 from toolkit.types import Problem, Rollout
 
 T = TypeVar("T")
 WORDS, LINE = ("wait",), "\n"  # the tiny reasoner's re-checks, and the end of its steps
 ANSWERS = CodeStop(skip=(0, 0), probe=Probe(tokens=6))  # its answers have one to three tokens
+STARTS = tuple("123456789")  # tokens with which its other steps begin
 TAU = 0.2  # its re-checks are less stable than the paper's: none reaches .4 (data/rivals)
 LAST = -1
 
@@ -167,6 +171,28 @@ def _confident(ground: Ground, seed: int, *, scale: float, words: tuple[str, ...
     return Condition(ground.lm, (rebalance.Confident(v, layer, limits, scale, ends),))
 
 
+# --- decoding ----------------------------------------------------------------------------------------------------
+
+
+def suppressed(name: str, word: str = "w", *, first: int = 0, others: tuple[str, ...] = ()) -> Spec:
+    """Return a condition that bans a token in thinking, such as the first token of a re-check (NoWait, arXiv 2506.08343).
+
+    Args:
+        name: Unique name of the condition.
+        word: The token. A re-check of the tiny reasoner begins with ``w``.
+        first: Position in the think span from which on the token is banned.
+        others: For a random control: first tokens of other steps. One of them, drawn at random, is banned instead.
+    """
+    about = {"word": word, "first": first, "others": others}
+    note = f"{'one of ' + ', '.join(others) if others else repr(word)} banned in thinking"
+    return spec_of(name, _family(bool(others), "decode"), _suppressed, about, seeded=bool(others), paper="2506.08343", note=note)
+
+
+def _suppressed(ground: Ground, seed: int, *, word: str, first: int, others: tuple[str, ...]) -> Condition:
+    word = others[int(np.random.default_rng(seed).integers(len(others)))] if others else word
+    return Condition(ground.lm, (Suppress((word,), Scope(("think",), first=first)),))
+
+
 # --- exits -------------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +208,8 @@ def answered(name: str, check: CodeStop = ANSWERS, *, ends: str = LINE, control:
         control: True for a random control: as many exits at the same candidates, in responses chosen at random.
     """
     about = {"check": check, "ends": ends, "control": control}
-    note = f"{'random exits, as many as of ' if control else ''}{check}"
+    what = "random exits, as many as by confidence" if control else "exits where a forced answer is confident"
+    note = f"{what} ({check.low:g} to {check.high:g}); tokens of forced answers are not counted"
     return spec_of(name, _family(control, "decode"), _answered, about, seeded=control, paper="2604.04930", note=note)
 
 
@@ -200,7 +227,7 @@ def probed(name: str, threshold: float = exit_probe.THRESHOLD, *, ends: str = LI
         control: True for a random control, as in ``answered``.
     """
     about = {"threshold": threshold, "ends": ends, "control": control}
-    note = f"{'random exits, as many as of ' if control else ''}a probe over {threshold:g}"
+    note = f"{'random exits, as many as by ' if control else 'exits where '}a probe {'' if control else 'is '}over {threshold:g}"
     return spec_of(name, _family(control, "decode"), _probed, about, seeded=control, paper="2504.05419", note=note)
 
 

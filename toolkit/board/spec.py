@@ -35,10 +35,11 @@ from __future__ import annotations
 import copy
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from toolkit import edits, identity, masks, merging, shipped, store, vectors
@@ -47,6 +48,7 @@ from toolkit.board.ground import DIRECTIONS, Ground, Sizes
 from toolkit.directions import random_like
 from toolkit.edits import steering
 from toolkit.grpo import code
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.identity import Identity
 from toolkit.jobs.edit import OURS
@@ -55,6 +57,12 @@ from toolkit.methods import retrieval_heads
 from toolkit.types import Ask
 
 FAMILIES = ("base", "edit", "steer", "mask", "decode", "prompt", "trained", "combined", "control")
+PARTS: Mapping[str, str] = MappingProxyType({
+    "vector": "one vector per layer is trained",
+    "heads": "W_O of the heads that ThinkEdit (ours) edits is trained",
+    "random heads": "W_O of as many random heads of the same layers is trained",
+})  # fmt: skip
+"""Part of the model that a single policy of a board may train -> what is trained, in words."""
 BASE = "base"
 Make = Callable[[Ground, int], Condition]
 """Function ``(ground, seed) -> condition``. The seed is 0 if nothing in the condition is random."""
@@ -434,6 +442,8 @@ def trained(
     merged: bool = False,
     edit: float = 0.0,
     steer: float = 0.0,
+    part: str | None = None,
+    learning_rate: float | None = None,
     note: str = "",
 ) -> Spec:
     """Return a condition that is a policy trained with GRPO. The model can be edited before training, and the policy steered after it.
@@ -449,20 +459,28 @@ def trained(
         edit: Strength of an edit before training, with our form of ThinkEdit (see ``edited``); 0 for none.
         steer: Strength of steering the trained policy while it thinks, along the direction ``"thinkedit"`` (see ``steered``). + lengthens
             thinking; 0 for no steering.
+        part: Part of the model to train, one of ``PARTS``; ``None`` trains the part of ``Sizes.training``, which is every weight by
+            default.
+        learning_rate: Learning rate of this policy; ``None`` keeps the recipe's. A vector or a head needs a larger one than every weight.
         note: Description of the condition in one line; "" generates one.
 
     Raises:
+        ValueError: ``part`` is unknown.
         identity.UnknownIdentityError: the reward holds something that cannot be described in a cache key, such as a lock or an open file.
     """
     if reward is not None:
         _check_known(name, reward)
-    about = {"recipe": recipe, "reward": reward, "merged": merged, "edit": edit, "steer": steer}
+    if part is not None and part not in PARTS:
+        raise ValueError(f"{name!r}: unknown part {part!r}: choose one of {', '.join(PARTS)}.")
+    own = {"part": part, "learning_rate": learning_rate}
+    about = {"recipe": recipe, "reward": reward, "merged": merged, "edit": edit, "steer": steer, "own": own}
     how = [f"{recipe.name}, arXiv {recipe.paper}" if recipe.paper else recipe.name]
     how += ["the largest 25 % of its changes, x 0.7"] * merged + [f"of the edited model (strength {edit:g})"] * bool(edit)
     how += [f"then steered by {steer:+g}"] * bool(steer)
+    how += [PARTS[part]] if part else []
     return spec_of(
         name,
-        "combined" if merged or edit or steer else "trained",
+        _family(merged or edit or steer, part),
         _trained,
         about,
         seeded=True,
@@ -473,6 +491,10 @@ def trained(
         steps=lambda ground: ground.sizes.training.steps,
         through=lambda: code.modules(recipe, reward=reward),
     )
+
+
+def _family(combined: Any, part: str | None) -> str:
+    return "combined" if combined else "control" if part == "random heads" else "trained"
 
 
 def _check_known(name: str, reward: Any) -> None:
@@ -494,9 +516,27 @@ def _check_known(name: str, reward: Any) -> None:
         ) from error
 
 
-def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
+def _own_plan(ground: Ground, seed: int, *, part: str | None, learning_rate: float | None) -> TrainingPlan:
+    """Return the training settings of one policy: those of the board, with the part and the learning rate of the condition."""
+    plan = ground.sizes.training
+    if learning_rate is not None:
+        plan = replace(plan, changes=(*plan.changes, ("learning_rate", learning_rate)))
+    if part is None:
+        return plan
+    from toolkit.grpo import parts  # needs TRL
+
+    if part == "vector":
+        return replace(plan, train=parts.Vectors())
+    heads = ground.plan()
+    heads = edits.random_heads(heads, ground.lm.layout, seed=seed) if part == "random heads" else heads
+    return replace(plan, train=parts.plan_heads(heads))
+
+
+def _trained(
+    ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float, own: Mapping[str, Any]
+) -> Condition:
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
-    policy = ground.train(recipe, seed, start=start, reward=reward).policy
+    policy = ground.train(recipe, seed, start=start, reward=reward, plan=_own_plan(ground, seed, **own)).policy
     if merged and policy.during:
         raise ValueError(
             "merged=True takes the largest changes of weights, but vectors were trained: leave merged out, or train weights."

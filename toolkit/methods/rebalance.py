@@ -313,9 +313,8 @@ class _Run:
             raise ValueError("Steps are read off token ids: pass input_ids, not inputs_embeds.")
         past = 0 if cache is None else cache.get_seq_length()
         if (past and (layer := certainty_of(cache)) is None) or (past and layer.get_seq_length() != past):
-            raise ValueError(
-                "This KV cache was begun outside the intervention, so the confidence of its steps is unknown: run the prompt inside the "
-                "same context."
+            raise hooks.UnknownPastError(
+                "The confidence of the steps in this KV cache is unknown: run the prompt inside the same context, with the LM head."
             )
         single = cache is not None and (past == 0 or ids.shape[1] == 1)
         replayed = None if single else self._replay(ids, cache)
@@ -326,9 +325,10 @@ class _Run:
         """Return the strengths at several tokens, and the cache of a replay: they are run one by one, as in decoding."""
         own = DynamicCache(config=self.lm.model.config) if cache is None else copy.deepcopy(cache)
         found = []
-        for t in range(ids.shape[1]):
-            self.lm.model(input_ids=ids[:, t : t + 1], past_key_values=own, use_cache=True)
-            found.append(self.now)
+        with hooks.unwatched():
+            for t in range(ids.shape[1]):
+                self.lm.model(input_ids=ids[:, t : t + 1], past_key_values=own, use_cache=True)
+                found.append(self.now)
         return torch.cat(found, dim=1), own
 
     def rewrite(self, value: Tensor, inputs: Tensor) -> Tensor:
