@@ -3,14 +3,16 @@
 Needs ``make smol``. Writes ``results.json`` and the table in ``README.md`` here. The states of every context are kept in ``runs/longrm``, so
 after a stop the same command goes on; other code, settings or weights start anew. About 5 minutes on one core.
 
-The judge is a linear head on the frozen states of SmolLM2-135M-Instruct. A context holds one critical chunk, a fact, padded with filler to
-64, 128 or 256 tokens. It is followed by a question, and by four responses to judge: the fact, and the same sentence with three wrong answers
-of the same kind, which do not occur in the context. Two heads are trained on the same problems and as many pairs:
+The judge is a linear head on the frozen states of SmolLM2-135M-Instruct. A context holds a fact and three rivals: facts of the same kind
+with other names and other answers. It is padded with filler to 96, 192 or 384 tokens, and followed by the question of the fact, and by four
+responses to judge: the fact, and the same sentence with the answers of the rivals. So every answer occurs in the context, and only its name
+tells which is right. Two heads are trained on the same problems and as many pairs:
 
 - *short*: all contexts have the shortest length;
 - *padded*: each problem has one of the three lengths.
 
-The control of each is heads that are trained on shuffled labels: their mean accuracy, which is near chance by symmetry, and the range of 95 %
+Each head has two controls. Contexts *without the fact* hold the rivals only, so a head that reads the context cannot be better than chance
+there; one that is has learnt something else, such as which answers are likely. The other control is heads that are trained on shuffled labels: their mean accuracy, which is near chance by symmetry, and the range of 95 %
 of them, which says how far chance alone takes one head. The layer is chosen by cross-validation over the
 training problems, with the short contexts. Facts in training and test have no question in common.
 """
@@ -40,7 +42,8 @@ sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
 CODE = store.code_of("toolkit.methods.longrm", "toolkit.judging.heads", "toolkit.tasks.needle")
-LENGTHS, PROBLEMS, POOL, WRONG, FOLDS, CONTROLS, SEED = (64, 128, 256), 16, 240, 3, 4, 200, 0
+LENGTHS, PROBLEMS, POOL, WRONG, FOLDS, CONTROLS, SEED = (96, 192, 384), 32, 400, 3, 4, 200, 0
+WITHOUT, SHUFFLED = ", without the fact", ", shuffled labels"
 PAIRS = np.array([[0, j] for j in range(1, WRONG + 1)])  # of one context: the right response and each wrong one
 
 
@@ -49,18 +52,25 @@ def kind(fact: Needle) -> tuple[str, bool]:
     return " ".join(fact.question.split()[:2]), fact.answer.isdigit()
 
 
-def candidates(fact: Needle, pool: Sequence[Needle]) -> list[str]:
-    """Return the fact's sentence, and the same sentence with wrong answers of the same kind."""
-    rng = random.Random(f"longrm-{fact.sentence}")
-    others = list(dict.fromkeys(o.answer for o in pool if kind(o) == kind(fact) and o.answer != fact.answer))
-    return [fact.sentence, *(fact.sentence.replace(fact.answer, wrong) for wrong in rng.sample(others, WRONG))]
+def rivals(fact: Needle, pool: Sequence[Needle]) -> list[Needle]:
+    """Return facts of the same kind with other questions and other answers."""
+    others = {o.answer: o for o in pool if kind(o) == kind(fact) and o.question != fact.question and o.answer != fact.answer}
+    return random.Random(f"longrm-{fact.sentence}").sample(list(others.values()), WRONG)
 
 
-def states(lm: LM, split: str, lengths: Callable[[int], Sequence[int]]) -> dict[tuple[int, int], np.ndarray]:
+def candidates(fact: Needle, others: Sequence[Needle]) -> list[str]:
+    """Return the fact's sentence, and the same sentence with the answers of its rivals."""
+    return [fact.sentence, *(fact.sentence.replace(fact.answer, other.answer) for other in others)]
+
+
+def states(
+    lm: LM, split: str, lengths: Callable[[int], Sequence[int]], *, with_fact: bool = True
+) -> dict[tuple[int, int], np.ndarray]:
     """Return the states ``[responses, layers, d_model]`` of every context, by ``(problem, length)``; states that are kept are read.
 
     Args:
         lengths: Function from a problem's index to the lengths of its contexts.
+        with_fact: False to leave the fact out of the contexts.
     """
     work = publish.work_folder(__file__, CODE, lm.fingerprint)
     facts, pool = needle.facts(split, PROBLEMS, SEED), needle.facts(split, POOL, SEED + 1)
@@ -69,15 +79,21 @@ def states(lm: LM, split: str, lengths: Callable[[int], Sequence[int]]) -> dict[
     def ids(text: str) -> list[int]:
         return lm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    for i, fact in enumerate(tqdm(facts, desc=split, mininterval=10)):
+    name = split if with_fact else f"{split}{WITHOUT}"
+    for i, fact in enumerate(tqdm(facts, desc=name, mininterval=10)):
+        others = rivals(fact, pool)
+        # The fact stands among its rivals at a place of its own in every problem.
+        critical = [o.sentence for o in others]
+        if with_fact:
+            critical.insert(random.Random(f"place-{split}-{i}").randrange(WRONG + 1), fact.sentence)
         filler = needle.sentences(random.Random(f"longrm-{split}-{i}"))
         chunks = [next(filler) for _ in range(max(LENGTHS) // 8 + 8)]
         for n in lengths(i):
-            path = work / f"{split}-{i}-{n}.npy"
+            path = work / f"{store.safe_name(name)}-{i}-{n}.npy"
             if not path.is_file():
-                context = longrm.pad_to_length([fact.sentence], chunks, n, lambda text: len(ids(text)), seed=i)
+                context = longrm.pad_to_length(critical, chunks, n, lambda text: len(ids(text)), seed=i)
                 prompt = ids(f"{context.text}\n\nQuestion: {fact.question}\nAnswer:")
-                responses = [ids(f" {text}") for text in candidates(fact, pool)]
+                responses = [ids(f" {text}") for text in candidates(fact, others)]
                 with store.atomic(path) as temporary, temporary.open("wb") as stream:
                     np.save(stream, judging.response_states(lm, prompt, responses).numpy())
             made[i, n] = np.load(path)
@@ -116,7 +132,10 @@ def accuracies(head: judging.RewardHead, test: Sequence[np.ndarray]) -> dict[str
     return {"pairwise": pairwise, "best_of_n": judging.best_of(scores, right)}
 
 
-def results(train: dict[tuple[int, int], np.ndarray], test: dict[tuple[int, int], np.ndarray], fingerprint: str) -> dict[str, Any]:
+Contexts = dict[tuple[int, int], np.ndarray]
+
+
+def results(train: Contexts, test: Contexts, without: Contexts, fingerprint: str) -> dict[str, Any]:
     """Return accuracies by length of both heads and their controls, and the differences, with 95 % intervals over problems."""
     sets = {
         "short": [train[i, LENGTHS[0]] for i in range(PROBLEMS)],
@@ -134,11 +153,12 @@ def results(train: dict[tuple[int, int], np.ndarray], test: dict[tuple[int, int]
         for n in LENGTHS:
             here = [test[i, n] for i in range(PROBLEMS)]
             values[name, n] = accuracies(head, here)
+            values[name + WITHOUT, n] = accuracies(head, [without[i, n] for i in range(PROBLEMS)])
             shuffled = [accuracies(control, here) for control in controls]
-            control = f"{name}, shuffled labels", n
+            control = name + SHUFFLED, n
             values[control] = {m: np.mean([a[m] for a in shuffled], axis=0) for m in shuffled[0]}
             single[control] = {m: np.quantile([a[m].mean() for a in shuffled], [0.025, 0.975]).tolist() for m in shuffled[0]}
-    compared = (("short", "short, shuffled labels"), ("padded", "padded, shuffled labels"), ("padded", "short"))
+    compared = [(name, name + control) for name in sets for control in (WITHOUT, SHUFFLED)] + [("padded", "short")]
     ids = list(map(str, range(PROBLEMS)))
 
     def estimate(x: np.ndarray) -> dict[str, float]:
@@ -185,7 +205,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
     train = states(lm, "train", lambda i: sorted({LENGTHS[0], LENGTHS[i % len(LENGTHS)]}))
-    test = states(lm, "test", lambda i: LENGTHS)
+    test, without = (states(lm, "test", lambda i: LENGTHS, with_fact=fact) for fact in (True, False))
     sizes = {
         "lengths": LENGTHS,
         "problems": PROBLEMS,
@@ -196,7 +216,7 @@ def main() -> None:
         "seed": SEED,
     }
     about = {"sizes": sizes, "fingerprint": lm.fingerprint, "made_by": store.made_by(CODE)}
-    found = results(train, test, lm.fingerprint)
+    found = results(train, test, without, lm.fingerprint)
     store.write_json(about | found, HERE / "results.json")
     publish.splice("longrm", table(found), HERE / "README.md")
 
