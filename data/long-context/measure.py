@@ -15,6 +15,7 @@ command resumes; other code, settings or weights start anew. ``--only PART,..`` 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import resource
 import sys
@@ -133,15 +134,17 @@ def tiny_overlap(lm: LM) -> Rows:
         name: retrieval_heads.scores(retrieval_heads.measure(lm, needles.examples(found, answers, whole=whole)), metric).score
         for name, metric, whole in (("copy", "copy", False), ("write", "write", True))
     }
-    settings, rates = LongHeads(OVERLAP_CHUNK, OVERLAP_WINDOW), []
+    settings, rates, chances = LongHeads(OVERLAP_CHUNK, OVERLAP_WINDOW), [], []
     for problem in tqdm(lookup.load("test", EXAMPLES, hops=(1, 1), context=(OVERLAP_CONTEXT, OVERLAP_CONTEXT))):
         h = haystack.locate_lookup(lm, problem)
         gold = lm.tokenizer(TINY.gold(problem), add_special_tokens=False)["input_ids"]
         ids, span = [*h.prompt_ids, *gold], Span(len(h.prompt_ids), len(h.prompt_ids) + len(gold)).predictors()
         rates.append(long_heads.hit_rates(long_heads.selections(lm, ids, span, settings), span, h.needle, settings))
+        chances.append(long_heads.chance_of_hits(span, h.needle, settings))
     return [
         {"layer": layer, "head": head, **{n: float(s[layer, head]) for n, s in scores.items()},
-         "selected": [None if r[layer, head].isnan() else float(r[layer, head]) for r in rates]}
+         "selected": [None if r[layer, head].isnan() else float(r[layer, head]) for r in rates],
+         "by_chance": [None if math.isnan(c) else c for c in chances]}
         for layer, head in lm.layout.all_heads
     ]  # fmt: skip
 
@@ -211,9 +214,10 @@ def overlap_results(rows: pd.DataFrame) -> dict[str, Any]:
     order = np.stack([np.lexsort((rng.random(len(layers)), layers)) for _ in range(PERMUTATIONS)])  # heads permuted within layers
     rates = np.array(rows["selected"].tolist(), dtype=float)  # [heads, examples]
     rate = np.nanmean(rates, axis=1)
-    chunks = OVERLAP_CONTEXT // OVERLAP_CHUNK
-    others, free = OVERLAP_WINDOW // OVERLAP_CHUNK - long_heads.FORCED, chunks - long_heads.FORCED
-    results: dict[str, Any] = {"examples": rates.shape[1], "mean rate": float(rate.mean()), "rate of random chunks": others / free}
+    by_chance = np.array(rows["by_chance"].iloc[0], dtype=float)  # the same for all heads
+    results: dict[str, Any] = {
+        "examples": rates.shape[1], "mean rate": float(rate.mean()), "rate of random chunks": float(np.nanmean(by_chance)),
+    }  # fmt: skip
     for metric in ("copy", "write"):
         score = rows[metric].to_numpy()
         value = stats.spearman(rate, score)

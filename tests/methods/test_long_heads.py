@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 
@@ -242,3 +243,16 @@ def test_hit_rates_count_free_queries_that_select_every_chunk_of_the_needle():
     assert rates.tolist() == [[pytest.approx(2 / 3), 0.0]]
     near = long_heads.hit_rates(chosen, Span(28, 31), Span(25, 27), LongHeads(4, 16))
     assert math.isnan(near[0, 0])
+
+
+def test_random_chunks_hold_the_needle_as_often_as_computed():
+    settings, span, rng = LongHeads(4, 24), Span(37, 41), np.random.default_rng(0)
+    for needle in (Span(9, 11), Span(11, 13), Span(3, 5)):  # in one chunk, in two, in the first one, which is forced
+        chosen = torch.zeros(1, 4000, len(span), 11, dtype=torch.bool)
+        for i, query in enumerate(range(span.start, span.stop)):
+            own = query // 4
+            chosen[..., i, [0, own - 1, own]] = True
+            places = rng.random((4000, own - 2)).argsort(axis=1)[:, : settings.chunks - long_heads.FORCED] + 1
+            chosen[0, torch.arange(4000)[:, None], i, torch.tensor(places)] = True
+        simulated = long_heads.hit_rates(chosen, span, needle, settings).mean().item()
+        assert long_heads.chance_of_hits(span, needle, settings) == pytest.approx(simulated, abs=0.012, nan_ok=True)

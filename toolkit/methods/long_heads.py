@@ -33,6 +33,7 @@ Not tested on a GPU, where the loops over heads and chunks are slow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -277,10 +278,34 @@ def hit_rates(
         needle: Token span of the needle.
         settings: The settings of ``selections``.
     """
-    holds = torch.arange(needle.start // settings.chunk, (needle.stop - 1) // settings.chunk + 1)  # the needle's chunks
-    own = torch.arange(span.start, span.stop) // settings.chunk
-    free = bool((holds > 0).all()) & (own - 1 > holds.max())
+    free, holds = _free(span, needle, settings)
     return chosen[:, :, free][..., holds].all(dim=-1).double().mean(dim=-1)
+
+
+def chance_of_hits(span: Span, needle: Span, settings: LongHeads) -> float:
+    """Return the ``hit_rates`` of a head that selects its chunks at random, 0 to 1; NaN without a query that counts.
+
+    Of F chunks that are not forced, s are selected, m of which hold the needle: the chance is C(F - m, s - m) / C(F, s), mean over queries.
+
+    Args:
+        span: Queries, as in ``hit_rates``.
+        needle: Token span of the needle.
+        settings: Chunk and window.
+    """
+    free, holds = _free(span, needle, settings)
+    m, chances = len(holds), []
+    for own in (torch.arange(span.start, span.stop)[free] // settings.chunk).tolist():
+        others = own - FORCED + 1  # chunks before the query's own, without the first and the last one
+        selected = min(settings.chunks - FORCED, others)
+        chances.append(math.comb(others - m, selected - m) / math.comb(others, selected) if selected >= m else 0.0)
+    return sum(chances) / len(chances) if chances else math.nan
+
+
+def _free(span: Span, needle: Span, settings: LongHeads) -> tuple[Bool[Tensor, " queries"], Int[Tensor, " chunks"]]:
+    """Return which queries have none of the needle's chunks forced, and the needle's chunks."""
+    holds = torch.arange(needle.start // settings.chunk, (needle.stop - 1) // settings.chunk + 1)
+    own = torch.arange(span.start, span.stop) // settings.chunk
+    return bool((holds > 0).all()) & (own - 1 > holds.max()), holds
 
 
 def _rotary(lm: LM) -> Any:
