@@ -4,9 +4,10 @@ Needs the extra ``search`` (BM25). Writes ``results.json`` and the table in ``RE
 ``runs/ranking``, so after a stop the same command goes on; other code or settings start anew. About a quarter of an hour on one core.
 
 A model is a Qwen3 with 3 layers of width 64 and one token per word, trained from scratch; three seeds. Every seed first trains one base
-model on lists of 2 to 8 passages with the plain loss. Four copies of it then train on:
+model on generated lists of 2 to 8 passages with the plain loss. Four copies of it then train on lists that BM25 made from training problems,
+as it makes those of the test problems:
 
-- *windows*: lists of 2 to 4 passages, plain loss;
+- *windows*: 2 to 4 passages of a list, plain loss;
 - *full*: lists of 8, plain loss;
 - *full, weighted*: lists of 8, the paper's weights by rank;
 - *full, shuffled weights*: lists of 8, the same weights, given to ranks at random. This is the control of the weights.
@@ -45,7 +46,8 @@ import publish  # noqa: E402
 
 CODE = store.code_of("toolkit.methods.full_ranking", "toolkit.tasks.ranking")
 SEEDS, PROBLEMS, N, WINDOW, STEP, CLAUSES = (0, 1, 2), 80, 8, 4, 2, (1, 2)
-BASE_STEPS, ARM_STEPS, BATCH, LR, ARM_LR = 380, 80, 32, 1.0, 0.5
+BASE_STEPS, ARM_STEPS, BATCH, LR, ARM_LR = 380, 160, 32, 1.0, 0.5
+LISTS = 1200  # training problems with lists of BM25
 TOP = 3  # ranks of the second NDCG
 FULL, IN_WINDOWS = "at once", "in windows"
 ARMS: dict[str, tuple[int, int, str, tuple[str, ...]]] = {
@@ -76,7 +78,10 @@ def response(order: Sequence[int]) -> list[int]:
 # --- training ------------------------------------------------------------------------------------------------
 
 
-def lesson(rng: random.Random, n: int) -> tuple[list[int], list[int]]:
+Example = tuple[list[int], list[int]]
+
+
+def lesson(rng: random.Random, n: int) -> Example:
     """Return prompt and response of a random training example with ``n`` passages, most of which contain the subject.
 
     In the test problems about half of them do.
@@ -92,6 +97,20 @@ def lesson(rng: random.Random, n: int) -> tuple[list[int], list[int]]:
             return prompt(subject, passages), response(ranking.best(grades))
 
 
+@cache
+def lists() -> list[Any]:
+    """Return the training problems, with the candidates of BM25 in its order."""
+    return ranking.load("train", LISTS, 0, candidates=N, clauses=CLAUSES, retrieve=ranking.bm25)
+
+
+def list_lesson(rng: random.Random, n: int) -> Example:
+    """Return prompt and response of ``n`` passages, in their order, from a list of BM25."""
+    p = rng.choice(lists())
+    kept = sorted(rng.sample(range(N), n))
+    passages, grades = ([p.meta[key][i] for i in kept] for key in ("passages", "relevance"))
+    return prompt(p.meta["subject"], passages), response(ranking.best(grades))
+
+
 def weights_of(labels: Tensor, kind: str, rng: random.Random) -> Tensor:
     """Return the weight of each label under a loss: ``plain``, ``weighted``, or ``shuffled`` (weights of ranks exchanged at random)."""
     if kind == "plain":
@@ -104,8 +123,16 @@ def weights_of(labels: Tensor, kind: str, rng: random.Random) -> Tensor:
     return weights
 
 
-def train(model: Qwen3ForCausalLM, name: str, lengths: tuple[int, int], kind: str, steps: int, peak: float) -> None:
-    """Train a model in place, with lists whose length grows to ``lengths[1]`` in the first 60 % of a base model's training."""
+def train(
+    model: Qwen3ForCausalLM,
+    name: str,
+    lengths: tuple[int, int],
+    kind: str,
+    steps: int,
+    peak: float,
+    draw: Callable[[random.Random, int], Example],
+) -> None:
+    """Train a model in place on examples from ``draw``, whose length grows to ``lengths[1]`` in the first 60 % of a base model's training."""
     rng, of_control = random.Random(f"ranking-{name}"), random.Random(f"ranking-control-{name}")
     matrices = [p for path, p in model.model.layers.named_parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -117,7 +144,7 @@ def train(model: Qwen3ForCausalLM, name: str, lengths: tuple[int, int], kind: st
     for step in (bar := tqdm(range(steps), desc=name, mininterval=10)):
         done = step / steps
         longest = high if low > 2 else max(low, min(high, 2 + int(done / 0.6 * (high - 1))))
-        rows = [lesson(rng, rng.randint(low, longest)) for _ in range(BATCH)]
+        rows = [draw(rng, rng.randint(low, longest)) for _ in range(BATCH)]
         ids = pad_sequence([torch.tensor(p + r) for p, r in rows], batch_first=True)
         labels = pad_sequence([torch.tensor([-100] * len(p) + r) for p, r in rows], batch_first=True, padding_value=-100)
         weights = weights_of(labels, kind, of_control)
@@ -143,7 +170,7 @@ def base_model(seed: int) -> Qwen3ForCausalLM:
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
-        train(model, f"base-{seed}", (2, N), "plain", BASE_STEPS, LR)
+        train(model, f"base-{seed}", (2, N), "plain", BASE_STEPS, LR, lesson)
         with store.atomic(path) as temporary:
             torch.save(model.state_dict(), temporary)
     return model
@@ -204,7 +231,7 @@ def measured(seed: int) -> dict[str, list[dict[str, float]]]:
         path = publish.work_folder(__file__, CODE) / f"{store.safe_name(arm)}-{seed}.json"
         if not path.is_file():
             model = copy.deepcopy(base())
-            train(model, f"{arm}-{seed}", (low, high), kind, ARM_STEPS, ARM_LR)
+            train(model, f"{arm}-{seed}", (low, high), kind, ARM_STEPS, ARM_LR, list_lesson)
             store.write_json({f"{arm}, ranked {way}": ranked(model.eval(), way) for way in ways}, path)
         parts |= store.read_json(path, dict[str, list[Any]])
     return parts
