@@ -127,7 +127,7 @@ def _check(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span]) ->
         raise ValueError(
             f"{len(sequences)} sequences and {len(spans)} spans of queries: give at least one sequence, and one span per sequence."
         )
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    context = lm.context
     for i, (ids, span) in enumerate(zip(sequences, spans, strict=True)):
         if not len(span) or span.stop > len(ids):
             raise ValueError(

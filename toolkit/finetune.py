@@ -237,7 +237,7 @@ def check_context(lm: LM, problems: Sequence[str], lengths: Sequence[int]) -> No
         problems: Problem id of each text.
         lengths: Number of tokens of each text, prompt and response together.
     """
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    context = lm.context
     long = [n for n, length in enumerate(lengths) if context and length > context]
     if long:
         worst = max(long, key=lengths.__getitem__)

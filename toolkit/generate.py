@@ -183,7 +183,7 @@ class _Row:
 def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampling) -> list[_Row]:
     if not prompts:
         raise ValueError("No problems to sample from: the list is empty.")
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    context = lm.context
     longest = max(len(prompt) for _, prompt in prompts)
     if context and longest + sampling.max_new_tokens > context:
         raise ValueError(

@@ -147,6 +147,11 @@ class LM:
         """Number of rows of the embedding matrix. The tokenizer may have fewer tokens."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # a Parameter, typed as Tensor or Module
 
+    @property
+    def context(self) -> int | None:
+        """Longest text in tokens, prompt and response together, by the model's config; ``None`` if the config gives no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     @cached_property
     def _vocabulary(self) -> Mapping[str, int]:
         # The tokenizer builds a new dictionary at every call.
@@ -440,9 +445,10 @@ def wrap(
         raise UnsupportedModelError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {lm.vocab_size}. Use the model's tokenizer."
         )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and (not isinstance(context, int) or context < 1):
-        raise UnsupportedModelError(f"{name}: max_position_embeddings is {str(context)[:40]!r}, expected a whole number above 0.")
+    if lm.context is not None and (not isinstance(lm.context, int) or lm.context < 1):
+        raise UnsupportedModelError(
+            f"{name}: max_position_embeddings is {str(lm.context)[:40]!r}, expected a whole number above 0."
+        )
     wrong = [i for i in lm.eos_ids if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < lm.vocab_size]
     if wrong or not lm.eos_ids:
         raise UnsupportedModelError(

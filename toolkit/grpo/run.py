@@ -442,7 +442,7 @@ def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int, recipe: 
     """
     if not problems:
         raise ValueError("No problems to train on: the list is empty.")
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    context = lm.context
     if not context:
         return
     longest, width = "", 0

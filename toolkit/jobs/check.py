@@ -77,7 +77,7 @@ def _model(lm: LM) -> Iterator[tuple[str, str]]:
     yield "layers", f"{layout.n_layers}, d_model {layout.d_model}, vocabulary {lm.vocab_size:,}"
     heads = [f"{n} of {size}" if n else "none" for n, size in zip(layout.heads, layout.head_dims, strict=True)]
     yield "attention heads", "; ".join(f"{value} in {_ranges(heads, value)}" for value in dict.fromkeys(heads))
-    yield "context", f"{getattr(config, 'max_position_embeddings', None) or 'not limited by the config'}"
+    yield "context", f"{lm.context or 'not limited by the config'}"
     yield "attention function", str(layout.attention.config._attn_implementation)
     yield "fingerprint", lm.fingerprint[:16]
 

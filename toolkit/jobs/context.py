@@ -263,8 +263,8 @@ def giraffe_report(
         FileExistsError: the directory holds a model that was changed in another way.
     """
     longest = max(study.lengths) + study.max_new_tokens + QUESTION
-    room = changed.model.config.get_text_config().max_position_embeddings
-    if longest > room:
+    room = changed.context
+    if room and longest > room:
         raise ValueError(
             f"--lengths {max(study.lengths)} and a response take up to {longest} tokens, more than the {room} of the changed model's context: "
             "give shorter lengths, or a larger --context or --scale."

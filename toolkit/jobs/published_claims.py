@@ -195,7 +195,7 @@ def retrieving(g: Ground) -> list[Claim]:
     count = max(2, round(assumed_masked * len(g.lm.layout.all_heads)))
     search = replace(g.plan.search, counts=(count,), draws=g.plan.edit.draws)
     longest = search.max_new_tokens + max(len(h.prompt_ids) for h in search.haystacks(g.lm, "dev"))
-    context = getattr(g.lm.model.config.get_text_config(), "max_position_embeddings", None)
+    context = g.lm.context
     if context and longest > context:
         raise NotMeasuredError(
             f"prompts that hide a fact ({search.task}) take up to {longest} tokens, the model's context is {context}."

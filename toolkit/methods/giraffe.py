@@ -181,9 +181,7 @@ def with_frequencies(lm: LM, theta: Float[Tensor, " pairs"], *, context: int | N
         "short_factor": factors,
         "long_factor": factors,
         "attention_factor": 1.0,
-        "factor": max(
-            1.0, (context or lm.model.config.get_text_config().max_position_embeddings) / window
-        ),  # no effect beside the last
+        "factor": max(1.0, (context or lm.context or window) / window),  # no effect beside the last
         "original_max_position_embeddings": window,
     }
     return _changed(lm, fields, base, context, f"{lm.name} with other rotary frequencies")

@@ -274,14 +274,9 @@ def locate_lookup(lm: LM, problem: Problem) -> Haystack:
 # --- sizes ---------------------------------------------------------------------------------------------------
 
 
-def context_of(lm: LM) -> int | None:
-    """Return a model's maximum context in tokens, or ``None`` if its config does not give one."""
-    return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def check_length(lm: LM, length: int) -> None:
     """Raise ContextTooLongError if a prompt of ``length`` tokens exceeds the model's maximum context."""
-    most = context_of(lm)
+    most = lm.context
     if most is not None and length > most:
         raise ContextTooLongError(f"length={length} tokens is beyond the {most} positions of {lm.name}: ask for at most {most}.")
 
@@ -298,7 +293,7 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
         ContextTooLongError: the context is shorter than ``shortest`` and ``response`` together.
         HaystackError: ``n`` is below 1, or the model's config gives no maximum context.
     """
-    most = context_of(lm)
+    most = lm.context
     if most is None or n < 1:
         raise HaystackError(f"n={n}, context={most}: need n >= 1 and a config with max_position_embeddings; or list the lengths.")
     if shortest > most - response:
