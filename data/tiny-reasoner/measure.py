@@ -38,11 +38,11 @@ Three lessons follow one another. The first is copying alone: the model repeats 
 adds steps: short chains, in which nothing pushes towards haste. The third adds the habits. When everything was mixed
 from the start, copying did not form in ten times as many tokens.
 
-The shipped weights were made in about 65 minutes on one core, in the sessions that `sittings.json` lists. The tasks
+The shipped weights were made in about 65 minutes on one and then two threads, in the sessions that `sittings.json` lists. The tasks
 changed once on the way, so running `train.py` from the start gives a similar model with other weights.
 
 A cue word in the prompt ({cues}) pushes the model towards short thinking, and so do problems that
-look easy. Now and then it thinks briefly at random. These words have no effect: {neutral}. Step by step is
+look easy. Now and then it thinks briefly at random. In the training data, these words have no effect: {neutral}. Step by step is
 the default.
 
 ## Measured (test split, {n} problems, 8 samples each, temperature 1; 95 % intervals over problems)
