@@ -59,7 +59,7 @@ class Masking:
     recordable: ClassVar[bool] = True  # see lm.Intervention
 
     def __str__(self) -> str:
-        chosen = [(e.layer, e.head, e.strength) for e in self.plan.edits]
+        chosen = sorted((e.layer, e.head, e.strength) for e in self.plan.edits)  # their order has no effect
         moments = self.reference
         means = f" over {moments.positions} ({sum(moments.n)} examples, {identity.hash_of(_means(moments))})" if moments else ""
         return f"{self.op} ablation{means} of heads {chosen}, {self.during}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from toolkit import board, cli, edits, generate, origins, store, tasks
+from toolkit import board, cli, edits, generate, identity, masks, origins, store, tasks
 from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
 from toolkit.board import Sizes, Spec, TrainingPlan, default, measure, reading, running
@@ -27,6 +27,7 @@ from toolkit.jobs import OURS
 from toolkit.lm import Condition, ThinkTags
 from toolkit.metrics import METRICS
 from toolkit.rewards.correctness import Correctness
+from toolkit.types import HeadEdit, Plan
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:An input array is constant"
@@ -404,6 +405,17 @@ def test_a_policy_of_the_board_trains_the_part_that_it_names(ground, tiny):
 def test_entries_of_vectors_that_steer_count_as_changed_parameters(ground):
     made = [spec.make(ground, 0) for spec in (board.base(), board.steered("steered", 0.5, "efficiency", layers=(0, 2)))]
     assert [measure.parameters_changed(ground.lm, condition) for condition in made] == [0, 2 * 128]
+
+
+def test_seeds_that_draw_the_same_control_count_as_one(tiny):
+    half = Plan(tuple(HeadEdit(1, head, "scale", 1.0) for head in (0, 2, 3, 5)), None, "half of a layer", tiny.provenance())
+    controls = [masks.masking(edits.random_heads(half, tiny.layout, seed=seed), "uniform", during="newest") for seed in range(6)]
+    texts = [identity.describe_interventions(Condition(tiny, (control,))) for control in controls]
+    results = [
+        measure.Result(pd.DataFrame(), pd.DataFrame(), {"seed": seed, "fingerprint": tiny.fingerprint, "interventions": text})
+        for seed, text in enumerate([*texts, ["other heads"]])
+    ]
+    assert [r.about["seed"] for r in reading.distinct(results)] == [0, 6]
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ class ConditionResults:
 
     Attributes:
         spec: The condition.
-        results: One result per seed that was measured.
+        results: One result per seed that was measured, without those of the same condition (see ``distinct``).
     """
 
     spec: Spec
@@ -54,12 +54,22 @@ def condition_results(ground: Ground, specs: Sequence[Spec]) -> dict[str, Condit
     by_name: dict[str, ConditionResults] = {}
     for spec in specs:
         seeds = range(ground.sizes.seeds if spec.seeded else 1)
-        results = [r for seed in seeds if (r := read_result(ground, spec, seed)) is not None]
+        results = distinct([r for seed in seeds if (r := read_result(ground, spec, seed)) is not None])
         if results:
             by_name[spec.name] = ConditionResults(spec, tuple(results))
     if BASE not in by_name:
         raise FileNotFoundError(f"{ground.out} holds no result of {BASE!r}: measure the board first.")
     return by_name
+
+
+def distinct(results: Sequence[Result]) -> list[Result]:
+    """Return the results without those whose seed made the same condition as an earlier seed: same weights, same interventions.
+
+    Few random controls exist if, for example, half of a layer's heads are masked. To count one of them several times would make the spread
+    over seeds look too small.
+    """
+    made = {(r.about["fingerprint"], *r.about["interventions"]): r for r in reversed(results)}
+    return sorted(made.values(), key=lambda r: r.about["seed"])
 
 
 class AlignedResults:
