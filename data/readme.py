@@ -251,7 +251,10 @@ def minutes(seconds: float) -> str:
 
 
 def systems() -> str:
-    """Return the table of the 50 systems: where each runs, and what was found. Effects on the board come from its results."""
+    """Return the table of the 50 systems: where each runs, and what was found. Effects on the board come from its results.
+
+    A system may name the metric of its effects in ``metric``; by default they are on accuracy and think tokens.
+    """
     paired = read("data/board/board.json")["paired"]
 
     def effect(name: str, metric: str, unit: str) -> str:
@@ -260,15 +263,17 @@ def systems() -> str:
 
     rows = {}
     for system in read("data/systems.json"):
+        metric = system.get("metric", "accuracy")
         effects = [
-            f"{name}: {effect(name, 'accuracy', 'share')} points, {effect(name, 'think_tokens', 'tokens')} tokens"
+            f"{name}: {effect(name, metric, 'share')} points"
+            + (f", {effect(name, 'think_tokens', 'tokens')} tokens" if metric == "accuracy" else "")
             for name in system.get("board", [])
         ]
-        paper = system["paper"]
+        paper, on = system["paper"], metric.removeprefix("accuracy").replace("_", ", ")
         rows[f"{system['name']} ([{paper}](https://arxiv.org/abs/{paper}))"] = [
             ", ".join(f"`{place}`" for place in system["where"]),
             system.get("runs", ""),
-            " ".join([system.get("found", ""), *([f"Board: {'; '.join(effects)}."] if effects else [])]).strip(),
+            " ".join([system.get("found", ""), *([f"Board{on}: {'; '.join(effects)}."] if effects else [])]).strip(),
         ]
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["where", "runs as", "found"]))
 
