@@ -96,6 +96,10 @@ def _span(r):
     return r.think.start, r.think.stop
 
 
+def test_rules_with_other_rates_have_other_names():
+    assert str(RandomExit((0.33334,), 0)) != str(RandomExit((0.33326,), 0))
+
+
 def test_cues_limit_the_candidates_to_steps_that_begin_with_them(tiny, problems_of):
     base = rollouts(tiny, problems_of(10), SAMPLING, progress=False)
     rule = EarlyExit(RandomExit((1.0,), 0), "\n", cues=("w",))

@@ -14,8 +14,12 @@ from typer.testing import CliRunner
 from toolkit import cli, collect, directions, edits, evaluate, origins, report, store, tasks, vectors
 from toolkit import lm as lms
 from toolkit.edits import steering
+from toolkit.exits import EarlyExit
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition
+from toolkit.methods.crest import HeadRotation, Turn
+from toolkit.methods.exit_probe import ExitProbe
+from toolkit.patching import patch
 from toolkit.types import Direction, HeadEdit, Plan, Problem
 
 FEW = ("--max-new-tokens", 150)
@@ -171,6 +175,20 @@ def test_nothing_is_judged_on_the_problems_it_was_made_from(how, tiny, train):
     allowed = evaluate.compare(judged, [*other, *train[:2]], few, allow_overlap=True, progress=False)
     assert report.judged_on(allowed).startswith("NOT held out: 5 problems of arithmetic (test+train).")
     assert allowed.conditions[how]["overlap"] == 2 and allowed.conditions["base"]["overlap"] == 0
+
+
+@pytest.mark.parametrize("how", ["rotated", "donor", "rule"])
+def test_problems_are_found_in_every_part_of_a_condition(how, tiny, train):
+    v = direction_of(tiny, train)
+    turn = Turn(1, 2, torch.nn.functional.one_hot(torch.tensor(0), tiny.layout.head_dims[1]).float())
+    probe = ExitProbe((0.0,) * tiny.layout.d_model, 0.0, v.provenance)
+    made = {
+        "rotated": Condition(tiny, (HeadRotation((turn,), v.provenance, ends="\n"),)),
+        "donor": Condition(tiny, (patch(Condition(tiny, (steering(v, 0.1),)), [(0, 0)]),)),
+        "rule": Condition(tiny, rules=(EarlyExit(probe, "\n"),)),
+    }
+    with pytest.raises(evaluate.OverlapError, match=f"'{how}' was made from"):
+        evaluate.check_held_out({how: made[how]}, train)
 
 
 # --- from one end to the other -------------------------------------------------------------------------------

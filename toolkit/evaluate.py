@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from toolkit.leaks import leaks
 from toolkit.lm import LM, Condition
 from toolkit.metrics import Judge, Outcomes, right_within
 from toolkit.tags import ThinkTags
-from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout, problems_by_id
+from toolkit.types import Problem, Provenance, Report, Rollout, problems_by_id
 
 ANOTHER_SPLIT = (
     "Judge it on another split (train is for making, test for judging), or allow it: allow_overlap=True, --allow-overlap."
@@ -42,17 +43,20 @@ def made_from(condition: Condition) -> list[origins.Record]:
 
     A record holds hashes of problem ids (see ``origins.record``). A held-out evaluation must not use any of these problems.
     """
-    acts: list[Any] = [act for act in condition.during if is_dataclass(act)]
-    # Directions, scores, moments and plans inside the interventions; each has a provenance with a record.
-    parts = [
-        value
-        for act in acts
-        for f in fields(act)
-        if isinstance(value := getattr(act, f.name), Direction | HeadScores | Moments | Plan)
-    ]
-    plans = [part.direction for part in parts if isinstance(part, Plan) and part.direction is not None]
-    records = [*condition.lm.made_from, *(origins.record_in(part.provenance.notes) for part in (*parts, *plans))]
-    return list(origins.distinct(records))
+    return list(origins.distinct(_records(condition)))
+
+
+def _records(value: Any) -> Iterator[origins.Record]:
+    """Yield the records in a condition, its interventions and rules, and in all values that these hold, such as directions and donors."""
+    if isinstance(value, Provenance):
+        yield origins.record_in(value.notes)
+    elif isinstance(value, Condition):
+        yield from value.lm.made_from
+        for part in (*value.during, *value.rules):
+            yield from _records(part)
+    elif is_dataclass(value) and not isinstance(value, type | LM):
+        for f in fields(value):
+            yield from _records(getattr(value, f.name))
 
 
 def check_held_out(
@@ -187,7 +191,7 @@ def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem], tags
             "problem_id": r.problem_id,
             "sample": r.sample,
             "task": by_id[r.problem_id].meta.get("task", ""),
-            "difficulty": by_id[r.problem_id].meta.get("difficulty", 0),
+            "difficulty": by_id[r.problem_id].meta.get("difficulty", math.nan),
             "correct": r.correct,
             "think_tokens": r.think_tokens,
             "response_tokens": r.response_tokens,

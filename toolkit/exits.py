@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit import identity
 from toolkit.baselines import closing
 from toolkit.lm import LM
 from toolkit.spans import THINK, Reader
@@ -165,7 +166,7 @@ class RandomExit:
             raise ValueError(f"rates={self.rates}: expected one probability per candidate, each from 0 to 1.")
 
     def __str__(self) -> str:
-        return f"chance (seed {self.seed}; {', '.join(f'{rate:.4g}' for rate in self.rates)})"
+        return f"chance (seed {self.seed}; {', '.join(map(identity.format_exact, self.rates))})"
 
     def __call__(self, lm: LM, reader: Reader, earlier: list[Any]) -> bool:
         """Return True with the probability of this candidate."""

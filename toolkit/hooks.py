@@ -36,10 +36,15 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
     """
     values: dict[Site, Tensor] = {}
 
-    def keep(site: Site) -> Callable[[Tensor], None]:
-        return lambda value: values.__setitem__(site, value.detach().clone())
+    def keep(site: Site) -> Rewrite:
+        def same(value: Tensor, inputs: Tensor) -> Tensor:
+            values[site] = value.detach().clone()
+            return value
 
-    with observe(layout, {site: keep(site) for site in sites}):
+        return same
+
+    # Also inside ``unwatched``: interventions such as patches act on what is recorded.
+    with rewrite(layout, {site: keep(site) for site in sites}):
         yield values
 
 

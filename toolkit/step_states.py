@@ -39,7 +39,8 @@ def starts_with(*words: str) -> Label:
     chosen = tuple(word.strip().lower() for word in words)
     if not all(chosen) or not chosen:
         raise ValueError(f"words={words}: give at least one word with which a re-check begins, none of them empty.")
-    return lambda text: RECHECK if text.strip().lower().startswith(chosen) else OTHER
+    pattern = steps.whole_words(chosen)
+    return lambda text: RECHECK if pattern.match(text.strip().lower()) else OTHER
 
 
 def begun(lm: LM, rollout: Rollout, split: Splitter) -> list[Step]:

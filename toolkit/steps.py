@@ -59,6 +59,16 @@ def paragraphs(text: str) -> list[int]:
     return [m.end() for m in re.finditer(r"(?:\A|\n[^\S\n]*\n)\s*(?=\S)", text)]
 
 
+def whole_words(words: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any of the words in text in lower case, but not as a part of a longer word of a to z.
+
+    >>> found = whole_words(["but", "wait"])
+    >>> bool(found.search("but no")), bool(found.search("they distribute")), bool(found.match("waiting"))
+    (True, False, False)
+    """
+    return re.compile(f"(?<![a-z])(?:{'|'.join(map(re.escape, words))})(?![a-z])")
+
+
 def at_cues(pattern: str) -> Splitter:
     """Return a splitter that starts a step at every match of a regular expression, such as the word "Wait".
 

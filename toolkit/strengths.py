@@ -112,6 +112,10 @@ class Fit:
         return f"usable {low:+g} to {high:+g} (still closes, no loops), found on {self.prompts} prompts; mean tokens of thinking {lengths}{nothing}"
 
 
+class TooFewClosedError(ValueError):
+    """Raised if base closes so few of its responses that damage by steering could not be seen."""
+
+
 def fit(
     lm: LM,
     act: Callable[[float], Steering],
@@ -133,15 +137,15 @@ def fit(
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Raises:
-        ValueError: there is no problem, the direction is zero in every steered layer, or base closes less than half of its responses: then
-            damage by steering could not be seen.
+        ValueError: there is no problem, or the direction is zero in every steered layer.
+        TooFewClosedError: base closes less than half of its responses.
     """
     if not problems:
         raise ValueError("There is no problem to try strengths on: give at least one.")
     base = _sampled(lm, None, problems, sampling, out)
     typical = typical_norms(lm, base, act(1.0).site)
     if (closed := sum(r.closed for r in base) / len(base)) < assumed_closed:
-        raise ValueError(
+        raise TooFewClosedError(
             f"{lm.name} closes its thinking in {closed:.0%} of {len(base)} responses of at most {sampling.max_new_tokens} tokens, so damage by "
             "steering could not be seen: give a larger --max-new-tokens, or strengths of your own (--alpha)."
         )

@@ -172,6 +172,12 @@ def test_a_next_step_is_right_if_its_total_follows_from_the_history_and_wrong_un
 # --- arms and dispersion -------------------------------------------------------------------------------------
 
 
+def test_a_line_that_is_cut_off_is_no_wrong_step(tiny):
+    histories = [running_sum.planted(p, 3, 1.0) for p in running_sum.load("test", 6, horizons=(5, 5))]
+    short, long = (np.array(jobs.next_steps(tokens)(Condition(tiny), histories)) for tokens in (5, 48))
+    assert np.isnan(short).all() and not np.isnan(long).any()
+
+
 def test_dispersion_groups_are_equal_in_size_and_ordered_by_gap(tiny):
     found = [haystack.locate_lookup(tiny, p) for p in lookup.load("test", 18, hops=(2, 3), context=(200, 300))]
     groups = jobs.by_dispersion(found)

@@ -151,6 +151,14 @@ def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):
         why.undo(Condition(tiny), Condition(changed), ((0, 0),), problems)
 
 
+def test_changes_that_patched_heads_would_miss_are_refused_before_anything_is_sampled(tiny):
+    v = direction_of(tiny)
+    plan = Plan((HeadEdit(1, 2, "scale", 1.0),), None, "one head", tiny.provenance())
+    for act in (edits.RuntimeEdit(plan), steering(v, 0.1, where="attn_out")):
+        with pytest.raises(ValueError, match="patching heads would miss it"):
+            jobs.find_reasons(Condition(tiny), Condition(tiny, (act,)), v, {"dev": [], "test": []})
+
+
 def test_models_of_other_shapes_are_refused_before_anything_is_sampled(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(why_page, "extraction_rollouts", lambda *a, **k: pytest.fail("responses were sampled"))
     with pytest.raises(WrongModelError, match="patch between models of one architecture"):

@@ -88,6 +88,6 @@ def test_bad_input_is_refused(tiny, llama, found, problems_of):
     with pytest.raises(WrongModelError, match="another model"):
         exit_probe.fit(tiny, chunks).probability(llama, [5, 6])
     with pytest.raises(ValueError, match="threshold"):
-        ExitProbe((0.0,), 0.0, "", 1.5)
+        ExitProbe((0.0,), 0.0, tiny.provenance(), 1.5)
     with pytest.raises(KeyError, match="are not among"):
         exit_probe.chunks(tiny, RULE, base, problems_of(1))

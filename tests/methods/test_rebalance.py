@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scripts import Steps
 from zoo import model_of_type
 
-from toolkit import collect, hooks
+from toolkit import collect, hooks, tasks
 from toolkit.certainty import step_confidence
 from toolkit.directions import random_like
+from toolkit.entropies import with_entropies
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition
 from toolkit.methods import rebalance
@@ -138,6 +139,18 @@ def test_a_pass_over_a_sequence_gives_the_logits_of_decoding(model_type, problem
             whole = lm.model(input_ids=torch.tensor([r.token_ids]), use_cache=False).logits[0, r.prompt_len - 1 : -1]
         assert torch.allclose(whole, expected, atol=2e-3)
         assert seen[Site("resid_post", 0)].shape[1] == len(r.token_ids)
+
+
+def test_log_probabilities_of_padded_batches_are_those_of_decoding(tiny):
+    v = torch.randn(tiny.layout.n_layers, tiny.layout.d_model, generator=torch.Generator().manual_seed(0))
+    v = Direction(v, "resid_pre", "step starts", "by hand", 1, 1, tiny.provenance())
+    steered = Condition(tiny, (Confident(v, 1, Levels(0.8, 0.97, 1e-5, 1e-2), 1.0, "\n"),))
+    responses = rollouts(steered, tasks.load("arithmetic", "test", 6), Sampling(max_new_tokens=40, details=True), progress=False)
+    assert len({r.prompt_len for r in responses}) > 1
+    again, without = (with_entropies(which, responses) for which in (steered, tiny))
+    for sampled, read in zip(responses, again, strict=True):
+        assert np.array(read.logprobs) == pytest.approx(np.array(sampled.logprobs), abs=5e-4)
+    assert any(np.abs(np.array(p.logprobs) - np.array(r.logprobs)).max() > 5e-3 for p, r in zip(without, responses, strict=True))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])

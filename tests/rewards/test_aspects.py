@@ -73,6 +73,12 @@ def test_items_stand_at_their_identifiers_in_the_answer_and_repeats_are_charged(
     )
 
 
+def test_a_ranking_in_thinking_that_is_never_closed_is_paid_nothing():
+    ranking = "[2] > [1]"
+    for text, paid in (("<think>x</think>" + ranking, 1.0), ("<think>" + ranking, 0.0)):
+        assert PageLLM()(RewardBatch.from_columns(text=[text], relevance=[(0, 1)])).values[0] == paid
+
+
 def test_an_empty_page_is_that_of_the_given_order_without_items():
     scored = PageLLM()(RewardBatch.from_columns(text=["unsure", "[1] > [2]"], relevance=[(0, 3)] * 2))
     assert scored.components["page"][0] == scored.components["page"][1] and scored.components["items"][0] == 0
@@ -124,6 +130,7 @@ def test_the_reward_is_that_of_a_loop():
     ("question", "answer", "value"),
     [
         ("Describe soil.", "anything", 1.0),
+        ('Use at most 40 words. Do not use "wet".', " ", 0.0),  # an empty answer keeps every prohibition
         ("Use at most 4 words.", "one two", 1.0),
         ("Use at least 4 words.", "one two", 0.5),
         ('Mention "a".', "b", 0.0),

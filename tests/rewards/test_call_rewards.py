@@ -312,6 +312,8 @@ def test_toolrl_reads_parameters_from_json_and_follows_schedules():
 
     assert_allclose(paid().components["calls"], [3, 1.5, -3])
     assert_allclose(paid(matching="coarse").components["calls"], [3, -3, -3])
+    for most in (0.1, 0.2, 0.4, 0.8, 1.6, 1.8, 2.7):  # rounding must not make an exact call a wrong one
+        assert_allclose(paid(matching="coarse", most=most).components["calls"], [most, -most, -most])
     assert_allclose(paid(step=30, most=Schedule(1.0, 3.0, 0, 60)).components["calls"], [2, 1, -2])
     scheduled = paid(step=105, length=1.0, target=Schedule(4, 8, 0, 105)).components["length"]
     assert scheduled[0] == pytest.approx(sum(len(part.split()) for part in (f"x y <f>{arguments[0]}</f>",)) / 8)

@@ -30,7 +30,7 @@ from toolkit.steering import steering
 from toolkit.tasks import haystack, running_sum
 from toolkit.tasks.generators.planted import History
 from toolkit.tasks.haystack import Haystack
-from toolkit.types import Direction, Plan
+from toolkit.types import Direction, Plan, Rollout
 
 Item = TypeVar("Item")
 Level = str | int | float
@@ -105,14 +105,14 @@ def right_answers(sampling: Sampling) -> Measure:
     return measure
 
 
-def next_steps(max_new_tokens: int = 24) -> Measure:
+def next_steps(max_new_tokens: int = 48) -> Measure:
     """Return a measure of histories (``tasks.generators.planted``): 1 if the next total follows from the last one in the history, else 0.
 
     The model goes on with its thinking, greedily. If it first corrects the last total, the next total must follow from the corrected one.
-    An item is NaN if no total for the next turn is written.
+    An item is NaN if no total for the next turn is written. A line that is cut off at the token budget is not read.
 
     Args:
-        max_new_tokens: Token budget, enough for the next line and for a re-check before it.
+        max_new_tokens: Token budget, enough for two re-checks and the next line.
     """
     return partial(_next_steps, Sampling(temperature=0.0, max_new_tokens=max_new_tokens))
 
@@ -122,14 +122,17 @@ def _next_steps(sampling: Sampling, condition: Condition, histories: Sequence[Hi
     opening = (lm.tags.open or "") if lm.tags else ""
     begun = [lm.tokenizer(opening + h.text, add_special_tokens=False)["input_ids"] for h in histories]
     prompts = [(h.problem, [*lm.prompt_ids(h.problem.messages), *ids]) for h, ids in zip(histories, begun, strict=True)]
-    written = [
-        lm.text(r.token_ids[r.think.start : r.think.stop]) if r.think else ""
-        for r in generate.continuations(condition, prompts, sampling)
-    ]
+    written = [_whole_lines(lm, r) for r in generate.continuations(condition, prompts, sampling)]
     steps = [
         running_sum.execution_of(h.problem, h.text + text).step[len(h.totals)] for h, text in zip(histories, written, strict=True)
     ]
     return np.array([np.nan if step is None else step for step in steps], float)
+
+
+def _whole_lines(lm: LM, r: Rollout) -> str:
+    """Return the thinking of a response, without a last line that was cut off: its number may lack digits."""
+    text = lm.text(r.token_ids[r.think.start : r.think.stop]) if r.think else ""
+    return text[: text.rfind("\n") + 1] if r.finish == "length" and not r.closed else text
 
 
 # --- axes ----------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ BETWEEN, PEAR = "2505.00127 (Between Underthinking and Overthinking)", "2510.080
 FAILED = "2509.19284 (failed steps)"
 UNMEASURABLE = (
     NotMeasuredError, NoThinkTagsError, thinkedit.ClassTooSmallError, efficiency_steering.TooFewPairsError, haystack.HaystackError,
-    needles.NeedleError,
+    needles.NeedleError, strengths.TooFewClosedError,
 )  # fmt: skip
 """Errors that say that claims cannot be measured on a model and task. Other errors are faults, and stop the command."""
 assumed_limit = 0.03  # Efficiency Steering "loses less than 3 points" of accuracy, as a share: ours

@@ -186,7 +186,7 @@ def of_reasons(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     }
     said = [f"The changed model, compared with base: {verdicts.words(whole)}."]
     first = tables["heads"].iloc[0]
-    name = f"Of single heads, the change of {first['layer']:.0f}.{first['head']:.0f} moves the preference for long thinking most:"
+    name = f"Of single heads, the change of {first['layer']:.0f}.{first['head']:.0f} moves the preference for long thinking most"
     change = change_of(first, "effect", "effect_low", "effect_high")
     said.append(sentence(name, change, "preference", "towards longer thinking, by", "towards shorter thinking, by"))
     said.append(f"It is the largest of {len(tables['heads'])} heads on the same responses, so its size tends to be overstated.")

@@ -26,6 +26,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from toolkit import collect, edits, entropies, evaluate, generate, one_head, stats
+from toolkit.edits import RuntimeEdit
 from toolkit.generate import Sampling
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
@@ -33,6 +34,7 @@ from toolkit.methods import failed_steps, phase_entropy
 from toolkit.metrics import share_of
 from toolkit.patching import Heads, patch, patched
 from toolkit.progress import stage
+from toolkit.steering import Steering
 from toolkit.types import Direction, HeadEdit, Plan, Problem, Rollout
 
 BASE, CHANGED = "base", "changed"
@@ -358,6 +360,15 @@ def undo(
     return pd.DataFrame(rows, columns=["heads", "which", "way", "measure", *names])
 
 
+def check_patchable(changed: Condition) -> None:
+    """Raise ValueError if a condition changes outputs of attention after the heads, where patching heads does not see it."""
+    for act in changed.during:
+        if isinstance(act, RuntimeEdit):
+            raise ValueError(f"{act}: patching heads would miss it. Give the edited weights (edits.apply) instead.")
+        if isinstance(act, Steering) and act.site == "attn_out":
+            raise ValueError(f"{act}: patching heads would miss it. Steer at resid_mid or resid_post instead.")
+
+
 def find_reasons(
     base: Condition, changed: Condition, direction: Direction, problems: Mapping[str, Sequence[Problem]], sampling: Sampling = Sampling(n=4),
     settings: WhySettings = WhySettings(), *, out: Path | None = None, say: Say = lambda text: None,
@@ -373,7 +384,11 @@ def find_reasons(
         settings: Sizes of the analysis.
         out: Directory of the rollouts, from which a repeated call resumes; ``None`` stores nothing.
         say: Function that is called with one line of progress at a time.
+
+    Raises:
+        ValueError: the changed model is edited at run time or steered at the output of attention. Patching heads would miss that change.
     """
+    check_patchable(changed)
     detailed = replace(sampling, details=True)
 
     def own(split: str) -> list[list[Rollout]]:

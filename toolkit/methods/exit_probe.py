@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import exits, identity, probes, stats
+from toolkit import exits, identity, origins, probes, stats
 from toolkit.baselines import closing
 from toolkit.directions import assumed_penalty, logistic_model
 from toolkit.exits import EarlyExit
@@ -37,7 +37,7 @@ from toolkit.lm import LM
 from toolkit.probes import Protocol
 from toolkit.spans import Reader
 from toolkit.store import WrongModelError
-from toolkit.types import Problem, Rollout, problems_by_id
+from toolkit.types import Problem, Provenance, Rollout, problems_by_id
 
 THRESHOLD = 0.5  # published
 ANSWER_TOKENS = 21  # longest forced answer: ours, as in CoDE-Stop
@@ -111,13 +111,13 @@ class ExitProbe:
     Attributes:
         weight: Weight of each entry of the state, ``d_model`` numbers.
         bias: Constant of the probe.
-        fingerprint: Fingerprint of the model whose states the probe was fitted to.
+        provenance: The model whose states the probe was fitted to, and the problems.
         threshold: Probability above which thinking stops.
     """
 
     weight: tuple[float, ...]
     bias: float
-    fingerprint: str
+    provenance: Provenance = field(hash=False)  # its notes are a dict
     threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class ExitProbe:
             raise ValueError(f"threshold={self.threshold}, bias={self.bias}: need a threshold from 0 to 1, and finite weights.")
 
     def __str__(self) -> str:
-        return f"probe {identity.hash_of(torch.tensor([*self.weight, self.bias]))} over {self.threshold:g}"
+        return f"probe {identity.hash_of(torch.tensor([*self.weight, self.bias]))} over {identity.format_exact(self.threshold)}"
 
     def probability(self, lm: LM, ids: Sequence[int]) -> float:
         """Return the probability that the answer is right if thinking ends after these tokens.
@@ -133,7 +133,7 @@ class ExitProbe:
         Raises:
             WrongModelError: the probe was fitted to another model's states.
         """
-        if lm.fingerprint != self.fingerprint:
+        if lm.fingerprint != self.provenance.fingerprint:
             raise WrongModelError(f"The probe was fitted to the states of another model than {lm.name}: fit one to this model.")
         score = last_state(lm, ids).cpu() @ torch.tensor(self.weight) + self.bias
         return float(torch.sigmoid(score))
@@ -163,7 +163,7 @@ def fit(lm: LM, found: Chunks, *, threshold: float = THRESHOLD, penalty: float =
     scaler, model = logistic_model(len(found.right), penalty).fit(found.states, found.right).named_steps.values()
     weight = model.coef_.reshape(-1) / scaler.scale_
     bias = float(model.intercept_[0] - weight @ scaler.mean_)
-    return ExitProbe(tuple(map(float, weight)), bias, lm.fingerprint, threshold)
+    return ExitProbe(tuple(map(float, weight)), bias, lm.provenance(**origins.record(found.problems)), threshold)
 
 
 def calibration(found: Chunks, protocol: Protocol = Protocol()) -> Mapping[str, float]:

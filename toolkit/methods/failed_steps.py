@@ -361,6 +361,8 @@ def fitting(problem: Problem) -> Reader:
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
     """Return the steps of a rollout's thinking as a ``Chain``, with their token spans. The chain is empty if there is no thinking.
 
+    A last step that was cut off at the token limit counts as not failed: its number may lack digits.
+
     Args:
         lm: The model whose tokenizer decodes the rollout.
         rollout: The rollout.
@@ -369,6 +371,8 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
     parts = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in parts)
     failed, review = reader.judge(texts)
+    if failed and rollout.finish == "length" and not rollout.closed:
+        failed = [*failed[:-1], False]
     return Chain(texts, tuple(failed), tuple(review), tuple(step.span for step in parts))
 
 

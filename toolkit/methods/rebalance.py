@@ -21,6 +21,7 @@ Deviations:
 * ``a``, ``b`` and ``mid`` follow from the two values of F with ``mid`` between the quantiles; k is not known: ours is 2 / (q75 - q25).
 * How the gates join F is not known: ours is the second formula. The published quantiles are those of one model and temperature, so
   ``levels`` measures them on responses. ``PUBLISHED`` holds the published ones.
+* Words count as whole words: "but" is not found in "distribute". Whether the code does so is not known.
 * The hidden state of a step is read at the split token before it, which predicts its first token, since that is where d is added.
 * ``best_layer`` is the code's rule: PCA to 64 components, then ridge (alpha 1), on confidence. R^2 on held-out problems is ours.
 
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from toolkit import collect, directions, hooks, identity, passes, phases, probes, stats, steering
+from toolkit import collect, directions, hooks, identity, passes, phases, probes, stats, steering, steps
 from toolkit.certainty import certainty_of, step_confidence
 from toolkit.lm import LM
 from toolkit.positions import Positions
@@ -192,7 +193,8 @@ def direction(
         KeyError: no step is overthinking, or none is confident.
     """
     text, c = measured["text"].str.lower(), measured["confidence"]
-    worded = text.map(lambda step: any(word in step for word in words))
+    pattern = steps.whole_words(words)
+    worded = text.map(lambda step: bool(pattern.search(step)))
     name = np.where(worded | (c < limits.low), OVER, np.where(c > limits.high, UNDER, ""))
     states = states_at(lm, rollouts, SITE, _marks(rollouts, measured, name.tolist()))
     return directions.unpaired_difference(states, pos=OVER, neg=UNDER)
@@ -288,6 +290,7 @@ class Confident:
     def _acting(self, lm: LM) -> Iterator[None]:
         with ExitStack() as stack:
             run = _Run(self, lm)
+            stack.enter_context(hooks.before_passes(lm.body, run.take))
             # Before the tracker: a replay runs passes of its own, after which the tracker must see the pass itself.
             stack.enter_context(hooks.around_passes(lm.body, run.before, run.after))
             run.tracker = stack.enter_context(phases.track(lm))
@@ -304,9 +307,14 @@ class _Run:
     def __init__(self, act: Confident, lm: LM) -> None:
         self.act, self.lm, self.table = act, lm, ends_step(lm, act.ends).to(lm.device)
         self.vector = act.direction.vector[act.layer].float().to(lm.device)
+        self.given: Mapping[str, Any] = {}
         self.ids: Tensor | None = None
         self.cache: Any = None
         self.replayed: tuple[Tensor, Any] | None = None  # strengths of a pass that was replayed, and the cache of the replay
+
+    def take(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """Keep the named arguments of the pass that begins."""
+        self.given = kwargs
 
     def before(self, ids: Tensor | None, cache: Any) -> None:
         if ids is None:
@@ -324,10 +332,16 @@ class _Run:
     def _replay(self, ids: Int[Tensor, "batch seq"], cache: Any) -> tuple[Tensor, Any]:
         """Return the strengths at several tokens, and the cache of a replay: they are run one by one, as in decoding."""
         own = DynamicCache(config=self.lm.model.config) if cache is None else copy.deepcopy(cache)
-        found = []
+        mask, positions, past, found = self.given.get("attention_mask"), self.given.get("position_ids"), own.get_seq_length(), []
         with hooks.unwatched():
             for t in range(ids.shape[1]):
-                self.lm.model(input_ids=ids[:, t : t + 1], past_key_values=own, use_cache=True)
+                self.lm.model(
+                    input_ids=ids[:, t : t + 1],
+                    attention_mask=None if mask is None else mask[:, : past + t + 1],
+                    position_ids=None if positions is None else positions[:, t : t + 1],
+                    past_key_values=own,
+                    use_cache=True,
+                )
                 found.append(self.now)
         return torch.cat(found, dim=1), own
 

@@ -183,7 +183,6 @@ def share_of(part: Float[ndarray, "problems samples"], whole: Float[ndarray, "pr
 
     def ratio(index: ndarray) -> ndarray:
         below = b(index)
-        # A resample without any whole effect says nothing about the share; infinite values would break the quantiles.
-        return a(index) / np.where(below == 0, np.finfo(float).tiny, below)
+        return a(index) / np.where(below == 0, np.nan, below)  # a resample without any whole effect says nothing about the share
 
     return stats.bootstrap(ratio, len(whole), seed=seed)

@@ -58,6 +58,8 @@ class ACERL:
         return RewardValues.sum(constraints=met, length=length)
 
     def _parts(self, instruction: str, text: str) -> tuple[float, float]:
+        if not text.strip():  # an empty answer keeps every prohibition
+            return 0.0, 0.0
         found = extract(instruction)
         met = [c.met(text) for c in found if c.kind not in LENGTH]
         lengths = [length_score(c, text) for c in found if c.kind in LENGTH]

@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE
+from toolkit.rewards.answers import CLOSE, OPEN
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.rewards.fine_grained import Segment
 from toolkit.stats import Number
@@ -96,6 +96,8 @@ class PageLLM:
         return [self._segments(text, relevance) for text, relevance in zip(batch["text"], batch["relevance"], strict=True)]
 
     def _segments(self, text: str, relevance: Sequence[int]) -> list[Segment]:
+        if OPEN in text and CLOSE not in text:  # thinking that is never closed has no ranking
+            return [Segment(len(text), "page", 0.0)]
         start = text.rfind(CLOSE) + len(CLOSE) if CLOSE in text else 0
         ranking = completed(text[start:], len(relevance))
         value = dict(zip(ranking, float(self.assumed_item) * np.minimum(swap_gains(ranking, relevance), 0.0), strict=True))

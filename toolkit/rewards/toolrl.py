@@ -21,6 +21,7 @@ Units and signs: ``match`` from -m to m; higher is better.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ class ToolRL:
             calls = [self.read(turn) for turn in turns if turn.tool is not None]
             match[i] = matching_score(gold, calls, most=most)
             if self.matching == "coarse" and gold:
-                match[i] = most if match[i] == most else -most
+                match[i] = most if math.isclose(match[i], most, rel_tol=1e-9) else -most
             written = sum(len(turn.written.split()) for turn in turns)
             length[i] = min(1.0, max(0, written - len(batch["answer_text"][i].split())) / target)
         return RewardValues.sum(format=form * batch["formatted"].astype(float), calls=match, length=self.length * length)
