@@ -27,13 +27,17 @@ TAKES = re.compile(r"\n\n\*Takes [^*]*\*")
 WIDTH, HEIGHT = 900, 450  # pixels of a picture, unless the figure says otherwise
 
 
+NOISE = "Failed to load CPU gemm_4bit_forward"  # a message of bitsandbytes that says nothing about the notebook
+
+
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Remove live widgets and timestamps."""
+    """Remove live widgets, timestamps and noise of libraries."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            kept = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [output for output in kept if NOISE not in output.get("text", "")]
 
 
 def add_pictures(notebook: nbformat.NotebookNode) -> None:
