@@ -273,7 +273,7 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
         phases=for_each_group(lambda group: phase_entropy.by_phase(group, seed=seed)),
         positions=for_each_group(lambda group: phase_entropy.by_position(group, seed=seed)),
         steps=for_each_group(by_step),
-        marked=_marked(phase_entropy.step_entropy(thought, steps_of), [chain for chain in chains if chain.texts], seed),
+        marked=_marked(phase_entropy.step_entropy(thought, steps_of), thought, [chain for chain in chains if chain.texts], seed),
         lengths=pd.concat(
             [phase_entropy.correlations(rows, x, y, seed=seed).assign(x=x, y=y) for x, y in LENGTHS], ignore_index=True
         ),
@@ -282,16 +282,22 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
     )
 
 
-def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFrame:
+def _marked(rows: pd.DataFrame, thought: Sequence[Rollout], chains: Sequence[Chain], seed: int) -> pd.DataFrame:
     """Return the table ``EntropyTables.marked``: the entropy of steps that failed or re-check, compared with other steps.
 
     Args:
-        rows: From ``phase_entropy.step_entropy``: one row per step, in the order of ``chains``. Steps without tokens have no row.
+        rows: From ``phase_entropy.step_entropy``: one row per step, in the order of ``chains``. Steps without tokens of the model have no row.
+        thought: The responses of ``chains``.
         chains: Steps of each response's thinking, with two flags per step: failed, and re-checks an earlier step.
         seed: Seed of the bootstrap.
     """
-    # One pair of marks (failed, re-check) per row of ``rows``. Steps with an empty token span have no row, so they are skipped.
-    marks = [(f, r) for c in chains for f, r, span in zip(c.failed, c.review, c.spans, strict=True) if len(span)]
+    # One pair of marks (failed, re-check) per row of ``rows``. Steps without a token of the model have no row, so they are skipped.
+    marks = [
+        (f, v)
+        for r, c in zip(thought, chains, strict=True)
+        for f, v, span in zip(c.failed, c.review, c.spans, strict=True)
+        if any(r.written[span.start - r.prompt_len : span.stop - r.prompt_len])
+    ]
     failed, review = zip(*marks, strict=True)
     parts = {"failed": failed, "re-check": review}
     return pd.concat([phase_entropy.by_mark(rows, mark, seed=seed).assign(mark=name) for name, mark in parts.items()])

@@ -66,7 +66,8 @@ def train(pairs: Sequence[tuple[str, str]], seed: int, *, steps: int = assumed_s
         rows = torch.randperm(len(pairs), generator=draw)[:assumed_batch]
         one, other = (F.normalize(bag[rows] @ vectors, dim=1) for bag in bags)
         # Pairs with one text in common are no negatives of each other.
-        same = (bags[1][rows][:, None] == bags[1][rows][None]).all(dim=2) & ~torch.eye(len(rows), dtype=torch.bool)
+        alike = [(bag[rows][:, None] == bag[rows][None]).all(dim=2) for bag in bags]
+        same = (alike[0] | alike[1]) & ~torch.eye(len(rows), dtype=torch.bool)
         logits = (one @ other.T / assumed_temperature).masked_fill(same, -torch.inf)
         loss = F.cross_entropy(logits, torch.arange(len(rows)))
         optimizer.zero_grad()

@@ -91,9 +91,8 @@ def report(
     rows.append(("length correlation", correlation, 0.0))
     if uneven.any():
         takes_longer = np.where(longer > 0, agrees, 1 - agrees)[uneven]
-        rows.append(
-            ("longer preferred", stats.over_problems(takes_longer, of[uneven], seed=seed), float((longer[uneven] > 0).mean()))
-        )
+        reference = stats.over_problems((longer[uneven] > 0).astype(float), of[uneven]).mean
+        rows.append(("longer preferred", stats.over_problems(takes_longer, of[uneven], seed=seed), reference))
     fair, effect = at_equal_length(agrees, longer, of, seed=seed)
     rows += [("accuracy at equal length", fair, 0.5), ("length effect", effect, 0.0)]
     return pd.DataFrame(

@@ -29,6 +29,7 @@ Cost: none; only text is read.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -149,7 +150,8 @@ The rules may depend on the prompt: those of ``lookup`` use the values that the 
 # tiny-reasoner's sums, such as "wait 12+30-2=40 fix". A re-checking line starts with "wait" and may end with its verdict, "ok" or "fix".
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
 # An equation in prose, such as "(3 + 4) * 2 = 14" or "3 + 4 is 7".
-_STATED = re.compile(r"(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (\d+)")
+# It is not a part of a longer number, and not followed by an operator, as in "3 + 4 = 5 + 2".
+_STATED = re.compile(r"(?<![\d.,])(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (-?\d+(?:\.\d+)?)(?!\d|[.,]\d| [-+*/] )")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 # tiny-reasoner's lookups: a variable and its value, which is a number or another variable.
 _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
@@ -217,7 +219,8 @@ def equations(problem: Problem | None = None) -> Reader:
         failed, review, before = [], [], None  # before: left side of the last equation in the line before
         for text in texts:
             stated = _STATED.findall(text)
-            failed.append(any(_value(left) != int(right) for left, right in stated))
+            # An expression that cannot be read says nothing.
+            failed.append(any((value := _value(left)) is not None and value != Fraction(right) for left, right in stated))
             review.append(bool(stated) and stated[0][0] == before)
             before = stated[-1][0] if stated else None
         return failed, review
@@ -225,8 +228,8 @@ def equations(problem: Problem | None = None) -> Reader:
     return Reader(steps.lines, judge)
 
 
-def _value(expression: str) -> Fraction | None:
-    """Return the exact value of an expression of whole numbers, + - * / and parentheses; ``None`` for anything else or a division by 0."""
+def _value(expression: str) -> Fraction | float | None:
+    """Return the exact value of an expression of whole numbers, + - * / and parentheses: NaN after a division by 0, ``None`` for other text."""
 
     def evaluate(node: ast.expr) -> Fraction:
         match node:
@@ -236,9 +239,13 @@ def _value(expression: str) -> Fraction | None:
                 return _OPERATORS[type(op)](evaluate(left), evaluate(right))
         raise ValueError(expression)
 
+    if expression.count("(") != expression.count(")"):  # the equation itself stands in parentheses
+        expression = expression.strip("()")
     try:
         return evaluate(ast.parse(expression, mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError):
+    except ZeroDivisionError:
+        return math.nan
+    except (SyntaxError, ValueError):
         return None
 
 
@@ -465,7 +472,7 @@ def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 
     share the lowest value, their correctness is averaged.
 
     Args:
-        rows: One row per rollout, from the function ``failed_steps.table``.
+        rows: One row per rollout, from the function ``failed_steps.table``. Rows without a value of the measure are left out.
         measure: Column of ``rows`` by which rollouts are selected; default: the failed-step fraction.
         seed: Seed of the bootstrap.
 
@@ -473,6 +480,7 @@ def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 
         Two estimates, ``(accuracy, gain)``, with 95 % intervals over problems. Accuracy (0 to 1) is the mean over problems. Gain (-1 to 1)
         is the accuracy minus the mean accuracy of all rollouts of the same problems, so it is positive if selection helps.
     """
+    rows = rows.dropna(subset=[measure])
     # best, mean: one value per problem, as a column [problems, 1], which is the form that stats.mean_of takes.
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")
     best, mean = (part.groupby("problem_id")["correct"].mean().to_numpy(float)[:, None] for part in (rows[lowest], rows))

@@ -73,7 +73,7 @@ class LongHeads:
         window: Tokens that a head attends to at most, ``k w``; at most the length of the texts that the model was trained on.
         rule: How chunks other than the forced ones are chosen. ``scores``: as published. Controls with the same cost: ``random`` (other
             chunks at random), ``sinks`` (the first chunk and the latest ones) and ``recent`` (the latest chunks only: a sliding window).
-        seed: Seed of the rule ``random``.
+        seed: Seed of the rule ``random``. Texts of equal length get the same chunks, so give several seeds if needles are at one place.
     """
 
     chunk: int = PUBLISHED_CHUNK

@@ -147,7 +147,7 @@ class _Work:
         return "" if text is None else text.partition(tags.close)[2] if tags and tags.close else text
 
     def continuations(
-        self, prompts: Sequence[tuple[Rollout, list[int]]], n: int, *, text: str | None, greedy: bool = False
+        self, prompts: Sequence[tuple[Rollout, list[int]]], n: int, *, text: str | None, greedy: bool = False, anew: bool = False
     ) -> list[list[Rollout]]:
         """Sample answers: return a list of ``n`` graded continuations for each pair in ``prompts``.
 
@@ -157,11 +157,13 @@ class _Work:
             text: Text that ends thinking (setting ``exit`` or ``closing``). It is appended to the token ids of each pair; the answer is
                 sampled after it. Its part after the closing think tag is graded as part of the answer (see ``tail``).
             greedy: True to decode greedily.
+            anew: True to draw other random numbers than without it, so that the answers are independent of earlier ones.
         """
         if not prompts:
             return []
         answering = self.settings.answering
-        sampling = replace(answering, n=n, temperature=0.0 if greedy else answering.temperature)
+        seed = answering.seed + 1 if anew else answering.seed
+        sampling = replace(answering, n=n, temperature=0.0 if greedy else answering.temperature, seed=seed)
         ends, lm = self.ids(text), self.condition.lm
         inputs = [(self.problems[r.problem_id], [*ids, *ends]) for r, ids in prompts]
         sampled = generate.continuations(self.condition, inputs, sampling)
@@ -252,7 +254,9 @@ def optimise(
     pending = [i for i, candidates in enumerate(ends) if candidates]
     while pending:
         prompts = [(rollouts[i], list(rollouts[i].token_ids[: done[i].segments[ends[i][0]].span.stop])) for i in pending]
-        for i, sampled in zip(pending, work.continuations(prompts, settings.completions, text=settings.closing), strict=True):
+        for i, sampled in zip(
+            pending, work.continuations(prompts, settings.completions, text=settings.closing, anew=True), strict=True
+        ):
             right = [c for c in sampled if c.correct]
             if right:
                 best = min(right, key=lambda c: c.response_tokens)

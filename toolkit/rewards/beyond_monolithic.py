@@ -67,7 +67,7 @@ def hybrid(
         raise ValueError(f"A confidence of {q[outside][0]}: the column 'rule_confidence' is between 0 and 1.")
     if not np.isfinite(u).all():
         raise ValueError(f"A score of {u[~np.isfinite(u)][0]}: the column 'model_score' must be finite.")
-    z = (u - u.mean()) / (u.std() or 1.0) if len(u) else u
+    z = (u - u.mean()) / u.std() if len(u) and np.ptp(u) else np.zeros_like(u)  # equal scores: their std may not be exactly 0
     return q * np.asarray(correct, float), (1.0 - q) * expit(z)
 
 

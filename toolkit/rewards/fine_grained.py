@@ -39,7 +39,8 @@ from toolkit.stats import Number
 
 PUBLISHED_WEIGHTS = {"relevance": 0.3, "facts": 0.5, "complete": 0.3}
 LEAST_WORDS = 5  # of a sub-sentence, in the paper
-EQUATION = re.compile(r"(?<![\d+-])(?P<left>-?\d+(?:\s*[+-]\s*\d+)+)\s*=\s*(?P<right>-?\d+)")
+# Not a part of a longer expression, such as "3 + 4 = 10" in "2 * 3 + 4 = 10", or of a number with a point.
+EQUATION = re.compile(r"(?<![\d.,*/+-])(?<![*/]\s)(?P<left>-?\d+(?:\s*[+-]\s*\d+)+)\s*=\s*(?P<right>-?\d+)(?!\d|[.,]\d)")
 _RECHECK = re.compile(r"\b(wait|ok|fix)\b")  # words of our generators around a repeated step
 
 
@@ -120,7 +121,7 @@ def equations_hold(line: str) -> bool | None:
 
 
 def _total(expression: str) -> int:
-    return sum(int(term.replace(" ", "")) for term in re.findall(r"[+-]?\s*\d+", expression))
+    return sum(int(re.sub(r"\s", "", term)) for term in re.findall(r"[+-]?\s*\d+", expression))
 
 
 def wrong_facts(response: Response) -> list[Scored]:

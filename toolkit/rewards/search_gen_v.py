@@ -21,6 +21,7 @@ Units and signs: r from 0 to 1; higher is better.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,7 +29,6 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards.batch import RewardBatch, RewardValues
-from toolkit.rewards.turns import words
 from toolkit.stats import Number
 
 LABELS = ("support", "partial_support", "not_support")
@@ -49,9 +49,14 @@ def assumed_verifier(answer: str, nuggets: Sequence[str]) -> list[str]:
         answer: Text of the answer.
         nuggets: Facts that it should state.
     """
-    known = {*words(answer)}
-    shares = [np.mean([word in known for word in words(nugget)]) if words(nugget) else 0.0 for nugget in nuggets]
+    known = {*_tokens(answer)}
+    shares = [np.mean([word in known for word in _tokens(nugget)]) if _tokens(nugget) else 0.0 for nugget in nuggets]
     return ["support" if s == 1 else "partial_support" if s >= assumed_half else "not_support" for s in shares]
+
+
+def _tokens(text: str) -> list[str]:
+    """Return the words of a text, with numbers as wholes: "-3.5" is one word."""
+    return re.findall(r"-?\d+(?:\.\d+)?|\w+", text.lower())
 
 
 def nugget_score(labels: Sequence[str], *, partial: Number = assumed_partial) -> float:

@@ -18,10 +18,11 @@ from toolkit.rewards.batch import RewardBatch
 from toolkit.tools import Marks, Toolbox
 
 assumed_verdict = re.compile(
-    r"<(?P<mark>judge|reflect)>\s*(?:(?P<yes>yes|true)|no|false)\s*</(?P=mark)>|\b(?:(?P<relevant>relevant)|irrelevant)\b",
-    re.IGNORECASE,
+    r"<(?P<mark>judge|reflect)>\s*(?:(?P<yes>yes|true)|no|false)\s*</(?P=mark)>"
+    r"|(?!.*<(?:judge|reflect)>)\b(?:not\s+relevant|irrelevant|(?P<relevant>relevant))\b",
+    re.IGNORECASE | re.DOTALL,
 )
-"""Pattern of a judgement of a result: ``<judge>Yes</judge>``, or the word relevant or irrelevant. The words are ours.
+"""Pattern of a judgement of a result: ``<judge>Yes</judge>``, or without such a mark the word relevant or irrelevant. The words are ours.
 
 It is positive if one of the pattern's groups named ``yes`` and ``relevant`` matches.
 """

@@ -36,8 +36,9 @@ QUESTIONS = (
 def problem(rng: random.Random, split: str, *, world: World = SHIPPED, where: str | None = None) -> Problem:
     """Draw random questions until one belongs to ``split``, and return it as a problem.
 
-    A hash decides the split: of the question's wording if all facts are in the weights, else of the last fact that is not. So a fact that a
-    model learns from the corpus in training is not asked for in the test split.
+    A hash decides the split: of the question's wording if all facts are in the weights, else of the last fact that is not. So the last fact
+    that a model learns from the corpus in training is not asked for in the test split. The first fact of a question with two steps may be: in
+    41 of 300 test questions, a fact outside the weights also occurs in 1,500 training questions.
 
     Args:
         rng: Source of every random choice.

@@ -10,6 +10,7 @@ from toolkit.tools.base import ToolError
 from toolkit.tools.sql import Database
 
 _ORDERED = re.compile(r"\border\s+by\b[^()]*$", re.IGNORECASE)
+_INNERMOST = re.compile(r"\([^()]*\)")  # parentheses without others inside
 _FENCE = re.compile(r"```(?:sql)?\s*(.*?)```", re.IGNORECASE | re.DOTALL)
 
 
@@ -45,9 +46,16 @@ def executes_like(query: str, gold: str, schema: str) -> bool:
         ToolError: the right query fails.
     """
     database = _database(schema)
-    right = database.sql(gold).splitlines()[1:]
+    right = database.read(gold)
     try:
-        rows = database.sql(query).splitlines()[1:]
+        rows = database.read(query)
     except ToolError:
         return False
-    return rows == right if _ORDERED.search(gold) else Counter(rows) == Counter(right)
+    return rows == right if _ordered(gold) else Counter(rows) == Counter(right)
+
+
+def _ordered(query: str) -> bool:
+    """Return True if a query ends with ORDER BY outside of parentheses."""
+    while (shorter := _INNERMOST.sub(" ", query)) != query:
+        query = shorter
+    return bool(_ORDERED.search(query))

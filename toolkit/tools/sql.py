@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from toolkit.tools.base import ToolError
 from toolkit.tools.expanding import expansions
@@ -70,6 +71,28 @@ class Database:
         Raises:
             ToolError: the query is wrong, would do something else than read, or takes too many steps.
         """
+        names, rows = self._fetch(query, self.rows + 1)
+        lines = [" | ".join(names), *(" | ".join(map(_text, row)) for row in rows[: self.rows])]
+        more = [f"(more than {self.rows} rows)"] if len(rows) > self.rows else [] if rows else ["(no rows)"]
+        return "\n".join([*lines, *more])
+
+    def read(self, query: str, *, most: int = 10_000) -> list[tuple[Any, ...]]:
+        """Run one SELECT query on the database and return all its rows as values.
+
+        Args:
+            query: The query in SQLite's dialect.
+            most: Largest number of rows.
+
+        Raises:
+            ToolError: the query is wrong, would do something else than read, takes too many steps, or has more rows.
+        """
+        rows = self._fetch(query, most + 1)[1]
+        if len(rows) > most:
+            raise ToolError("too large", f"the query has more than {most:,} rows")
+        return rows
+
+    def _fetch(self, query: str, most: int) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Return the names of the columns and the first rows of a query."""
         if len(query) > LONGEST:
             raise ToolError("too large", f"the query has {len(query):,} characters, at most {LONGEST:,}")
         if (copies := expansions(query)) > EXPANSIONS:
@@ -79,15 +102,13 @@ class Database:
             self._restrict(connection)
             try:
                 cursor = connection.execute(query)
-                rows = cursor.fetchmany(self.rows + 1)
+                rows = cursor.fetchmany(most)
             except (sqlite3.Error, sqlite3.Warning) as error:
                 raise self._refusal(error) from error
             names = [column[0] for column in cursor.description or ()]
         if not names:
             raise ToolError("not allowed", "only a SELECT query")
-        lines = [" | ".join(names), *(" | ".join(map(_text, row)) for row in rows[: self.rows])]
-        more = [f"(more than {self.rows} rows)"] if len(rows) > self.rows else [] if rows else ["(no rows)"]
-        return "\n".join([*lines, *more])
+        return names, rows
 
     def _restrict(self, connection: sqlite3.Connection) -> None:
         connection.execute("pragma query_only = on")
