@@ -123,3 +123,12 @@ def test_margins_give_the_minimum_of_the_loss_of_llama_2_and_widen_the_gaps():
     assert stats.spearman(gaps[1], margins) > 0.9
     with pytest.raises(ValueError, match="give one finite number per pair"):
         stats.bradley_terry(x, pairs, strength=1.0, margins=np.full(200, np.nan))
+
+
+def test_a_judge_that_is_always_right_has_no_love_of_length_however_many_pairs_a_prompt_has():
+    # One pair in which the longer response is better, three of another prompt in which the shorter one is.
+    scores = [1.0, 0.0, *[1.0, 0.0] * 3]
+    lengths = [9.0, 5.0, *[5.0, 9.0] * 3]
+    pairs, problems = np.arange(8).reshape(4, 2), np.array(["a"] * 2 + ["b"] * 6)
+    table = reports.report(np.array(scores), np.array(lengths), pairs, problems)
+    assert row(table, "longer preferred")["mean"] == row(table, "longer preferred")["reference"] == 0.5

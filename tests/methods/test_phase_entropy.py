@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from toolkit import baselines, collect, edits, entropies, evaluate, figures, steps
 from toolkit.entropies import NoEntropiesError
 from toolkit.generate import Sampling, rollouts
+from toolkit.jobs.entropy import entropy_tables
 from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
 from toolkit.methods import failed_steps, phase_entropy
 from toolkit.methods.phase_entropy import DROPS, PhaseMeans
@@ -417,3 +418,20 @@ def test_figures_show_the_numbers_they_are_given(llama, rollout_of, problems_of)
     )
     lines = figures.entropy_filtering(summary).data
     assert [list(curve.x) for curve in lines] == [[0.5, 1.0]] * 3
+
+
+def test_a_step_that_is_only_the_result_of_a_tool_has_no_mark():
+    rng = np.random.default_rng(0)
+    responses = [
+        Rollout(p, s, tuple(range(11)), 2, Span(3, 9), Span(10, 11), "stop", "", bool(s), entropies=tuple(rng.random(9).tolist()), results=(Span(5, 7),))
+        for p in "ab"
+        for s in range(2)
+    ]  # fmt: skip
+    spans_of_steps = (Span(3, 5), Span(5, 7), Span(7, 9))
+    chain = failed_steps.Chain(("x\n", "result\n", "wait\n"), (True, False, False), (False, False, True), spans_of_steps)
+    marked = entropy_tables(responses, [chain] * 4).marked.set_index(["mark", "steps"])["mean"]
+    h = {(r.problem_id, r.sample): np.array(r.entropies) for r in responses}
+    for mark, part in {"failed": slice(1, 3), "re-check": slice(5, 7)}.items():
+        other = slice(5, 7) if mark == "failed" else slice(1, 3)
+        expected = np.mean([values[part].mean() - values[other].mean() for values in h.values()])
+        assert marked.loc[mark, "marked - others"] == pytest.approx(expected)

@@ -180,3 +180,16 @@ def test_bad_settings_and_models_without_tags_are_refused(reasoner, problems, fo
         dto.probe(reasoner, found, problems[1:2], HOW)
     with pytest.raises(NoThinkTagsError, match="exit="):
         dto.probe(replace(reasoner, tags=None), found, problems, HOW)
+
+
+def test_completions_are_drawn_independently_of_the_probes_that_chose_their_segment(reasoner, problems, found, monkeypatch):
+    seeds: dict[str | None, set[int]] = {}
+    continuations = generate.continuations
+
+    def seen(condition, inputs, sampling):
+        seeds.setdefault("greedy" if sampling.temperature == 0 else str(sampling.n), set()).add(sampling.seed)
+        return continuations(condition, inputs, sampling)
+
+    monkeypatch.setattr(generate, "continuations", seen)
+    dto.optimise(reasoner, found[:4], problems, replace(HOW, probes=3, completions=5))
+    assert seeds["3"] == {HOW.answering.seed} and seeds["5"] == {HOW.answering.seed + 1}

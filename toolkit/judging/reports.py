@@ -61,7 +61,7 @@ def report(
         Table with one row per metric of the module, and the columns ``metric, mean, low, high, reference``. ``reference`` is the value that
         the metric has without the judge's fault: 0.5 (chance) for accuracies; for ``calibration error``, the mean error of a calibrated
         judge with the same probabilities and as many pairs; for ``longer preferred``, the share of pairs whose longer response is
-        preferred by the labels; 0 for a correlation and the length effect.
+        preferred by the labels, averaged like the metric (per problem first); 0 for a correlation and the length effect.
 
     Raises:
         ValueError: there are no pairs, a pair's responses belong to two problems, or not one number per response.
