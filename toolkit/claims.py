@@ -58,7 +58,7 @@ class Claim:
 
             not measured                    ``missing`` says why
             not judged: 2 seeds             the note of ``estimate`` says that a condition has too few seeds: fewer than three, here two
-            undecided                       there is no interval (NaN), or its width is 0
+            undecided                       there is no interval (NaN), its width is 0, or the estimate lies outside it
             reproduced                      0 < low,  high >= smallest
             real but too small to matter    0 < low,  high <  smallest
             contradicted                    high < 0, low <= -smallest
@@ -74,7 +74,8 @@ class Claim:
         if "seed" in note:  # the note of an effect names the seeds only if they are too few
             return f"not judged: {note}"
         low, high = self.estimate.low - self.beyond, self.estimate.high - self.beyond
-        if np.isnan(low) or low == high:
+        rounding = 1e-9 * (high - low)
+        if np.isnan(low) or low == high or not low - rounding <= self.estimate.mean - self.beyond <= high + rounding:
             return "undecided"
         if low > 0:
             return "reproduced" if high >= self.smallest else "real but too small to matter"
