@@ -156,8 +156,10 @@ def test_without_two_retrieval_heads_only_the_most_active_head_is_judged():
 def test_causal_claims_are_the_numbers_of_the_masking_table_and_need_controls():
     row = {"lost": 0.5, "lost_low": 0.3, "lost_high": 0.7, "more_than_random": None}
     assert verdicts(causal("M", row)) == ["reproduced"]
-    row |= {"more_than_random": -0.4, "more_than_random_low": -0.5, "more_than_random_high": -0.3}
+    row |= {"more_than_random": -0.4, "more_than_random_low": -0.5, "more_than_random_high": -0.3, "draws": 3}
     assert verdicts(causal("M", row)) == ["reproduced", "contradicted"]
+    assert verdicts(causal("M", row | {"draws": 2})) == ["reproduced", "not judged: 2 seeds"]
+    assert verdicts(causal("M", row | {"draws": 1})) == ["reproduced", "not judged: 1 seed"]
 
 
 def test_too_few_examples_and_scores_without_a_layer_are_refused():

@@ -29,7 +29,7 @@ from scipy import stats as scipy_stats
 from toolkit import stats
 from toolkit.claims import Claim
 from toolkit.methods.retrieval_heads import PUBLISHED_THRESHOLD, HeadMetrics
-from toolkit.stats import Estimate
+from toolkit.stats import Effect, Estimate
 
 SOURCE, CONTROL = "2404.15574", "control"
 PUBLISHED_SPARSE = 0.05  # fewer than 5 % of the heads: abstract
@@ -252,24 +252,26 @@ def dynamic(scores: CopyScores) -> list[Claim]:
 def causal(name: str, row: Mapping[str, float]) -> list[Claim]:
     """Return two claims from one row of ``masking.masking_effects``: masking retrieval heads costs accuracy, and more than random heads.
 
-    The second claim is left out if there were no random controls.
+    The second claim is left out if there were no random controls. With fewer than three it is not judged: ``not judged: 1 seed``; each
+    control has a seed.
 
     Args:
         name: Model and mask in the claims, such as ``"tiny reasoner, 4 heads by write"``.
-        row: Columns of ``masking_effects``; a missing number is ``None`` or NaN.
+        row: Columns of ``masking_effects``; a missing number is ``None`` or NaN. ``draws``, the number of different controls, is needed if
+            ``more_than_random`` is there.
     """
     texts = {
         "lost": (f"causal: accuracy lost, {name}", SOURCE),
         "more_than_random": (f"causal: more than random heads, {name}", CONTROL),
     }
+
+    def estimate(column: str, source: str) -> Effect:
+        draws = row["draws"] if source == CONTROL else stats.FEW_SEEDS
+        few = f"{draws:.0f} seed{'s' * (draws > 1)}" if draws < stats.FEW_SEEDS else ""
+        return Effect(row[column], row[f"{column}_low"], row[f"{column}_high"], math.nan, few)
+
     return [
-        Claim(
-            text=text,
-            source=source,
-            estimate=Estimate(row[column], row[f"{column}_low"], row[f"{column}_high"]),
-            smallest=SMALLEST,
-            unit="points",
-        )
+        Claim(text=text, source=source, estimate=estimate(column, source), smallest=SMALLEST, unit="points")
         for column, (text, source) in texts.items()
         if row[column] is not None and not math.isnan(row[column])
     ]
