@@ -22,6 +22,11 @@ POWER = LIMIT + 0.84  # size, in standard errors, of an effect that is detected 
 UNITS = {"points": "share"}  # unit of a claim -> name of the unit in ``with_interval``, if the two differ
 COLUMNS = ("effect", "from", "estimate (+ as claimed)", "verdict", "detectable with 80 % power")
 """Columns of ``verdict_table``: text of the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
+CONTROLS = (
+    "A difference from a random control is one from the mean of its draws: the interval holds the uncertainty of this mean, not the spread of "
+    "single draws."
+)
+"""The sentence that explains comparisons with random controls, for legends of tables."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,13 +165,6 @@ def _by_difficulty(report: Report) -> list[Section]:
     return [Section("By difficulty", origin, (drawn,), table_html(difficulty.text_table(table, base=report.base)))]
 
 
-CONTROLS = (
-    "A difference from a random control is one from the mean of its draws: the interval holds the uncertainty of this mean, not the spread of "
-    "single draws."
-)
-"""The sentence that explains comparisons with random controls, for legends of tables."""
-
-
 def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str = "") -> Page:
     """Return the web page of published effects: verdict, figure, table of claims, and how it was made.
 
@@ -187,7 +180,7 @@ def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str
         "reproduced. Brown: contradicted. Open: neither. Grey crosses: larger than with a random control?",
         (figures.claimed(effects),),
     )
-    caption = f"+ is the direction that the paper claims, with 95 % intervals; shares are in percentage points. {CONTROLS}"
+    caption = f"+ is the direction that the paper claims, with 95 % intervals; shares are in percentage points. {claims.CONTROLS}"
     table = claims.verdict_table(effects)
     return Page(
         title=title, verdict=verdicts.of_claims(effects), main=main, table=table, caption=caption, made=made, command=command

@@ -118,7 +118,7 @@ def posting(title: str, found: Sequence[Claim], made: str, command: str) -> str:
 
 {report.markdown(posting_table(found))}
 {left_out}
-{made} + is the direction that the paper claims; intervals are 95 % over problems, and over the random draws for controls. {report.CONTROLS}
+{made} + is the direction that the paper claims; intervals are 95 % over problems, and over the random draws for controls. {claims.CONTROLS}
 The smallest effects that matter are our choice. The power is the probability to detect an effect of that size at the 5 % level. Nothing is corrected for
 the number of claims: of 20 that are false, about one is called real by chance.
 
