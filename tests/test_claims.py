@@ -33,10 +33,11 @@ def test_a_verdict_follows_from_the_interval_and_the_smallest_effect_that_matter
     assert float(claim.row[-1]) == pytest.approx(2.8 * standard_error, abs=0.06)
 
 
-def test_too_few_seeds_are_not_judged_and_what_does_not_vary_is_undecided():
+def test_too_few_seeds_are_not_judged_and_what_does_not_vary_or_lies_outside_its_interval_is_undecided():
     assert claim_of(Effect(5.0, 4.0, 6.0, math.nan, "2 seeds")).verdict == "not judged: 2 seeds"
     assert claim_of(Effect(5.0, 5.0, 5.0, 0.1, "no variance")).verdict == "undecided"
     assert claim_of(Effect(math.nan, math.nan, math.nan, math.nan)).verdict == "undecided"
+    assert claim_of(Estimate(1.0, 3.0, 5.0)).verdict == claim_of(Estimate(-1.0, -5.0, -3.0)).verdict == "undecided", "outside"
     assert claim_of(Estimate(5.0, 5.0, 5.0)).row[-1] == "unknown"
 
 
@@ -48,8 +49,9 @@ def test_a_row_is_in_the_claims_unit():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(-0.02, 0.01, "reproduced"), (-0.05, 0.01, "undecided"), (-0.3, -0.1, "contradicted")]
+    ("mean", "low", "high", "verdict"),
+    [(-0.02, -0.02, 0.01, "reproduced"), (-0.02, -0.05, 0.01, "undecided"), (-0.2, -0.3, -0.1, "contradicted")],
 )
-def test_a_claim_to_lose_little_is_judged_at_its_limit_and_shows_the_measured_change(low, high, verdict):
-    claim = Claim(text="", source="", estimate=Estimate(-0.02, low, high), smallest=0.0, unit="points", beyond=-0.03)
-    assert claim.verdict == verdict and claim.row[2].startswith("-2.0 [")
+def test_a_claim_to_lose_little_is_judged_at_its_limit_and_shows_the_measured_change(mean, low, high, verdict):
+    claim = Claim(text="", source="", estimate=Estimate(mean, low, high), smallest=0.0, unit="points", beyond=-0.03)
+    assert claim.verdict == verdict and claim.row[2].startswith(f"{100 * mean:.1f} [")

@@ -22,6 +22,11 @@ POWER = LIMIT + 0.84  # size, in standard errors, of an effect that is detected 
 UNITS = {"points": "share"}  # unit of a claim -> name of the unit in ``with_interval``, if the two differ
 COLUMNS = ("effect", "from", "estimate (+ as claimed)", "verdict", "detectable with 80 % power")
 """Columns of ``verdict_table``: text of the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
+CONTROLS = (
+    "A difference from a random control is one from the mean of its draws: the interval holds the uncertainty of this mean, not the spread of "
+    "single draws."
+)
+"""The sentence that explains comparisons with random controls, for legends of tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class Claim:
 
             not measured                    ``missing`` says why
             not judged: 2 seeds             the note of ``estimate`` says that a condition has too few seeds: fewer than three, here two
-            undecided                       there is no interval (NaN), or its width is 0
+            undecided                       there is no interval (NaN), its width is 0, or the estimate lies outside it
             reproduced                      0 < low,  high >= smallest
             real but too small to matter    0 < low,  high <  smallest
             contradicted                    high < 0, low <= -smallest
@@ -74,7 +79,8 @@ class Claim:
         if "seed" in note:  # the note of an effect names the seeds only if they are too few
             return f"not judged: {note}"
         low, high = self.estimate.low - self.beyond, self.estimate.high - self.beyond
-        if np.isnan(low) or low == high:
+        rounding = 1e-9 * (high - low)
+        if np.isnan(low) or low == high or not low - rounding <= self.estimate.mean - self.beyond <= high + rounding:
             return "undecided"
         if low > 0:
             return "reproduced" if high >= self.smallest else "real but too small to matter"

@@ -180,7 +180,7 @@ def claims_page(title: str, effects: Sequence[Claim], *, made: str, command: str
         "reproduced. Brown: contradicted. Open: neither. Grey crosses: larger than with a random control?",
         (figures.claimed(effects),),
     )
-    caption = "+ is the direction that the paper claims, with 95 % intervals; shares are in percentage points."
+    caption = f"+ is the direction that the paper claims, with 95 % intervals; shares are in percentage points. {claims.CONTROLS}"
     table = claims.verdict_table(effects)
     return Page(
         title=title, verdict=verdicts.of_claims(effects), main=main, table=table, caption=caption, made=made, command=command

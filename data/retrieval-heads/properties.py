@@ -96,9 +96,12 @@ def committed() -> list[Claim]:
     """Return the causal claims of masks that were measured before."""
     made = []
     for model, file, heads in ((SMOL, "smollm2", 5), (TINY, "tiny-reasoner", 4)):
-        for row in store.read_json(HERE / f"{file}.json")["masking"]:
+        kept = store.read_json(HERE / f"{file}.json")
+        for row in kept["masking"]:
             if (row["heads"], row["op"], row["during"]) == (heads, "uniform", "decode only"):
-                made += retrieval_claims.causal(f"{model}, {heads} heads by {row['ranking']}", row)
+                # Rows of earlier versions lack the number of different controls.
+                numbers = {"draws": kept["search"]["draws"], **row}
+                made += retrieval_claims.causal(f"{model}, {heads} heads by {row['ranking']}", numbers)
     tuned = {row["effect"]: row["estimate"] for row in store.read_json(ROOT / "data/smol-reasoner/results/claims.json")}
     effects = {
         "lost": tuned["4 retrieval heads (our score) masked: needles lost"],
@@ -106,6 +109,8 @@ def committed() -> list[Claim]:
     }
     ends = {"mean": "", "low": "_low", "high": "_high"}
     row = {f"{column}{end}": e[key] for column, e in effects.items() for key, end in ends.items()}
+    board = store.read_json(ROOT / "data/smol-reasoner/results/board.json")
+    row["draws"] = len(board["conditions"]["control: 4 random heads masked"]["seeds"])
     return [*made, *retrieval_claims.causal(f"{TUNED}, 4 heads by write (ours)", row)]
 
 

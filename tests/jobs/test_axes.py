@@ -58,6 +58,15 @@ def test_an_effect_that_random_controls_share_is_no_effect():
     assert table["verdict"].to_dict() == {"real": "lower", "shared": axes.NO_EFFECT, "none": axes.NO_EFFECT, "up": "higher"}
 
 
+def test_with_fewer_than_three_random_controls_nothing_is_judged():
+    for draws, verdict in ((1, "not judged: 1 seed"), (2, "not judged: 2 seeds"), (3, "lower")):
+        levels = cells(first=cell(0.9, 0.9, [0.9] * draws), last=cell(0.9, 0.1, [0.9] * draws, seed=2))
+        table, grown = jobs.level_table(levels), jobs.growth_table(levels)
+        assert table["verdict"].iloc[1] == grown["verdict"].iloc[0] == verdict
+        assert (table["draws"] == draws).all() and grown["draws"].iloc[0] == draws
+        assert (jobs.level_text(table)["controls"] == draws).all()
+
+
 def test_items_that_do_not_count_are_left_out_of_a_mean_and_of_pairs():
     c = Cell(np.array([1.0, np.nan, 0.0, 1.0]), np.array([0.0, 1.0, np.nan, 1.0]), np.array([[1.0, 1.0, 1.0, np.nan]]))
     row = jobs.level_table({("arm", 1): c}).iloc[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -104,6 +105,8 @@ def test_a_difference_is_the_mean_paired_difference_against_base_and_against_the
     assert control.estimate.mean == pytest.approx(np.mean([(tokens[n] - tokens["edited"]).mean() for n in noise]))
     few = c.claim("longer", "control", "think_tokens", ["edited"], noise[:2])
     assert few.verdict == "not judged: 2 seeds"
+    single = c.claim("longer", "control", "think_tokens", ["edited"], noise[:1])
+    assert single.verdict == "not judged: 1 seed" and math.isnan(single.estimate.p)
     right = c.claim("right", "paper", "accuracy", ["edited"])
     assert right.estimate.mean == pytest.approx(((tokens["edited"] % 2 == 0) * 1.0 - (tokens["base"] % 2 == 0)).mean())
 

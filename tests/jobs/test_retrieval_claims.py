@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations, permutations
 
 import numpy as np
 import pytest
+from numpy.random import Generator
 
+from toolkit.claims import Claim
 from toolkit.jobs import retrieval
 from toolkit.jobs.retrieval_claims import (
     CopyScores,
@@ -64,16 +67,53 @@ def test_the_share_of_retrieval_heads_is_counted_and_compared_with_5_percent():
     assert sparse(model({}))[1].estimate.mean == 0, "nothing is copied"
 
 
-def test_correlation_with_a_derived_model_is_pearsons_and_the_control_its_mean_over_shuffles():
+def test_correlation_with_a_derived_model_is_pearsons_over_pairs_of_different_examples_and_the_control_its_mean_over_shuffles():
     rng = np.random.default_rng(1)
-    layers = np.array([0, 0, 0, 1, 1])
-    a, b = (CopyScores(name, rng.random((6, 5)), layers, ("",) * 6) for name in "ab")
+    layers, own = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.5, 0.3, 0.9, 0.2])
+    a, b = (CopyScores(name, own[order] + 0.1 * rng.random((6, 5)), layers, ("",) * 6) for name, order in zip("ab", ([0, 1, 2, 3, 4], [1, 0, 2, 3, 4]), strict=True))  # fmt: skip
+
+    def covariance(x, y):
+        """Covariance over heads of the scores in example i with those in example j, mean over all pairs i != j."""
+        return np.mean([np.cov(x[i], y[j], ddof=0)[0, 1] for i, j in permutations(range(6), 2)])
+
+    def correlation(x, y):
+        return covariance(x, y) / np.sqrt(covariance(x, x) * covariance(y, y))
+
     real, above = intrinsic(a, b)
-    x, y = a.copy.mean(axis=0), b.copy.mean(axis=0)
-    assert real.estimate.mean == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert real.estimate.mean == pytest.approx(correlation(a.copy, b.copy))
     shuffles = [[*p, *q] for p in permutations(range(3)) for q in permutations(range(3, 5))]
-    control = np.mean([np.corrcoef(x, y[order])[0, 1] for order in shuffles])
+    control = np.mean([correlation(a.copy, b.copy[:, order]) for order in shuffles])
     assert above.estimate.mean == pytest.approx(real.estimate.mean - control)
+    same = (CopyScores(s.name, np.tile(s.copy[:1], (6, 1)), layers, s.kinds) for s in (a, b))  # no noise: Pearson's correlation
+    assert intrinsic(*same)[0].estimate.mean == pytest.approx(np.corrcoef(a.copy[0], b.copy[0])[0, 1])
+
+
+def covered(truth: float, made: Callable[[Generator], Claim], times: int) -> float:
+    """Share of simulated claims whose interval holds the truth and the estimate."""
+    rng = np.random.default_rng(0)
+    estimates = [made(rng).estimate for _ in range(times)]
+    return float(np.mean([e.low - 1e-12 <= truth <= e.high + 1e-12 and e.low - 1e-12 <= e.mean <= e.high + 1e-12 for e in estimates]))  # fmt: skip
+
+
+def drawn(rng: Generator, chances: np.ndarray, n: int) -> CopyScores:
+    return CopyScores("M", (rng.random((n, len(chances))) < chances) * 1.0, np.zeros(len(chances), int), ("",) * n)
+
+
+def test_the_interval_of_a_correlation_covers_that_of_the_expected_scores():
+    """100 heads of which most copy rarely, 20 examples; a percentile interval of the correlation of measured means never covers."""
+    a = np.array([0.8, 0.5, 0.3, *[0.1] * 17, *[0.02] * 80])
+    b = np.array([0.7, 0.6, 0.25, *[0.08] * 17, *[0.03] * 80])
+    truth = np.corrcoef(a, b)[0, 1]
+    assert covered(truth, lambda rng: intrinsic(drawn(rng, a, 20), drawn(rng, b, 20))[0], 40) >= 0.85
+
+
+@pytest.mark.parametrize(
+    "chances", [[*[0.5] * 3, *[0.07] * 17, *[0.0] * 80], [*[0.15] * 10, *[0.05] * 10, *[0.01] * 80]], ids=["below", "above"]
+)
+def test_the_interval_of_a_share_of_heads_covers_although_many_heads_are_near_the_threshold(chances):
+    """40 examples; a percentile interval covers in 22 % if many heads are a little below the threshold."""
+    chances = np.array(chances)
+    assert covered(-(chances > 0.1).mean(), lambda rng: sparse(drawn(rng, chances, 40))[0], 60) >= 0.85
 
 
 def test_the_same_heads_are_intrinsic_and_other_heads_are_not():
@@ -116,8 +156,10 @@ def test_without_two_retrieval_heads_only_the_most_active_head_is_judged():
 def test_causal_claims_are_the_numbers_of_the_masking_table_and_need_controls():
     row = {"lost": 0.5, "lost_low": 0.3, "lost_high": 0.7, "more_than_random": None}
     assert verdicts(causal("M", row)) == ["reproduced"]
-    row |= {"more_than_random": -0.4, "more_than_random_low": -0.5, "more_than_random_high": -0.3}
+    row |= {"more_than_random": -0.4, "more_than_random_low": -0.5, "more_than_random_high": -0.3, "draws": 3}
     assert verdicts(causal("M", row)) == ["reproduced", "contradicted"]
+    assert verdicts(causal("M", row | {"draws": 2})) == ["reproduced", "not judged: 2 seeds"]
+    assert verdicts(causal("M", row | {"draws": 1})) == ["reproduced", "not judged: 1 seed"]
 
 
 def test_too_few_examples_and_scores_without_a_layer_are_refused():

@@ -89,6 +89,17 @@ def test_masking_nothing_loses_nothing_thinking_or_not(tiny, provenance):
     assert (table["lost"].dropna() == 0).all()
     assert (table[table["mode"] == "answering directly"]["think_tokens"] == 0).all()
     assert (table[table["mode"] == "thinking"]["think_tokens"] > 0).all()
+    assert (table["draws"] == 1).all()
+
+
+def test_controls_that_choose_the_same_heads_are_counted_once_in_every_table(tiny, provenance, monkeypatch):
+    plan = retrieval_heads.mask_plan(HeadScores(np_scores(tiny), "made up", "share", tiny.provenance()), 2)
+    other = edits.random_heads(plan, tiny.layout, seed=0)
+    monkeypatch.setattr(edits, "random_heads", lambda plan, layout, *, seed: other)
+    asked = {"lookup": tasks.lookup.load("test", 2)}
+    table = jobs.thinking_or_not(tiny, plan, asked, Sampling(n=1, max_new_tokens=8), draws=3)
+    assert set(table[table["masked"] == "random"]["draws"]) == {1}
+    assert len(jobs.edit_arm(tiny, plan, draws=3).controls) == len(jobs.masking_arm(tiny, plan, draws=3).controls) == 1
 
 
 def test_recall_has_a_cell_for_every_haystack_and_no_more(found):

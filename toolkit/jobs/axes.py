@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit import directions, edits, generate, masks, stats
+from toolkit import directions, generate, masks, stats
 from toolkit.generate import Sampling
 from toolkit.jobs.edit import DOSE, edited
 from toolkit.jobs.masking import controls
@@ -54,13 +54,14 @@ class Arm:
 def edit_arm(lm: LM, plan: Plan, *, draws: int = 3, seed: int = 0) -> Arm:
     """Return an edit of heads as an arm. The controls edit random other heads of the same layers.
 
+    There may be fewer than ``draws`` controls, since equal draws count once.
+
     Args:
         plan: Heads to edit, such as ``finding.plan`` of ``jobs.find_heads``.
         draws: Number of controls.
         seed: Seed of the first control; it rises by 1 with each further one.
     """
-    others = [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
-    return Arm(edited(lm, plan), tuple(edited(lm, other) for other in others))
+    return Arm(edited(lm, plan), tuple(edited(lm, other) for other in controls(plan, lm, draws, seed)))
 
 
 def steering_arm(lm: LM, v: Direction, strength: float = DOSE, *, draws: int = 3, seed: int = 0) -> Arm:
@@ -234,10 +235,9 @@ NO_EFFECT = "no effect detectable"
 def level_table(cells: Cells, *, unit: str = "share", seed: int = 0) -> pd.DataFrame:
     """Return a table with one row per arm and level.
 
-    Columns: ``arm, level, unit, items, draws``; ``base, treated, random``: means; ``change``: treated minus base; ``beyond_random``: treated
+    Columns: ``arm, level, unit, items``; ``draws``: number of random controls; ``base, treated, random``: means; ``change``: treated minus base; ``beyond_random``: treated
     minus the mean control. All five have 95 % intervals (``change_low, change_high``, and so on), paired by item. Those that involve
-    controls also vary over draws. ``verdict``: ``higher`` or ``lower`` if the intervals of ``change`` and ``beyond_random`` both exclude 0
-    on this side, else ``no effect detectable``.
+    controls also vary over draws. ``verdict``: see ``axes.verdict``.
 
     Args:
         cells: Results from ``measure_axis``.
@@ -251,9 +251,11 @@ def level_table(cells: Cells, *, unit: str = "share", seed: int = 0) -> pd.DataF
         estimates = {
             "base": stats.mean_effect(base, seed=seed).within((lowest, highest)),
             "treated": stats.mean_effect(treated, seed=seed).within((lowest, highest)),
-            "random": stats.mean_effect(cell.controls, seed=seed).within((lowest, highest)),
+            "random": stats.mean_effect(cell.controls, seed=seed, seeded=True).within((lowest, highest)),
             "change": stats.mean_effect(treated, base, seed=seed).within((lowest - highest, highest - lowest)),
-            "beyond_random": stats.mean_effect(treated - cell.controls, seed=seed).within((lowest - highest, highest - lowest)),
+            "beyond_random": stats.mean_effect(treated - cell.controls, seed=seed, seeded=True).within(
+                (lowest - highest, highest - lowest)
+            ),
         }
         row: dict[str, Any] = {"arm": name, "level": level, "unit": unit, "items": len(cell.base), "draws": len(cell.controls)}
         rows.append(row | _columns(estimates) | {"verdict": verdict(estimates["change"], estimates["beyond_random"])})
@@ -261,7 +263,7 @@ def level_table(cells: Cells, *, unit: str = "share", seed: int = 0) -> pd.DataF
 
 
 def level_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the means, differences and verdicts of ``level_table`` as text cells, with 95 % intervals in brackets.
+    """Return the means, differences, numbers of controls and verdicts of ``level_table`` as text cells, with 95 % intervals in brackets.
 
     Shares are in percent, and their differences in points. The rows are indexed by arm and level.
     """
@@ -282,6 +284,7 @@ def level_text(table: pd.DataFrame) -> pd.DataFrame:
             **mean(row, "random"),
             "treated - base": difference(row, "change"),
             "treated - random": difference(row, "beyond_random"),
+            "controls": row["draws"],
             "verdict": row["verdict"],
         }
         for _, row in table.iterrows()
@@ -292,7 +295,7 @@ def level_text(table: pd.DataFrame) -> pd.DataFrame:
 def growth_table(cells: Cells, *, seed: int = 0) -> pd.DataFrame:
     """Return the difference between an intervention's effect at the last level and at the first, one row per arm.
 
-    Columns: ``arm, first, last`` (the levels); ``growth``: ``change`` at the last level minus that at the first; ``beyond_random_growth``:
+    Columns: ``arm, first, last`` (the levels); ``draws``: number of random controls; ``growth``: ``change`` at the last level minus that at the first; ``beyond_random_growth``:
     the same for treated minus controls. Both have 95 % intervals. ``verdict`` as in ``level_table``.
 
     Args:
@@ -305,33 +308,42 @@ def growth_table(cells: Cells, *, seed: int = 0) -> pd.DataFrame:
         first, last = cells[name, levels[0]], cells[name, levels[-1]]
         estimates = {
             "growth": _growth([c.treated[None] - c.base[None] for c in (first, last)], seed),
-            "beyond_random_growth": _growth([c.treated - c.controls for c in (first, last)], seed),
+            "beyond_random_growth": _growth([c.treated - c.controls for c in (first, last)], seed, seeded=True),
         }
-        row = {"arm": name, "first": levels[0], "last": levels[-1]}
+        row = {"arm": name, "first": levels[0], "last": levels[-1], "draws": len(first.controls)}
         rows.append(row | _columns(estimates) | {"verdict": verdict(*estimates.values())})
     return pd.DataFrame(rows)
 
 
-def _growth(values: Sequence[Float[ndarray, "draws _"]], seed: int) -> stats.Effect:
+def _growth(values: Sequence[Float[ndarray, "draws _"]], seed: int, *, seeded: bool = False) -> stats.Effect:
     """Return the mean at the last level minus the mean at the first. The levels have different items, which are resampled independently."""
     if any(np.isnan(row).all() for rows in values for row in rows):
         return stats.Effect(np.nan, np.nan, np.nan, np.nan)
     first, last = ([_resampled(row[~np.isnan(row)], seed + at) for row in rows] for at, rows in enumerate(values))
     both = [stats.Draws(b.estimate - a.estimate, b.resampled - a.resampled) for a, b in zip(first, last, strict=True)]
-    return stats.combine(both, min(rows.shape[1] for rows in values))
+    return stats.combine(both, min(rows.shape[1] for rows in values), seeded=seeded)
 
 
 def _resampled(values: Float[ndarray, " items"], seed: int) -> stats.Draws:
     return stats.draws(stats.mean_of(values[:, None]), len(values), seed=seed)
 
 
-def verdict(change: stats.Estimate, beyond_random: stats.Estimate) -> str:
+def verdict(change: stats.Effect, beyond_random: stats.Effect) -> str:
     """Return ``higher`` or ``lower`` if both intervals exclude 0 on this side, else ``no effect detectable``.
+
+    With fewer than three random controls it is ``not judged: 1 seed`` or ``not judged: 2 seeds``; each control has a seed.
+
+    Controls are compared by their mean. ``higher`` says that the intervention does more than random ones do on average, not that it does
+    more than every one: the interval of ``beyond_random`` holds the uncertainty of that mean, which shrinks with the number of controls,
+    and not the spread of single controls. So with many controls, an intervention that is itself a random draw often gets ``higher`` or
+    ``lower``.
 
     Args:
         change: Difference from base.
-        beyond_random: Difference from the random controls.
+        beyond_random: Difference from the mean of the random controls, from an estimate with ``seeded=True``.
     """
+    if "seed" in beyond_random.note:  # the note of an effect names the seeds only if they are too few
+        return f"not judged: {beyond_random.note}"
     if min(change.low, beyond_random.low) > 0:
         return "higher"
     return "lower" if max(change.high, beyond_random.high) < 0 else NO_EFFECT

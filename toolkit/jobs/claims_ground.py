@@ -150,7 +150,8 @@ class Comparison:
 
         Args:
             text: The claim in words.
-            source: Paper that makes it, or ``control``.
+            source: Paper that makes it, or ``control`` if the conditions in ``minus`` are the draws of a random control. With fewer than three
+                draws, the claim is not judged.
             metric: ``think_tokens``, or a metric that is a share, such as ``accuracy``.
             names: Names of the conditions. Several are the draws of one random condition.
             minus: Names of the conditions that are subtracted; several are draws. At least one of the two has a single name.
@@ -164,7 +165,7 @@ class Comparison:
         pairs = [stats.difference(a, b) if sign > 0 else stats.difference(b, a) for a, b in product(first, second) if a and b]
         if not pairs:
             raise NotMeasuredError(f"{metric} needs more samples per problem than {base.shape[1]}.")
-        e = stats.effect(pairs, base.shape[0], seed=self.seed, seeded=len(pairs) > 1)
+        e = stats.effect(pairs, base.shape[0], seed=self.seed, seeded=len(pairs) > 1 or source == CONTROL)
         if metric == "think_tokens":
             unit, smallest = "tokens", assumed_length * float(base.think_tokens.mean())
         else:

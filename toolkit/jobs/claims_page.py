@@ -31,6 +31,7 @@ MEANING = """\
 - *contradicted*: it is on the other side and includes opposite effects that matter.
 - *not reproduced*: any other interval that includes no effect that matters.
 - *undecided*: none of these, so more problems are needed. Look at the power.
+- *not judged*: a random control has fewer than three draws; each draw has a seed.
 - *not measured*: the reason is below the table."""
 """The verdicts in words, as Markdown."""
 KEPT = {"claims": list[Mapping[str, Any]]}
@@ -117,8 +118,8 @@ def posting(title: str, found: Sequence[Claim], made: str, command: str) -> str:
 
 {report.markdown(posting_table(found))}
 {left_out}
-{made} + is the direction that the paper claims; intervals are 95 % over problems, and over the random draws for controls. The smallest
-effects that matter are our choice. The power is the probability to detect an effect of that size at the 5 % level. Nothing is corrected for
+{made} + is the direction that the paper claims; intervals are 95 % over problems, and over the random draws for controls. {claims.CONTROLS}
+The smallest effects that matter are our choice. The power is the probability to detect an effect of that size at the 5 % level. Nothing is corrected for
 the number of claims: of 20 that are false, about one is called real by chance.
 
 {MEANING}

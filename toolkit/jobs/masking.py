@@ -117,7 +117,7 @@ def masking_effects(
         * ``lost, lost_low, lost_high``: accuracy of base minus that of the masked model, paired by problem.
         * ``more_than_random, more_than_random_low, more_than_random_high``: accuracy of the controls minus that of the masked model,
           paired by problem. A positive value means that masking the top heads costs more accuracy than masking random ones.
-        * ``draws``: number of random controls.
+        * ``draws``: number of random controls, all different (see ``controls``).
         * ``tokens, random_tokens``: mean response length in tokens, of the masked model and of the controls.
 
         Columns that end in ``low`` and ``high`` are the ends of 95 % intervals, from resampling problems. The intervals of ``random`` and
@@ -232,9 +232,11 @@ def thinking_or_not(
         * ``accuracy, low, high``: accuracy, 0 to 1 (NaN for ``thinking - directly``).
         * ``lost, lost_low, lost_high``: accuracy with nothing masked minus accuracy with the mask, paired by problem. For ``thinking -
           directly``: the loss when thinking minus the loss when answering directly.
+        * ``draws``: number of random controls for ``random``, all different; else 1.
         * ``think_tokens``: mean think length (NaN for ``thinking - directly``).
 
-        Intervals (``low`` to ``high``) are 95 %, from resampling problems; for ``random``, the controls are resampled too.
+        Intervals (``low`` to ``high``) are 95 %, from resampling problems; for ``random``, they vary over the controls too. With fewer than
+        three controls they are unreliable.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}
@@ -253,13 +255,13 @@ def thinking_or_not(
             correct[mode, name] = draw_outcomes
             length = float(np.mean([r.think_tokens for draw in answers for r in draw]))
             lost = _difference(correct[mode, "nothing"], draw_outcomes, sampling.seed)
-            rows.append((task, mode, name, *_share_correct(draw_outcomes, sampling.seed), *lost, length))
+            rows.append((task, mode, name, *_share_correct(draw_outcomes, sampling.seed), *lost, len(answers), length))
         thinking, directly = MODES
         for name in [name for name in ("top", "random") if (thinking, name) in correct]:
             # (T0 - D0) - (Tm - Dm) = (T0 - Tm) - (D0 - Dm): the loss when thinking minus the loss when answering directly. T: accuracy with
             # thinking, D: directly, 0: nothing masked, m: masked. A difference of two losses lies between -2 and 2.
             unmasked, masked = (_means(correct[thinking, m]) - _means(correct[directly, m]) for m in ("nothing", name))
             more = stats.mean_effect(unmasked - masked, seed=sampling.seed).within((-2.0, 2.0))
-            rows.append((task, "thinking - directly", name, *NOTHING, more.mean, more.low, more.high, np.nan))
-    columns = ["task", "mode", "masked", "accuracy", "low", "high", "lost", "lost_low", "lost_high", "think_tokens"]
+            rows.append((task, "thinking - directly", name, *NOTHING, more.mean, more.low, more.high, len(masked), np.nan))
+    columns = ["task", "mode", "masked", "accuracy", "low", "high", "lost", "lost_low", "lost_high", "draws", "think_tokens"]
     return pd.DataFrame(rows, columns=columns)

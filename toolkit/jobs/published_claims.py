@@ -173,7 +173,7 @@ def edited(g: Ground) -> list[Claim]:
     """Editing few heads lengthens thinking and makes short thinking more accurate (ThinkEdit), against random heads and directions."""
     plan, seed, draws = g.finding.plan, g.plan.study.seed, g.plan.edit.draws
     plans = {"edited": plan}
-    plans |= {f"random heads {i + 1}": edits.random_heads(plan, g.lm.layout, seed=seed + i) for i in range(draws)}
+    plans |= {f"random heads {i + 1}": other for i, other in enumerate(masking.controls(plan, g.lm, draws, seed))}
     noise = [edits.random_written(plan, g.lm.layout, seed=seed + i) for i in range(draws)]
     plans |= {f"random direction in the heads {i + 1}": edits.with_direction(plan, d) for i, d in enumerate(noise)}
     c = Comparison(g.compare({name: edit.edited(g.lm, p) for name, p in plans.items()}), seed)

@@ -11,7 +11,8 @@ The input is the *copy score* of every head in each example: the share of the ne
 
 Heads that are selected for their score are judged on other examples: those with even index on the selection from those with odd index, and
 the reverse (*held out*). Random controls of the copy scores need no draws: the expected value over all random choices of heads is computed
-exactly. The controls of masking (``causal``) are drawn. Intervals are 95 %, from a bootstrap over examples that leaves the selection fixed. The sizes that count as an effect are our choice.
+exactly. The controls of masking (``causal``) are drawn. Intervals are 95 %, from a bootstrap over examples that leaves the selection fixed.
+The share of heads in ``sparse`` has another interval, from one interval per head. The sizes that count as an effect are our choice.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
+from scipy import stats as scipy_stats
 
 from toolkit import stats
 from toolkit.claims import Claim
 from toolkit.methods.retrieval_heads import PUBLISHED_THRESHOLD, HeadMetrics
-from toolkit.stats import Estimate
+from toolkit.stats import Effect, Estimate
 
 SOURCE, CONTROL = "2404.15574", "control"
 PUBLISHED_SPARSE = 0.05  # fewer than 5 % of the heads: abstract
@@ -121,17 +123,13 @@ def universal(scores: CopyScores) -> list[Claim]:
 def sparse(scores: CopyScores) -> list[Claim]:
     """Return two claims: under 5 % of the heads are retrieval heads, and the strongest 5 % copy more than random 5 %.
 
-    The first estimate is minus the share of heads with a mean score above 0.1, so that + is the claimed direction. The second is the share
-    of all copying (sum of scores) that the strongest heads do, selected on held-out examples, minus their share of the heads.
+    The first estimate is minus the share of heads with a mean score above 0.1, so that + is the claimed direction (see ``_share_above``). The
+    second is the share of all copying (sum of scores) that the strongest heads do, selected on held-out examples, minus their share of the
+    heads.
     """
     copy, heads = scores.copy, scores.copy.shape[1]
     count = max(1, math.ceil(PUBLISHED_SPARSE * heads))
-    done = (copy * held_out(copy, top(count))).sum(axis=1)
-
-    def minus_share(index: ndarray) -> ndarray:
-        # drawn: how often each example is in each resample, so that one product gives all means.
-        drawn = np.stack([np.bincount(row, minlength=len(copy)) for row in index])
-        return -(drawn @ copy / index.shape[1] > PUBLISHED_THRESHOLD).mean(axis=1)
+    done, share = (copy * held_out(copy, top(count))).sum(axis=1), _share_above(copy, PUBLISHED_THRESHOLD)
 
     def concentrated(index: ndarray) -> ndarray:
         total = copy.sum(axis=1)[index].sum(axis=1)
@@ -142,7 +140,7 @@ def sparse(scores: CopyScores) -> list[Claim]:
         Claim(
             text=f"sparse: fewer than 5 % of {scores.name}'s heads are retrieval heads (share, negative)",
             source=SOURCE,
-            estimate=stats.bootstrap(minus_share, len(copy)),
+            estimate=Estimate(-share.mean, -share.high, -share.low),
             smallest=SMALLEST_SPARSE,
             unit="points",
             beyond=-PUBLISHED_SPARSE,
@@ -160,8 +158,9 @@ def sparse(scores: CopyScores) -> list[Claim]:
 def intrinsic(base: CopyScores, derived: CopyScores) -> list[Claim]:
     """Return two claims: the scores of a derived model correlate with the base model's (above 0.8), and more than shuffled ones do.
 
-    The control shuffles the heads of the derived model within each layer; its expected correlation is subtracted. Examples are paired, so
-    both models must have answered the same ones, in the same order.
+    The correlation is that of the expected scores: noise from the examples does not lower it, as it lowers that of the measured means (see
+    ``_correlation``). The control shuffles the heads of the derived model within each layer; its expected correlation is subtracted.
+    Examples are paired, so both models must have answered the same ones, in the same order.
 
     Raises:
         ValueError: the models have different heads, or different numbers of examples.
@@ -172,11 +171,12 @@ def intrinsic(base: CopyScores, derived: CopyScores) -> list[Claim]:
             "examples, and compare models with the same heads only."
         )
     real, control = (_correlation(base, derived, shuffled=shuffled) for shuffled in (False, True))
+    examples = np.arange(len(base.copy))
     return [
         Claim(
             text=f"intrinsic: {derived.name}'s head scores correlate with {base.name}'s above {PUBLISHED_INTRINSIC}",
             source=SOURCE,
-            estimate=stats.bootstrap(real, len(base.copy)),
+            estimate=stats.over_weights(real, examples),
             smallest=0.0,
             unit="correlation",
             beyond=PUBLISHED_INTRINSIC,
@@ -184,7 +184,7 @@ def intrinsic(base: CopyScores, derived: CopyScores) -> list[Claim]:
         Claim(
             text=f"intrinsic: {derived.name}'s head scores correlate with {base.name}'s more than with heads shuffled within layers",
             source=CONTROL,
-            estimate=stats.bootstrap(stats.difference(real, control), len(base.copy)),
+            estimate=stats.over_weights(stats.difference(real, control), examples),
             smallest=SMALLEST,
             unit="correlation",
         ),
@@ -252,24 +252,26 @@ def dynamic(scores: CopyScores) -> list[Claim]:
 def causal(name: str, row: Mapping[str, float]) -> list[Claim]:
     """Return two claims from one row of ``masking.masking_effects``: masking retrieval heads costs accuracy, and more than random heads.
 
-    The second claim is left out if there were no random controls.
+    The second claim is left out if there were no random controls. With fewer than three it is not judged: ``not judged: 1 seed``; each
+    control has a seed.
 
     Args:
         name: Model and mask in the claims, such as ``"tiny reasoner, 4 heads by write"``.
-        row: Columns of ``masking_effects``; a missing number is ``None`` or NaN.
+        row: Columns of ``masking_effects``; a missing number is ``None`` or NaN. ``draws``, the number of different controls, is needed if
+            ``more_than_random`` is there.
     """
     texts = {
         "lost": (f"causal: accuracy lost, {name}", SOURCE),
         "more_than_random": (f"causal: more than random heads, {name}", CONTROL),
     }
+
+    def estimate(column: str, source: str) -> Effect:
+        draws = row["draws"] if source == CONTROL else stats.FEW_SEEDS
+        few = f"{draws:.0f} seed{'s' * (draws > 1)}" if draws < stats.FEW_SEEDS else ""
+        return Effect(row[column], row[f"{column}_low"], row[f"{column}_high"], math.nan, few)
+
     return [
-        Claim(
-            text=text,
-            source=source,
-            estimate=Estimate(row[column], row[f"{column}_low"], row[f"{column}_high"]),
-            smallest=SMALLEST,
-            unit="points",
-        )
+        Claim(text=text, source=source, estimate=estimate(column, source), smallest=SMALLEST, unit="points")
         for column, (text, source) in texts.items()
         if row[column] is not None and not math.isnan(row[column])
     ]
@@ -280,22 +282,50 @@ def _selected_and_others(values: ndarray, chosen: ndarray) -> tuple[Float[ndarra
     return tuple((values * mask).sum(axis=1) / mask.sum(axis=1) for mask in (chosen, ~chosen))  # type: ignore[return-value]
 
 
-def _correlation(base: CopyScores, derived: CopyScores, *, shuffled: bool) -> stats.Statistic:
-    """Return a statistic: Pearson's correlation over heads of two models' mean scores.
+def _share_above(scores: Float[ndarray, "examples heads"], threshold: float) -> Estimate:
+    """Return the share of heads with a mean score above a threshold, with a 95 % interval.
+
+    Each head has a t interval over examples, with Bonferroni's correction: with 95 % confidence, all heads' expected scores lie in their
+    intervals together. The share's interval then runs from the heads whose interval is above the threshold to those whose interval is not
+    below it. It covers at least 95 %, and usually more, if the t intervals do.
+
+    A bootstrap of the share would not cover: a resample adds the noise of the examples a second time, and moves heads across the threshold
+    mostly in one direction, away from where most heads are.
+
+    Two errors remain. The share itself counts measured means, so with many heads a little below the threshold it is too large. A head with
+    equal scores in all examples, such as one that never copies, counts as measured without error.
+    """
+    n = len(scores)
+    mean, error = scores.mean(axis=0), scores.std(axis=0, ddof=1) / math.sqrt(n)
+    reach = error * scipy_stats.t.isf(0.025 / max((error > 0).sum(), 1), n - 1)
+    low, share, high = (float((end > threshold).mean()) for end in (mean - reach, mean, mean + reach))
+    return Estimate(share, low, high)
+
+
+def _correlation(base: CopyScores, derived: CopyScores, *, shuffled: bool) -> Callable[[ndarray], ndarray]:
+    """Return a function from weights of examples ``[times, examples]`` to the correlation over heads of expected scores, from -1 to 1.
+
+    It is Pearson's formula, with each variance and the covariance over heads averaged over all pairs of *different* examples: the product
+    of scores in example i and in example j, i != j. The noise of different examples is independent, so these averages have the expected
+    values of a measurement without noise. (Spearman's correction for attenuation does the same with split halves.) An example that a
+    resample draws twice makes no pair with itself. So a resample adds no noise, and the percentile interval is not pushed to one side.
+
+    What remains: a ratio of unbiased averages has a small bias, of the order of 1 / examples; with few examples, values beyond 1 are cut.
+    The statistic is 0 if an average variance is not above 0, as for a model that copies nothing.
 
     With ``shuffled``, it is the expected correlation if the heads of the derived model are shuffled within layers. The expected value of a
     shuffled head is the mean of its layer, and shuffling does not change the variance.
     """
+    a, b = (s.copy - s.copy.mean(axis=1, keepdims=True) for s in (base, derived))
     layers = base.layers[:, None] == base.layers
-    smooth = layers / layers.sum(axis=1, keepdims=True)
+    other = b @ (layers / layers.sum(axis=1, keepdims=True)) if shuffled else b
+    products = [a @ a.T, b @ b.T, a @ other.T]  # [examples, examples], sums over heads
 
-    def statistic(index: ndarray) -> ndarray:
-        a, b = (np.stack([s.copy[row].mean(axis=0) for row in index]) for s in (base, derived))
-        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-        size = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
-        product = (a * (b @ smooth.T if shuffled else b)).sum(axis=1)
-        # A model that copies nothing has constant scores, which correlate with nothing.
-        return np.where(size > 0, product / np.where(size > 0, size, 1.0), 0.0)
+    def statistic(weights: ndarray) -> ndarray:
+        # Sums over pairs of examples, minus those of an example with itself.
+        x, y, xy = (((weights @ p) * weights).sum(axis=1) - np.square(weights) @ np.diag(p) for p in products)
+        defined = (x > 1e-12) & (y > 1e-12)
+        return np.where(defined, np.clip(xy / np.sqrt(np.where(defined, x * y, 1.0)), -1.0, 1.0), 0.0)
 
     return statistic
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from toolkit import verdicts
 from toolkit.metrics import with_interval
+from toolkit.stats import FEW_SEEDS
 from toolkit.verdicts import LEVEL, UNITS, Change
 
 MEASURES = {"think_tokens": "think_tokens", "accuracy": "correct"}  # metric of a verdict -> measure of ``jobs.why.undo``
@@ -138,14 +139,21 @@ def of_masking(masking: pd.DataFrame, thinking: pd.DataFrame | None = None) -> l
         more, less = (f"costs {which} accuracy than masking random heads of the same layers, by" for which in ("more", "less"))
         text = sentence(f"Masking {heads}", change, "share", more, less)
         left = f"{100 * row['accuracy']:.1f} % against {100 * row['random']:.1f} %"
-        few = f"; {row['draws']} random control{'s' * (row['draws'] > 1)}, too few for a reliable interval" * (row["draws"] < 3)
-        said.append(f"{text.removesuffix('.')}: accuracy {left}{few}.")
+        said.append(f"{text.removesuffix('.')}: accuracy {left}{_few_controls(row['draws'])}.")
     for row in [] if thinking is None else thinking[thinking["mode"] == "thinking - directly"].to_dict("records"):
         which = {"top": "the top heads", "random": "random heads"}[row["masked"]]
         change = change_of(row, "lost", "lost_low", "lost_high")
         more, less = (f"costs {how} when thinking than when answering directly, by" for how in ("more", "less"))
-        said.append(sentence(f"On {row['task']}, masking {which}", change, "share", more, less, kind="difference"))
+        text = sentence(f"On {row['task']}, masking {which}", change, "share", more, less, kind="difference")
+        # Tables of earlier versions lack the number of controls.
+        few = _few_controls(row.get("draws", FEW_SEEDS)) if row["masked"] == "random" else ""
+        said.append(f"{text.removesuffix('.')}{few}.")
     return said
+
+
+def _few_controls(draws: int) -> str:
+    """Return a remark for fewer than three random controls; "" otherwise."""
+    return f"; {draws} random control{'s' * (draws > 1)}, too few for a reliable interval" * (draws < FEW_SEEDS)
 
 
 def of_lengths(table: pd.DataFrame, *, base: str, changed: str) -> list[str]:
