@@ -95,7 +95,7 @@ def measured(name: str, lm: LM, writer: LM, search: Search) -> tuple[CopyScores,
 def committed() -> list[Claim]:
     """Return the causal claims of masks that were measured before."""
     made = []
-    for model, file, heads in ((SMOL, "smollm2", 5), (TINY, "tiny-reasoner", 4)):
+    for model, file, heads in ((SMOL, "smollm2", 5), (TINY, "tiny-reasoner", 2)):  # of four heads of a layer, there is one control
         kept = store.read_json(HERE / f"{file}.json")
         for row in kept["masking"]:
             if (row["heads"], row["op"], row["during"]) == (heads, "uniform", "decode only"):
