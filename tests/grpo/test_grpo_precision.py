@@ -276,6 +276,7 @@ def test_a_board_judges_a_policy_in_the_number_type_of_its_base(half, full, merg
     trained = replace(full, model=deepcopy(full.model))
     policy = SimpleNamespace(lm=trained, policy=Condition(trained))
     monkeypatch.setattr(board.Ground, "train", lambda *args, **kwargs: policy)
-    how = {"recipe": recipes.plain("correctness"), "reward": None, "edit": 0.0, "steer": 0.0}
+    own = {"part": None, "learning_rate": None}
+    how = {"recipe": recipes.plain("correctness"), "reward": None, "edit": 0.0, "steer": 0.0, "own": own}
     judged = board.spec._trained(board.Ground(half, board.Sizes(), tmp_path), 0, merged=merged, **how).lm
     assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name
