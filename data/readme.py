@@ -292,7 +292,7 @@ def further() -> str:
         rows[f"{method['name']} ([{paper}](https://arxiv.org/abs/{paper}))"] = [
             ", ".join(f"`{place}`" for place in method["where"]),
             method["runs"],
-            f"Minus its random control: {', '.join(effects)}." if effects else "Not measured yet.",
+            f"Minus its random control: {', '.join(effects)}." if effects else method.get("found", "Not measured yet."),
         ]
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["where", "runs as", "found on the tiny reasoner"]))
 

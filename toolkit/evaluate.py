@@ -177,7 +177,7 @@ def rollout_folder(out: str | Path, name: str) -> Path:
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem], tags: ThinkTags | None) -> pd.DataFrame:
     """Return a table with one row per rollout: its grade, its lengths and whether it loops or goes on thinking in the answer.
 
-    The columns are those of ``Report.rows`` except ``condition``: ``problem_id, sample, task, difficulty, correct, think_tokens,
+    ``difficulty`` is NaN for a problem whose task states none. The columns are those of ``Report.rows`` except ``condition``: ``problem_id, sample, task, difficulty, correct, think_tokens,
     response_tokens, closed, looping, leaking, finish``.
 
     Args:

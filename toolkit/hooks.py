@@ -26,6 +26,12 @@ Rewrite = Callable[[Tensor, Tensor], Tensor]
 If the value is the output of ``W_O`` or the MLP, ``inputs`` is the input of that module: ``z`` at ``attn_out``, the MLP's input at
 ``mlp_out``. Its width may differ from that of the value. At all other sites ``inputs`` is the value itself."""
 
+_unwatched: ContextVar[bool] = ContextVar("unwatched", default=False)  # see ``unwatched``
+
+
+class UnknownPastError(ValueError):
+    """Raised if a pass goes on from a KV cache that lacks the records of an intervention, such as one begun outside the intervention."""
+
 
 @contextmanager
 def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
@@ -226,12 +232,6 @@ AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor,
 
 ``attend`` is that attention function. The wrapper may call it, with the same or other arguments. ``Attend`` describes the shapes."""
 
-
-class UnknownPastError(ValueError):
-    """A pass goes on from a KV cache that lacks what an intervention keeps there, for example because it was begun outside its context."""
-
-
-_unwatched: ContextVar[bool] = ContextVar("unwatched", default=False)
 _numbers = itertools.count()  # make the names of replaced attention implementations unique
 
 

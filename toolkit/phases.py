@@ -278,8 +278,8 @@ def track(lm: LM) -> Iterator[Tracker]:
 
     Raises (when the model runs):
         hooks.UnknownPastError: the cache was filled before the ``with`` block of this context manager.
-        ValueError: embeddings were passed instead of token ids;
-            or a whole sequence was passed, but the model has no opening think tag. The phases are then unknown.
+        ValueError: embeddings were passed instead of token ids; or a whole sequence was passed, but the model has no opening think tag. The
+            phases are then unknown.
     """
     tracker, opened_phases = Tracker(), _phase_lookup(lm)
 

@@ -300,7 +300,9 @@ def page_llm(work: Path) -> dict[str, Any]:
                 p = pages[step % len(pages)]
                 x, relevance = inputs[p.id], tuple(p.meta["relevance"])
                 orders = [rank(weights, x, rng) for _ in range(PAGE_SAMPLES)]
-                batch = RewardBatch.from_columns(text=[written(o) for o in orders], relevance=[relevance] * len(orders))
+                written_orders = [written(o) for o in orders]
+                columns = {"text": written_orders, "answer_text": written_orders, "relevance": [relevance] * len(orders)}
+                batch = RewardBatch.from_columns(**columns)
                 each = np.zeros((PAGE_SAMPLES, len(x)))
                 for row, own in zip(each, PageLLM().segments(batch), strict=True):
                     items = np.array([s.value for s in own[:-1]])

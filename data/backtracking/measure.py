@@ -181,6 +181,11 @@ def page(found: dict[str, Any]) -> str:
             for task, result in found.items()
             for arm, row in result[key].items()
         }
+        for task, result in found.items():
+            for arm, seeds in result["reinforced seeds"].items():
+                if not seeds:  # no response was right, so there was nothing to reinforce
+                    name = f"{task}, {arm}" if key == "accuracy" else f"{task}, k = 1 minus {arm}"
+                    rows[name]["after GRPO"] = "not run"
         return pd.DataFrame(rows).T
 
     first = report.markdown(table("accuracy", "").rename_axis("accuracy, %"))

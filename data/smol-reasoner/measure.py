@@ -50,8 +50,8 @@ embeddings, and a LoRA does not train embeddings. No tokens are added, so any to
 load this adapter. The chat template has no system prompt and leaves out the thoughts of earlier turns.
 
 Training has two stages, both on two cores. The first is `train.py` beside this card (TRL's SFTTrainer and PEFT; seed
-{seed}): {steps} steps of at most {batch} tokens, 137 minutes, with the loss on the response. The first {first} steps
-use problems of up to four steps without haste. It took {sittings} sessions; `training.json` lists their
+{seed}): {steps} steps of at most {batch} tokens, 137 minutes, with the loss on the response. The first 700 steps
+use problems of up to four steps without haste; so do steps 754 to {first}. It took {sittings} sessions; `training.json` lists their
 arguments. The first 754 steps used larger numbers (results up to 99, changes up to 20 and 50), the others what
 `generate.py` makes now. A rerun therefore gives other weights. Alone, this stage gave 44.5 % [38.5, 50.9]
 right on the test stories.

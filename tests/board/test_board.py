@@ -397,7 +397,15 @@ def test_a_policy_of_the_board_trains_the_part_that_it_names(ground, tiny):
             )
         ]
         assert moved == sorted(set(heads))
-    assert board.trained("x", recipe, part="random heads").family == "control"
+    specs = {part: board.trained(part, recipe, part=part, learning_rate=1e-2) for part in PARTS}
+    assert specs["random heads"].family == "control"
+    folders = {ground.folder_of(recipe, 1, plan=spec.plan(ground, 1)) for spec in specs.values()}
+    assert len(folders) == 3 and all((folder / store.MADE_BY).exists() for folder in folders)
+    whole = board.trained("every weight", recipe)
+    about = measure.Result(pd.DataFrame(), pd.DataFrame(), {"seed": 1})
+    kept = {spec.name: reading.ConditionResults(spec, (about,)) for spec in (specs["vector"], whole)}
+    curves = reading.curves(ground, kept)
+    assert [c["step"] for c in curves["vector"]] == [[0, 1, 2]] and curves["every weight"] == [], "each has its own curve"
     with pytest.raises(ValueError, match="unknown part 'neurons': choose one of vector, heads, random heads"):
         board.trained("x", recipe, part="neurons")
 
@@ -405,6 +413,20 @@ def test_a_policy_of_the_board_trains_the_part_that_it_names(ground, tiny):
 def test_entries_of_vectors_that_steer_count_as_changed_parameters(ground):
     made = [spec.make(ground, 0) for spec in (board.base(), board.steered("steered", 0.5, "efficiency", layers=(0, 2)))]
     assert [measure.parameters_changed(ground.lm, condition) for condition in made] == [0, 2 * 128]
+
+
+def test_problems_of_a_task_without_difficulties_are_examples_too(tiny, tmp_path):
+    ground = board.Ground(tiny, Sizes(main=(("arithmetic", 3),)), tmp_path)
+    problems = ground.problems
+    rows = pd.DataFrame(
+        [
+            {"problem_id": p.id, "sample": 0, "task": "mine", "difficulty": np.nan, "text": "4", "correct": True, "think_tokens": 0}
+            for p in problems
+        ]
+    )
+    base = reading.ConditionResults(board.base(), (measure.Result(rows, pd.DataFrame(), {"seed": 0}),))
+    found = reading.examples(ground, {"base": base})
+    assert [(e["id"], e["difficulty"]) for e in found] == [(p.id, "") for p in problems]
 
 
 def test_seeds_that_draw_the_same_control_count_as_one(tiny):

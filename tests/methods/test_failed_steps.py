@@ -380,3 +380,21 @@ def test_correlations_that_cannot_be_taken_are_named(kwargs, match):
 def test_a_reader_is_two_plain_functions():
     loud = Reader(steps.lines, lambda texts: ([t.isupper() for t in texts], [False] * len(texts)))
     assert loud.read("one\nTWO\n").failed == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "failed"),
+    [
+        ("I add them (3 + 4 = 7).", False), ("I add them (3 + 4 = 8).", True), ("3 + 4 + 5 = 7 + 5 = 12", False), ("12 / 5 = 2.4", False),
+        ("1.5 * 4 = 6", False), ("1,200 + 300 = 1,500", False), ("08 + 1 = 9", False), ("3 - 5 = -7", True), ("3 - 5 = -2.", False),
+        ("17 + 5 = 22, so 22 - 9 = 14", True),
+    ],
+)  # fmt: skip
+def test_equations_in_prose_are_judged_by_their_values(line, failed):
+    assert failed_steps.equations().read(line).failed == (failed,)
+
+
+def test_problems_without_a_value_are_left_out_of_a_selection():
+    rows = [("a", math.nan, False), ("a", math.nan, False), ("b", 0.0, True), ("b", 0.5, False), ("c", 0.0, True), ("c", 0.0, True)]
+    accuracy, gain = failed_steps.accuracy_of_lowest(pd.DataFrame(rows, columns=["problem_id", "fsf", "correct"]))
+    assert (accuracy.mean, gain.mean) == (1.0, 0.25)

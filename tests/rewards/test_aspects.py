@@ -16,8 +16,10 @@ from numpy.testing import assert_allclose
 from toolkit.constraints import KINDS, LENGTH, Constraint, extract, length_score
 from toolkit.rewards import RewardBatch
 from toolkit.rewards.ace_rl import ACERL
+from toolkit.rewards.answers import closed_answer_text
 from toolkit.rewards.beyond_monolithic import BeyondMonolithic, Hybrid, hybrid
 from toolkit.rewards.correctness import Format
+from toolkit.rewards.fine_grained import equations_hold
 from toolkit.rewards.page_llm import PageLLM, swap_gains
 from toolkit.rewards.repetition import Distinct
 from toolkit.stats.rankings import ndcg, written
@@ -47,15 +49,20 @@ def test_an_items_reward_is_the_fall_of_ndcg_when_it_changes_places_with_the_nex
 def test_the_best_page_has_the_highest_reward_and_no_charged_item():
     relevance = (0, 3, 1, 2)
     texts = [written(order) for order in itertools.permutations(range(4))]
-    scored = PageLLM()(RewardBatch.from_columns(text=texts, relevance=[relevance] * len(texts)))
+    scored = PageLLM()(_pages(texts, relevance))
     best = written([1, 3, 2, 0])
     assert texts[int(scored.values.argmax())] == best
     charged = {t: min(s.value for s in own) for t, own in zip(texts, _segments(texts, relevance), strict=True)}
     assert charged[best] >= 0 and sum(low >= 0 for low in charged.values()) == 1
 
 
+def _pages(texts, relevance):
+    answers = [closed_answer_text(text) for text in texts]
+    return RewardBatch.from_columns(text=texts, answer_text=answers, relevance=[relevance] * len(texts))
+
+
 def _segments(texts, relevance):
-    return PageLLM().segments(RewardBatch.from_columns(text=texts, relevance=[relevance] * len(texts)))
+    return PageLLM().segments(_pages(texts, relevance))
 
 
 def test_items_stand_at_their_identifiers_in_the_answer_and_repeats_are_charged():
@@ -68,20 +75,45 @@ def test_items_stand_at_their_identifiers_in_the_answer_and_repeats_are_charged(
     assert _segments(["[1] > [2]"], (0, 3))[0][0].value == pytest.approx(ndcg([0, 1], (0, 3)) - 1)
     (page,) = [s for s in own if s.kind == "page"]
     assert page.stop == len(text) and page.value == pytest.approx(0.5)  # half of the identifiers are repeated or unknown
-    assert PageLLM()(RewardBatch.from_columns(text=[text], relevance=[(0, 3)])).values[0] == pytest.approx(
-        sum(s.value for s in own)
-    )
+    assert PageLLM()(_pages([text], (0, 3))).values[0] == pytest.approx(sum(s.value for s in own))
+
+
+def test_other_think_tags_are_left_out_like_the_usual_ones():
+    text, answer = "[THINK][1] or [2][/THINK][2] > [1]", "[2] > [1]"
+    batch = RewardBatch.from_columns(text=[text], answer_text=[answer], relevance=[(0, 1)])
+    (own,) = PageLLM().segments(batch)
+    assert [text[: s.stop][-3:] for s in own if s.kind == "items"] == ["[2]", "[1]"]
 
 
 def test_a_ranking_in_thinking_that_is_never_closed_is_paid_nothing():
     ranking = "[2] > [1]"
     for text, paid in (("<think>x</think>" + ranking, 1.0), ("<think>" + ranking, 0.0)):
-        assert PageLLM()(RewardBatch.from_columns(text=[text], relevance=[(0, 1)])).values[0] == paid
+        assert PageLLM()(_pages([text], (0, 1))).values[0] == paid
 
 
 def test_an_empty_page_is_that_of_the_given_order_without_items():
-    scored = PageLLM()(RewardBatch.from_columns(text=["unsure", "[1] > [2]"], relevance=[(0, 3)] * 2))
+    scored = PageLLM()(_pages(["unsure", "[1] > [2]"], (0, 3)))
     assert scored.components["page"][0] == scored.components["page"][1] and scored.components["items"][0] == 0
+
+
+@pytest.mark.parametrize("score", [0.1, 0.7, 1 / 3])
+def test_equal_scores_say_nothing_whatever_their_rounding(score):
+    assert hybrid(np.zeros(3), np.zeros(3), np.full(3, score))[1].tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [
+        ("3 +\t4 = 7", True),
+        ("3 +\u00a04 = 8", False),
+        ("2 * 3 + 4 = 10", None),
+        ("10 / 2 + 1 = 6", None),
+        ("1.5+1=2.5", None),
+        ("so 3+4=7.", True),
+    ],
+)
+def test_only_whole_equations_of_whole_numbers_are_judged(line, holds):
+    assert equations_hold(line) is holds
 
 
 # --- constraints -------------------------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ from toolkit.rewards.ppr import PPR, assumed_principles
 from toolkit.rewards.r3 import R3, assumed_similarity
 from toolkit.rewards.re_searcher import RESearcher, pass_consistency, perturbed, result_similarity
 from toolkit.rewards.reseek import ReSeek, verdict_reward
-from toolkit.rewards.search_gen_v import LABELS, SearchGenV, macro_f1, nugget_score, verifier_reward
+from toolkit.rewards.search_gen_v import LABELS, SearchGenV, assumed_verifier, macro_f1, nugget_score, verifier_reward
 from toolkit.rewards.text_to_sql import ContrastiveSQL
 from toolkit.rewards.toolrl import ToolCall, ToolRL, calls_of, matching_score
-from toolkit.rewards.turns import RESULT, SEARCH, Protocol, Turn, verdicts
+from toolkit.rewards.turns import RESULT, SEARCH, Protocol, Turn, assumed_verdict, verdicts
 from toolkit.tools import Marks, Tool, Toolbox, calculate
 from toolkit.tools.queries import executes_like
 from toolkit.types import Problem, Rollout, Span
@@ -318,6 +318,23 @@ def test_toolrl_reads_parameters_from_json_and_follows_schedules():
     scheduled = paid(step=105, length=1.0, target=Schedule(4, 8, 0, 105)).components["length"]
     assert scheduled[0] == pytest.approx(sum(len(part.split()) for part in (f"x y <f>{arguments[0]}</f>",)) / 8)
     assert (paid().components["length"] == 0).all() and (paid().components["format"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "positive"),
+    [
+        ("relevant", True), ("This is not relevant.", False), ("irrelevant", False), ("Is it relevant? <judge>No</judge>", False),
+        ("Hardly relevant? <judge>yes</judge>", True),
+    ],
+)  # fmt: skip
+def test_a_judgement_is_read_with_its_sign_and_a_mark_comes_first(text, positive):
+    found = assumed_verdict.search(text)
+    assert found is not None and any(found.groupdict().get(name) for name in ("yes", "relevant")) is positive
+
+
+def test_numbers_of_a_nugget_are_compared_as_wholes():
+    assert assumed_verifier("5.3", ["3.5"]) == ["not_support"] and assumed_verifier("5", ["-5"]) == ["not_support"]
+    assert assumed_verifier("it is -3.5", ["-3.5"]) == ["support"]
 
 
 # --- Search-Gen-V --------------------------------------------------------------------------------------------

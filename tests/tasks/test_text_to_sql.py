@@ -10,6 +10,7 @@ import pytest
 from toolkit import tasks
 from toolkit.tasks import splits, text_to_sql
 from toolkit.tasks.grading import grade
+from toolkit.tools.queries import executes_like
 from toolkit.types import Problem
 
 
@@ -72,3 +73,28 @@ def test_rows_decide_about_an_answer_and_a_write_is_wrong():
         assert not grade(p, "select 'nobody'") and not grade(p, f"delete from {p.meta['schema'].split()[2]}")
     with pytest.raises(ValueError, match="language='fr'"):
         text_to_sql.load("dev", 1, language="fr")
+
+
+SCHEMA = (
+    "create table t (name, n); insert into t values "
+    + ", ".join(f"('{c * (i % 7 + 1)}', {i})" for i, c in enumerate("abcdefghijklmnopqrstuvwxyzABCD"))
+    + ";"
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "gold", "same"),
+    [
+        ("select name from t order by length(name) desc, n", "select name from t order by length(name), n", False),
+        ("select name from t limit 21", "select name from t", False),
+        ("select name from t order by n desc", "select name from t", True),  # no order is asked for
+        ("select 'ccc | a'", "select 'ccc', 'a'", False),
+        (
+            "select name from t where n in (select n from t order by n)",
+            "select name from t where n in (select n from t order by n desc)",
+            True,
+        ),
+    ],
+)
+def test_queries_are_compared_by_all_their_rows_as_values(query, gold, same):
+    assert executes_like(query, gold, SCHEMA) is same

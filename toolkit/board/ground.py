@@ -418,14 +418,15 @@ class Ground:
             start or self.lm, recipe, seed, plan or self.sizes.training, self.out / "trained", reward=reward, say=self.say
         )
 
-    def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
+    def folder_of(self, recipe: Recipe, seed: int, reward: Any = None, *, plan: TrainingPlan | None = None) -> Path:
         """Return the folder in which ``train`` saves the policy that it trains from base. The folder may not exist yet.
 
         Args:
             recipe: Reward and hyperparameters of the method.
             seed: Random seed of the training run.
             reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
+            plan: Training settings to use instead of ``sizes.training``.
         """
         from toolkit.grpo import policies
 
-        return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)
+        return policies.folder_of(self.lm, recipe, seed, plan or self.sizes.training, self.out / "trained", reward=reward)

@@ -393,11 +393,13 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
         count: Largest number of example problems.
 
     Returns:
-        One dict per problem, with the keys ``id``, ``task``, ``difficulty`` (``"easy"``, ``"medium"`` or ``"hard"``), ``prompt``,
-        ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``).
+        One dict per problem, with the keys ``id``, ``task``, ``difficulty`` (``"easy"``, ``"medium"``, ``"hard"``, or ``""`` if the
+        task states none), ``prompt``, ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``).
     """
     rows = by_name[BASE].results[0].rows
-    grouped = levels_of(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
+    grouped = (
+        levels_of(rows).fillna("").to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
+    )
     each = max(1, count // max(1, grouped.groupby(["task", "level"]).ngroups))  # examples per task and level
     chosen = grouped.groupby(["task", "level"], sort=False).head(each).index[:count]
     by_id = {p.id: p for p in ground.problems}
@@ -434,11 +436,12 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
 
     logs = {}
     for name, condition in by_name.items():
-        if condition.spec.family != "trained" or condition.spec.recipe is None:
+        spec = condition.spec
+        if spec.family != "trained" or spec.recipe is None:
             continue
         lines = []
         for seed in condition.seeds:
-            folder = ground.folder_of(condition.spec.recipe, seed, condition.spec.reward)
+            folder = ground.folder_of(spec.recipe, seed, spec.reward, plan=spec.plan(ground, seed))
             if not (folder / LOG).exists():
                 continue
             rows = [row for row in read(folder / LOG) if row.get("held_out/accuracy") is not None]

@@ -83,6 +83,7 @@ class Spec:
             from the condition that ``make`` returns.
         recipe: Reward and hyperparameters of a policy that the board trains; ``None`` for a condition that the board does not train.
         reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
+        plan: Function ``(ground, seed) -> settings`` with which the board trains the policy.
         steps: Function ``(ground) -> number of training steps``, for the cost table. It returns 0 for a condition without training.
         through: Function without arguments that returns a mapping from module to hash of its code, such as one from ``store.modules_of``.
             It lists the modules on which this condition's results depend, beyond those of every condition: for example the modules that
@@ -98,6 +99,7 @@ class Spec:
     identity: Mapping[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
     reward: Any = None
+    plan: Callable[[Ground, int], TrainingPlan] = field(default=lambda ground, seed: ground.sizes.training)
     steps: Callable[[Ground], int] = field(default=lambda ground: 0)
     through: Callable[[], Mapping[str, str]] = dict
 
@@ -472,15 +474,16 @@ def trained(
         _check_known(name, reward)
     if part is not None and part not in PARTS:
         raise ValueError(f"{name!r}: unknown part {part!r}: choose one of {', '.join(PARTS)}.")
-    own = {"part": part, "learning_rate": learning_rate}
+    own: dict[str, Any] = {"part": part, "learning_rate": learning_rate}
     about = {"recipe": recipe, "reward": reward, "merged": merged, "edit": edit, "steer": steer, "own": own}
     how = [f"{recipe.name}, arXiv {recipe.paper}" if recipe.paper else recipe.name]
     how += ["the largest 25 % of its changes, x 0.7"] * merged + [f"of the edited model (strength {edit:g})"] * bool(edit)
     how += [f"then steered by {steer:+g}"] * bool(steer)
     how += [PARTS[part]] if part else []
+    family = "combined" if merged or edit or steer else "control" if part == "random heads" else "trained"
     return spec_of(
         name,
-        _family(merged or edit or steer, part),
+        family,
         _trained,
         about,
         seeded=True,
@@ -488,13 +491,10 @@ def trained(
         note=note or ", ".join(how),
         recipe=recipe,
         reward=reward,
+        plan=partial(_own_plan, **own),
         steps=lambda ground: ground.sizes.training.steps,
         through=lambda: code.modules(recipe, reward=reward),
     )
-
-
-def _family(combined: Any, part: str | None) -> str:
-    return "combined" if combined else "control" if part == "random heads" else "trained"
 
 
 def _check_known(name: str, reward: Any) -> None:

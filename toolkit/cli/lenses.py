@@ -118,17 +118,8 @@ def retrieval_heads(
         print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in tables.items()}})
         return
     show(tables["heads"].query("rank <= 5").set_index("ranking"), "Retrieval heads")
-    columns = [
-        "heads",
-        "op",
-        "during",
-        "accuracy",
-        "random",
-        "draws",
-        "more_than_random",
-        "more_than_random_low",
-        "more_than_random_high",
-    ]
+    more = [f"more_than_random{end}" for end in ("", "_low", "_high")]
+    columns = ["heads", "op", "during", "accuracy", "random", "draws", *more]
     show(
         tables["masking"].set_index("ranking")[columns],
         "Accuracy with top heads masked, with random heads of the same layers masked, and random minus top",

@@ -235,8 +235,8 @@ NO_EFFECT = "no effect detectable"
 def level_table(cells: Cells, *, unit: str = "share", seed: int = 0) -> pd.DataFrame:
     """Return a table with one row per arm and level.
 
-    Columns: ``arm, level, unit, items``; ``draws``: number of random controls; ``base, treated, random``: means; ``change``: treated minus base; ``beyond_random``: treated
-    minus the mean control. All five have 95 % intervals (``change_low, change_high``, and so on), paired by item. Those that involve
+    Columns: ``arm, level, unit, items``; ``draws``: number of random controls; ``base, treated, random``: means; ``change``: treated minus
+    base; ``beyond_random``: treated minus the mean control. The last five have 95 % intervals (``change_low, change_high``, and so on), paired by item. Those that involve
     controls also vary over draws. ``verdict``: see ``axes.verdict``.
 
     Args:
@@ -295,8 +295,8 @@ def level_text(table: pd.DataFrame) -> pd.DataFrame:
 def growth_table(cells: Cells, *, seed: int = 0) -> pd.DataFrame:
     """Return the difference between an intervention's effect at the last level and at the first, one row per arm.
 
-    Columns: ``arm, first, last`` (the levels); ``draws``: number of random controls; ``growth``: ``change`` at the last level minus that at the first; ``beyond_random_growth``:
-    the same for treated minus controls. Both have 95 % intervals. ``verdict`` as in ``level_table``.
+    Columns: ``arm, first, last`` (the levels); ``draws``: number of random controls; ``growth``: ``change`` at the last level minus that at
+    the first; ``beyond_random_growth``: the same for treated minus controls. Both have 95 % intervals. ``verdict`` as in ``level_table``.
 
     Args:
         cells: Results from ``measure_axis``.

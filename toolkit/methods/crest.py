@@ -91,7 +91,9 @@ class HeadRotation:
     def __str__(self) -> str:
         heads = [(t.layer, t.head) for t in self.turns]
         vectors = identity.hash_of(torch.cat([t.vector for t in self.turns]))
-        return f"rotation of heads {heads} ({vectors}), share {self.share:g}, after {self.ends!r}, {self.during}"
+        return (
+            f"rotation of heads {heads} ({vectors}), share {identity.format_exact(self.share)}, after {self.ends!r}, {self.during}"
+        )
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
         """Return a context manager in which the heads of ``lm`` are turned.

@@ -315,18 +315,16 @@ def predict_alignment(
     def scored(metric: probes.Metric) -> stats.Statistic:
         return lambda index: np.array([metric(aligned[row].ravel(), predicted[row].ravel()) for row in index])
 
-    def estimated(metric: probes.Metric) -> Estimate:
-        values = scored(metric)(stats.resamples(pairs, seed=protocol.seed, times=protocol.times))
-        # A resample in which all facts are aligned, or none, has no AUC and is left out.
-        low, high = np.nanquantile(values, [0.025, 0.975])
-        return Estimate(float(scored(metric)(np.arange(pairs)[None])[0]), float(low), float(high))
-
     predicted = margins(aligned)
     control = []
     for _ in range(shuffles):
         labels = rng.permuted(aligned[rng.permutation(pairs)], axis=1)
         control.append(stats.auc(labels.ravel(), margins(labels).ravel()))
     shuffled = float(np.mean(control))
-    auc, accuracy = (estimated(metric) for metric in (stats.auc, lambda truth, margin: stats.balanced_accuracy(truth, margin > 0)))
+    # A resample in which all facts are aligned, or none, has no AUC: it is left out.
+    auc, accuracy = (
+        stats.bootstrap(scored(metric), pairs, seed=protocol.seed, times=protocol.times)
+        for metric in (stats.auc, lambda truth, margin: stats.balanced_accuracy(truth, margin > 0))
+    )
     above = Estimate(auc.mean - shuffled, auc.low - shuffled, auc.high - shuffled)
     return Prediction(auc, accuracy, shuffled, above, stats.permutation_p(np.array(control) >= auc.mean), float(aligned.mean()))

@@ -15,7 +15,7 @@ the sum over items would not be highest for the best page.
 
 Page is paid at the end of the response, each item at its identifier: with the advantage ``reward_to_go`` (recipe ``page_llm``), a swap is
 charged where it is written. Passages that the answer does not name stand at the end of the page, in their given order, without a reward of
-their own.
+their own. A response without an answer gets 0.
 
 Deviations: only the abstract was read. The paper trains two reward models on preferences of users, in four families: relevance, ranking,
 diversity, redundancy. Ours are exact, from the labels of a generated task: relevance and ranking are in NDCG, redundancy is q; diversity is
@@ -34,7 +34,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE, OPEN
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.rewards.fine_grained import Segment
 from toolkit.stats import Number
@@ -80,7 +79,7 @@ class PageLLM:
     assumed_repeat: Number = assumed_repeat
 
     name: ClassVar[str] = "page_llm"
-    needs: ClassVar[frozenset[str]] = frozenset({"text", "relevance"})
+    needs: ClassVar[frozenset[str]] = frozenset({"text", "answer_text", "relevance"})
 
     def __post_init__(self) -> None:
         if min(self.assumed_page, self.assumed_item, self.assumed_repeat) < 0:
@@ -93,13 +92,13 @@ class PageLLM:
             ValueError: no passage of a problem is relevant.
         """
         batch.check(self)
-        return [self._segments(text, relevance) for text, relevance in zip(batch["text"], batch["relevance"], strict=True)]
+        columns = (batch[name] for name in ("text", "answer_text", "relevance"))
+        return [self._segments(*row) for row in zip(*columns, strict=True)]
 
-    def _segments(self, text: str, relevance: Sequence[int]) -> list[Segment]:
-        if OPEN in text and CLOSE not in text:  # thinking that is never closed has no ranking
+    def _segments(self, text: str, answer: str, relevance: Sequence[int]) -> list[Segment]:
+        if not answer.strip():  # thinking that is never closed has no answer
             return [Segment(len(text), "page", 0.0)]
-        start = text.rfind(CLOSE) + len(CLOSE) if CLOSE in text else 0
-        ranking = completed(text[start:], len(relevance))
+        start, ranking = max(0, text.rfind(answer)), completed(answer, len(relevance))
         value = dict(zip(ranking, float(self.assumed_item) * np.minimum(swap_gains(ranking, relevance), 0.0), strict=True))
         items, first = [], set[int]()
         for m in IDENTIFIER.finditer(text, start):

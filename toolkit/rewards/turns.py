@@ -19,7 +19,7 @@ from toolkit.tools import Marks, Toolbox
 
 assumed_verdict = re.compile(
     r"<(?P<mark>judge|reflect)>\s*(?:(?P<yes>yes|true)|no|false)\s*</(?P=mark)>"
-    r"|(?!.*<(?:judge|reflect)>)\b(?:not\s+relevant|irrelevant|(?P<relevant>relevant))\b",
+    r"|\b(?:not\s+relevant|irrelevant|(?P<relevant>relevant))\b(?!.*<(?:judge|reflect)>)",
     re.IGNORECASE | re.DOTALL,
 )
 """Pattern of a judgement of a result: ``<judge>Yes</judge>``, or without such a mark the word relevant or irrelevant. The words are ours.

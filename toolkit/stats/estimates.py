@@ -71,6 +71,8 @@ def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
 def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES, level: float = 0.95) -> Estimate:
     """Return the value of a statistic on all n problems, with its percentile bootstrap interval (problems are resampled).
 
+    Resamples on which the statistic is NaN are left out; without any other, the interval is NaN.
+
     Args:
         statistic: Function from problem indices ``[times, n]``, one resample per row, to values ``[times]``.
         n: Number of problems.
@@ -88,7 +90,9 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
     if n == 0:
         raise ValueError("No problems to estimate from.")
     centre = float(statistic(np.arange(n)[None])[0])
-    low, high = np.quantile(statistic(resamples(n, seed=seed, times=times)), [(1 - level) / 2, (1 + level) / 2])
+    values = statistic(resamples(n, seed=seed, times=times))
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = (math.nan, math.nan) if np.isnan(values).all() else np.nanquantile(values, ends)
     return Estimate(centre, float(low), float(high))
 
 
