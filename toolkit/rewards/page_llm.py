@@ -64,7 +64,8 @@ def swap_gains(ranking: Sequence[int], relevance: Sequence[int]) -> Float[ndarra
 class PageLLM:
     """Quality of a ranked page, minus the gain of better swaps of its named items.
 
-    >>> batch = RewardBatch.from_columns(text=["[2] > [1]", "[1] > [2]"], relevance=[(0, 1)] * 2)
+    >>> pages = ["[2] > [1]", "[1] > [2]"]
+    >>> batch = RewardBatch.from_columns(text=pages, answer_text=pages, relevance=[(0, 1)] * 2)
     >>> {name: values.round(3).tolist() for name, values in PageLLM()(batch).components.items()}
     {'page': [1.0, 0.631], 'items': [0.0, -0.369]}
 
