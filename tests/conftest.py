@@ -42,7 +42,8 @@ def state_of(lm: LM) -> tuple:
     hooks = [hook for m in lm.model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     # transformers leaves its own hooks on a model that was once asked for attention weights or hidden states.
     left = sum(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
-    modes = lm.model.training, getattr(lm.model, "is_gradient_checkpointing", False), getattr(lm.model.config, "use_cache", None)
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in lm.model.modules())
+    modes = lm.model.training, checkpointing, getattr(lm.model.config, "use_cache", None)
     return weights.hexdigest(), [p.requires_grad for p in lm.model.parameters()], modes, left
 
 

@@ -239,7 +239,6 @@ def test_a_cell_shows_the_mean_and_the_change_in_the_units_digits():
     assert metrics.cell("aes", own, own, star=True, note="2 seeds") == "0.50* (2 seeds)"
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_share_has_an_interval_although_some_resamples_have_no_effect_at_all():
     whole = np.array([[10.0], [10.0], [10.0], [0.0]])  # one resample in 256 draws the last problem only
     share = metrics.share_of(whole / 4, whole)
