@@ -84,6 +84,21 @@ class States:
             raise KeyError(f"No class {label!r} in these states: choose one of {', '.join(sorted(self.rows['label'].unique()))}.")
         return index
 
+    def shuffled(self, labels: Sequence[str], *, seed: int) -> States:
+        """Return a new ``States`` in which the rows of some classes exchange their labels at random: a control for what separates them.
+
+        A difference of class means after this is random, but it lies where the activations vary. A random vector of the whole space does not:
+        removing its component changes almost nothing.
+
+        Args:
+            labels: The classes whose rows exchange labels. Other rows keep theirs.
+            seed: Random seed.
+        """
+        label = self.rows["label"].to_numpy(copy=True)
+        among = np.flatnonzero(self.rows["label"].isin(labels))
+        label[among] = np.random.default_rng(seed).permutation(label[among])
+        return replace(self, rows=self.rows.assign(label=label))
+
 
 def moments(
     lm: LM,

@@ -246,21 +246,30 @@ def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
 
 
 def random_like(direction: Direction, *, seed: int) -> Direction:
-    """Return a random direction with the norm of ``direction`` in every layer: a control for steering or weight edits along ``direction``.
+    """Return a direction turned by a random rotation, the same in every layer: a control for steering or weight edits along ``direction``.
+
+    Its norms are those of ``direction``, and so are the cosines between its layers. The cosines matter when several layers are steered: the
+    residual stream adds up the vectors of all layers, and nearly equal vectors add up to a far larger one than independent vectors do. In a
+    single layer, the result is uniformly distributed over the sphere.
+
+    It is no fair control for removing a component (``op="ablate"``, ``project_out``): activations have hardly any component along it. For
+    that, see ``States.shuffled`` and ``edits.random_written``.
 
     >>> from toolkit.types import Provenance
     >>> made = Provenance("example", None, "0", "0", "0.1.0")
     >>> direction = Direction(torch.ones(2, 4), "resid_mid", "think", "mean_difference", 10, 10, made)
     >>> control = random_like(direction, seed=0)
-    >>> control.estimator, control.norms.tolist()
+    >>> control.estimator, [round(norm, 4) for norm in control.norms.tolist()]
     ('random(seed=0)', [2.0, 2.0])
     """
     generator = torch.Generator().manual_seed(seed)
-    vector = torch.randn(direction.vector.shape, generator=generator, dtype=direction.vector.dtype)
-    vector = vector * (direction.norms / vector.norm(dim=-1))[:, None]
-    return Direction(
-        vector, direction.kind, direction.positions, f"random(seed={seed})", direction.n_pos, direction.n_neg, direction.provenance
-    )
+    vector = direction.vector.detach().cpu().double()
+    # With V = U S W (W: orthonormal rows), a random rotation R turns V into V R = U S (W R), and W R is a random orthonormal frame.
+    U, S, W = torch.linalg.svd(vector, full_matrices=False)
+    frame, R = torch.linalg.qr(torch.randn(W.T.shape, generator=generator, dtype=torch.float64))
+    turned = (U * S) @ (frame * R.diagonal().sign()).T  # with this sign, the frame is uniformly distributed
+    turned = turned * torch.nan_to_num(vector.norm(dim=-1) / turned.norm(dim=-1))[:, None]  # exact norms; zero stays zero
+    return replace(direction, vector=turned.to(direction.vector), estimator=f"random(seed={seed})")
 
 
 def split(direction: Direction, along: Direction) -> tuple[Direction, Direction]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from toolkit import board, store
+from toolkit import board, collect, store
 from toolkit.baselines import Suppress
 from toolkit.board import Ground, Sizes, rivals, spec
 from toolkit.exits import EarlyExit, RandomExit
 from toolkit.generate import Sampling, rollouts
+from toolkit.methods import efficiency_steering
 from toolkit.methods.crest import HeadRotation
 from toolkit.methods.rebalance import Confident
+from toolkit.step_states import starts_with, step_states
 from toolkit.steering import Steering
 
 KINDS = {
@@ -39,13 +41,41 @@ def test_a_rival_and_its_control_are_conditions_of_the_same_kind_with_a_random_p
     acts = [(*c.during, *c.rules) for c in made]
     assert all(len(each) == 1 and isinstance(each[0], kind) for each in acts)
     assert len({str(each[0]) for each in acts}) == 3
-    if kind is Steering:
+    if kind is Steering and acts[0][0].op == "add":  # the norm of a vector along which a component is removed changes nothing
         assert torch.allclose(acts[0][0].direction.norms, acts[1][0].direction.norms)
         assert acts[0][0].op == acts[1][0].op and acts[0][0].layers == acts[1][0].layers
     if kind is HeadRotation:
         assert sorted(t.layer for t in acts[0][0].turns) == sorted(t.layer for t in acts[1][0].turns)
     if kind is EarlyExit:
         assert isinstance(acts[1][0].check, RandomExit) and acts[1][0].ends == acts[0][0].ends
+
+
+@pytest.mark.parametrize("name", ["manifold", "crest"])
+def test_a_control_of_removing_a_component_removes_about_as_large_a_component(ground, name):
+    make = KINDS[name][0]
+    responses = ground.sample()
+
+    def removed(act):
+        """The mean share of an activation's norm that lies along what is removed."""
+        if isinstance(act, Steering):
+            states = (
+                collect.states(ground.lm, responses, "resid_post", by=efficiency_steering.pairs(responses)).values[:, -1].double()
+            )
+            return float(((states @ act.direction.unit()[-1].double()).abs() / states.norm(dim=-1)).mean())
+        states, layout = step_states(ground.lm, responses, "z", starts_with(*rivals.WORDS)).values, ground.lm.layout
+        z = [layout.by_head(t.layer, states[:, t.layer])[:, t.head] for t in act.turns]
+        return float(torch.stack([(h @ t.vector).abs() / h.norm(dim=-1) for h, t in zip(z, act.turns, strict=True)]).mean())
+
+    mine, *controls = (
+        removed(c.make(ground, seed).during[0]) for c, seed in ((make(False), 0), *((make(True), s) for s in range(3)))
+    )
+    assert mine > 0.1 and all(mine / 2 < control < 2 * mine for control in controls), (mine, controls)
+
+
+def test_seeds_of_a_banned_start_of_steps_ban_different_tokens(ground):
+    control = rivals.suppressed("ban", others=rivals.STARTS)
+    banned = {str(control.make(ground, seed).during[0]) for seed in range(len(rivals.STARTS))}
+    assert len(banned) == len(rivals.STARTS)
 
 
 def test_the_keys_of_rivals_and_controls_differ():

@@ -110,15 +110,15 @@ def test_the_heads_that_tell_the_steps_apart_are_chosen_with_the_vector_that_doe
 
 def test_the_control_turns_as_many_other_heads_of_the_same_layers():
     lm = model_of_type("llama")
-    act = rotation_of(lm, [(0, 1), (2, 0), (2, 3)])
+    act, states = rotation_of(lm, [(0, 1), (2, 0), (2, 3)]), states_of(lm)
     for seed in range(3):
-        control = crest.random_turns(act, lm.layout, seed=seed)
+        control = crest.random_turns(act, lm.layout, states, seed=seed)
         heads = {(t.layer, t.head) for t in control.turns}
         assert len(heads) == 3 and heads.isdisjoint({(0, 1), (2, 0), (2, 3)})
         assert sorted(layer for layer, _ in heads) == [0, 2, 2]
-    assert str(crest.random_turns(act, lm.layout, seed=0)) != str(crest.random_turns(act, lm.layout, seed=1))
+    assert str(crest.random_turns(act, lm.layout, states, seed=0)) != str(crest.random_turns(act, lm.layout, states, seed=1))
     with pytest.raises(ValueError, match="Turn fewer heads"):
-        crest.random_turns(rotation_of(lm, lm.layout.all_heads[:9]), lm.layout, seed=0)
+        crest.random_turns(rotation_of(lm, lm.layout.all_heads[:9]), lm.layout, states, seed=0)
 
 
 def test_bad_input_is_refused_before_the_context_is_entered():

@@ -387,7 +387,13 @@ def test_a_reader_is_two_plain_functions():
     [
         ("I add them (3 + 4 = 7).", False), ("I add them (3 + 4 = 8).", True), ("3 + 4 + 5 = 7 + 5 = 12", False), ("12 / 5 = 2.4", False),
         ("1.5 * 4 = 6", False), ("1,200 + 300 = 1,500", False), ("08 + 1 = 9", False), ("3 - 5 = -7", True), ("3 - 5 = -2.", False),
-        ("17 + 5 = 22, so 22 - 9 = 14", True),
+        ("17 + 5 = 22, so 22 - 9 = 14", True), ("3 + 4 + 5 = 7 + 5 = 13", True), ("$3 + 4 = 8", True),
+        # The end of a longer expression says nothing by itself.
+        ("5*3 + 2 = 17", False), ("2.5 * 4 + 3 = 13", False), ("-3 + 4 = 1", False), ("3 × 4 + 5 = 17", False),
+        (r"2 \times 3 + 4 = 10", False), ("x + 3 + 4 = 12", False), ("5 apples + 3 + 4 = 12", False), ("2^3 + 1 = 9", False),
+        # Decimals may be rounded or cut.
+        ("10 / 3 = 3.33", False), ("20 / 3 = 6.67", False), ("20 / 3 = 6.66", False), ("3 - 20 / 3 = -3.67", False),
+        ("10 / 3 = 3.34", True), ("10 / 3 = 3", True), ("5 / 2 = 2.4", True), ("1 / 0 = 3.5", True),
     ],
 )  # fmt: skip
 def test_equations_in_prose_are_judged_by_their_values(line, failed):

@@ -505,6 +505,7 @@ def test_the_random_control_has_equal_norms_and_follows_its_seed(tiny, moments_o
     assert torch.equal(a.vector, b.vector) and not torch.equal(a.vector, c.vector)
     assert torch.allclose(a.norms, v.norms)
     assert directions.cosine(a, v).abs().max() < 0.5
+    assert torch.allclose(a.vector @ a.vector.T, v.vector @ v.vector.T), "its layers have the cosines of the direction's"
     assert a.kind == v.kind and a.estimator == "random(seed=0)"
 
 

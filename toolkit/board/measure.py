@@ -21,6 +21,7 @@ of the residual stream, at the positions where a line of thinking begins.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Result:
             * ``no_think``: True if the response has no think token.
             * ``think_entropy, answer_entropy``: mean token entropy of thinking and of the answer, nats.
             * ``failed``: share of the steps of thinking that are wrong or were abandoned (see ``methods.failed_steps``).
-            * ``review``: share of the thinking's characters that belong to re-checks of earlier steps.
+            * ``review``: share of the thinking's characters that belong to re-checks of earlier steps. Both are NaN if there is no step.
             * ``answer``: text of the answer; ``None`` if the response has none.
             * ``text``: text of the response, for the first sample of each problem; else ``None``.
         points: One row per problem and metric, with the columns ``metric, problem_id, value``.
@@ -202,8 +203,9 @@ def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> 
         no_think=[r.think_tokens == 0 for r in responses],
         think_entropy=entropies["think_entropy"],
         answer_entropy=entropies["answer_entropy"],
-        failed=[failed_steps.failed_step_fraction(c) for c in chains],
-        review=[failed_steps.review_ratio(c) for c in chains],
+        # A response without a step has no share of failed steps: 0 would make a model that does not think look careful.
+        failed=[failed_steps.failed_step_fraction(c) if c.texts else math.nan for c in chains],
+        review=[failed_steps.review_ratio(c) if c.texts else math.nan for c in chains],
         answer=answers,
         text=[r.text if r.sample == 0 else None for r in responses],
     )
@@ -353,7 +355,8 @@ class References:
             # Each row of ``index`` is a resample of the problems; a row of ``weights`` makes its mean a weighted sum.
             weights = np.stack([np.bincount(row, minlength=len(names)) for row in index]) / len(names)
             mean = weights @ moved
-            return mean @ u / np.linalg.norm(mean, axis=1)
+            with np.errstate(invalid="ignore"):  # NaN where only problems were drawn in which nothing moved
+                return mean @ u / np.linalg.norm(mean, axis=1)
 
         e = stats.bootstrap(cosine, len(names))
         mean = moved.mean(axis=0)
@@ -368,8 +371,8 @@ class References:
 def measure_references(ground: Ground) -> References:
     """Return the responses, hidden states and heads of base with which the internals of every condition are compared."""
     closed = [r for r in ground.sample() if r.think_tokens and r.closed]
-    # Every k-th response, so that the texts are from problems throughout the list.
-    texts = closed[:: max(1, len(closed) // ground.sizes.texts)][: ground.sizes.texts]
+    # Evenly spaced, so that the texts are from problems throughout the list.
+    texts = [closed[i] for i in np.linspace(0, len(closed) - 1, min(len(closed), ground.sizes.texts)).astype(int)]
     haystacks = ground.search(seed=1).haystacks(ground.lm, "test")  # the heads were found with seed 0 on the dev split
     before, problems = _states(Condition(ground.lm), texts)
     return References(

@@ -20,7 +20,7 @@ from toolkit.baselines import Budget, Suppress
 from toolkit.board.ground import Ground
 from toolkit.board.spec import Spec, spec_of
 from toolkit.collect import MLP
-from toolkit.directions import random_like
+from toolkit.directions import LONG, SHORT, random_like
 from toolkit.edits import steering
 from toolkit.exits import EarlyExit, RandomExit, candidates, rates
 from toolkit.lm import Condition
@@ -97,21 +97,21 @@ def projected(name: str, strength: float, *, components: int = manifold_steering
         name: Unique name of the condition.
         strength: Share of the component that is removed, 1 for all of it, in the think span of the last layer.
         components: Number of principal components that span the manifold.
-        control: True for a random control: a random direction.
+        control: True for a random control: the direction on the manifold after long and short responses exchanged their classes at random.
     """
     about = {"strength": strength, "components": components, "control": control}
-    note = f"{strength:g} of the component along {'a random direction' if control else 'long thinking on the manifold'} removed"
+    which = "a direction on the manifold from shuffled classes" if control else "long thinking on the manifold"
+    note = f"{strength:g} of the component along {which} removed"
     return spec_of(name, _family(control), _projected, about, seeded=control, paper="2505.22411", note=note)
 
 
 def _projected(ground: Ground, seed: int, *, strength: float, components: int, control: bool) -> Condition:
     def make():
         responses = ground.sample()
-        pairs = efficiency_steering.pairs(responses)
-        return manifold_steering.direction(collect.states(ground.lm, responses, MLP, by=pairs), components)
+        return collect.states(ground.lm, responses, MLP, by=efficiency_steering.pairs(responses))
 
-    v = _once(ground, f"manifold {components}", make)
-    v = random_like(v, seed=seed) if control else v
+    states = _once(ground, "states of long and short responses", make)
+    v = manifold_steering.direction(states.shuffled((LONG, SHORT), seed=seed) if control else states, components)
     return Condition(ground.lm, (steering(v, strength, layers=(LAST % ground.lm.layout.n_layers,), during="think", op="ablate"),))
 
 
@@ -126,10 +126,10 @@ def rotated(name: str, count: int, *, words: tuple[str, ...] = WORDS, ends: str 
         count: Number of heads, those with the most accurate probes.
         words: Words with which a re-check begins, in lower case.
         ends: Text with which a step ends.
-        control: True for a random control: other heads, random directions.
+        control: True for a random control: other heads, directions from shuffled classes.
     """
     about = {"count": count, "words": words, "ends": ends, "control": control}
-    note = f"{count} {'random heads, random directions' if control else 'heads turned away from re-checking'}"
+    note = f"{count} {'random heads, directions from shuffled classes' if control else 'heads turned away from re-checking'}"
     return spec_of(name, _family(control), _rotated, about, seeded=control, paper="2512.24574", note=note)
 
 
@@ -140,7 +140,7 @@ def _rotated(ground: Ground, seed: int, *, count: int, words: tuple[str, ...], e
 
     states, scored = _once(ground, f"crest {words}", make)
     act = crest.rotation(states, ground.lm.layout, scored, count, ends=ends)
-    return Condition(ground.lm, (crest.random_turns(act, ground.lm.layout, seed=seed) if control else act,))
+    return Condition(ground.lm, (crest.random_turns(act, ground.lm.layout, states, seed=seed) if control else act,))
 
 
 def confident(name: str, scale: float, *, words: tuple[str, ...] = WORDS, ends: str = LINE, control: bool = False) -> Spec:
@@ -181,7 +181,8 @@ def suppressed(name: str, word: str = "w", *, first: int = 0, others: tuple[str,
         name: Unique name of the condition.
         word: The token. A re-check of the tiny reasoner begins with ``w``.
         first: Position in the think span from which on the token is banned.
-        others: For a random control: first tokens of other steps. One of them, drawn at random, is banned instead.
+        others: For a random control: first tokens of other steps. One of them, drawn at random, is banned instead: as many seeds as there
+            are tokens draw different ones.
     """
     about = {"word": word, "first": first, "others": others}
     note = f"{'one of ' + ', '.join(others) if others else repr(word)} banned in thinking"
@@ -189,7 +190,7 @@ def suppressed(name: str, word: str = "w", *, first: int = 0, others: tuple[str,
 
 
 def _suppressed(ground: Ground, seed: int, *, word: str, first: int, others: tuple[str, ...]) -> Condition:
-    word = others[int(np.random.default_rng(seed).integers(len(others)))] if others else word
+    word = others[np.random.default_rng(0).permutation(len(others))[seed % len(others)]] if others else word
     return Condition(ground.lm, (Suppress((word,), Scope(("think",), first=first)),))
 
 

@@ -16,13 +16,12 @@ per head. The paper's coefficient -4 has no place in a rotation; ``share`` turns
 acts before ``W_O`` (the mode ``before_o_proj`` of the code), since heads are mixed after it. Accuracies are balanced, with folds by problem.
 
 Units and signs: share 1 removes the component, 0 changes nothing. The method does not say whether thinking gets longer or shorter: measure
-it. Random control: ``random_turns``, as
-many other heads of the same layers, along random directions. Cost: one probe per head and fold; at run time next to nothing.
+it. Random control: ``random_turns``, as many other heads of the same layers, along directions from shuffled classes. Cost: one probe per head and fold; at run time next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -200,22 +199,31 @@ def rotation(
     if not 1 <= count <= len(layout.all_heads):
         raise ValueError(f"count={count}: the model has {len(layout.all_heads)} heads, choose 1 to that many.")
     best = sorted(layout.all_heads, key=lambda at: (-float(scored.score[at]), at))[:count]
+    return HeadRotation(_turns(states, layout, sorted(best)), states.provenance, share, ends)
+
+
+def _turns(states: States, layout: Layout, heads: Sequence[tuple[int, int]]) -> tuple[Turn, ...]:
+    """Return a turn per head, along the difference of the head's class means."""
     gap = states.values[states.of(RECHECK)].double().mean(dim=0) - states.values[states.of(OTHER)].double().mean(dim=0)
     turns = []
-    for layer, head in sorted(best):
+    for layer, head in heads:
         vector = layout.by_head(layer, gap[layer])[head]
         if not vector.norm() > 0:
             raise ValueError(f"Head {layer}.{head} has the same mean output in both classes: choose fewer heads.")
         turns.append(Turn(layer, head, (vector / vector.norm()).float()))
-    return HeadRotation(tuple(turns), states.provenance, share, ends)
+    return tuple(turns)
 
 
-def random_turns(like: HeadRotation, layout: Layout, *, seed: int) -> HeadRotation:
-    """Return a random control: as many other heads of the same layers where there are enough, each along a random direction.
+def random_turns(like: HeadRotation, layout: Layout, states: States, *, seed: int) -> HeadRotation:
+    """Return a random control: as many other heads of the same layers where there are enough, each along a direction from shuffled classes.
+
+    Their directions are differences of class means after the classes of the steps were shuffled (see ``States.shuffled``), since a random
+    vector of the head's whole space would have far less of the head's output along it.
 
     Args:
         like: The rotation for which a control is wanted.
         layout: ``lm.layout``.
+        states: Outputs of heads where steps begin, as in ``rotation``.
         seed: Random seed.
 
     Raises:
@@ -227,12 +235,10 @@ def random_turns(like: HeadRotation, layout: Layout, *, seed: int) -> HeadRotati
         raise ValueError(
             f"{len(taken)} of {len(layout.all_heads)} heads are turned: a control needs as many others. Turn fewer heads."
         )
-    generator, turns = torch.Generator().manual_seed(seed), []
+    generator, heads = torch.Generator().manual_seed(seed), []
     for t in like.turns:
         near = min(abs(layer - t.layer) for layer, _ in free)
         options = [at for at in free if abs(at[0] - t.layer) == near]
-        layer, head = options[int(torch.randint(len(options), (1,), generator=generator))]
-        free.remove((layer, head))
-        vector = torch.randn(layout.head_dims[layer], generator=generator)
-        turns.append(Turn(layer, head, vector / vector.norm()))
-    return replace(like, turns=tuple(turns))
+        heads.append(options[int(torch.randint(len(options), (1,), generator=generator))])
+        free.remove(heads[-1])
+    return replace(like, turns=_turns(states.shuffled((RECHECK, OTHER), seed=seed), layout, heads))

@@ -150,8 +150,10 @@ The rules may depend on the prompt: those of ``lookup`` use the values that the 
 # tiny-reasoner's sums, such as "wait 12+30-2=40 fix". A re-checking line starts with "wait" and may end with its verdict, "ok" or "fix".
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
 # An equation in prose, such as "(3 + 4) * 2 = 14" or "3 + 4 is 7".
-# It is not a part of a longer number, and not followed by an operator, as in "3 + 4 = 5 + 2".
+# It is not a part of a longer number, and not followed by an operator, as in "3 + 4 = 5 + 2". ``_UNFINISHED`` says what may not stand before it.
 _STATED = re.compile(r"(?<![\d.,])(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (-?\d+(?:\.\d+)?)(?!\d|[.,]\d| [-+*/] )")
+# An operator at the end of a text: the expression that follows is only the end of a longer one, as in "2.5 * 4 + 3" and "5 apples + 3 + 4".
+_UNFINISHED = re.compile(r"(?:[-+*/^×·÷−]|\\\w+)\s*$")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 # tiny-reasoner's lookups: a variable and its value, which is a number or another variable.
 _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
@@ -218,14 +220,23 @@ def equations(problem: Problem | None = None) -> Reader:
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         failed, review, before = [], [], None  # before: left side of the last equation in the line before
         for text in texts:
-            stated = _STATED.findall(text)
+            stated = [m for m in _STATED.finditer(text) if not _UNFINISHED.search(text[: m.start()])]
             # An expression that cannot be read says nothing.
-            failed.append(any((value := _value(left)) is not None and value != Fraction(right) for left, right in stated))
-            review.append(bool(stated) and stated[0][0] == before)
-            before = stated[-1][0] if stated else None
+            failed.append(any((value := _value(m[1])) is not None and not _rounds_to(value, m[2]) for m in stated))
+            review.append(bool(stated) and stated[0][1] == before)
+            before = stated[-1][1] if stated else None
         return failed, review
 
     return Reader(steps.lines, judge)
+
+
+def _rounds_to(value: Fraction | float, stated: str) -> bool:
+    """Return True if a value is the stated number, or is rounded or cut to its decimals, as 10 / 3 to 3.33."""
+    if math.isnan(value) or "." not in stated:  # a whole number states the value itself
+        return value == Fraction(stated)
+    unit = Fraction(1, 10 ** len(stated.partition(".")[2]))
+    left_out = (value - Fraction(stated)) * (-1 if stated.startswith("-") else 1)
+    return -unit / 2 <= left_out < unit
 
 
 def _value(expression: str) -> Fraction | float | None:

@@ -12,7 +12,8 @@ Sources: the abstract, and notes on another author's re-implementation; the auth
 
 Deviations: the strength and the exact intervention are not known. Ours is ``steering(v, strength, op="ablate")``, which needs no norm: so
 ``direction`` keeps the norm of r', and all layers get a direction. Activations are those of ``States``, for example one mean per response.
-The paper has no control. ``random_share`` is the null of the re-implementation: the share of r that a random subspace of the same dimension
+The paper has no control. Ours is ``direction`` of ``states.shuffled((LONG, SHORT), seed=...)``: the
+same construction after the two classes were exchanged at random. ``random_share`` is the null of the re-implementation: the share of r that a random subspace of the same dimension
 holds, which is sqrt(k / width) for a r without structure.
 
 Units and signs: + is longer. Cost: one PCA per layer.
