@@ -9,7 +9,8 @@ command resumes; other code, settings or weights start anew. ``--only PART,..`` 
 3. *tiny-overlap*: do the heads that select the needle's chunk have high retrieval scores? Rank correlation over heads, with permutations of
    heads within their layer.
 4. *tiny-cost*: CPU time and peak memory of one pass by length.
-5. *smol-text*, *smol-lines*: SmolLM2-135M on LongChat-lines-like records and on Python's language reference.
+5. *smol-text*, *smol-needle*, *smol-lines*: SmolLM2-135M in bf16 on Python's language reference, on facts hidden in filler text, and on
+   records like those of LongChat-lines. The longest prompts are read with LongHeads and with a sliding window too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,12 +64,17 @@ COST_LENGTHS = (640, 2560, 10240)
 SCALE, EXPONENT = 4.0, 0.5
 SMOL_WINDOW = 8192
 SMOL_LENGTHS = (SMOL_WINDOW // 2, 3 * SMOL_WINDOW // 2)
-SMOL = LengthStudy(SMOL_LENGTHS, "lines", instances=2, max_new_tokens=8)
+SMOL_LINES = LengthStudy(SMOL_LENGTHS, "lines", instances=4, max_new_tokens=8)
+SMOL_NEEDLE = LengthStudy(SMOL_LENGTHS, "needle", instances=10, max_new_tokens=24)
+SMOL_CHUNKS = {"LongHeads": "scores", "sliding window": "recent"}
+SMOL_CHUNK = 256
 EDGES = (0, 2048, SMOL_WINDOW, 10240)  # positions in the text, between which perplexity is averaged
 OVERLAP_CONTEXT, OVERLAP_CHUNK, OVERLAP_WINDOW = 2 * TRAINED, 16, 320
 EXAMPLES, PERMUTATIONS = 12, 10_000
 
-BASES = {"tiny-heads": "full attention", "tiny-giraffe": "full attention", "smol-lines": "as trained"}
+BASES = {
+    "tiny-heads": "full attention", "tiny-giraffe": "full attention", "smol-needle": "as trained", "smol-lines": "as trained",
+}  # fmt: skip
 """Part -> the condition that the others are compared with."""
 
 Rows = list[dict[str, Any]]
@@ -78,7 +85,7 @@ def model_of(part: str) -> LM:
     """Return the model that a part measures."""
     if part.startswith("tiny"):
         return lms.load("tiny-reasoner", device="cpu")
-    return lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
+    return lms.load(lms.smollm2_path(), device="cpu", dtype=torch.bfloat16, tags=lms.ThinkTags(None, None))
 
 
 def folder_of(part: str) -> Path:
@@ -185,14 +192,26 @@ def smol_text(lm: LM) -> Rows:
         values = jobs.text_nll(condition, ids, EDGES)
         return [{"condition": name, "start": a, "stop": b, "nll": v} for a, b, v in zip(EDGES[:-1], EDGES[1:], values, strict=True)]
 
-    chunked = Condition(long_heads.extended(lm, 4 * SMOL_WINDOW), (LongHeads(256, SMOL_WINDOW // 2),))
-    conditions = {**smol_forms(lm), "LongHeads, window 4,096": chunked}
+    conditions = {**smol_forms(lm), "LongHeads": smol_chunked(lm)["LongHeads"]}
     return [row for name, c in conditions.items() for row in kept("smol-text", name, lambda n=name, c=c: read(n, c))]
+
+
+def smol_chunked(lm: LM) -> dict[str, Condition]:
+    """Return SmolLM2 with attention to chunks, half of the trained length in all."""
+    longer = long_heads.extended(lm, 4 * SMOL_WINDOW)
+    return {n: Condition(longer, (LongHeads(SMOL_CHUNK, SMOL_WINDOW // 2, rule),)) for n, rule in SMOL_CHUNKS.items()}
+
+
+def smol_needle(lm: LM) -> Rows:
+    """Return recall of facts and the perplexity of the right answer, by condition; attention to chunks only beyond the trained length."""
+    forms = {name: c for name, c in smol_forms(lm).items() if name != "linear"}  # linear scaling ruins plain text already
+    rows = lengths_of("smol-needle", forms, SMOL_NEEDLE)
+    return rows + lengths_of("smol-needle", smol_chunked(lm), replace(SMOL_NEEDLE, lengths=SMOL_LENGTHS[-1:]))
 
 
 def smol_lines(lm: LM) -> Rows:
     """Return recall of records and the perplexity of the right number, by condition."""
-    return lengths_of("smol-lines", smol_forms(lm), SMOL)
+    return lengths_of("smol-lines", {name: c for name, c in smol_forms(lm).items() if name != "linear"}, SMOL_LINES)
 
 
 PARTS: dict[str, Callable[[], Rows]] = {
@@ -201,6 +220,7 @@ PARTS: dict[str, Callable[[], Rows]] = {
     "tiny-cost": lambda: tiny_cost(model_of("tiny-cost")),
     "tiny-giraffe": lambda: tiny_giraffe(model_of("tiny-giraffe")),
     "smol-text": lambda: smol_text(model_of("smol-text")),
+    "smol-needle": lambda: smol_needle(model_of("smol-needle")),
     "smol-lines": lambda: smol_lines(model_of("smol-lines")),
 }
 
@@ -244,7 +264,10 @@ def read_part(part: str) -> Rows:
 
 def results() -> dict[str, Any]:
     """Return all results that are kept so far."""
-    found: dict[str, Any] = {"trained": TRAINED, "sizes": {"tiny": TINY, "smol": SMOL, "scale": SCALE, "exponent": EXPONENT}}
+    found: dict[str, Any] = {
+        "trained": TRAINED,
+        "sizes": {"tiny": TINY, "lines": SMOL_LINES, "needle": SMOL_NEEDLE, "scale": SCALE, "exponent": EXPONENT},
+    }
     for part, base in BASES.items():
         rows = read_part(part)
         if part == "tiny-giraffe":  # the unchanged model was measured already

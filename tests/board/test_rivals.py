@@ -13,8 +13,8 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.methods import efficiency_steering
 from toolkit.methods.crest import HeadRotation
 from toolkit.methods.rebalance import Confident
-from toolkit.step_states import starts_with, step_states
 from toolkit.steering import Steering
+from toolkit.step_states import starts_with, step_states
 
 KINDS = {
     "stable": (lambda control: rivals.stable("stable", -0.2, control=control), Steering),

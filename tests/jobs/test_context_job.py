@@ -88,6 +88,15 @@ def test_records_fill_the_length_and_the_asked_one_moves_through_the_prompt(tiny
         lines.load(tiny, 10**6, 1)
 
 
+def test_needles_are_hidden_at_every_depth_in_prompts_of_the_length_and_the_gold_response_is_the_answer(tiny):
+    study = LengthStudy((900,), "needle", instances=10)
+    problems = study.problems(tiny, 900)
+    assert [p.meta["depth"] for p in problems] == [0.0, 0.25, 0.5, 0.75, 1.0] * 2
+    for problem in problems:
+        assert 900 - 120 < len(tiny.prompt_ids(problem.messages)) <= 900
+        assert study.gold(problem) == problem.answer in problem.messages[0]["content"]
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +120,10 @@ def test_giraffe_saves_a_model_that_loads_and_prints_what_it_writes(tmp_path):
     assert other.exit_code != 0 and "changed in another way" in str(other.exception)
     again = run(*small, "-o", tmp_path / "out")
     assert again.exit_code == 0 and "by prompt length" in again.output
+    assert len(list((tmp_path / "out" / "rows").iterdir())) == 4, "finished lengths are not measured again"
+    other = run(*small, "-o", tmp_path / "out", "--think", "<a>,</a>")
+    assert other.exit_code == 0, other.output
+    assert len(list((tmp_path / "out" / "rows").iterdir())) == 8, "rows depend on the think tags"
 
 
 @pytest.mark.parametrize("form", jobs.ROTARY_FORMS)

@@ -44,6 +44,7 @@ class LengthTask(StrEnum):
 
     lines = "lines"
     lookup = "lookup"
+    needle = "needle"
 
 
 @app.command(cls=Command)
@@ -54,7 +55,7 @@ def giraffe(
     lengths: Annotated[
         str,
         typer.Option(
-            help="Lengths of the prompts that are measured, such as 4096,12288: tokens for lines, characters before the question for lookup."
+            help="Lengths of the prompts that are measured, such as 4096,12288: tokens for lines and needle, characters before the question for lookup."
         ),
     ],
     model: Model = "tiny-reasoner",
@@ -74,7 +75,9 @@ def giraffe(
     task: Annotated[
         LengthTask,
         typer.Option(
-            "--task", "-t", help="lines: records of names and numbers, for language models. lookup: for the tiny reasoner."
+            "--task",
+            "-t",
+            help="lines: records of names and numbers, for language models. needle: one fact in a long text, easier. lookup: for the tiny reasoner.",
         ),
     ] = LengthTask.lines,
     instances: Annotated[int, typer.Option("--instances", "-n", min=1, help="Number of problems per length.")] = 20,

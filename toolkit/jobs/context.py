@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from toolkit import figures, pages, report, stats, store
+from toolkit import figures, identity, pages, report, stats, store
 from toolkit.collect import lm_head
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs import verdicts
@@ -29,11 +29,11 @@ from toolkit.methods import giraffe
 from toolkit.metrics import with_interval
 from toolkit.pages import Page, Section, table_html
 from toolkit.progress import stage
-from toolkit.tasks import lines, lookup
+from toolkit.tasks import lines, lookup, needle
 from toolkit.tasks.generators.traces import Habits
 from toolkit.types import Problem
 
-TASKS = ("lines", "lookup")
+TASKS = ("lines", "lookup", "needle")
 ROTARY_FORMS = ("linear", "parts", "power", "truncated")
 PYTHON = "python"  # the text of this name: Python's language reference, which is part of its standard library
 EXACT = Habits(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # no skips, no re-checks, no wrong steps
@@ -46,9 +46,10 @@ class LengthStudy:
     """Settings for measuring a model at several lengths.
 
     Attributes:
-        lengths: Lengths of the prompts: tokens for ``lines``, characters before the question for ``lookup`` (one character is one token of
-            the tiny reasoner).
-        task: ``lines`` (records of names and numbers, for language models) or ``lookup`` (variables and values, for the tiny reasoner).
+        lengths: Lengths of the prompts: tokens for ``lines`` and ``needle``, characters before the question for ``lookup`` (one character is
+            one token of the tiny reasoner).
+        task: ``lines`` (records of names and numbers, for language models), ``needle`` (one fact in a long text, easier than ``lines``) or
+            ``lookup`` (variables and values, for the tiny reasoner).
         instances: Number of problems per length.
         max_new_tokens: Token budget of a response.
         seed: Seed of the problems.
@@ -72,11 +73,13 @@ class LengthStudy:
         """Return the test problems of one length."""
         if self.task == "lines":
             return lines.load(lm, length, self.instances, seed=self.seed)
+        if self.task == "needle":
+            return [h.problem for h in needle.spread(lm, "test", self.instances, self.seed, lengths=(length,))]
         return lookup.load("test", self.instances, self.seed, context=(length, length))
 
     def gold(self, problem: Problem) -> str:
-        """Return a right response to a problem as text: the number, or for ``lookup`` a chain of thought with its answer."""
-        if self.task == "lines":
+        """Return a right response to a problem as text: the answer, or for ``lookup`` a chain of thought with its answer."""
+        if self.task != "lookup":
             return problem.answer
         trace = lookup.write_trace(problem, random.Random(0), EXACT)
         return f"<think>{trace.text}</think>{trace.conclusion}"
@@ -276,9 +279,11 @@ def giraffe_report(
     base = _longer(lm, longest)
     rows = []
     conditions = {"as trained": Condition(base), "changed": Condition(changed)}
+    code = store.code_of(__name__)
     for length in study.lengths:
         for name, condition in conditions.items():
-            key = store.key([condition.lm.fingerprint, study.task, study.instances, study.seed, study.max_new_tokens, length])
+            of_study = study.task, study.instances, study.seed, study.max_new_tokens
+            key = store.key([identity.of_lm(condition.lm), *of_study, length, code])
             say(f"{name}, length {length}")
             rows += length_rows(name, condition, study, length, out=out / "rows" / f"{key}.jsonl")
     tables = {"lengths": length_table(pd.DataFrame(rows), base="as trained")}
