@@ -105,20 +105,23 @@ def candidates(lm: LM, rule: EarlyExit, rollout: Rollout, *, closed: bool = Fals
         lm: The model.
         rule: The rule; its check is not called.
         rollout: The response.
-        closed: True to yield also the end of the last step, if the closing tag follows it. The tokens do not tell whether the model stopped
-            there by itself or the rule stopped it.
+        closed: True to yield also the end of the last step, if the text with which the rule closes thinking follows it. Without a text before
+            the tag, the tokens do not tell whether the model stopped there by itself or the rule stopped it.
     """
     reader = Reader(lm, rollout.token_ids[: rollout.prompt_len])
     for at in range(rollout.prompt_len, len(rollout.token_ids)):
         token = rollout.token_ids[at]
-        if (closed and is_close(rollout, at) and rule.after_step(lm, reader)) or rule.at_candidate(lm, reader, token):
+        if (closed and rule.after_step(lm, reader) and is_close(lm, rule, rollout, reader)) or rule.at_candidate(lm, reader, token):
             yield at, reader
         reader.push(token)
 
 
-def is_close(rollout: Rollout, index: int) -> bool:
-    """Return True if thinking is closed, and the text that closes it begins at position ``index`` of ``rollout.token_ids``."""
-    return rollout.think is not None and rollout.answer is not None and index == rollout.think.stop
+def is_close(lm: LM, rule: EarlyExit, rollout: Rollout, reader: Reader) -> bool:
+    """Return True if the text with which the rule closes thinking follows what the reader has read of a response."""
+    if rollout.answer is None or reader.phase != THINK or lm.tags is None or lm.tags.close is None:
+        return False
+    at, placed = len(reader.ids), closing(lm, reader, rule.before)
+    return list(rollout.token_ids[at : at + len(placed)]) == list(placed)
 
 
 def rates(lm: LM, rule: EarlyExit, rollouts: Sequence[Rollout]) -> tuple[float, ...]:

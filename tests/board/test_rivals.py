@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from toolkit import board, collect, store
+from toolkit import board, collect, entropies, generate, store
 from toolkit.baselines import Suppress
-from toolkit.board import Ground, Sizes, rivals, spec
+from toolkit.board import Ground, Sizes, measure, rivals, spec
 from toolkit.exits import EarlyExit, RandomExit
 from toolkit.generate import Sampling, rollouts
 from toolkit.methods import efficiency_steering
@@ -76,6 +76,27 @@ def test_seeds_of_a_banned_start_of_steps_ban_different_tokens(ground):
     control = rivals.suppressed("ban", others=rivals.STARTS)
     banned = {str(control.make(ground, seed).during[0]) for seed in range(len(rivals.STARTS))}
     assert len(banned) == len(rivals.STARTS)
+
+
+def test_a_response_without_thinking_has_no_share_of_failed_or_checking_steps(ground):
+    problems = ground.study.load("train", ground.lm)[:2]
+    silent, thinking = (
+        generate.rollout_from_tokens(
+            ground.lm, p, ground.lm.prompt_ids(p.messages), ground.lm.tokenizer.encode(text, add_special_tokens=False)
+        )
+        for p, text in zip(problems, ("<think></think>5<|end|>", "<think>1+1=3\n</think>5<|end|>"), strict=True)
+    )
+    rows = measure._rows(ground.lm, entropies.with_entropies(ground.lm, [silent, thinking]), problems)
+    assert rows["no_think"].tolist() == [True, False]
+    assert rows["failed"].isna().tolist() == rows["review"].isna().tolist() == [True, False] and rows["failed"].iloc[1] == 1
+
+
+def test_reference_texts_are_from_problems_throughout_the_list(ground):
+    sampled = [r for r in ground.sample() if r.think_tokens and r.closed]
+    few = len(sampled) * 2 // 3
+    texts = measure.reference_texts(sampled, few)
+    assert len(texts) == few and (texts[0], texts[-1]) == (sampled[0], sampled[-1])
+    assert measure.reference_texts(sampled[:2], 5) == sampled[:2]
 
 
 def test_the_keys_of_rivals_and_controls_differ():

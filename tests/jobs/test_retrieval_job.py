@@ -14,7 +14,8 @@ from toolkit.jobs.masking import Mask
 from toolkit.lm import Condition
 from toolkit.methods import retrieval_heads
 from toolkit.needles import NeedleError
-from toolkit.types import HeadScores
+from toolkit.tasks import threading
+from toolkit.types import HeadEdit, HeadScores, Plan
 
 SMALL = jobs.Search(instances=6, counts=(1,), ops=("zero",), draws=1, max_new_tokens=60)
 
@@ -102,10 +103,30 @@ def test_controls_that_choose_the_same_heads_are_counted_once_in_every_table(tin
     assert len(jobs.edit_arm(tiny, plan, draws=3).controls) == len(jobs.masking_arm(tiny, plan, draws=3).controls) == 1
 
 
-def test_recall_has_a_cell_for_every_haystack_and_no_more(found):
+@pytest.mark.parametrize("task", ["lookup", "threading"])
+def test_recall_has_a_cell_for_every_haystack_and_no_more(found, tiny, task):
+    if task == "threading":  # its problems record a depth of None
+        haystacks = threading.grid(tiny, [200, 300], threading.MIX[:2], n=2)
+        answers = rollouts(tiny, [h.problem for h in haystacks], Sampling(temperature=0.0, max_new_tokens=8), progress=False)
+        found = retrieval.RetrievalMeasurement(haystacks, answers, {})
     cells = found.recall()
     assert cells["n"].sum() == len(found.rollouts)
     assert (cells["correct"] * cells["n"]).sum() == pytest.approx(sum(r.correct for r in found.rollouts))
+
+
+def test_rollouts_of_many_masked_heads_are_kept_under_names_that_a_file_system_takes(tiny, found, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        masking, "_outcomes", lambda lm, condition, problems, sampling, out: written.append(out) or np.ones((2, 1, 1))
+    )
+    heads = [(layer, head) for layer in range(36, 56) for head in range(30, 36)]
+    for few in (heads, heads[:-1]):
+        plan = Plan(tuple(HeadEdit(*h, "scale", 1.0) for h in few), None, "many", tiny.provenance())
+        monkeypatch.setattr(masking.retrieval_heads, "mask_plan", lambda scores, count, plan=plan: plan)
+        monkeypatch.setattr(masking, "controls", lambda plan, lm, draws, seed: [])
+        jobs.masking_effects(tiny, found, SMALL, [], [Mask("write (ours)", 2, "zero", "all")], out=tmp_path)
+    names = [where.name for where in written if where.name.startswith("zero")]
+    assert len(set(names)) == 2 and max(map(len, names)) < 100
 
 
 def test_report_writes_scores_lists_tables_and_page(tiny, tmp_path):

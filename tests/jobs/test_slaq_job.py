@@ -66,6 +66,11 @@ def test_a_row_compares_the_two_forms_of_its_fact_and_a_second_call_reads_it(pla
     assert len(list((tmp_path / "pairs").glob("*.json"))) == 2
 
 
+def test_kept_pairs_depend_on_the_code_that_makes_and_judges_them():
+    modules = store.modules_of(job.__name__)
+    assert {"toolkit.jobs.slaq", "toolkit.methods.slaq", "toolkit.tasks.slaq", "toolkit.tasks.grading.answers"} <= set(modules)
+
+
 def test_a_model_that_thinks_and_several_samples_are_refused(tiny, plain):
     with pytest.raises(ValueError, match="thinks before it answers"):
         job.measure(tiny, PAIRS, GREEDY)

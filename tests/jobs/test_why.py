@@ -64,6 +64,24 @@ def test_the_preference_is_the_difference_of_log_probabilities_up_to_the_answer(
     assert why.length_preference(model, [(short, long)]) == pytest.approx([sums[1] - sums[0]], abs=1e-3)
 
 
+def test_the_preference_of_a_model_that_marks_no_thinking_is_over_whole_responses(model):
+    def unmarked(r: Rollout) -> Rollout:
+        whole = Span(r.prompt_len, len(r.token_ids))
+        return replace(r, think=whole, answer=whole)
+
+    pair = tuple(map(unmarked, why.length_pairs(made_up(1))[0]))
+    sums = [sum(with_entropies(model, [r])[0].logprobs) for r in pair]
+    assert why.length_preference(model, [pair]) == pytest.approx([sums[1] - sums[0]], abs=1e-3)
+    assert abs(sums[1] - sums[0]) > 1
+
+
+def test_results_of_tools_are_no_part_of_the_preference(model):
+    short, long = why.length_pairs(made_up(1))[0]
+    with_result = replace(long, results=(Span(8, 11),))
+    every, own = (why.length_preference(model, [(short, r)])[0] for r in (long, with_result))
+    assert every - own == pytest.approx(sum(with_entropies(model, [long])[0].logprobs[2:5]), abs=1e-3)
+
+
 def test_an_unchanged_model_has_no_effects_and_no_shares(model):
     table = why.head_effects(Condition(model), Condition(model), why.length_pairs(made_up()))
     assert not table[["alone", "put back", "effect", "whole"]].to_numpy().any() and table["share"].isna().all()

@@ -79,6 +79,17 @@ def test_thinking_stops_exactly_where_the_forced_answer_is_confident_or_confiden
     assert {(True, True), (False, False)} <= outcomes
 
 
+@pytest.mark.parametrize("cues", [(), ("w",)])
+def test_with_a_text_before_the_tag_the_probes_that_were_made_are_counted_exactly(tiny, problems_of, monkeypatch, cues):
+    made = []
+    probe, check = Probe.__call__, CodeStop(low=0.99, high=0.999, limit=3.0, skip=(0, 0), probe=Probe(tokens=2))
+    monkeypatch.setattr(Probe, "__call__", lambda self, lm, reader: made.append(1) or probe(self, lm, reader))
+    rule = EarlyExit(check, "\n", cues=cues, before="=")
+    sampled = rollouts(Condition(tiny, rules=(rule,)), problems_of(8), Sampling(n=3, max_new_tokens=80), progress=False)
+    taken = 2 * len(made)
+    assert taken > 10 and sum(code_stop.probe_tokens(tiny, rule, r) for r in sampled) == taken
+
+
 def test_probe_tokens_are_those_of_the_candidates_up_to_the_exit(tiny, problems_of):
     rule = EarlyExit(CodeStop(low=1.0, high=1.0, limit=math.inf, skip=(0, 0), probe=Probe(tokens=2)), "\n")  # never stops
     ended = 0

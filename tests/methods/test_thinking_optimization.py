@@ -40,6 +40,11 @@ def better(reasoner, problems, found):
     return dto.optimise(reasoner, found, problems, HOW)
 
 
+def test_an_answer_that_is_cut_off_is_never_preferred(reasoner, problems, found):
+    short = replace(HOW, answering=Sampling(max_new_tokens=1), probes=1)  # a digit, but not the end of the response
+    assert all(o.path is None for o in dto.optimise(reasoner, found, problems, short))
+
+
 def test_segments_together_are_the_thinking(reasoner, found):
     for r in found:
         own = dto.segments(reasoner, r, steps.lines)

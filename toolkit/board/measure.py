@@ -371,8 +371,7 @@ class References:
 def measure_references(ground: Ground) -> References:
     """Return the responses, hidden states and heads of base with which the internals of every condition are compared."""
     closed = [r for r in ground.sample() if r.think_tokens and r.closed]
-    # Evenly spaced, so that the texts are from problems throughout the list.
-    texts = [closed[i] for i in np.linspace(0, len(closed) - 1, min(len(closed), ground.sizes.texts)).astype(int)]
+    texts = reference_texts(closed, ground.sizes.texts)
     haystacks = ground.search(seed=1).haystacks(ground.lm, "test")  # the heads were found with seed 0 on the dev split
     before, problems = _states(Condition(ground.lm), texts)
     return References(
@@ -385,6 +384,11 @@ def measure_references(ground: Ground) -> References:
         problems=problems,
         shuffled=_shuffled(before),
     )
+
+
+def reference_texts(responses: Sequence[Rollout], count: int) -> list[Rollout]:
+    """Return ``count`` responses, or all if there are fewer, evenly spaced: they are from problems throughout the list."""
+    return [responses[i] for i in np.linspace(0, len(responses) - 1, min(len(responses), count)).astype(int)]
 
 
 def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy import ndarray
 
-from toolkit import collect, edits, masks, stats
+from toolkit import collect, edits, masks, stats, store
 from toolkit.baselines import Budget
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.retrieval import RANKINGS, RetrievalMeasurement, Search
@@ -133,7 +133,8 @@ def masking_effects(
         intervention = masks.masking(plan, mask.op, during=mask.during, reference=mean_outputs if mask.op == "mean" else None)
         key = (frozenset(plan.heads), mask.op, mask.during)
         if key not in done:  # two rankings may choose the same heads
-            where = out and out / f"{mask.op}-{mask.during}-{'-'.join(f'{i}.{j}' for i, j in sorted(plan.heads))}"
+            name = f"{mask.op}-{mask.during}-{'-'.join(f'{i}.{j}' for i, j in sorted(plan.heads))}"
+            where = out and out / store.safe_name(name)  # the names of many heads are longer than a file system takes
             done[key] = _outcomes(lm, Condition(lm, (intervention,)), problems, search.sampling, where)
         return done[key]
 

@@ -134,7 +134,8 @@ class RetrievalMeasurement:
             h = by_id[r.problem_id]
             n, meta = len(h.prompt_ids), h.problem.meta
             # Requested length and depth if the task records them, else those of the actual prompt.
-            rows.append((meta.get("length", n), meta.get("depth", h.needed[0].start / n), r.correct))
+            length, depth = meta.get("length"), meta.get("depth")
+            rows.append((length or n, h.needed[0].start / n if depth is None else depth, r.correct))
         cells = pd.DataFrame(rows, columns=["length", "depth", "correct"])
         for name, most in (("length", 8), ("depth", 11)):
             if cells[name].nunique() > most:

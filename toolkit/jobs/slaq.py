@@ -70,7 +70,7 @@ def _kept_rows(lm: LM, pair: ShortLong, answers: Sequence[Rollout], out: Path | 
     """Return the rows of a pair, read from ``out`` if they were measured before."""
     if out is None:
         return _compare_forms(lm, pair, answers)
-    depends = [store.code_of("toolkit.methods.slaq"), lm.fingerprint, pair.long.id, [r.token_ids for r in answers]]
+    depends = [store.code_of(__name__), lm.fingerprint, pair.long.id, [r.token_ids for r in answers]]
     file = out / "pairs" / f"{store.key(depends)}.json"
     if not file.exists():
         store.write_json(_compare_forms(lm, pair, answers), file)

@@ -123,7 +123,8 @@ def length_pairs(rollouts: Sequence[Rollout], most: int | None = None) -> list[P
 def length_preference(target: LM | Condition, pairs: Sequence[Pair]) -> Float[ndarray, " pairs"]:
     """Return how much a model prefers long thinking, one number per pair, in nats: positive if it prefers the longer response.
 
-    With y the tokens up to the answer (thinking and closing tag)::
+    With y the tokens up to the answer (thinking and closing tag), or the whole response of a model that does not mark its thinking. Results of
+    tools are left out::
 
         preference = log p(y of the longer response) - log p(y of the shorter response)
 
@@ -132,8 +133,16 @@ def length_preference(target: LM | Condition, pairs: Sequence[Pair]) -> Float[nd
         pairs: Pairs from ``length_pairs``.
     """
     read = entropies.with_entropies(target, [r for pair in pairs for r in pair])
-    sums = np.array([sum((r.logprobs or ())[: r.answer.start - r.prompt_len]) for r in read if r.answer is not None])
+    sums = np.array([_logprob_of_thinking(r) for r in read])
     return sums[1::2] - sums[::2]
+
+
+def _logprob_of_thinking(r: Rollout) -> float:
+    """Return the log-probability of the tokens that the model wrote before the answer, in nats; see ``length_preference``."""
+    assert r.think is not None and r.answer is not None and r.logprobs is not None, r.problem_id  # as in ``length_pairs``
+    unmarked = r.think.stop > r.answer.start  # the whole response is both thinking and answer
+    stop = (r.answer.stop if unmarked else r.answer.start) - r.prompt_len
+    return sum(logprob for logprob, written in zip(r.logprobs[:stop], r.written, strict=False) if written)
 
 
 def head_effects(base: Condition, changed: Condition, pairs: Sequence[Pair], *, seed: int = 0) -> pd.DataFrame:

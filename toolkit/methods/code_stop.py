@@ -167,8 +167,9 @@ class CodeStop:
 def probe_tokens(lm: LM, rule: EarlyExit, rollout: Rollout) -> int:
     """Return the number of tokens that the probes of a response took. The check is replayed at each candidate up to the exit.
 
-    At the end of the last step, the tokens do not tell whether the rule or the model closed thinking. If the replayed check stops there, the
-    probe is counted. If not, the model closed thinking by itself, so no probe was made.
+    At the end of the last step, the tokens do not tell whether the rule or the model closed thinking, unless the rule places a text before the
+    tag. If the replayed check stops there, the probe is counted. If not, the model closed thinking by itself, so no probe was made. With
+    ``cues`` and without such a text, the number is therefore an upper bound.
 
     Args:
         lm: The model.
@@ -176,9 +177,9 @@ def probe_tokens(lm: LM, rule: EarlyExit, rollout: Rollout) -> int:
         rollout: The response.
     """
     earlier: list[Any] = []
-    for at, reader in exits.candidates(lm, rule, rollout, closed=True):
+    for _, reader in exits.candidates(lm, rule, rollout, closed=True):
         if rule.check(lm, reader, earlier):
             break
-        if exits.is_close(rollout, at):
+        if exits.is_close(lm, rule, rollout, reader):
             del earlier[-1]
     return sum(tokens for _, _, tokens in earlier)

@@ -232,8 +232,8 @@ def optimise(
 ) -> list[DTOResult]:
     """Search for a better response, the path, for each rollout (the trajectory) by DTO. Return one result per rollout, in order.
 
-    A path is the beginning of the trajectory's thinking, without segments that contribute nothing, and a newly sampled correct answer. A
-    result has no path in three cases: no segment has a share of correct answers above ``settings.threshold``; no completion was correct; or
+    A path is the beginning of the trajectory's thinking, without segments that contribute nothing, and a newly sampled correct answer that
+    ends by itself. A result has no path in three cases: no segment has a share of correct answers above ``settings.threshold``; no completion was correct; or
     the path is not better than the trajectory. ``pairs`` makes preference pairs for training from the results.
 
     Args:
@@ -257,7 +257,7 @@ def optimise(
         for i, sampled in zip(
             pending, work.continuations(prompts, settings.completions, text=settings.closing, anew=True), strict=True
         ):
-            right = [c for c in sampled if c.correct]
+            right = [c for c in sampled if c.correct and c.finish == "stop"]  # an answer that is cut off must not be preferred
             if right:
                 best = min(right, key=lambda c: c.response_tokens)
                 path = _path(work, done[i], range(ends[i][0] + 1), best.token_ids[best.prompt_len :])
