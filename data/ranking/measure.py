@@ -131,8 +131,13 @@ def train(
     steps: int,
     peak: float,
     draw: Callable[[random.Random, int], Example],
+    *,
+    grows: bool = False,
 ) -> None:
-    """Train a model in place on examples from ``draw``, whose length grows to ``lengths[1]`` in the first 60 % of a base model's training."""
+    """Train a model in place on examples from ``draw``, of lengths drawn from ``lengths``.
+
+    With ``grows``, the longest grows from 2 to ``lengths[1]`` in the first 60 % of training: a base model learns short lists first.
+    """
     rng, of_control = random.Random(f"ranking-{name}"), random.Random(f"ranking-control-{name}")
     matrices = [p for path, p in model.model.layers.named_parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -143,7 +148,7 @@ def train(
     low, high = lengths
     for step in (bar := tqdm(range(steps), desc=name, mininterval=10)):
         done = step / steps
-        longest = high if low > 2 else max(low, min(high, 2 + int(done / 0.6 * (high - 1))))
+        longest = min(high, 2 + int(done / 0.6 * (high - 1))) if grows else high
         rows = [draw(rng, rng.randint(low, longest)) for _ in range(BATCH)]
         ids = pad_sequence([torch.tensor(p + r) for p, r in rows], batch_first=True)
         labels = pad_sequence([torch.tensor([-100] * len(p) + r) for p, r in rows], batch_first=True, padding_value=-100)
@@ -170,7 +175,7 @@ def base_model(seed: int) -> Qwen3ForCausalLM:
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
-        train(model, f"base-{seed}", (2, N), "plain", BASE_STEPS, LR, lesson)
+        train(model, f"base-{seed}", (2, N), "plain", BASE_STEPS, LR, lesson, grows=True)
         with store.atomic(path) as temporary:
             torch.save(model.state_dict(), temporary)
     return model
