@@ -282,8 +282,10 @@ class Confident:
 
         Raises:
             WrongModelError: the direction is another model's, see ``steering.check_direction``.
+            NoThinkTagsError: ``lm`` has no think tags, so no step could be steered.
         """
         steering.check_direction(self.direction, lm)
+        phases.check_tags(phases.THINKING, lm)
         return self._acting(lm)
 
     @contextmanager
