@@ -201,12 +201,12 @@ def lm_head(lm: LM) -> Callable[[Tensor], Tensor]:
     output, cap = lm.model.get_output_embeddings(), getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
 
     def head(hidden: Tensor) -> Tensor:
-        logits = output(hidden)
+        logits = output(hidden).to(hidden.device)  # the LM head may be on another device
         return torch.tanh(logits / cap) * cap if cap else logits
 
     ids = torch.arange(min(8, lm.vocab_size), device=lm.device)[None]
-    expected, actual = lm.model(input_ids=ids).logits, head(lm.body(input_ids=ids).last_hidden_state)
-    if not torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+    expected, actual = lm.model(input_ids=ids).logits.float(), head(lm.body(input_ids=ids).last_hidden_state)
+    if not torch.allclose(actual.to(expected), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UnsupportedModelError(
             f"{lm.name} does more than apply its LM head between its last state and its logits: so the toolkit cannot compute its logits from states. For entropies use entropies.with_entropies."
         )
@@ -255,9 +255,9 @@ def _moments(
         def take(kind: str, layer: int, value: Tensor) -> None:
             size = value.shape[-1]
             if kind in sums:
-                first[kind][:, layer, :size] = classes @ pick.means(value)
+                first[kind][:, layer, :size] = classes.to(value.device) @ pick.means(value)
             if kind in outer:
-                states, weights = pick.rows(value), pick.weights_of(classes)
+                states, weights = pick.rows(value), pick.weights_of(classes.to(value.device))
                 squares[kind][:, layer, :size, :size] = torch.stack([(w[:, None] * states).T @ states for w in weights])
 
         hidden = forward(lm, pick.ids, (*kinds, *second), take)
@@ -425,9 +425,9 @@ def spread(
         classes = torch.tensor([[float(e.label == name) for e in batch] for name in labels], device=lm.device)
 
         def take(kind: str, layer: int, value: Tensor) -> None:
-            along = value.float() @ unit[layer]
+            along = value.float() @ unit[layer].to(value.device)
             parts = torch.stack([along, along.square(), value.float().square().sum(dim=-1)], dim=-1)
-            sums[:, :, layer] = (classes @ pick.means(parts)).T
+            sums[:, :, layer] = (classes.to(value.device) @ pick.means(parts)).T
 
         forward(lm, pick.ids, (direction.kind,), take)
         total.add_(sums.cpu())

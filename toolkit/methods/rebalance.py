@@ -134,7 +134,7 @@ def confidences(lm: LM, rollouts: Sequence[Rollout], ends: str = "\n\n") -> pd.D
     def run(batch: Sequence[passes.Example]) -> None:
         pick = passes.Picker(batch, lm)
         hidden = passes.forward(lm, pick.ids, (), lambda *_: None)
-        states, size = hidden.flatten(0, 1)[pick.flat], max(1, collect.LOGITS // lm.vocab_size)
+        states, size = hidden.flatten(0, 1)[pick.flat.to(hidden.device)], max(1, collect.LOGITS // lm.vocab_size)
         values = torch.cat([head(part).float().softmax(dim=-1).amax(dim=-1) for part in states.split(size)]).cpu()
         for example, part in zip(batch, values.split([len(e.where) for e in batch]), strict=True):
             certain[id(example.rollout)] = part.tolist()
