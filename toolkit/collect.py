@@ -53,9 +53,10 @@ class States:
             - ``label``: class of the rollout.
             - ``think_tokens``: length of its think span.
             - ``position`` (only if each row is a single position): number of think tokens up to and including this position. So it is 0 at
-              the position that predicts the first think token. Without a think span, response tokens are counted.
-            - ``remaining`` (only if each row is a single position): number of think tokens after this position; NaN if thinking was never
-              closed.
+              the position that predicts the first think token, and ``think_tokens`` from the last think token on. Without a think span,
+              response tokens are counted.
+            - ``remaining`` (only if each row is a single position): number of think tokens after this position, so 0 in the answer; NaN if
+              thinking was never closed, or there is no think span.
         kind: Kind of site, such as ``"resid_post"``.
         positions: Name of the positions that were collected, such as ``"think"``.
         provenance: Model and settings that the activations are from.
@@ -332,8 +333,10 @@ def _rows(e: Example, each: bool) -> list[dict]:
         return [facts]
     start = r.think.start if r.think else r.prompt_len  # without a think span, positions are counted from the start of the response
     # Tokens of tool results are not thinking, so they count neither before nor after a position.
-    read = [t + 1 - start - sum(max(0, min(s.stop, t + 1) - max(s.start, start)) for s in r.results) for t in e.where]
-    return [facts | {"position": n, "remaining": float(r.think_tokens - n) if r.closed else float("nan")} for n in read]
+    written = [t + 1 - start - sum(max(0, min(s.stop, t + 1) - max(s.start, start)) for s in r.results) for t in e.where]
+    known = r.closed and r.think is not None
+    read = [max(0, min(n, r.think_tokens) if r.think is not None else n) for n in written]
+    return [facts | {"position": n, "remaining": float(r.think_tokens - n) if known else float("nan")} for n in read]
 
 
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
