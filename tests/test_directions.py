@@ -15,8 +15,9 @@ from torch import Tensor
 from toolkit import collect, directions, hooks, passes
 from toolkit.collect import THINK, States
 from toolkit.lm import LM, NoThinkTagsError
+from toolkit.positions import Positions
 from toolkit.sites import Site
-from toolkit.types import Rollout
+from toolkit.types import Rollout, Span
 
 FAMILIES = ("llama", "gpt2")
 
@@ -113,6 +114,26 @@ def test_single_positions_know_what_was_read_and_what_remains(family, mixed_roll
     assert row == len(found.rows) == len(found.values)
     closed = found.rows[found.rows.remaining.notna()].groupby("problem_id")
     assert (closed.remaining.max() == closed.think_tokens.first()).all() and (closed.remaining.min() == 1).all()
+
+
+def test_all_thinking_is_read_and_none_remains_outside_of_it(llama, rollout_of):
+    """Positions of the whole sequence. They had negative numbers of remaining tokens in the answer."""
+    whole = Positions("whole", lambda r: range(len(r.token_ids)))
+    closed, cut = rollout_of(6, name="closed"), rollout_of(6, name="cut", closed=False)
+    silent = replace(rollout_of(6, name="silent"), think=None, answer=Span(5, 15))
+    called = replace(
+        rollout_of(6, name="called"), results=(Span(8, 10), Span(13, 14))
+    )  # tool results in thinking and in the answer
+    rows = collect.states(llama, [closed, cut, silent, called], "resid_post", positions=whole, each=True).rows
+    for r in (closed, cut, silent, called):
+        of, placed = rows[rows.problem_id == r.problem_id], {t for span in r.results for t in range(span.start, span.stop)}
+        assert len(of) == len(r.token_ids)
+        for t, line in enumerate(of.itertuples()):
+            counted = range(r.think.start, r.think.stop) if r.think else range(r.prompt_len, len(r.token_ids))
+            read, after = (sum(i in counted and i not in placed for i in part) for part in (range(t + 1), range(t + 1, 999)))
+            assert line.position == read
+            assert line.remaining == after if r in (closed, called) else math.isnan(line.remaining)
+    assert (rows.remaining.dropna() >= 0).all() and (rows.remaining == 0).any()
 
 
 def test_a_subsample_of_positions_follows_seed_and_rollout_only(llama, mixed_rollouts, rollout_of):
@@ -418,6 +439,33 @@ def test_halves_share_no_problem(provenance):
         assert not first & second and len(first) == 3 and len(second) == 4
     with pytest.raises(ValueError, match="1 problem cannot be split"):
         directions.split_half_cosine(states.take([0, 1]), spy)
+
+
+@pytest.mark.parametrize("measure", [directions.bootstrap_cosine, directions.split_half_cosine])
+def test_resamples_without_a_class_are_drawn_again(measure, provenance):
+    """Two of six problems have long thinking: of the resamples, (4/6)^6 = 9 % lack it, and of the splits 2 in 5 have a half without it."""
+    states, missing = made_up(provenance, problems=6, signal=(3.0, 0.0)), []
+    states = states.take(((states.rows.label == "short") | states.rows.problem_id.isin(["p1", "p4"])).to_numpy())
+
+    def watched(part: States):
+        missing.append("long" not in set(part.rows.label))
+        return directions.unpaired_difference(part)
+
+    table = measure(states, watched, times=60)
+    assert any(missing) and np.isfinite(table.to_numpy()).all() and (table.low < table.high).all()
+    pd.testing.assert_frame_equal(table, measure(states, directions.unpaired_difference, times=60))
+
+
+def test_too_few_problems_of_a_class_are_an_error_that_says_so(provenance):
+    states = made_up(provenance, problems=6)
+    short = states.take((states.rows.label == "short").to_numpy())
+    one = states.take(((states.rows.label == "short") | (states.rows.problem_id == "p2")).to_numpy())
+    with pytest.raises(ValueError, match=r"100 draws from 6 problems.*'long'.*more problems"):
+        directions.split_half_cosine(one, directions.unpaired_difference, times=5)
+    with pytest.raises(KeyError, match="No class 'long'"):
+        directions.split_half_cosine(short, directions.unpaired_difference, times=5)
+    with pytest.raises(KeyError, match="No class 'long'"):
+        directions.bootstrap_cosine(short, directions.unpaired_difference, times=5)
 
 
 def test_stability_of_a_real_direction(family, mixed_rollouts, by_length):

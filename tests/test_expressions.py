@@ -67,10 +67,39 @@ def ends(pid: int, seconds: float = 30.0) -> bool:
         ("-320000", r"\boxed{-3.2 \times 10^5}", True),
         ("0.25", r"\boxed{25\%}", True),
         ("-5", r"\boxed{-5}", True),
+        ("75", r"\boxed{\text{about .75 of them}}", False),
+        ("0.75", r"\boxed{\text{about .75 of them}}", True),
+        ("5", r"\boxed{\text{about .5 kg}}", False),
+        ("0.5", r"\boxed{\text{about .5 kg}}", True),
+        ("-0.5", r"\boxed{\text{about -.5 degrees}}", True),
+        (".5", r"\boxed{\text{about 0.5 kg}}", True),
+        ("5", r"\boxed{\text{room No.5}}", True),
+        ("12", r"\boxed{\text{rooms 1,2}}", False),
+        ("34", r"\boxed{\text{3,4 both}}", False),
+        ("1,2", r"\boxed{\text{12 apples}}", False),
+        ("1234.5", r"\boxed{\text{about 1,234.5 kg}}", True),
+        ("1,234.5", r"\boxed{\text{about 1234.5 kg}}", True),
+        ("2", r"\boxed{\text{2 or 2.0 kg}}", True),
     ],
 )
 def test_our_rules_beside_those_of_math_verify(gold, answer, right):
     assert expressions.equal(gold, answer) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("1,234.5 and 12,345,678", ["1,234.5", "12,345,678"]),
+        ("1,2 or 3,4567 or 1234,567", ["1", "2", "3", "4567", "1234", "567"]),
+        (".75, -.5, $.25, (.1)", [".75", "-.5", ".25", ".1"]),
+        ("No.5, wait...6, 7. Then", ["5", "6", "7"]),
+        ("12-5 is 7", ["12", "5", "7"]),
+        ("version 1.2.3", ["1.2"]),
+        ("1,000, 2,000,", ["1,000", "2,000"]),
+    ],
+)
+def test_numbers_are_read_as_they_are_written(text, numbers):
+    assert expressions.NUMBER.findall(text) == numbers
 
 
 @posix

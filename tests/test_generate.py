@@ -243,6 +243,25 @@ def test_log_probabilities_and_entropies_equal_teacher_forced_values(any_lm, tem
         assert len(rollout.logprobs) == rollout.response_tokens
 
 
+@pytest.mark.parametrize("engine", [loop.OwnLoop(in_slots=False), loop.OwnLoop(in_slots=True)], ids=["batches", "slots"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_placed_token_has_log_probability_0_even_if_the_model_would_have_written_it(engine, temperature, tiny, problems_of):
+    """A rule places again the third to sixth token that the model writes: the response stays the same. Others keep their log-probability."""
+    sampling = replace(SAMPLED, details=True, temperature=temperature)
+    free = sample(tiny, problems_of(3), sampling, engine=engine)
+    written = {tuple(r.token_ids[: r.prompt_len + 2]): r.token_ids[r.prompt_len + 2 : r.prompt_len + 6] for r in free}
+
+    def again(lm, reader, drawn):
+        return written.get(tuple(reader.ids))
+
+    ruled = sample(Condition(tiny, rules=(again,)), problems_of(3), sampling, engine=engine)
+    for before, after in zip(free, ruled, strict=True):
+        assert after.token_ids == before.token_ids
+        assert after.logprobs[2:6] == (0.0,) * 4 and all(before.logprobs[2:6])
+        assert after.logprobs[:2] == pytest.approx(before.logprobs[:2], abs=1e-5) and all(after.logprobs[6:])
+        assert after.entropies[:6] == pytest.approx(before.entropies[:6], abs=1e-5)
+
+
 def test_without_details_none_are_kept(llama, problems_of):
     assert all(r.logprobs is None and r.entropies is None for r in sample(llama, problems_of(1)))
 

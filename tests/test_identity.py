@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from toolkit import identity
+from toolkit.baselines import Budget, Instruction
 from toolkit.identity import UnknownIdentityError
 
 
@@ -154,6 +155,44 @@ def test_words_of_an_act_are_the_same_in_every_process_and_tell_two_functions_ap
     assert identity.describe(one) == identity.describe(executed("def polite(messages): return [*messages, 1]")["polite"])
     assert identity.describe(one).startswith("polite ") and "0x" not in identity.describe(one) != identity.describe(other)
     assert identity.describe(Hidden(1.0)) == "Hidden()"
+
+
+@dataclass(frozen=True)
+class Push:
+    by: object
+
+
+@dataclass(frozen=True)
+class Told(Push):
+    def __str__(self) -> str:
+        return f"pushed by {self.by}"
+
+
+def nearly_equal() -> dict[str, tuple[object, object]]:
+    """Return kinds of values -> two values of the kind that differ in one number, and have the same text."""
+    large, other, layer = torch.zeros(40, 40), torch.zeros(40, 40), torch.nn.Linear(2, 2)
+    other[20, 20], short = 1.0, torch.tensor([0.123456])
+    changed = torch.nn.Linear(2, 2)
+    return {
+        "large tensor": (large, other),
+        "large array": (large.numpy(), other.numpy()),
+        "rounded tensor": (short, short + 1e-6),
+        "tensors in a list": ([short], [short + 1e-6]),
+        "module": (layer, changed),
+    }
+
+
+@pytest.mark.parametrize("kind", nearly_equal())
+@pytest.mark.parametrize("act", [Push, Told])
+def test_acts_whose_text_leaves_out_where_they_differ_have_different_descriptions(act, kind):
+    one, other = map(act, nearly_equal()[kind])
+    assert str(one) == str(other) and identity.describe(one) != identity.describe(other)
+    assert identity.describe(one).startswith(f"{act.__name__} ") and identity.describe(one) == identity.describe(one)
+
+
+@pytest.mark.parametrize("act", [Instruction("Hmm... think briefly..."), Budget(3), Push(0.5)])
+def test_a_text_that_tells_all_of_an_act_is_its_description(act):
+    assert identity.describe(act) == str(act)
 
 
 def test_functions_that_call_themselves_and_each_other_have_an_identity():

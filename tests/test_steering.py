@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
-from toolkit import collect, edits, hooks, phases, spans
+from toolkit import collect, edits, hooks, masks, phases, spans
 from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
 from toolkit.edits import steering
+from toolkit.exits import EarlyExit, RandomExit
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, NoThinkTagsError, ThinkTags
+from toolkit.methods import crest
 from toolkit.phases import Scope
 from toolkit.sites import Site
 from toolkit.store import WrongModelError
-from toolkit.types import Direction, Rollout
+from toolkit.types import Direction, HeadEdit, Plan, Rollout
 
 SAMPLING = Sampling(n=3, max_new_tokens=26, seed=5, details=True)
 SCOPES = {
@@ -323,6 +325,35 @@ def test_bad_steering_is_refused_before_anything_runs(llama, model_of, tiny):
         Scope(("think",), ramp="up")
     with pytest.raises(ValueError, match="first < until"):
         Scope(first=4, until=4)
+    with pytest.raises(ValueError, match="layers is empty"):
+        steering(v, 1.0, layers=[])
+
+
+@pytest.mark.parametrize("during", ["think", Scope(("think",), ramp="up", budget=4)])
+def test_acting_only_while_a_model_thinks_is_refused_if_it_has_no_think_tags(llama, problems_of, during):
+    """All of these did nothing, and their results were those of the base model."""
+    untagged, scope = replace(llama, tags=None), Scope.parse(during)
+    plan = Plan((HeadEdit(1, 0, "scale", 1.0),), None, "by hand", llama.provenance())
+    turn = crest.Turn(0, 0, torch.eye(llama.layout.head_dims[0])[0])
+    acts = [
+        steering(direction_of(llama), 1.0, during=during),
+        masks.masking(plan, "zero", during=during),
+        Suppress(("w",), scope),
+        crest.HeadRotation((turn,), llama.provenance(), during=scope),
+    ]
+    for act in acts:
+        with pytest.raises(NoThinkTagsError, match=r"no think tags.*tags=ThinkTags"), Condition(untagged, (act,)).active():
+            pass
+    for rule in (Budget(2), SecondLook(), EarlyExit(RandomExit((1.0,), 0))):
+        with pytest.raises(NoThinkTagsError, match=r"no closing think tag.*tags=ThinkTags"):
+            rollouts(Condition(untagged, rules=(rule,)), problems_of(1), Sampling(max_new_tokens=3), progress=False)
+
+
+def test_a_model_without_think_tags_is_steered_in_its_answers(llama, rollout_of):
+    untagged, r = replace(llama, tags=None), rollout_of(4)
+    v = direction_of(llama)
+    everywhere, answers = (collect.logits(untagged, r, steering(v, 5.0, during=name)) for name in ("newest", "think+answer"))
+    assert torch.equal(everywhere, answers) and not torch.allclose(answers, collect.logits(untagged, r))
 
 
 # --- baselines -----------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import zoo
 from families import FAMILIES
 from families import family as tiny
 
-from toolkit import collect, edits, jobs, merging, tensors, vectors
+from toolkit import collect, edits, jobs, merging, passes, tensors, vectors
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, UnsupportedModelError
+from toolkit.positions import THINK
 from toolkit.types import Direction, HeadEdit, Plan, Problem
 
 PROBLEMS = [Problem(f"p{i}", ({"role": "user", "content": text},), "3") for i, text in enumerate(["1+1=?", "17+5-9+23=?"])]
@@ -268,6 +269,32 @@ def test_an_adapter_is_not_merged_into_quantised_weights(tmp_path):
 def test_a_device_and_a_device_map_exclude_each_other():
     with pytest.raises(ValueError, match="give one of them"):
         lms.load("tiny-reasoner", device="cpu", device_map="auto")
+
+
+def test_a_model_with_a_device_map_is_not_moved_again(monkeypatch):
+    """Its modules are where the map puts them. To move a model that is spread over GPUs to one of them would undo the map."""
+    moved: list[str] = []
+    move = torch.nn.Module.to
+
+    def to(self, *args, **kwargs):
+        moved.append(type(self).__name__)
+        return move(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    mapped = lms.load("tiny-reasoner", device_map={"": "cpu"})
+    assert not moved and mapped.device.type == "cpu"
+    assert lms.load("tiny-reasoner", device="cpu").fingerprint == mapped.fingerprint and moved
+
+
+def test_activations_are_read_on_the_device_of_their_layer(rollout_of):
+    """Stand-in for a layer on another GPU: activations on the meta device."""
+    lm = tiny("llama")
+    chosen = passes.examples_of(lm, [rollout_of(4), rollout_of(7)], lambda r: "all", THINK)
+    pick = passes.Picker(chosen, lm)
+    value, classes = torch.zeros(*pick.ids.shape, 3, device="meta"), torch.ones(1, 2, device="meta")
+    assert pick.ids.device.type == "cpu"
+    for read in (pick.means(value), pick.rows(value), pick.weights_of(classes)):
+        assert read.device.type == "meta"
 
 
 def test_an_unknown_quantisation_is_named():

@@ -34,7 +34,7 @@ def _ids(lm: LM, text: str) -> tuple[int, ...]:
     return tuple(lm.tokenizer.encode(text, add_special_tokens=False))
 
 
-def _closing_tag(lm: LM) -> str:
+def closing_tag(lm: LM) -> str:
     """Return the text of the model's closing think tag. Raise NoThinkTagsError if it has none."""
     if lm.tags is None or lm.tags.close is None:
         raise NoThinkTagsError(
@@ -55,7 +55,7 @@ def closing(lm: LM, reader: Reader, before: str = "") -> tuple[int, ...]:
     Raises:
         NoThinkTagsError: The model has no closing think tag.
     """
-    tag = _closing_tag(lm)
+    tag = closing_tag(lm)
     text = ENDS_MESSAGE.get(tag, "") + tag
     # The model may have begun to write the closing tag itself: then only the rest is placed.
     begun = lm.text(reader.tail) if lm.token_id(text) is None else ""
@@ -100,7 +100,8 @@ class Budget:
         Raises:
             NoThinkTagsError: The model has no closing think tag.
         """
-        if reader.phase != THINK or reader.written < self.tokens or reader.ends(drawn, _closing_tag(lm)):
+        tag = closing_tag(lm)  # first: without tags there is no think phase, and the rule would never act
+        if reader.phase != THINK or reader.written < self.tokens or reader.ends(drawn, tag):
             return None
         return closing(lm, reader, self.before)
 
@@ -136,9 +137,10 @@ class SecondLook:
             drawn: Id of the sampled token.
 
         Raises:
-            NoThinkTagsError: The model has no closing think tag, and the response is in the think phase.
+            NoThinkTagsError: The model has no closing think tag.
         """
-        closing = reader.phase == THINK and reader.ends(drawn, _closing_tag(lm))
+        tag = closing_tag(lm)
+        closing = reader.phase == THINK and reader.ends(drawn, tag)
         if not closing or reader.placed[self] >= self.times:
             return None
         reader.placed[self] += 1
@@ -169,8 +171,10 @@ class Suppress:
     def __call__(self, lm: LM) -> Iterator[None]:
         """Return a context manager in which the words are suppressed.
 
-        Entering it raises ValueError if none of the words is a single token of the tokenizer.
+        Entering it raises ValueError if none of the words is a single token of the tokenizer, and NoThinkTagsError if the words are
+        suppressed only during thinking, and the model has no think tags.
         """
+        phases.check_tags(self.during, lm)
         words = {word.strip().lower() for word in self.words}
         # The tokenizer and the logits may differ in size: only ids that both have can be suppressed.
         banned = [i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).strip().lower() in words]

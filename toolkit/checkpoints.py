@@ -157,8 +157,9 @@ def read(
         UnsupportedModelError: the files are not those of one complete causal language model, or the placement does not work for them.
     """
     checkpoint = _read(source, dtype, {"revision": revision, "trust_remote_code": trust_remote_code}, placement)
-    if not tensors.storage(checkpoint.model):
-        torch.nn.Module.to(checkpoint.model, tensors.device(checkpoint.model) if placement.device_map else placement.device)
+    # Not ``model.to``, which transformers refuses for some models. With a device map, every module is where it is to be already.
+    if placement.device_map is None and not tensors.storage(checkpoint.model):
+        torch.nn.Module.to(checkpoint.model, placement.device)
     return checkpoint
 
 

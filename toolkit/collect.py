@@ -53,9 +53,10 @@ class States:
             - ``label``: class of the rollout.
             - ``think_tokens``: length of its think span.
             - ``position`` (only if each row is a single position): number of think tokens up to and including this position. So it is 0 at
-              the position that predicts the first think token. Without a think span, response tokens are counted.
-            - ``remaining`` (only if each row is a single position): number of think tokens after this position; NaN if thinking was never
-              closed.
+              the position that predicts the first think token, and ``think_tokens`` from the last think token on. Without a think span,
+              response tokens are counted.
+            - ``remaining`` (only if each row is a single position): number of think tokens after this position, so 0 in the answer; NaN if
+              thinking was never closed, or there is no think span.
         kind: Kind of site, such as ``"resid_post"``.
         positions: Name of the positions that were collected, such as ``"think"``.
         provenance: Model and settings that the activations are from.
@@ -216,12 +217,12 @@ def lm_head(lm: LM) -> Callable[[Tensor], Tensor]:
     output, cap = lm.model.get_output_embeddings(), getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
 
     def head(hidden: Tensor) -> Tensor:
-        logits = output(hidden)
+        logits = output(hidden).to(hidden.device)  # the LM head may be on another device
         return torch.tanh(logits / cap) * cap if cap else logits
 
     ids = torch.arange(min(8, lm.vocab_size), device=lm.device)[None]
-    expected, actual = lm.model(input_ids=ids).logits, head(lm.body(input_ids=ids).last_hidden_state)
-    if not torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+    expected, actual = lm.model(input_ids=ids).logits.float(), head(lm.body(input_ids=ids).last_hidden_state)
+    if not torch.allclose(actual.to(expected), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UnsupportedModelError(
             f"{lm.name} does more than apply its LM head between its last state and its logits: so the toolkit cannot compute its logits from states. For entropies use entropies.with_entropies."
         )
@@ -270,9 +271,9 @@ def _moments(
         def take(kind: str, layer: int, value: Tensor) -> None:
             size = value.shape[-1]
             if kind in sums:
-                first[kind][:, layer, :size] = classes @ pick.means(value)
+                first[kind][:, layer, :size] = classes.to(value.device) @ pick.means(value)
             if kind in outer:
-                states, weights = pick.rows(value), pick.weights_of(classes)
+                states, weights = pick.rows(value), pick.weights_of(classes.to(value.device))
                 squares[kind][:, layer, :size, :size] = torch.stack([(w[:, None] * states).T @ states for w in weights])
 
         hidden = forward(lm, pick.ids, (*kinds, *second), take)
@@ -347,8 +348,10 @@ def _rows(e: Example, each: bool) -> list[dict]:
         return [facts]
     start = r.think.start if r.think else r.prompt_len  # without a think span, positions are counted from the start of the response
     # Tokens of tool results are not thinking, so they count neither before nor after a position.
-    read = [t + 1 - start - sum(max(0, min(s.stop, t + 1) - max(s.start, start)) for s in r.results) for t in e.where]
-    return [facts | {"position": n, "remaining": float(r.think_tokens - n) if r.closed else float("nan")} for n in read]
+    written = [t + 1 - start - sum(max(0, min(s.stop, t + 1) - max(s.start, start)) for s in r.results) for t in e.where]
+    known = r.closed and r.think is not None
+    read = [max(0, min(n, r.think_tokens) if r.think is not None else n) for n in written]
+    return [facts | {"position": n, "remaining": float(r.think_tokens - n) if known else float("nan")} for n in read]
 
 
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
@@ -440,9 +443,9 @@ def spread(
         classes = torch.tensor([[float(e.label == name) for e in batch] for name in labels], device=lm.device)
 
         def take(kind: str, layer: int, value: Tensor) -> None:
-            along = value.float() @ unit[layer]
+            along = value.float() @ unit[layer].to(value.device)
             parts = torch.stack([along, along.square(), value.float().square().sum(dim=-1)], dim=-1)
-            sums[:, :, layer] = (classes @ pick.means(parts)).T
+            sums[:, :, layer] = (classes.to(value.device) @ pick.means(parts)).T
 
         forward(lm, pick.ids, (direction.kind,), take)
         total.add_(sums.cpu())

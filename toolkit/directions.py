@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import stats
 from toolkit.collect import States
 from toolkit.types import LONG as LONG
 from toolkit.types import SHORT as SHORT
@@ -33,6 +32,7 @@ from toolkit.types import Direction, Moments
 
 assumed_penalty = 1.0  # L2 penalty of probes, relative to the mean loss per example, on standardised features: ours
 assumed_resamples = 200  # number of resamples or splits in the stability measures: ours
+assumed_redraws = 100  # number of draws of one resample or split, before the stability measures raise an error: ours
 
 
 class NoPairsError(ValueError):
@@ -386,7 +386,8 @@ def bootstrap_cosine(
 ) -> pd.DataFrame:
     """Return the stability of a direction as a table: its cosine with directions that are estimated from resampled problems.
 
-    Problems are resampled with replacement. A problem that is chosen twice counts as two problems.
+    Problems are resampled with replacement. A problem that is chosen twice counts as two problems. A resample from which no direction can
+    be estimated, because it lacks a class for example, is drawn again.
 
     A high cosine alone proves little, since resamples share problems with the full sample. If activations did not depend on length at all,
     the cosine would still be about 0.7 (1 / sqrt 2). In ``split_half_cosine`` it would be about 0.
@@ -400,11 +401,14 @@ def bootstrap_cosine(
 
     Returns:
         One row per layer. Columns: ``mean, low, high`` of the cosine over resamples.
+
+    Raises:
+        ValueError: ``assumed_redraws`` resamples in a row had no direction, because few problems have one of the classes.
+        KeyError: the states lack a class (or what else the estimator raises for them).
     """
-    groups = list(_by_problem(states).values())
-    full = estimator(states)
-    drawn = stats.resamples(len(groups), seed=seed, times=times)
-    return _interval(torch.stack([cosine(estimator(_problems(states, groups, row)), full) for row in drawn]), level)
+    groups, full, rng = list(_by_problem(states).values()), estimator(states), np.random.default_rng(seed)
+    drawn = [_estimated(estimator, states, groups, lambda: [rng.integers(0, len(groups), len(groups))]) for _ in range(times)]
+    return _interval(torch.stack([cosine(each, full) for (each,) in drawn]), level)
 
 
 def split_half_cosine(
@@ -413,7 +417,8 @@ def split_half_cosine(
     """Return the stability of a direction as a table: the cosine between directions from two random halves of the problems.
 
     Each half has only half of the problems, so its direction is noisier than that of all problems. The cosine is therefore a cautious
-    estimate: directions from two separate samples of full size should agree at least as well.
+    estimate: directions from two separate samples of full size should agree at least as well. A split is drawn again if no direction can be
+    estimated from one of its halves, because it lacks a class for example.
 
     Args:
         states: Activations of single rollouts or positions, of all problems.
@@ -426,17 +431,46 @@ def split_half_cosine(
         One row per layer. Columns: ``mean, low, high`` of the cosine over splits.
 
     Raises:
-        ValueError: there are fewer than two problems.
+        ValueError: there are fewer than two problems; or for ``assumed_redraws`` splits in a row a half had no direction, because fewer
+            than two problems have one of the classes, for example.
+        KeyError: the states lack a class (or what else the estimator raises for them).
     """
     groups = list(_by_problem(states).values())
     if len(groups) < 2:
         raise ValueError(f"{len(groups)} problem cannot be split into halves: collect states of more problems.")
-    rng, half, values = np.random.default_rng(seed), len(groups) // 2, []
-    for _ in range(times):
+    rng, half = np.random.default_rng(seed), len(groups) // 2
+
+    def split() -> list[np.ndarray]:
         order = rng.permutation(len(groups))
-        first, second = (estimator(_problems(states, groups, part)) for part in (order[:half], order[half:]))
-        values.append(cosine(first, second))
-    return _interval(torch.stack(values), level)
+        return [order[:half], order[half:]]
+
+    return _interval(torch.stack([cosine(*_estimated(estimator, states, groups, split)) for _ in range(times)]), level)
+
+
+def _estimated(
+    estimator: Estimator, states: States, groups: list[np.ndarray], draw: Callable[[], list[np.ndarray]]
+) -> list[Direction]:
+    """Return the directions of the first draw from whose parts all directions can be estimated.
+
+    Args:
+        estimator: Function that computes a direction from states.
+        states: States of all problems.
+        groups: For each problem, the indices of its rows.
+        draw: Function that draws the parts; each lists indices of problems in ``groups``.
+
+    Raises:
+        ValueError: a part had no direction in ``assumed_redraws`` draws.
+    """
+    for _ in range(assumed_redraws):
+        try:
+            return [estimator(_problems(states, groups, part)) for part in draw()]
+        except (KeyError, ValueError) as error:
+            reason = error
+    estimator(states)  # if all problems together have no direction, its own error says why
+    raise ValueError(
+        f"None of {assumed_redraws} draws from {len(groups)} problems had all that a direction needs ({str(reason)[:100]}): few problems "
+        "have one of the classes. Collect states of more problems."
+    ) from reason
 
 
 def _interval(cosines: Float[Tensor, "times layers"], level: float) -> pd.DataFrame:

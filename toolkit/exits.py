@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit import identity
-from toolkit.baselines import closing
+from toolkit.baselines import closing, closing_tag
 from toolkit.lm import LM
 from toolkit.spans import THINK, Reader
 from toolkit.types import Rollout
@@ -79,8 +79,9 @@ class EarlyExit:
             drawn: Id of the sampled token.
 
         Raises:
-            NoThinkTagsError: thinking is to be closed, and the model has no closing think tag.
+            NoThinkTagsError: the model has no closing think tag.
         """
+        closing_tag(lm)  # without tags there is no think phase, and the rule would never act
         if not self.at_candidate(lm, reader, drawn):
             return None
         if not self.check(lm, reader, reader.kept.setdefault(self, [])):

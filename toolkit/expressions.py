@@ -31,7 +31,9 @@ from typing import Any
 SECONDS = 5  # CPU time per request, the limit that math-verify sets by default to each of its parts (ours for the whole)
 WAIT = 120.0  # real time per request, in seconds, and for the start of a helper
 MEMORY = 4 * 2**30  # address space of a helper, in bytes
-NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
+# Whole numbers in groups of three, decimal numbers, and those that begin with a point. A minus after a number is no sign: "12-5" ends in 5.
+# Commas elsewhere separate numbers ("rooms 1,2"). A point after a letter or a point begins no number ("No.5", "...5").
+NUMBER = re.compile(r"(?<!\d)(?<!\d\.)-?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w.])\.\d+)")
 log = logging.getLogger(__name__)
 _idle: list[_Helper] = []  # helpers that wait for a request
 _counting = threading.Lock()
@@ -283,8 +285,8 @@ def _only_number(values: list[Any], answer: str) -> float | None:
     from sympy import Symbol
 
     box = last_boxed(answer)
-    numbers = {number.replace(",", "") for number in NUMBER.findall(answer if box is None else box)}
-    return float(numbers.pop()) if len(numbers) == 1 and all(isinstance(value, str | Symbol) for value in values) else None
+    numbers = {float(number.replace(",", "")) for number in NUMBER.findall(answer if box is None else box)}
+    return numbers.pop() if len(numbers) == 1 and all(isinstance(value, str | Symbol) for value in values) else None
 
 
 def _parses(latex: str) -> bool:

@@ -59,7 +59,8 @@ HOUSEKEEPING = frozenset((
     "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__",
 ))  # fmt: skip
 """Attributes that Python adds to a class by itself; they are not part of its identity."""
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+INCOMPLETE = re.compile(r" at 0x[0-9a-fA-F]+|\b(tensor|array)\(|(?<![\w.])\.\.\.(?![\w.])")
+"""Pattern of what a text holds if it does not tell all of a value: a memory address, rounded numbers of a tensor, or ``...`` for a part."""
 PACKAGES = frozenset({"site-packages", "dist-packages"})
 CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
 WRAPPERS: Mapping[type, tuple[str, ...]] = {
@@ -126,13 +127,17 @@ def of_lm(lm: LM) -> dict[str, Any]:
 def describe(act: Any) -> str:
     """Return a text that describes an intervention, a decoding rule or a prompt change of a condition.
 
-    The text is ``str(act)``. If that contains a memory address, the text is the name of the function or class and a hash of its identity.
+    The text is ``str(act)``. But if that contains a memory address, a tensor, an array or a ``...`` that stands alone, it does not tell all
+    of the intervention. Then the text is the name of the function or class and a hash of its identity. So it is if a field of the
+    intervention is a module of torch, whose text does not hold the weights.
 
     Args:
         act: The intervention, decoding rule or prompt change.
     """
     words = str(act)
-    if not ADDRESS.search(words):
+    if not INCOMPLETE.search(words) and not any(
+        isinstance(part, torch.nn.Module) for part in getattr(act, "__dict__", {}).values()
+    ):
         return words
     return f"{getattr(act, '__qualname__', type(act).__qualname__)} {store.key(of(act, strict=False).body)}"
 

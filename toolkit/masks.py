@@ -70,8 +70,10 @@ class Masking:
         Raises:
             WrongModelError: the plan or the reference was computed with other weights than those of ``lm``. It is raised by this call,
                 before the context is entered.
+            NoThinkTagsError: the heads are masked only during thinking, and ``lm`` has no think tags. It is raised by this call too.
         """
         edits.check_plan(lm, self.plan)
+        phases.check_tags(self.during, lm)
         if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
             raise WrongModelError(
                 f"The reference means were collected from {self.reference.provenance.model}, not from {lm.name}: collect them again."

@@ -98,7 +98,7 @@ class Picker:
     """Reads activations at the chosen positions of a batch of examples.
 
     Its methods take the activations ``[batch, seq, width]`` of a site. ``means`` returns their mean for each example, ``rows`` one row per
-    position, both in fp32.
+    position, both in fp32. Results are on the device of their argument, which is not ``lm.device`` if the layers are on several devices.
 
     Attributes:
         ids: Right-padded token ids ``[batch, seq]``.
@@ -121,11 +121,11 @@ class Picker:
 
     def means(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch width"]:
         """Return each example's mean activation over its chosen positions."""
-        return torch.bmm(self.weights, value.float()).squeeze(1)
+        return torch.bmm(self.weights.to(value.device), value.float()).squeeze(1)
 
     def rows(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "positions width"]:
         """Return the activations at the chosen positions, one row per position, in the order of the examples."""
-        return value.flatten(0, 1)[self.flat].float()
+        return value.flatten(0, 1)[self.flat.to(value.device)].float()
 
     @cached_property
     def owner(self) -> Int[Tensor, " positions"]:
@@ -141,7 +141,8 @@ class Picker:
         Args:
             classes: One row per class: 1 if the example belongs to the class, else 0.
         """
-        return classes[:, self.owner] * self.weights.flatten()[self.flat]
+        weights = self.weights.flatten()[self.flat].to(classes.device)
+        return classes[:, self.owner.to(classes.device)] * weights
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from toolkit import hooks
-from toolkit.lm import LM
+from toolkit.lm import LM, NoThinkTagsError
 from toolkit.spans import ANSWER, PHASES, PROMPT, TAIL, THINK, find_tag, phase_at_end
 
 
@@ -114,6 +114,15 @@ class Scope:
 
 
 EVERYWHERE, THINKING = Scope(), Scope(("think",))
+
+
+def check_tags(scope: Scope, lm: LM) -> None:
+    """Raise NoThinkTagsError if a scope has only think tokens and the model has no think tags: it would never contain a position."""
+    if lm.tags is None and {*scope.phases} == {"think"}:
+        raise NoThinkTagsError(
+            f"{lm.name} has no think tags, so an intervention that acts only while it thinks would never act: load the model with "
+            "tags=ThinkTags(...) (--think), or choose other positions, such as during='answer' or 'newest'."
+        )
 
 
 @dataclass(frozen=True)

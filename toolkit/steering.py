@@ -66,8 +66,10 @@ class Steering:
         Raises:
             WrongModelError: the direction differs from ``lm`` in width or number of layers, or it was computed from the activations of
                 another model. One exception: if ``lm`` was edited or trained, directions of the model before that change are accepted.
+            NoThinkTagsError: the intervention acts only during thinking, and ``lm`` has no think tags.
         """
         check_direction(self.direction, lm)
+        phases.check_tags(self.during, lm)
         return self._acting(lm) if self.strength else nullcontext()
 
     @contextmanager
@@ -168,8 +170,8 @@ def steering(
         value: For ``clamp``: value to which the component along u is set, in units of the activations.
 
     Raises:
-        ValueError: the direction, strength or value is not finite; the operation, phase or site is unknown; or the site is ``z`` (head
-            outputs before W_O), whose width is not that of the residual stream.
+        ValueError: the direction, strength or value is not finite; the operation, phase or site is unknown; ``layers`` is empty; or the
+            site is ``z`` (head outputs before W_O), whose width is not that of the residual stream.
         IndexError: the direction does not have one of the layers.
     """
     if not torch.isfinite(direction.vector).all() or not all(map(math.isfinite, (strength, value))):
@@ -177,6 +179,8 @@ def steering(
     if op not in OPS:
         raise ValueError(f"op={op!r}: choose one of {', '.join(OPS)}.")
     chosen = None if layers is None else tuple(layers)
+    if chosen == ():
+        raise ValueError("layers is empty, so nothing would be steered: give at least one layer, or None for all.")
     for layer in chosen or ():
         if not 0 <= layer < len(direction.vector):
             raise IndexError(f"Layer {layer} does not exist: the direction has layers 0..{len(direction.vector) - 1}.")

@@ -48,7 +48,8 @@ class Response:
     Attributes:
         tokens: Token ids up to and including the first end-of-sequence token, if one was sampled.
         finish: ``"stop"`` if the response ended with an end-of-sequence token, ``"length"`` if it was cut off at the token limit.
-        logprobs: Log-probability of each token at temperature 1, in nats; ``None`` unless ``Sampling(details=True)`` asked for it.
+        logprobs: Log-probability of each token in nats, at the sampling temperature and after top-k and top-p (see ``sampling.draw``); 0 for
+            a token that a decoding rule or a tool placed. ``None`` unless ``Sampling(details=True)`` asked for it.
         entropies: Entropy at each token, in nats: that of the softmax at the sampling temperature, before top-k and top-p are applied.
             ``None`` in the same cases as ``logprobs``.
         results: Spans of ``tokens`` (not of the whole sequence) that are tool results; empty without tools.

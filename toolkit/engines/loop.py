@@ -224,11 +224,9 @@ def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -
     for step in range(budget):
         # 1. Draw one token per row; a rule may place another one.
         choice, details = draw(logits, streams.at(step, alive, at), sampling)
-        tokens = rules(choice, alive)
-        if details is not None:
-            details[0] = details[0].where(
-                tokens == choice, 0.0
-            )  # a token that a rule placed has probability 1, so log-probability 0
+        tokens, placed = rules(choice, alive)
+        if details is not None and placed is not None:
+            details[0].masked_fill_(placed, 0.0)  # a token that a rule placed has probability 1, so log-probability 0
         written.put(tokens, details)
 
         # 2. Look which rows have ended: on a CPU at every step, elsewhere every few steps. Yield them. If they are enough, shrink the batch.

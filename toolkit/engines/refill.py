@@ -119,11 +119,9 @@ class _Flow:
         """Draw one token per slot and store it in ``written``. Return the tokens, and True if ``take`` must be called now, else False."""
         uniform = self.streams.at(step, [c for c, row in zip(self.columns, self.held, strict=True) if row is not None], self.at)
         choice, details = draw(logits, uniform, self.sampling)
-        tokens = self.rules(choice, self.held)
-        if details is not None:
-            details[0] = details[0].where(
-                tokens == choice, 0.0
-            )  # a token that a rule placed has probability 1, so log-probability 0
+        tokens, placed = self.rules(choice, self.held)
+        if details is not None and placed is not None:
+            details[0].masked_fill_(placed, 0.0)  # a token that a rule placed has probability 1, so log-probability 0
         self.written.put(tokens, details)
         # Rows that have all their tokens now leave at once: their next positions may not exist.
         full = [

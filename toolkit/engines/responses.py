@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toolkit.engines.base import Response
@@ -33,7 +33,9 @@ class Rules:
         self.queues: list[list[int]] = [[] for _ in self.readers]
         self.calls = [Calls(self.lm, tools, budget) for _ in prompts] if tools else []
 
-    def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int | None]) -> Int[Tensor, " rows"]:
+    def __call__(
+        self, tokens: Int[Tensor, " rows"], alive: Sequence[int | None]
+    ) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"] | None]:
         """Return one token per row to append to its response: the drawn token, or one that a rule or a tool has put in its place.
 
         Rules and tools run on the CPU. So if there are any, each step on a GPU waits until its tokens are copied to the CPU.
@@ -41,27 +43,38 @@ class Rules:
         Args:
             tokens: The drawn tokens. Returned unchanged if none is replaced.
             alive: For each token, the index of its row among the prompts, or ``None`` for a token that belongs to no row.
+
+        Returns:
+            A pair: the tokens, and a mask that is True for those that a rule or a tool has placed, even if they equal the drawn ones. The
+            mask is ``None`` if there are no such tokens.
         """
         if not self.readers:
-            return tokens
-        drawn = tokens.tolist()
-        placed = [token if row is None else self._one(token, row) for token, row in zip(drawn, alive, strict=True)]
-        return tokens if placed == drawn else upload(torch.tensor(placed), tokens.device)
+            return tokens, None
+        pairs = [
+            (token, False) if row is None else self._one(token, row) for token, row in zip(tokens.tolist(), alive, strict=True)
+        ]
+        if not any(placed for _, placed in pairs):
+            return tokens, None
+        chosen, placed = upload(torch.tensor(pairs).T.contiguous(), tokens.device)  # one copy of both
+        return chosen, placed.bool()
 
-    def _one(self, token: int, row: int) -> int:
+    def _one(self, token: int, row: int) -> tuple[int, bool]:
+        """Return the next token of a row, and True if a rule or a tool has placed it."""
         reader, queue = self.readers[row], self.queues[row]
+        placed = bool(queue)
         # A rule may place several tokens: they wait in the row's queue, and no rule is called until it is empty.
         if not queue:
             instead = next((tokens for rule in self.rules if (tokens := rule(self.lm, reader, token))), None)
-            reader.forced += instead is not None
+            placed = instead is not None
+            reader.forced += placed
             queue += instead or [token]
         token = queue.pop(0)
         if self.calls and self.calls[row].placing():
-            return token
+            return token, True
         if self.calls:
             queue[:0] = self.calls[row].after(token, reader)
         reader.push(token)
-        return token
+        return token, placed
 
     def finished(self, responses: Iterable[tuple[int, Response]]) -> Iterator[tuple[int, Response]]:
         """Yield pairs (row, complete response), with the tool results of each response.

@@ -99,7 +99,9 @@ class HeadRotation:
 
         Raises:
             WrongModelError: the vectors are from another model, or do not fit the heads of ``lm``.
+            NoThinkTagsError: the heads are turned only during thinking, and ``lm`` has no think tags.
         """
+        phases.check_tags(self.during, lm)
         if self.provenance.fingerprint not in (lm.fingerprint, lm.parent):
             raise WrongModelError(f"The rotations were made from {self.provenance.model}, not from {lm.name}: make them again.")
         for t in self.turns:

@@ -134,7 +134,7 @@ def confidences(lm: LM, rollouts: Sequence[Rollout], ends: str = "\n\n") -> pd.D
     def run(batch: Sequence[passes.Example]) -> None:
         pick = passes.Picker(batch, lm)
         hidden = passes.forward(lm, pick.ids, (), lambda *_: None)
-        states, size = hidden.flatten(0, 1)[pick.flat], max(1, collect.LOGITS // lm.vocab_size)
+        states, size = hidden.flatten(0, 1)[pick.flat.to(hidden.device)], max(1, collect.LOGITS // lm.vocab_size)
         values = torch.cat([head(part).float().softmax(dim=-1).amax(dim=-1) for part in states.split(size)]).cpu()
         for example, part in zip(batch, values.split([len(e.where) for e in batch]), strict=True):
             certain[id(example.rollout)] = part.tolist()
@@ -282,8 +282,10 @@ class Confident:
 
         Raises:
             WrongModelError: the direction is another model's, see ``steering.check_direction``.
+            NoThinkTagsError: ``lm`` has no think tags, so no step could be steered.
         """
         steering.check_direction(self.direction, lm)
+        phases.check_tags(phases.THINKING, lm)
         return self._acting(lm)
 
     @contextmanager

@@ -137,7 +137,7 @@ def written(
         "apply_during": during,
         "positions": direction.positions,
         "method": direction.estimator,
-        "norm": _norm(vector) if scale == 1 else "dose",
+        "norm": _norm(vector, vector.dtype) if scale == 1 else "dose",
         "scale": repr(float(scale)),
         "sign": LONGER if scale > 0 else SHORTER,
         # "open tag,closing tag", or "response" if the model does not mark its thinking.
@@ -179,8 +179,9 @@ def restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | Non
     except (KeyError, ValueError) as error:
         raise DamagedFileError(f"{path}: a field of its header is missing or cannot be read: {error!r:.120}.") from error
     vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a GGUF control vector has none for layer 0
-    # norm may say "raw" of unit vectors, but not "unit" of others.
-    unit = said["norm"] == "unit" and _norm(vector) == "unit"
+    # norm may say "raw" of unit vectors, but not "unit" of others. The vectors may have been rounded to bf16 before they were written in
+    # another type: GGUF files hold F32.
+    unit = said["norm"] == "unit" and _norm(vector, torch.bfloat16) == "unit"
     true = {
         "norm": "dose" if scale != 1 else "unit" if unit else "raw",
         "sign": LONGER if scale > 0 else SHORTER,
@@ -199,10 +200,15 @@ def restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | Non
     return direction
 
 
-def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
-    """Return the value of the header's field ``norm``: ``"unit"`` if all nonzero vectors have norm 1 up to rounding, else ``"raw"``."""
+def _norm(vector: Float[Tensor, "layers d_model"], rounded: torch.dtype) -> str:
+    """Return the value of the header's field ``norm``: ``"unit"`` if all nonzero vectors have norm 1 up to rounding, else ``"raw"``.
+
+    Args:
+        vector: The vectors.
+        rounded: Type to which the vectors were rounded.
+    """
     norms = vector.double().norm(dim=-1)
-    rounding = max(1e-5, 8 * torch.finfo(vector.dtype).eps)  # the second is larger for bf16 and fp16
+    rounding = max(1e-5, 8 * torch.finfo(rounded).eps)  # the second is larger for bf16 and fp16
     return "unit" if ((norms == 0) | ((norms - 1).abs() <= rounding)).all() else "raw"
 
 
@@ -284,5 +290,5 @@ def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, sourc
         notes: Further facts to record in the provenance.
     """
     vector = _stacked(rows, (lm.layout.n_layers, lm.layout.d_model), source)
-    provenance = lm.provenance(source=f"{tool}: {Path(source).name}", norm=_norm(vector), **notes)
+    provenance = lm.provenance(source=f"{tool}: {Path(source).name}", norm=_norm(vector, vector.dtype), **notes)
     return Direction(vector, kind, "unknown", f"imported from {tool}", 0, 0, provenance)

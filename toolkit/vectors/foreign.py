@@ -25,6 +25,8 @@ from toolkit.vectors.gguf import model_types
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 """Layer type in the library steering-vectors -> the kind of site in this toolkit to which its vectors belong."""
+AFTER_NORM = "measured after the final norm, and added before it"
+"""Note on a vector of the last layer that was computed from the last of transformers' ``hidden_states``."""
 
 
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
@@ -32,6 +34,10 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
 
     The direction is the mean activation over responses with long thinking, minus the mean activation over responses with short thinking. It
     is not normalised. Adding it lengthens thinking.
+
+    For the part ``mlp``, the vector of the last layer is inexact: ThinkEdit's code computes it from activations *after* the final norm, but
+    it is added before that norm. The provenance has a note on it, ``notes["last_layer"]``. To leave out the last layer when you steer, pass
+    only the others: ``edits.steering(..., layers=...)``.
 
     Args:
         path: The file (``.pt``).
@@ -58,8 +64,10 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
     tensor = _one_tensor(path)
     if tensor.ndim != 3 or tensor.shape[1] != 1:
         raise ForeignFileError(f"{path} has shape {tuple(tensor.shape)}; ThinkEdit's files are [layers, 1, d_model].")
-    kind = "resid_mid" if part == "attn" else "resid_post"
-    return as_direction(lm, _all_rows(tensor[:, 0], lm, path), kind, "ThinkEdit", path)
+    rows = _all_rows(tensor[:, 0], lm, path)
+    if part == "attn":
+        return as_direction(lm, rows, "resid_mid", "ThinkEdit", path)
+    return as_direction(lm, rows, "resid_post", "ThinkEdit", path, last_layer=AFTER_NORM)
 
 
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
@@ -69,7 +77,8 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
     to the output of block l (``hidden_states[l + 1]`` in transformers).
 
     The vector of the last layer is inexact. Those tools compute it from activations *after* the final norm. But they add it before that
-    norm, and so does this toolkit. To leave out the last layer when you steer, pass only the others: ``edits.steering(..., layers=...)``.
+    norm, and so does this toolkit. The provenance has a note on it, ``notes["last_layer"]``. To leave out the last layer when you steer, pass
+    only the others: ``edits.steering(..., layers=...)``.
 
     Args:
         path: The file (``.pt``).
@@ -90,7 +99,8 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
             "[layers, d_model]. Files of shape [layers, 1, d_model] are ThinkEdit's: use load_thinkedit."
         )
     rows = _all_rows(tensor, lm, path) if layer is None else {layer: tensor}
-    return as_direction(lm, rows, "resid_post", "hidden-directions", path)
+    notes = {"last_layer": AFTER_NORM} if lm.layout.n_layers - 1 in rows else {}
+    return as_direction(lm, rows, "resid_post", "hidden-directions", path, **notes)
 
 
 def load_svec(path: str | Path, lm: LM) -> Direction:
