@@ -101,13 +101,30 @@ def test_own_advantages_equal_trls_where_they_are_the_same_formula(tiny, easy, s
     assert cosine(theirs, ours) > 0.9999 and ours.norm().item() == pytest.approx(theirs.norm().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["plain", "drpo"])
+@pytest.mark.parametrize("kind", ["plain", "penalty", "drpo"])
 def test_accumulating_eight_micro_batches_equals_one(tiny, easy, small, tmp_path, kind):
     if kind == "drpo":
         small = replace(small, problems=8, samples=2, loss=recipes.drpo().scaled().loss)
+    if kind == "penalty":  # no row is left out
+        small = replace(small, config={"beta": 0.01})
     one, eight = (gradient(trainer_of(tiny, small, easy, tmp_path, micro_batch=n)) for n in (16, 2))
     assert cosine(one, eight) > 0.9999
     assert eight.norm().item() == pytest.approx(one.norm().item(), rel=1e-4)
+
+
+PER_PART = {"loss_type": "bnpo"}, {"entropy_coef": 1.0}, {"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.2}
+
+
+@pytest.mark.parametrize("config", PER_PART, ids=lambda config: next(iter(config)))
+def test_rows_are_not_sorted_by_length_if_the_loss_averages_over_the_tokens_of_a_micro_batch(tiny, easy, small, tmp_path, config):
+    in_order = [list(range(i, i + 2)) for i in range(0, 16, 2)]
+    for settings, kept in ((config, True), ({"beta": 0.01}, False)):  # with a KL penalty no row is left out
+        trainer = trainer_of(tiny, replace(small, config=settings), easy, tmp_path, micro_batch=2)
+        trainer.model.train()
+        trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        assert ([part["row"].tolist() for part in trainer._buffered_inputs] == in_order) is kept
+        lengths = [part["completion_mask"].shape[1] for part in trainer._buffered_inputs]
+        assert (lengths == sorted(lengths)) is not kept, "micro-batches are trimmed, but not sorted"
 
 
 def test_the_policy_that_samples_is_the_policy_that_learns(tiny, easy, small, tmp_path):

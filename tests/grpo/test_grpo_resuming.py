@@ -13,7 +13,7 @@ import torch
 
 from toolkit import store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import checks, log, losses, recipes, resuming, run, saved
+from toolkit.grpo import checks, log, losses, policies, recipes, resuming, run, saved
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
@@ -127,13 +127,32 @@ def test_weights_that_are_sharded_over_processes_are_refused_before_training():
     checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=False))
 
 
-def test_a_run_of_drpo_is_resumed_with_the_micro_batch_it_began_with_and_no_other():
-    plans = [Run(run.Path("x"), micro_batch=n) for n in (8, 16)]
-    drpo = replace(recipes.plain("correctness"), loss=losses.DRPO())
-    one, other = (run._training_identity(drpo, plan, Extras()) for plan in plans)
+@pytest.mark.parametrize(
+    ("change", "overrides"),
+    [
+        ({"loss": losses.DRPO()}, {}),
+        ({"config": {"loss_type": "bnpo"}}, {}),
+        ({}, {"loss_type": "bnpo"}),
+        ({"config": {"entropy_coef": 0.1}}, {}),
+        ({"config": {"use_adaptive_entropy": True}}, {}),
+        ({}, {"top_entropy_quantile": 0.2}),
+    ],
+)
+def test_a_run_whose_loss_depends_on_the_micro_batch_is_resumed_with_the_one_it_began_with_and_no_other(tiny, change, overrides):
+    plans = [Run(run.Path("x"), micro_batch=n, overrides=overrides) for n in (8, 16)]
+    recipe = replace(recipes.plain("correctness"), **change)
+    one, other = (run._training_identity(recipe, plan, Extras()) for plan in plans)
     assert {k for k in one if one[k] != other[k]} == {"micro_batch"}
+    kept = [TrainingPlan(micro_batch=n, tiny=False, overrides=tuple(overrides.items())) for n in (8, 16)]
+    assert len({policies.basis(tiny, recipe, 0, plan).key for plan in kept}) == 2
+
+
+def test_a_run_whose_loss_does_not_depend_on_the_micro_batch_is_resumed_with_any(tiny):
+    plans = [Run(run.Path("x"), micro_batch=n, overrides={"loss_type": "grpo"}) for n in (8, 16)]
     plain = [run._training_identity(recipes.plain("correctness"), plan, Extras()) for plan in plans]
     assert plain[0] == plain[1], "whole steps are the same whatever the micro-batch"
+    keys = {policies.basis(tiny, recipes.plain("correctness"), 0, TrainingPlan(micro_batch=n)).key for n in (8, 16)}
+    assert len(keys) == 1
 
 
 # --- settings ----------------------------------------------------------------------------------------------------

@@ -171,6 +171,8 @@ NOT_SCALED = ("beta", "temperature", "entropy_coef")
 * ``beta``, weight of the KL penalty: 0, so no reference model is needed.
 * ``temperature``: 1, at which the tiny reasoner (the small model in this package) is evaluated.
 * ``entropy_coef``, weight of the entropy bonus: 0.
+
+``use_adaptive_entropy`` stays: the recipe ``entropy_bonus`` differs from plain GRPO by it alone.
 """
 
 

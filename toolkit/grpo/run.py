@@ -54,6 +54,7 @@ from toolkit import identity as identities
 from toolkit.engines import OWN_LOOP, CannotSampleError, Engine, OwnLoop
 from toolkit.generate import Sampling
 from toolkit.grpo import code, draws, judge, log, parts, saved, tracking
+from toolkit.grpo.batching import depends_on_parts
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
@@ -108,8 +109,9 @@ class Run:
             from the policy in training. An engine other than the toolkit's own loop needs a run that trains an adapter, since it gets the
             trained weights as an adapter.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
-            step, except with DRPO's loss if a batch of responses is used for several optimizer steps. That loss has a KL term that is
-            computed for each micro-batch separately.
+            step, with two exceptions. DRPO's loss has a KL term that is computed for each micro-batch separately; it matters if a batch of
+            responses is used for several optimizer steps. TRL computes the loss ``bnpo``, an entropy bonus and ``top_entropy_quantile`` for
+            each micro-batch separately (``batching.depends_on_parts``).
         overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
         save_dtype: Dtype of the saved model. A dtype narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``model/grpo.json``.
@@ -330,6 +332,18 @@ def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict
     }
 
 
+def micro_batch_counts(recipe: Recipe, overrides: Mapping[str, Any]) -> bool:
+    """Return True if the size of a micro-batch can change the result of training.
+
+    DRPO's KL term is computed over one micro-batch; so are some terms of TRL's losses (``batching.depends_on_parts``).
+
+    Args:
+        recipe: Recipe of the run.
+        overrides: Fields of TRL's ``GRPOConfig`` that override the recipe's.
+    """
+    return recipe.loss is not None or depends_on_parts({**recipe.config, **overrides})
+
+
 def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
     """Return a dict of further settings that must be the same when a run is resumed, such as seed, reward and code.
 
@@ -344,7 +358,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
         "engine": extras.engine,
         "code": store.key(code.modules(recipe, reward=extras.reward)),
         **keys,
-        **({"micro_batch": run.micro_batch} if recipe.loss else {}),  # DRPO's KL term is computed over one micro-batch
+        **({"micro_batch": run.micro_batch} if micro_batch_counts(recipe, run.overrides) else {}),
         **({"tools": identities.describe_tools(extras.tools)} if extras.tools else {}),
     }
 

@@ -14,7 +14,8 @@ A generation is a batch of responses sampled at once; a group is the responses o
   trained on.
 * Precision: trained weights are fp32, whatever dtype the model was loaded in. A bfloat16 model trains and samples under autocast.
 * Speed: if one optimizer step uses a whole generation, its rows are sorted by length, micro-batches are trimmed, and rows with advantage 0
-  are left out. The gradient stays the same.
+  are left out. The gradient stays the same. Rows stay in order if TRL averages over the tokens of each micro-batch (see
+  ``batching.depends_on_parts``): the gradient would depend on the order.
 
 Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', unchanged.
 """
@@ -43,7 +44,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
 from toolkit.grpo import advantages, decs, dense, draws, parts
-from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches, written_mask
+from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, depends_on_parts, micro_batches, nonzero_micro_batches, written_mask
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
 from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
@@ -346,8 +347,9 @@ class Trainer(ResumableTrainer):
         """Return the next micro-batch. If all responses of the last generation have been used, sample a new one and split it first.
 
         A generation is a batch of responses sampled at once; a row is one response. If one optimizer step uses a whole generation, rows (or
-        whole groups, for DRPO's loss) are sorted by length, and each micro-batch is trimmed to its longest row. If several steps share a
-        generation, TRL shuffles its rows over the steps. DRPO's loss needs whole groups, so its rows stay in order instead.
+        whole groups, for DRPO's loss) are sorted by length, and each micro-batch is trimmed to its longest row. Rows stay in order if the
+        order would change the gradient (``batching.depends_on_parts``). If several steps share a generation, TRL shuffles its rows over the
+        steps. DRPO's loss needs whole groups, so its rows stay in order instead.
         """
         # True if one optimizer step uses a whole generation.
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -362,7 +364,8 @@ class Trainer(ResumableTrainer):
                 most = max(gather_object([int((scored["advantages"] != 0).sum())]))
                 self._buffered_inputs = nonzero_micro_batches(scored, parts, self.loss_type, most)
             else:
-                self._buffered_inputs = micro_batches(scored, parts, size, by_length=together)
+                by_length = together and not depends_on_parts(vars(self.args))
+                self._buffered_inputs = micro_batches(scored, parts, size, by_length=by_length)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
