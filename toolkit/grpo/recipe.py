@@ -133,6 +133,8 @@ class Recipe:
             )
         if self.token_advantage and (self.advantage or self.filter or self.loss):
             raise ValueError("token_advantage replaces advantage, filter and loss: set none of them.")
+        if self.loss and (self.advantage or self.filter):
+            raise ValueError("loss replaces advantage and filter: DRPO's loss weights rollouts itself, so set neither.")
         if self.switch and not self.modes:
             raise ValueError("switch is set without modes: the mode-switching loss needs modes=Modes(...).")
 
