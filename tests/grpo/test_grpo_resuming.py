@@ -121,6 +121,31 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, r
     assert train(tiny, recipe, easy, plan, resume=True).log["step"].tolist() == [0, 1, 2]
 
 
+def test_a_run_goes_on_from_a_whole_generation_only(tiny, easy, recipe, tmp_path):
+    """Three steps of a recipe that uses each generation twice end in the middle of the second generation."""
+    twice, plan = replace(recipe, updates=2), Run(tmp_path / "run", steps=3, save_every=1, evaluate_every=0, micro_batch=4)
+    train(tiny, twice, easy, plan)
+    before = {path: path.stat().st_mtime_ns for path in plan.out.rglob("*")}
+    for steps in (3, 4):
+        with pytest.raises(
+            ValueError, match=r"checkpoint-3 is in the middle .* used for 2 steps.*Remove that checkpoint and resume"
+        ):
+            train(tiny, twice, easy, replace(plan, steps=steps), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in plan.out.rglob("*")} == before
+    store.remove(plan.out / "checkpoint-3")  # as the error says
+    longer = train(tiny, twice, easy, replace(plan, steps=4), resume=True)
+    straight = train(tiny, twice, easy, replace(plan, out=tmp_path / "straight", steps=4))
+    assert longer.lm.fingerprint == straight.lm.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates", "every"), [({}, 2, 4), ({"num_iterations": 3}, 1, 3), ({"num_iterations": 2}, 2, 4)]
+)
+def test_checkpoints_are_written_between_generations(tiny, recipe, tmp_path, settings, updates, every):
+    args = run.arguments(tiny, replace(recipe, updates=updates), Run(tmp_path, save_every=3, overrides=settings, micro_batch=4))
+    assert args.save_steps == every
+
+
 def test_weights_that_are_sharded_over_processes_are_refused_before_training():
     with pytest.raises(ValueError, match=r"FSDP shards the weights over processes.*--zero_stage 2"):
         checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=True))

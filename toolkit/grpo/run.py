@@ -41,7 +41,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer import TRAINER_STATE_NAME
 
 try:
@@ -57,7 +57,7 @@ from toolkit.grpo import code, draws, judge, log, parts, saved, tracking
 from toolkit.grpo.batching import depends_on_parts
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
+from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of, step_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM, Condition
@@ -182,6 +182,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
             f"{recipe.problems} problems x {recipe.samples} samples = {rows} responses, used in {recipe.updates} updates, cannot be split "
             f"into micro-batches of {micro} on {world} processes: choose another micro_batch."
         )
+    uses = _uses(recipe, run)
     fields = {
         "output_dir": str(run.out),
         "max_steps": run.steps,
@@ -193,7 +194,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         "max_completion_length": recipe.max_tokens,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": "constant",
-        "save_steps": math.ceil(run.save_every / recipe.updates) * recipe.updates,  # never in the middle of a generation
+        "save_steps": math.ceil(run.save_every / uses) * uses,  # never in the middle of a generation
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",
@@ -207,6 +208,11 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         **run.overrides,
     }
     return GRPOConfig(**fields)
+
+
+def _uses(recipe: Recipe, run: Run) -> int:
+    """Return the number of optimizer steps for which a generation is used: the recipe's updates, times TRL's ``num_iterations``."""
+    return recipe.updates * {"num_iterations": 1, **recipe.config, **run.overrides}["num_iterations"]
 
 
 def process_of(run: Run) -> tuple[int, int]:
@@ -248,8 +254,8 @@ def train(
             training problems are correct, and the rounding error of the saved model.
 
     Raises:
-        ValueError: the settings cannot be combined, a prompt is too long, or no response of the initial model is correct (see ``Trainer``,
-            ``check_context``, ``probe``). Raised before training.
+        ValueError: the settings cannot be combined, a prompt is too long, no response of the initial model is correct (see ``Trainer``,
+            ``check_context``, ``probe``), or the checkpoint is in the middle of a batch of responses. Raised before training.
         engines.EngineError: ``run.evaluation_engine`` cannot sample responses of the initial model, or will not be able to sample those of
             the trained one (see ``check_evaluation``). Raised before training.
         UnsupportedModelError: the weights are quantised or offloaded.
@@ -267,6 +273,8 @@ def train(
         # Settings that a checkpoint must share to be resumed, checked before anything is written.
         identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
         checkpoint = _begin(run.out, identity, resume)
+        if checkpoint:
+            _check_whole(checkpoint, _uses(recipe, run))
         store.writable(run.out)
         extras = judge.with_judge(lm, recipe, problems, extras, run.out, run.seed, say)
         copy = replace(lm, model=deepcopy(lm.model))
@@ -288,7 +296,7 @@ def train(
         if main:
             store.remove(saved.folder_of(run.out, extras.train))  # left by an earlier run with fewer steps, which is now resumed
             remove_old(run.out, args.save_total_limit)  # a killed process may have left a half-removed checkpoint
-        done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
+        done = step_of(checkpoint) if checkpoint else -1
         if checkpoint is None:
             if hasattr(trainer.reward, "warning") and (text := trainer.reward.warning(recipe.samples)):
                 say(text)
@@ -381,7 +389,8 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     """Return the checkpoint to resume from, or ``None`` to start anew.
 
     If ``resume`` is True but the directory holds no complete checkpoint, the earlier run was killed before its first checkpoint. Its log is
-    then removed.
+    then removed. A run that starts anew also trains a conciseness judge anew: a saved one may be that of another model or of other
+    problems.
 
     Args:
         out: The run's directory.
@@ -395,10 +404,12 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if not resume:
         if (out / log.LOG).exists() or last_checkpoint(out):
             raise FileExistsError(f"{out} holds a run already: resume it, or choose another directory.")
+        store.remove(out / judge.FILE)
         return None
     checkpoint = last_checkpoint(out)
     if checkpoint is None:
         store.remove(out / log.LOG)
+        store.remove(out / judge.FILE)
         return None
     store.read_json(checkpoint / TRAINER_STATE_NAME, {"global_step": int}, remedy=EARLIER)
     before = state_of(checkpoint)["identity"]
@@ -412,6 +423,23 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
             "it with the same settings, or choose another directory."
         )
     return checkpoint
+
+
+def _check_whole(checkpoint: Path, uses: int) -> None:
+    """Raise ValueError if a checkpoint is in the middle of a generation: a resumed run would use all of its responses again.
+
+    The last checkpoint of a finished run is, if the number of steps is not a multiple of ``uses``. transformers would add a step even if
+    none is left.
+
+    Args:
+        checkpoint: Checkpoint to resume from.
+        uses: Number of optimizer steps for which a generation is used.
+    """
+    if (done := step_of(checkpoint)) % uses:
+        raise ValueError(
+            f"{checkpoint} is in the middle of a batch of responses, which is used for {uses} steps: {done} is not a multiple of {uses}, so "
+            f"the run cannot go on from it. {EARLIER} To be able to go on later, end a run at a multiple of {uses} steps."
+        )
 
 
 def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
@@ -492,7 +520,7 @@ def _prompt_changes(lm: LM, recipe: Recipe | None, steps: int) -> list[Ask | Non
 def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
     """Sample responses to up to 8 problems before training; check that the reward can be computed and that some response is correct.
 
-    The reward's state does not change.
+    Every process samples; the responses of all are counted. The reward's state does not change.
 
     Args:
         trainer: The trainer, before its first step.
@@ -509,8 +537,8 @@ def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
     if trainer.extras.engine == "trl":
         bare = [replace(d.rollout, logprobs=None, entropies=None) for d in drawn]
         drawn = [replace(d, rollout=r, logprob_without=None) for d, r in zip(drawn, bare, strict=True)]
-    batch = trainer.batch_of(drawn, drawn, 0, "eval")
-    batch.check(trainer.reward)
+    local, drawn = drawn, list(gather_object(drawn))
+    trainer.batch_of(drawn, local, 0, "eval").check(trainer.reward)
     right = sum(d.rollout.correct for d in drawn)
     if not right:
         raise ValueError(
