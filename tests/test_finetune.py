@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("trl")
 
 from toolkit import finetune, origins, store, tensors
+from toolkit import lm as lms
 from toolkit.finetune import Example, Settings
 from toolkit.lm import UnsupportedModelError
 
@@ -73,6 +74,46 @@ def test_a_stopped_run_ends_with_the_weights_of_a_run_that_was_not_stopped(tiny,
     again = finetune.train(tiny, EXAMPLES, settings, tmp_path / "stopped", name="whole")
     assert again.fingerprint == whole.fingerprint
     assert not (tmp_path / "stopped" / finetune.PASSES).exists()
+
+
+def test_killed_while_a_checkpoint_is_written_a_run_goes_on_from_the_one_before(tiny, tmp_path, monkeypatch):
+    settings = Settings(steps=4, batch=2, save_every=2)
+    whole = finetune.train(tiny, EXAMPLES, settings, tmp_path / "whole", name="whole")
+
+    from transformers import Trainer
+
+    save, saved = Trainer._save_rng_state, []
+
+    def killed(self, folder):
+        saved.append(folder)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        save(self, folder)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_save_rng_state", killed)
+        finetune.train(tiny, EXAMPLES, settings, tmp_path / "run", name="whole")
+    left = {path.name for path in (tmp_path / "run" / finetune.PASSES).glob("checkpoint-*")}
+    assert left == {"checkpoint-2", "checkpoint-4"}
+    taken, step = [], Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: taken.append(1) or step(*args, **kwargs))
+    again = finetune.train(tiny, EXAMPLES, settings, tmp_path / "run", name="whole")
+    assert again.fingerprint == whole.fingerprint and len(taken) == 2
+
+
+def test_killed_while_the_first_checkpoint_is_written_a_run_begins_anew(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    assert finetune._last_checkpoint(tmp_path) is None and not list(tmp_path.iterdir())
+
+
+def test_a_trained_model_with_code_of_its_own_is_read_with_it(tiny, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(lms, "load", lambda folder, **how: given.update(how) or tiny)
+    (tmp_path / finetune.MODEL).mkdir()
+    for module in ("transformers.models.llama", "transformers_modules.theirs"):
+        monkeypatch.setattr(type(tiny.model), "__module__", module)
+        finetune.finished(tiny, tmp_path, lambda: None, "a", [])
+        assert given["trust_remote_code"] == (module == "transformers_modules.theirs")
 
 
 def test_a_finished_run_is_read_and_another_run_is_refused(tiny, tmp_path):

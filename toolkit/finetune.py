@@ -120,8 +120,23 @@ def finished(lm: LM, out: Path, fit: Callable[[], Any], name: str, problems: Ite
             policy = lms.child(lm, fit(), name, made_from=(origins.record(problems),))
             policy.save(out / MODEL)
             store.remove(out / PASSES)
-    saved = lms.load(out / MODEL, dtype=torch.float32, device=lm.device, tags=lm.tags, template=lm.template)
-    return replace(saved, name=name, parent=lm.fingerprint)
+    return replace(read_back(lm, out / MODEL), name=name, parent=lm.fingerprint)
+
+
+def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
+    """Load a trained model, and return it with the think tags and the chat-template variables (such as ``enable_thinking``) of ``like``.
+
+    Custom code in the model's directory (``trust_remote_code``) runs only if ``like`` was loaded with custom code.
+
+    Args:
+        like: The initial model.
+        folder: Directory of the trained model.
+        dtype: Dtype of the loaded model.
+        device: Device to load the model to; ``None`` means that of ``like``.
+    """
+    custom = type(like.model).__module__.startswith("transformers_modules")
+    where = like.device if device is None else device
+    return lms.load(folder, dtype=dtype, device=where, tags=like.tags, template=like.template, trust_remote_code=custom)
 
 
 def check_trainable(lm: LM) -> None:
@@ -190,9 +205,8 @@ def trained_by(trainer: Any, out: Path, steps: int, name: str) -> Any:
         name: Name of the progress bar.
     """
     from transformers import PrinterCallback, TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
-    begun = get_last_checkpoint(str(out / PASSES)) if (out / PASSES).exists() else None
+    begun = _last_checkpoint(out / PASSES)
     done = int(begun.rpartition("-")[2]) if begun else 0
     with progress.stage(name, steps, "step", initial=done) as stage:
 
@@ -204,6 +218,18 @@ def trained_by(trainer: Any, out: Path, steps: int, name: str) -> Any:
         trainer.add_callback(Progress)
         trainer.train(resume_from_checkpoint=begun)
     return unwrapped(trainer).eval()
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint in a folder, or ``None``. Newer ones that a killed process left incomplete are removed."""
+    from transformers.trainer import TRAINER_STATE_NAME  # the file that is written last
+    from transformers.trainer_utils import get_last_checkpoint
+
+    newest = get_last_checkpoint(str(folder)) if folder.exists() else None
+    if newest is None or (Path(newest) / TRAINER_STATE_NAME).exists():
+        return newest
+    store.remove(Path(newest))
+    return _last_checkpoint(folder)
 
 
 def unwrapped(trainer: Any) -> Any:

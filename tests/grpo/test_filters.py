@@ -13,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from toolkit import generate, tasks
+from toolkit import generate, rewards, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import advantages, decs, recipes
+from toolkit.grpo import advantages, checks, decs, recipes
 from toolkit.grpo.decs import DECS
+from toolkit.grpo.extras import Extras
 from toolkit.grpo.filters import CELLS, GFPO, CellMask, filtered
 from toolkit.grpo.redundant import redundant_span
 from toolkit.grpo.run import Run, arguments, train
 from toolkit.grpo.trainer import Trainer
-from toolkit.rewards import RewardBatch
+from toolkit.rewards import Gated, MeanOfAdvantages, RewardBatch, WeightedSum
+from toolkit.rewards.dler import DLER
 from toolkit.types import Problem, Rollout, Span
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -106,11 +108,19 @@ def test_masked_cells_get_no_advantage_and_the_others_keep_theirs(batch, cells):
         (lambda: replace(recipes.gfpo(), samples=8), "leaves none out"),
         (lambda: DECS(bonus=0.0), "above 0"),
         (lambda: replace(recipes.decs(), advantage="grpo"), "set none of them"),
+        (lambda: replace(recipes.drpo(), advantage="grpo"), "loss replaces advantage and filter"),
+        (lambda: replace(recipes.drpo(), filter=CellMask(("LC",), 5)), "loss replaces advantage and filter"),
     ],
 )
 def test_settings_without_effect_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def check(lm, recipe, out, extras=Extras(), **overrides) -> None:
+    """Check the settings of a run as the trainer does before it is made."""
+    reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
+    checks.check_args(arguments(lm, recipe, Run(out, steps=1, overrides=overrides)), recipe, extras, reward)
 
 
 @pytest.mark.parametrize("name", ["dler", "truncation", "dot"])
@@ -123,6 +133,61 @@ def test_truncated_responses_may_not_be_masked_if_the_reward_punishes_them(name,
             tasks.load("arithmetic", "train", 16),
             arguments(tiny, recipe, Run(tmp_path, steps=1)),
         )
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        DLER(),
+        WeightedSum(((1.0, rewards.Correctness()), (0.5, DLER()))),
+        MeanOfAdvantages(((1.0, rewards.Correctness()), (0.5, DLER()))),
+        Gated(DLER(), (rewards.Correctness(),)),
+        WeightedSum(((1.0, Gated(DLER(), (rewards.Correctness(),))),)),
+    ],
+    ids=lambda reward: reward.name,
+)
+def test_truncated_responses_may_not_be_masked_if_a_reward_of_ones_own_or_its_part_punishes_them(reward, tiny, tmp_path):
+    recipe = recipes.plain("correctness")
+    with pytest.raises(ValueError, match="that the reward dler punishes"):
+        check(tiny, recipe, tmp_path, Extras(reward=reward), mask_truncated_completions=True)
+    check(tiny, recipe, tmp_path, Extras(reward=reward))
+    check(tiny, recipe, tmp_path, mask_truncated_completions=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_p", 0.5), ("repetition_penalty", 1.5), ("generation_kwargs", {"num_beams": 3})])
+def test_settings_of_sampling_that_the_toolkits_loop_does_not_read_are_refused(name, value, tiny, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}=.* has no effect"):
+        check(tiny, recipes.plain("correctness"), tmp_path, **{name: value})
+    check(tiny, recipes.plain("correctness"), tmp_path, Extras(engine="trl"), **{name: value})
+    check(tiny, recipes.plain("correctness"), tmp_path, min_p=0.0, repetition_penalty=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("dler", "advantage"), ("gfpo", "filter"), ("decs", "token_advantage"), ("drpo", "loss")]
+)
+def test_trls_scale_of_rewards_is_refused_if_the_recipe_does_not_use_trls_advantage(name, own, tiny, tmp_path):
+    recipe = recipes.find(name).scaled()
+    with pytest.raises(ValueError, match=f"has no effect, since .* has its own {own}"):
+        check(tiny, recipe, tmp_path, scale_rewards="none")
+    check(tiny, recipe, tmp_path)
+    check(tiny, recipes.plain("correctness"), tmp_path, scale_rewards="none")
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 20}])
+def test_log_probabilities_before_and_after_a_cut_are_not_compared(cut, tiny, tmp_path):
+    with pytest.raises(ValueError, match="set top_p=1 and top_k=0"):
+        check(tiny, recipes.sar().scaled(), tmp_path, **cut)
+    check(tiny, recipes.sar().scaled(), tmp_path)
+    check(tiny, recipes.plain("correctness"), tmp_path, **cut)
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.ALL if recipes.find(name).config])
+def test_the_settings_of_no_recipe_are_refused(name, tiny, tmp_path):
+    check(tiny, recipes.find(name), tmp_path)
+
+
+def test_the_recipe_of_the_entropy_bonus_keeps_the_bonus_for_the_tiny_reasoner():
+    assert recipes.entropy_bonus().scaled().config == {"use_adaptive_entropy": True}
 
 
 # --- GDPO --------------------------------------------------------------------------------------------------------

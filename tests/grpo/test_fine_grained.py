@@ -29,6 +29,7 @@ from toolkit.rewards.fine_grained import (
     sub_sentences,
     wrong_facts,
 )
+from toolkit.tags import ENDS_MESSAGE, FORMATS
 from toolkit.tasks import arithmetic
 from toolkit.tasks.generators import traces
 
@@ -80,6 +81,22 @@ def test_a_missing_answer_is_worse_than_a_wrong_one():
     assert incomplete(base) == [(len(base.text), 1.0)]
     assert incomplete(base._replace(correct=False))[0].score == 0
     assert incomplete(base._replace(correct=False, answer="unsure"))[0].score == -1
+
+
+@pytest.mark.parametrize("answer", ["The answer is 3+4=8, no 7", "7", ""])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_with_other_think_tags_is_paid_the_same(name, answer):
+    """The equation in the answer is wrong, and the answer is no line of thinking."""
+    thinking, paid = "3+4=7\nwait 3+4=7 ok\n7-9=2\n", []
+    for tags in (FORMATS["<think>"].tags, FORMATS[name].tags):
+        text = f"{tags.open}{thinking}{ENDS_MESSAGE.get(tags.close, '')}{tags.close}{answer}<|end|>"
+        batch = RewardBatch.from_columns(text=text, question="3+4-9=?", answer_text=answer, correct=bool(answer))
+        paid.append({kind: values.tolist() for kind, values in FineGrained()(batch).components.items()})
+        scored = wrong_facts(Response(text, "", answer, True))
+        assert [text[: s.stop].removeprefix(tags.open).splitlines()[-1] for s in scored] == thinking.splitlines()
+    assert paid[0] == paid[1] == {
+        "relevance": [pytest.approx(0.3)], "facts": [pytest.approx(0.5)], "complete": [0.3 if answer else -0.3],
+    }  # fmt: skip
 
 
 @given(st.text(alphabet="ab ,;.!\n", max_size=60))

@@ -15,7 +15,8 @@ from trl import GRPOTrainer
 from toolkit import generate, rewards, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import draws, log, losses, recipes, run
+from toolkit.grpo import draws, judge, log, losses, recipes, run
+from toolkit.grpo import trainer as trainer_module
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras, NonFiniteError, Trainer
@@ -101,13 +102,30 @@ def test_own_advantages_equal_trls_where_they_are_the_same_formula(tiny, easy, s
     assert cosine(theirs, ours) > 0.9999 and ours.norm().item() == pytest.approx(theirs.norm().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["plain", "drpo"])
+@pytest.mark.parametrize("kind", ["plain", "penalty", "drpo"])
 def test_accumulating_eight_micro_batches_equals_one(tiny, easy, small, tmp_path, kind):
     if kind == "drpo":
         small = replace(small, problems=8, samples=2, loss=recipes.drpo().scaled().loss)
+    if kind == "penalty":  # no row is left out
+        small = replace(small, config={"beta": 0.01})
     one, eight = (gradient(trainer_of(tiny, small, easy, tmp_path, micro_batch=n)) for n in (16, 2))
     assert cosine(one, eight) > 0.9999
     assert eight.norm().item() == pytest.approx(one.norm().item(), rel=1e-4)
+
+
+PER_PART = {"loss_type": "bnpo"}, {"entropy_coef": 1.0}, {"use_adaptive_entropy": True}, {"top_entropy_quantile": 0.2}
+
+
+@pytest.mark.parametrize("config", PER_PART, ids=lambda config: next(iter(config)))
+def test_rows_are_not_sorted_by_length_if_the_loss_averages_over_the_tokens_of_a_micro_batch(tiny, easy, small, tmp_path, config):
+    in_order = [list(range(i, i + 2)) for i in range(0, 16, 2)]
+    for settings, kept in ((config, True), ({"beta": 0.01}, False)):  # with a KL penalty no row is left out
+        trainer = trainer_of(tiny, replace(small, config=settings), easy, tmp_path, micro_batch=2)
+        trainer.model.train()
+        trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        assert ([part["row"].tolist() for part in trainer._buffered_inputs] == in_order) is kept
+        lengths = [part["completion_mask"].shape[1] for part in trainer._buffered_inputs]
+        assert (lengths == sorted(lengths)) is not kept, "micro-batches are trimmed, but not sorted"
 
 
 def test_the_policy_that_samples_is_the_policy_that_learns(tiny, easy, small, tmp_path):
@@ -260,6 +278,15 @@ def test_the_switch_loss_of_micro_batches_adds_up_and_moves_the_first_token(tiny
         found.append(with_switch - without)
     assert found[0].norm() > 0.1 and cosine(*found) > 0.9999
     assert found[0].norm().item() == pytest.approx(found[1].norm().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("long", "short"), [("<think>\nLet", "<think>\n\n</think>"), ("7", "")])
+def test_two_modes_that_begin_with_the_same_token_are_refused_since_the_loss_has_no_gradient(
+    tiny, easy, small, tmp_path, long, short
+):
+    recipe = replace(small, modes=draws.Modes(" a", " b"), switch=losses.ModeSwitch(long, short))
+    with pytest.raises(ValueError, match="must differ, or the loss has no gradient"):
+        trainer_of(tiny, recipe, easy, tmp_path)
 
 
 def test_a_curriculums_budget_is_in_the_prompt_and_in_the_batch(tiny, easy, small, tmp_path):
@@ -545,6 +572,23 @@ def test_a_reward_without_its_column_is_refused_and_a_supplied_column_reaches_it
     assert train(tiny, small, easy, plan, extras=supplied).log["component/politeness"][1] > 0
 
 
+def test_the_probe_of_two_processes_gets_the_columns_of_both(tiny, easy, small, tmp_path, monkeypatch):
+    """The second process is emulated: it has the same responses as the first. Values that are tuples stay tuples."""
+
+    class Needy(rewards.Correctness):
+        needs = frozenset({"correct", "nuggets"})
+
+    seen = []
+    extras = Extras(reward=Needy(), columns={"nuggets": lambda drawn: seen.append(len(drawn)) or [("a", "b")] * len(drawn)})
+    trainer = trainer_of(tiny, small, easy, tmp_path, extras)
+    for module in (run, trainer_module):
+        monkeypatch.setattr(module, "gather_object", lambda values: [*values, *values])
+    batches, batch_of = [], trainer.batch_of
+    monkeypatch.setattr(trainer, "batch_of", lambda *args: batches.append(batch_of(*args)) or batches[-1])
+    run.probe(trainer, lambda text: None)
+    assert seen == [64] and len(batches[0]) == 128 and batches[0]["nuggets"].tolist() == [("a", "b")] * 128
+
+
 def test_crf_trains_with_a_judge_of_its_own_that_a_resumed_run_keeps(tiny, easy, small, tmp_path):
     recipe = replace(small, reward="crf", samples=4)
     whole = train(tiny, recipe, easy, Run(tmp_path / "whole", steps=2, evaluate_every=0))
@@ -554,6 +598,21 @@ def test_crf_trains_with_a_judge_of_its_own_that_a_resumed_run_keeps(tiny, easy,
     again = train(tiny, recipe, easy, Run(tmp_path / "run", steps=2, save_every=1, evaluate_every=0), resume=True)
     assert (tmp_path / "run" / "conciseness.json").read_text() == judge
     assert again.log["reward"].tolist()[1:] == whole.log["reward"].tolist()[1:]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_judge_of_a_run_that_ended_before_its_first_checkpoint_is_not_used_again(tiny, easy, small, tmp_path, resume):
+    """A run with another seed stopped after its judge was trained. No checkpoint says whose judge it is."""
+    recipe = replace(small, reward="crf", samples=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, recipe, easy, Run(tmp_path / "run", 1, seed=1, evaluate_every=0), extras=Extras(callbacks=(Kill(0),)))
+    (tmp_path / "run" / log.LOG).unlink(missing_ok=True)
+    stale = (tmp_path / "run" / judge.FILE).read_text()
+    for out in ("run", "clean"):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, recipe, easy, Run(tmp_path / out, 1, evaluate_every=0), extras=Extras(callbacks=(Kill(0),)), resume=resume)
+    files = [(tmp_path / out / judge.FILE).read_text() for out in ("run", "clean")]
+    assert files[0] == files[1] != stale
 
 
 def test_a_reward_of_entropies_is_refused_where_trl_generates(tiny, easy, small, tmp_path):

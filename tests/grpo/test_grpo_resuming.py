@@ -13,7 +13,7 @@ import torch
 
 from toolkit import store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import checks, log, losses, recipes, resuming, run, saved
+from toolkit.grpo import checks, log, losses, policies, recipes, resuming, run, saved
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
@@ -121,19 +121,63 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, r
     assert train(tiny, recipe, easy, plan, resume=True).log["step"].tolist() == [0, 1, 2]
 
 
+def test_a_run_goes_on_from_a_whole_generation_only(tiny, easy, recipe, tmp_path):
+    """Three steps of a recipe that uses each generation twice end in the middle of the second generation."""
+    twice, plan = replace(recipe, updates=2), Run(tmp_path / "run", steps=3, save_every=1, evaluate_every=0, micro_batch=4)
+    train(tiny, twice, easy, plan)
+    before = {path: path.stat().st_mtime_ns for path in plan.out.rglob("*")}
+    for steps in (3, 4):
+        with pytest.raises(
+            ValueError, match=r"checkpoint-3 is in the middle .* used for 2 steps.*Remove that checkpoint and resume"
+        ):
+            train(tiny, twice, easy, replace(plan, steps=steps), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in plan.out.rglob("*")} == before
+    store.remove(plan.out / "checkpoint-3")  # as the error says
+    longer = train(tiny, twice, easy, replace(plan, steps=4), resume=True)
+    straight = train(tiny, twice, easy, replace(plan, out=tmp_path / "straight", steps=4))
+    assert longer.lm.fingerprint == straight.lm.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates", "every"), [({}, 2, 4), ({"num_iterations": 3}, 1, 3), ({"num_iterations": 2}, 2, 4)]
+)
+def test_checkpoints_are_written_between_generations(tiny, recipe, tmp_path, settings, updates, every):
+    args = run.arguments(tiny, replace(recipe, updates=updates), Run(tmp_path, save_every=3, overrides=settings, micro_batch=4))
+    assert args.save_steps == every
+
+
 def test_weights_that_are_sharded_over_processes_are_refused_before_training():
     with pytest.raises(ValueError, match=r"FSDP shards the weights over processes.*--zero_stage 2"):
         checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=True))
     checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=False))
 
 
-def test_a_run_of_drpo_is_resumed_with_the_micro_batch_it_began_with_and_no_other():
-    plans = [Run(run.Path("x"), micro_batch=n) for n in (8, 16)]
-    drpo = replace(recipes.plain("correctness"), loss=losses.DRPO())
-    one, other = (run._training_identity(drpo, plan, Extras()) for plan in plans)
+@pytest.mark.parametrize(
+    ("change", "overrides"),
+    [
+        ({"loss": losses.DRPO()}, {}),
+        ({"config": {"loss_type": "bnpo"}}, {}),
+        ({}, {"loss_type": "bnpo"}),
+        ({"config": {"entropy_coef": 0.1}}, {}),
+        ({"config": {"use_adaptive_entropy": True}}, {}),
+        ({}, {"top_entropy_quantile": 0.2}),
+    ],
+)
+def test_a_run_whose_loss_depends_on_the_micro_batch_is_resumed_with_the_one_it_began_with_and_no_other(tiny, change, overrides):
+    plans = [Run(run.Path("x"), micro_batch=n, overrides=overrides) for n in (8, 16)]
+    recipe = replace(recipes.plain("correctness"), **change)
+    one, other = (run._training_identity(recipe, plan, Extras()) for plan in plans)
     assert {k for k in one if one[k] != other[k]} == {"micro_batch"}
+    kept = [TrainingPlan(micro_batch=n, tiny=False, overrides=tuple(overrides.items())) for n in (8, 16)]
+    assert len({policies.basis(tiny, recipe, 0, plan).key for plan in kept}) == 2
+
+
+def test_a_run_whose_loss_does_not_depend_on_the_micro_batch_is_resumed_with_any(tiny):
+    plans = [Run(run.Path("x"), micro_batch=n, overrides={"loss_type": "grpo"}) for n in (8, 16)]
     plain = [run._training_identity(recipes.plain("correctness"), plan, Extras()) for plan in plans]
     assert plain[0] == plain[1], "whole steps are the same whatever the micro-batch"
+    keys = {policies.basis(tiny, recipes.plain("correctness"), 0, TrainingPlan(micro_batch=n)).key for n in (8, 16)}
+    assert len(keys) == 1
 
 
 # --- settings ----------------------------------------------------------------------------------------------------

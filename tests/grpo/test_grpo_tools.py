@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,16 +19,19 @@ from toolkit import entropies, generate
 from toolkit.engines import CannotSampleError, connect
 from toolkit.generate import Sampling
 from toolkit.grpo import parts, recipes, run
+from toolkit.grpo.draws import Drawn
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.run import Run
+from toolkit.grpo.sampler import PolicyView, Sampler
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import Condition
 from toolkit.rewards import RewardBatch, RewardValues
+from toolkit.rewards.sar import SAR
 from toolkit.rewards.trl import as_trl
 from toolkit.rewards.turns import Protocol
 from toolkit.tools import Marks, Tool, Toolbox, calculate
 from toolkit.tools.trl import for_trl
-from toolkit.types import Problem
+from toolkit.types import Problem, Rollout, Span
 
 # Single tokens of the tiny vocabulary: TRL ends a turn only at a token.
 BOX = Toolbox((Tool(calculate),), {"calculate": Marks("[", "]")}, Marks("{", "}"), max_calls=2)
@@ -248,6 +252,23 @@ def test_each_token_is_trained_with_the_advantage_of_its_turn(tmp_path):
         found = -gradient[: len(expected)].double().numpy() * written  # DAPO: the mean over all trained tokens of the generation
         assert found == pytest.approx(np.array(expected), rel=1e-3, abs=1e-5)
         assert (gradient[len(expected) :] == 0).all()
+
+
+def test_the_log_probability_without_the_question_leaves_results_out_as_that_with_it_does(tiny):
+    """The question explains nothing: written tokens have -1 nat with and without it. The two tokens of a result are unlikely."""
+    problem = problems()[0]
+    prompt = tiny.prompt_ids(problem.messages)
+    n = len(prompt)
+    r = Rollout(
+        problem.id, 0, (*prompt, 6, 7, 8, 9, 10, 2), n, None, Span(n, n + 5), "stop", "x", True,
+        logprobs=(-1.0, -1.0, 0.0, 0.0, -1.0, -1.0), results=(Span(n + 2, n + 4),),
+    )  # fmt: skip
+    scored = torch.tensor([[-1.0, -1, -9, -9, -1, -1]])
+    view = object.__new__(PolicyView)  # with the three parts that this method needs
+    vars(view).update(lm=tiny, accelerator=SimpleNamespace(device="cpu"), log_probs=lambda ids, mask, width: scored)
+    (drawn,) = Sampler(view)._with_prior([Drawn(r, tuple(problem.messages))])
+    batch = RewardBatch.from_rollouts([r]).with_columns(logprob_without=[drawn.logprob_without])
+    assert batch["logprob"] == batch["logprob_without"] == [-1] and SAR()(batch).components["alignment"] == [0]
 
 
 def test_an_advantage_per_step_needs_a_reward_per_step(tmp_path):

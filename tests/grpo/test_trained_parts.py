@@ -286,3 +286,11 @@ def test_the_change_of_length_is_read_from_held_out_results_if_there_are_two():
     assert parts.length_change(ends) == -4.0
     assert parts.length_change([{"step": 0}, {"think_tokens": None, "tokens": 4.0}, {"tokens": 6.0}]) == 2.0
     assert parts.length_change([{"step": 0}]) is None
+
+
+def test_without_thinking_the_change_of_length_is_that_of_responses():
+    """No think tags, or thinking switched off: the length of thinking is 0 in every row."""
+    rows = [{"held_out/think_tokens": 0.0, "held_out/tokens": n, "think_tokens": 0.0, "tokens": 50.0} for n in (200.0, 100.0)]
+    assert parts.length_change(rows) == -100.0
+    assert parts.length_change([{"think_tokens": 0.0, "tokens": n} for n in (200.0, 150.0)]) == -50.0
+    assert parts.length_change([{"think_tokens": 0.0}] * 2) is None

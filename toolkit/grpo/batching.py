@@ -15,6 +15,19 @@ BY_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})  # TRL's losses that d
 BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # TRL's losses that divide by the number of tokens of the whole generation
 
 
+def depends_on_parts(settings: Mapping[str, Any]) -> bool:
+    """Return True if TRL computes a mean or a quantile over the tokens of each micro-batch, so that the split changes the update.
+
+    This holds for the loss ``bnpo``, for an entropy bonus, and for ``top_entropy_quantile`` below 1. Rows of similar length must then not be
+    put together: a token would count the more, the shorter the responses in its micro-batch are.
+
+    Args:
+        settings: Fields of TRL's ``GRPOConfig`` by name. A missing field has TRL's default.
+    """
+    bonus = settings.get("entropy_coef", 0.0) or settings.get("use_adaptive_entropy", False)
+    return settings.get("loss_type") == "bnpo" or bool(bonus) or settings.get("top_entropy_quantile", 1.0) < 1
+
+
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
     """Split a generation (a batch of responses sampled at once) into ``parts`` micro-batches of equal size.
 

@@ -11,7 +11,9 @@ from toolkit import rewards
 from toolkit.grpo import parts
 from toolkit.grpo.draws import Drawn
 from toolkit.grpo.extras import Extras
+from toolkit.grpo.losses import ModeSwitch
 from toolkit.grpo.recipes import Recipe
+from toolkit.lm import LM
 from toolkit.rewards import RewardBatch
 
 TRUNCATING = frozenset({"truncation", "think_prune", "dler", "da_dler", "dot"})  # rewards that punish long responses
@@ -21,8 +23,8 @@ class NonFiniteError(ValueError):
     """Raised if a reward, loss or gradient is NaN or infinite, before the weights are updated with it."""
 
 
-def check_args(args: Any, recipe: Recipe, extras: Extras) -> None:
-    """Raise ValueError if TRL's config, the recipe and the extras cannot be combined.
+def check_args(args: Any, recipe: Recipe, extras: Extras, reward: Any) -> None:
+    """Raise ValueError if TRL's config, the recipe, the extras and the reward cannot be combined.
 
     Examples: the batch size would split the responses to one problem over two processes; or TRL samples the responses, but the recipe has
     dynamic sampling (problems whose responses all get the same reward are replaced), which only the toolkit's sampler can do.
@@ -31,6 +33,7 @@ def check_args(args: Any, recipe: Recipe, extras: Extras) -> None:
         args: TRL's config.
         recipe: Recipe to train with.
         extras: Settings that the recipe does not have: the engine and the part to train are checked.
+        reward: Reward object of the run.
     """
     samples, world = args.num_generations, args.world_size
     local = args.per_device_train_batch_size * args.steps_per_generation  # responses that each process samples per generation
@@ -58,15 +61,66 @@ def check_args(args: Any, recipe: Recipe, extras: Extras) -> None:
             f"multi_objective_aggregation={args.multi_objective_aggregation!r} has no effect, since TRL gets one reward, the sum of its "
             "components: use the advantage gdpo (recipes.gdpo)."
         )
-    if args.mask_truncated_completions and recipe.reward in TRUNCATING:
+    punishing = [name for name in _names(reward) if name in TRUNCATING]
+    if args.mask_truncated_completions and punishing:
         raise ValueError(
-            f"mask_truncated_completions=True leaves out the rollouts that the reward {recipe.reward} punishes: set it to false."
+            f"mask_truncated_completions=True leaves out the rollouts that the reward {punishing[0]} punishes: set it to false."
         )
+    if {"logprob", "logprob_without"} <= reward.needs and (args.top_p < 1 or args.top_k > 0):
+        raise ValueError(
+            f"{reward.name} compares log-probabilities with and without the question. With top_p={args.top_p} and top_k={args.top_k}, the "
+            "first are those after the cut and the second are not: set top_p=1 and top_k=0."
+        )
+    _check_unused(args, recipe, extras)
     unsupported = [name for name in ("dynamic", "modes") if getattr(recipe, name)]
     if args.use_vllm and isinstance(extras.train, parts.Vectors | parts.Heads):
         raise ValueError("vLLM gets weights only, so it would sample without the trained vectors or heads: leave use_vllm out.")
     if extras.engine == "trl" and unsupported:
         raise ValueError(f'{recipe.name} has {" and ".join(unsupported)}, which engine="trl" cannot do: use engine="toolkit".')
+
+
+def _names(reward: Any) -> list[str]:
+    """Return the name of a reward and those of the rewards that it combines, at any depth (see ``rewards.combine``)."""
+    inside: list[Any] = []
+    if isinstance(reward, rewards.WeightedSum | rewards.MeanOfAdvantages):
+        inside = [part for _, part in reward.parts]
+    elif isinstance(reward, rewards.Gated):
+        inside = [reward.inner, *reward.gates]
+    return [reward.name, *(name for part in inside for name in _names(part))]
+
+
+def _check_unused(args: Any, recipe: Recipe, extras: Extras) -> None:
+    """Raise ValueError if TRL's config sets a field that the run would not use."""
+    neutral = {"min_p": (None, 0), "repetition_penalty": (None, 1), "generation_kwargs": (None, {})}
+    unread = [name for name, values in neutral.items() if getattr(args, name) not in values]
+    if extras.engine == "toolkit" and unread:
+        raise ValueError(
+            f"{unread[0]}={getattr(args, unread[0])!r} has no effect, since the toolkit samples with temperature, top_p and top_k alone: leave "
+            'it out, or let TRL sample (--training-engine trl, Extras(engine="trl")).'
+        )
+    own = [name for name in ("advantage", "filter", "token_advantage", "loss") if getattr(recipe, name)]
+    if own and args.scale_rewards != "group":
+        raise ValueError(
+            f"scale_rewards={args.scale_rewards!r} has no effect, since {recipe.name} has its own {own[0]}: leave it out, or choose "
+            "another advantage, such as dr_grpo, which does not divide by the standard deviation."
+        )
+
+
+def first_tokens(lm: LM, form: ModeSwitch) -> tuple[int, int]:
+    """Return the ids of the tokens that begin a long and a short response, for the mode-switching loss (see ``losses.ModeSwitch``).
+
+    Raises:
+        ValueError: the two tokens are equal, so that the loss would have no gradient; or a text has no token.
+    """
+    long, short = (lm.tokenizer.encode(text, add_special_tokens=False) for text in (form.long, form.short))
+    if not (long and short) or long[0] == short[0]:
+        begins = " and ".join(repr(lm.text(ids[:1])) for ids in (long, short))
+        raise ValueError(
+            f"switch: a long response begins with {form.long!r} and a short one with {form.short!r}. Their first tokens, {begins}, must "
+            "differ, or the loss has no gradient. Give texts from the first token on in which the modes differ; let the chat template write "
+            "the tokens before it, such as an opening think tag."
+        )
+    return long[0], short[0]
 
 
 def check_unsharded(trainer: Any) -> None:

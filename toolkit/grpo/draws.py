@@ -34,8 +34,8 @@ class Drawn:
         prompt: Messages of the prompt, including text that the recipe added.
         budget: Token budget stated in the prompt, or ``None``.
         mode: ``"long"`` or ``"short"`` if the prompt requests long or short thinking, else ``None``.
-        logprob_without: Mean log-probability of the response's tokens, in nats per token, given the prompt without the question: the user
-            messages are made empty. ``None`` unless the reward needs it.
+        logprob_without: Mean log-probability of the response's tokens that the model wrote, in nats per token, given the prompt without
+            the question: the user messages are made empty. ``None`` unless the reward needs it.
     """
 
     rollout: Rollout

@@ -255,10 +255,11 @@ def length_change(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Return by how many tokens thinking became longer during training, from the rows of a log; negative if it became shorter.
 
     The value is the mean of the second half of the rows minus that of the first half. Held-out evaluations are used if there are two, else
-    training batches. Lengths of responses are used if the model does not mark its thinking. ``None`` if no row has a length.
+    training batches. Lengths of responses are used if no response has thinking, as without think tags or with thinking switched off.
+    ``None`` if no row has a length above 0.
     """
-    for name in ("held_out/think_tokens", "think_tokens", "tokens"):
+    for name in ("held_out/think_tokens", "held_out/tokens", "think_tokens", "tokens"):
         lengths = [float(row[name]) for row in rows if row.get(name) is not None]
-        if half := len(lengths) // 2:
+        if (half := len(lengths) // 2) and any(lengths):
             return sum(lengths[-half:]) / half - sum(lengths[:half]) / half
     return None

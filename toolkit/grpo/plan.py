@@ -67,7 +67,7 @@ class TrainingPlan:
         * ``train`` is an object. ``policies.basis`` adds its description to the key.
         * ``task`` and ``pool`` determine the training problems, and ``tiny`` and ``changes`` the recipe. ``policies.basis`` adds the
           problems and the recipe to the key.
-        * ``micro_batch`` matters only for DRPO's loss. ``policies.basis`` adds it to the key for recipes with that loss.
+        * ``micro_batch`` matters only for some losses (``run.micro_batch_counts``). ``policies.basis`` adds it to the key for these.
         """
         return {
             "steps": self.steps,

@@ -24,7 +24,7 @@ from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import LOG, read
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import Run, Trained, policy_identity, process_of, train
+from toolkit.grpo.run import Run, Trained, micro_batch_counts, policy_identity, process_of, train
 from toolkit.lm import LM
 from toolkit.types import Problem
 
@@ -131,7 +131,6 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
     part = {"train": identity.of(plan.train).body}
-    # A loss that is not TRL's may depend on the size of a micro-batch, as DRPO's KL term does.
-    rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
+    rows = {"micro_batch": plan.micro_batch} if micro_batch_counts(recipe, dict(plan.overrides)) else {}
     depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **part, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))

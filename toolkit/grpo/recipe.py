@@ -133,6 +133,8 @@ class Recipe:
             )
         if self.token_advantage and (self.advantage or self.filter or self.loss):
             raise ValueError("token_advantage replaces advantage, filter and loss: set none of them.")
+        if self.loss and (self.advantage or self.filter):
+            raise ValueError("loss replaces advantage and filter: DRPO's loss weights rollouts itself, so set neither.")
         if self.switch and not self.modes:
             raise ValueError("switch is set without modes: the mode-switching loss needs modes=Modes(...).")
 
@@ -171,6 +173,8 @@ NOT_SCALED = ("beta", "temperature", "entropy_coef")
 * ``beta``, weight of the KL penalty: 0, so no reference model is needed.
 * ``temperature``: 1, at which the tiny reasoner (the small model in this package) is evaluated.
 * ``entropy_coef``, weight of the entropy bonus: 0.
+
+``use_adaptive_entropy`` stays: the recipe ``entropy_bonus`` differs from plain GRPO by it alone.
 """
 
 

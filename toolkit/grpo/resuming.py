@@ -40,6 +40,11 @@ def checkpoint_of(out: str | Path, step: int) -> Path:
     return Path(out) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step at which a checkpoint was written, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def _checkpoints(out: Path) -> list[Path]:
     """Return the folders of a run's checkpoints, sorted by step. Other folders, such as a copy ``checkpoint-40-backup``, are ignored."""
     named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")

@@ -41,7 +41,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer import TRAINER_STATE_NAME
 
 try:
@@ -54,9 +54,10 @@ from toolkit import identity as identities
 from toolkit.engines import OWN_LOOP, CannotSampleError, Engine, OwnLoop
 from toolkit.generate import Sampling
 from toolkit.grpo import code, draws, judge, log, parts, saved, tracking
+from toolkit.grpo.batching import depends_on_parts
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
+from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of, step_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM, Condition
@@ -108,8 +109,9 @@ class Run:
             from the policy in training. An engine other than the toolkit's own loop needs a run that trains an adapter, since it gets the
             trained weights as an adapter.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
-            step, except with DRPO's loss if a batch of responses is used for several optimizer steps. That loss has a KL term that is
-            computed for each micro-batch separately.
+            step, with two exceptions. DRPO's loss has a KL term that is computed for each micro-batch separately; it matters if a batch of
+            responses is used for several optimizer steps. TRL computes the loss ``bnpo``, an entropy bonus and ``top_entropy_quantile`` for
+            each micro-batch separately (``batching.depends_on_parts``).
         overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
         save_dtype: Dtype of the saved model. A dtype narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``model/grpo.json``.
@@ -180,6 +182,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
             f"{recipe.problems} problems x {recipe.samples} samples = {rows} responses, used in {recipe.updates} updates, cannot be split "
             f"into micro-batches of {micro} on {world} processes: choose another micro_batch."
         )
+    uses = _uses(recipe, run)
     fields = {
         "output_dir": str(run.out),
         "max_steps": run.steps,
@@ -191,7 +194,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         "max_completion_length": recipe.max_tokens,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": "constant",
-        "save_steps": math.ceil(run.save_every / recipe.updates) * recipe.updates,  # never in the middle of a generation
+        "save_steps": math.ceil(run.save_every / uses) * uses,  # never in the middle of a generation
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": "none",
@@ -205,6 +208,11 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         **run.overrides,
     }
     return GRPOConfig(**fields)
+
+
+def _uses(recipe: Recipe, run: Run) -> int:
+    """Return the number of optimizer steps for which a generation is used: the recipe's updates, times TRL's ``num_iterations``."""
+    return recipe.updates * {"num_iterations": 1, **recipe.config, **run.overrides}["num_iterations"]
 
 
 def process_of(run: Run) -> tuple[int, int]:
@@ -246,8 +254,8 @@ def train(
             training problems are correct, and the rounding error of the saved model.
 
     Raises:
-        ValueError: the settings cannot be combined, a prompt is too long, or no response of the initial model is correct (see ``Trainer``,
-            ``check_context``, ``probe``). Raised before training.
+        ValueError: the settings cannot be combined, a prompt is too long, no response of the initial model is correct (see ``Trainer``,
+            ``check_context``, ``probe``), or the checkpoint is in the middle of a batch of responses. Raised before training.
         engines.EngineError: ``run.evaluation_engine`` cannot sample responses of the initial model, or will not be able to sample those of
             the trained one (see ``check_evaluation``). Raised before training.
         UnsupportedModelError: the weights are quantised or offloaded.
@@ -265,6 +273,8 @@ def train(
         # Settings that a checkpoint must share to be resumed, checked before anything is written.
         identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
         checkpoint = _begin(run.out, identity, resume)
+        if checkpoint:
+            _check_whole(checkpoint, _uses(recipe, run))
         store.writable(run.out)
         extras = judge.with_judge(lm, recipe, problems, extras, run.out, run.seed, say)
         copy = replace(lm, model=deepcopy(lm.model))
@@ -286,7 +296,7 @@ def train(
         if main:
             store.remove(saved.folder_of(run.out, extras.train))  # left by an earlier run with fewer steps, which is now resumed
             remove_old(run.out, args.save_total_limit)  # a killed process may have left a half-removed checkpoint
-        done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
+        done = step_of(checkpoint) if checkpoint else -1
         if checkpoint is None:
             if hasattr(trainer.reward, "warning") and (text := trainer.reward.warning(recipe.samples)):
                 say(text)
@@ -330,6 +340,18 @@ def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict
     }
 
 
+def micro_batch_counts(recipe: Recipe, overrides: Mapping[str, Any]) -> bool:
+    """Return True if the size of a micro-batch can change the result of training.
+
+    DRPO's KL term is computed over one micro-batch; so are some terms of TRL's losses (``batching.depends_on_parts``).
+
+    Args:
+        recipe: Recipe of the run.
+        overrides: Fields of TRL's ``GRPOConfig`` that override the recipe's.
+    """
+    return recipe.loss is not None or depends_on_parts({**recipe.config, **overrides})
+
+
 def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
     """Return a dict of further settings that must be the same when a run is resumed, such as seed, reward and code.
 
@@ -344,7 +366,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
         "engine": extras.engine,
         "code": store.key(code.modules(recipe, reward=extras.reward)),
         **keys,
-        **({"micro_batch": run.micro_batch} if recipe.loss else {}),  # DRPO's KL term is computed over one micro-batch
+        **({"micro_batch": run.micro_batch} if micro_batch_counts(recipe, run.overrides) else {}),
         **({"tools": identities.describe_tools(extras.tools)} if extras.tools else {}),
     }
 
@@ -367,7 +389,8 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     """Return the checkpoint to resume from, or ``None`` to start anew.
 
     If ``resume`` is True but the directory holds no complete checkpoint, the earlier run was killed before its first checkpoint. Its log is
-    then removed.
+    then removed. A run that starts anew also trains a conciseness judge anew: a saved one may be that of another model or of other
+    problems.
 
     Args:
         out: The run's directory.
@@ -381,10 +404,12 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if not resume:
         if (out / log.LOG).exists() or last_checkpoint(out):
             raise FileExistsError(f"{out} holds a run already: resume it, or choose another directory.")
+        store.remove(out / judge.FILE)
         return None
     checkpoint = last_checkpoint(out)
     if checkpoint is None:
         store.remove(out / log.LOG)
+        store.remove(out / judge.FILE)
         return None
     store.read_json(checkpoint / TRAINER_STATE_NAME, {"global_step": int}, remedy=EARLIER)
     before = state_of(checkpoint)["identity"]
@@ -398,6 +423,23 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
             "it with the same settings, or choose another directory."
         )
     return checkpoint
+
+
+def _check_whole(checkpoint: Path, uses: int) -> None:
+    """Raise ValueError if a checkpoint is in the middle of a generation: a resumed run would use all of its responses again.
+
+    The last checkpoint of a finished run is, if the number of steps is not a multiple of ``uses``. transformers would add a step even if
+    none is left.
+
+    Args:
+        checkpoint: Checkpoint to resume from.
+        uses: Number of optimizer steps for which a generation is used.
+    """
+    if (done := step_of(checkpoint)) % uses:
+        raise ValueError(
+            f"{checkpoint} is in the middle of a batch of responses, which is used for {uses} steps: {done} is not a multiple of {uses}, so "
+            f"the run cannot go on from it. {EARLIER} To be able to go on later, end a run at a multiple of {uses} steps."
+        )
 
 
 def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
@@ -478,7 +520,7 @@ def _prompt_changes(lm: LM, recipe: Recipe | None, steps: int) -> list[Ask | Non
 def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
     """Sample responses to up to 8 problems before training; check that the reward can be computed and that some response is correct.
 
-    The reward's state does not change.
+    Every process samples; the responses of all are counted. The reward's state does not change.
 
     Args:
         trainer: The trainer, before its first step.
@@ -495,8 +537,8 @@ def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
     if trainer.extras.engine == "trl":
         bare = [replace(d.rollout, logprobs=None, entropies=None) for d in drawn]
         drawn = [replace(d, rollout=r, logprob_without=None) for d, r in zip(drawn, bare, strict=True)]
-    batch = trainer.batch_of(drawn, drawn, 0, "eval")
-    batch.check(trainer.reward)
+    local, drawn = drawn, list(gather_object(drawn))
+    trainer.batch_of(drawn, local, 0, "eval").check(trainer.reward)
     right = sum(d.rollout.correct for d in drawn)
     if not right:
         raise ValueError(

@@ -26,6 +26,7 @@ from toolkit.grpo import draws
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.recipes import Recipe
 from toolkit.lm import LM, Condition
+from toolkit.rewards.written import mean, own
 from toolkit.tools import Toolbox
 from toolkit.types import Ask, Problem, Rollout
 
@@ -281,22 +282,24 @@ class Sampler:
     def _with_prior(self, group: list[Drawn]) -> list[Drawn]:
         """Return the group with ``logprob_without`` set: the mean log-probability of each response without the question.
 
-        The reward SAR reads it.
+        The mean runs over the tokens that the model wrote, as in the column ``logprob``. The reward SAR compares the two.
         """
-        responses = [list(d.rollout.token_ids[d.rollout.prompt_len :]) for d in group]
-        means = self._mean_logprobs([without_question(d.prompt) for d in group], responses)
+        means = self._mean_logprobs([without_question(d.prompt) for d in group], [d.rollout for d in group])
         return [replace(d, logprob_without=mean) for d, mean in zip(group, means, strict=True)]
 
     @torch.no_grad()
-    def _mean_logprobs(self, prompts: Sequence[Messages], responses: Sequence[list[int]]) -> list[float]:
-        """Return the mean log-probability (nats per token) of each response given its prompt.
+    def _mean_logprobs(self, prompts: Sequence[Messages], rollouts: Sequence[Rollout]) -> list[float]:
+        """Return the mean log-probability (nats per token) of each response given a prompt, over the tokens that the model wrote.
+
+        Tokens of tool results are read, but not part of the mean. It is NaN if the response is empty.
 
         Args:
-            prompts: Chat messages of each prompt.
-            responses: Token ids of each response.
+            prompts: Chat messages of each prompt, instead of the rollout's own.
+            rollouts: Rollouts whose responses are scored.
         """
         policy = self.policy
         ids = [policy.lm.prompt_ids(p) for p in prompts]
+        responses = [list(r.token_ids[r.prompt_len :]) for r in rollouts]
         left, width, pad = max(map(len, ids)), max(map(len, responses)), policy.lm.tokenizer.pad_token_id
         rows, mask = [], []
         for p, r in zip(ids, responses, strict=True):
@@ -305,7 +308,7 @@ class Sampler:
             mask.append([0] * before + [1] * (len(p) + len(r)) + [0] * after)
         device = policy.accelerator.device
         logps = policy.log_probs(torch.tensor(rows, device=device), torch.tensor(mask, device=device), width)
-        return [float(row[: len(r)].double().mean()) for row, r in zip(logps, responses, strict=True)]
+        return [mean(own(r, row[: r.response_tokens].tolist())) for row, r in zip(logps, rollouts, strict=True)]
 
 
 def base_model(model: Any) -> PreTrainedModel:

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from toolkit import checkpoints, finetune, origins, store
 from toolkit import lm as lms
+from toolkit.finetune import read_back as read_back
 from toolkit.generate import task_and_split
 from toolkit.grpo.log import Recorder
 from toolkit.grpo.parts import Heads, Vectors, length_change, trained_parameters
@@ -241,22 +242,6 @@ def _free_optimizer(trainer: Trainer) -> None:
     trainer.model.zero_grad(set_to_none=True)
     trainer.optimizer = trainer.lr_scheduler = trainer.callback_handler.optimizer = None
     trainer.accelerator.free_memory()
-
-
-def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
-    """Load a saved policy, and return it with the think tags and the chat-template variables (such as ``enable_thinking``) of ``like``.
-
-    Custom code in the policy's directory (``trust_remote_code``) runs only if ``like`` was loaded with custom code.
-
-    Args:
-        like: The model from which the policy was trained.
-        folder: Directory of the saved policy.
-        dtype: Dtype of the loaded policy.
-        device: Device to load the policy to; ``None`` means that of ``like``.
-    """
-    custom = type(like.model).__module__.startswith("transformers_modules")
-    where = like.device if device is None else device
-    return lms.load(folder, dtype=dtype, device=where, tags=like.tags, template=like.template, trust_remote_code=custom)
 
 
 def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:

@@ -14,7 +14,8 @@ A generation is a batch of responses sampled at once; a group is the responses o
   trained on.
 * Precision: trained weights are fp32, whatever dtype the model was loaded in. A bfloat16 model trains and samples under autocast.
 * Speed: if one optimizer step uses a whole generation, its rows are sorted by length, micro-batches are trimmed, and rows with advantage 0
-  are left out. The gradient stays the same.
+  are left out. The gradient stays the same. Rows stay in order if TRL averages over the tokens of each micro-batch (see
+  ``batching.depends_on_parts``): the gradient would depend on the order.
 
 Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', unchanged.
 """
@@ -43,9 +44,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
 from toolkit.grpo import advantages, decs, dense, draws, parts
-from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches, written_mask
+from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, depends_on_parts, micro_batches, nonzero_micro_batches, written_mask
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
-from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
+from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout, first_tokens
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.extras import Extras as Extras
 from toolkit.grpo.filters import filtered
@@ -102,7 +103,7 @@ class Trainer(ResumableTrainer):
     Raises:
         ValueError: the responses to one problem would be split across processes; they would be split across micro-batches, and the
             recipe's loss does not allow this; weights would be sharded over processes; or the options cannot be combined (see
-            ``checks.check_args``).
+            ``checks.check_args`` and ``checks.first_tokens``).
     """
 
     # TRL and transformers leave these types open or too narrow.
@@ -121,7 +122,7 @@ class Trainer(ResumableTrainer):
         self.recipe, self.extras, self.origin = recipe, extras, lm
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
-        check_args(args, recipe, extras)
+        check_args(args, recipe, extras, self.reward)
         if recipe.advantage in advantages.STEPS and not hasattr(self.reward, "steps"):
             raise ValueError(
                 f"The advantage {recipe.advantage!r} needs a reward per step, which {self.reward.name!r} has not: use ppr or reseek, or give "
@@ -132,6 +133,7 @@ class Trainer(ResumableTrainer):
                 f"The advantage {recipe.advantage!r} needs a reward per segment, which {self.reward.name!r} has not: use fine_grained or "
                 "page_llm, or give the reward a method segments(batch)."
             )
+        self._begins = first_tokens(lm, recipe.switch) if recipe.switch else None
         self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None  # this process's rollouts of the newest batch; None if TRL samples
         self._log_probs: Tensor | None = None  # log-probabilities that TRL computed last, for ``_note_gap``
@@ -323,7 +325,7 @@ class Trainer(ResumableTrainer):
             split: ``"train"``, or ``"eval"`` if the reward must not change its state.
         """
         batch = self._batch([d.rollout for d in drawn], step, split)
-        more = {name: np.asarray(gather_object(list(f(local)))) for name, f in self.extras.columns.items()}
+        more: dict[str, Any] = {name: gather_object(list(f(local))) for name, f in self.extras.columns.items()}
         for name in ("budget", "mode", "logprob_without"):
             values = [getattr(d, name) for d in drawn]
             if values[0] is not None:
@@ -346,8 +348,9 @@ class Trainer(ResumableTrainer):
         """Return the next micro-batch. If all responses of the last generation have been used, sample a new one and split it first.
 
         A generation is a batch of responses sampled at once; a row is one response. If one optimizer step uses a whole generation, rows (or
-        whole groups, for DRPO's loss) are sorted by length, and each micro-batch is trimmed to its longest row. If several steps share a
-        generation, TRL shuffles its rows over the steps. DRPO's loss needs whole groups, so its rows stay in order instead.
+        whole groups, for DRPO's loss) are sorted by length, and each micro-batch is trimmed to its longest row. Rows stay in order if the
+        order would change the gradient (``batching.depends_on_parts``). If several steps share a generation, TRL shuffles its rows over the
+        steps. DRPO's loss needs whole groups, so its rows stay in order instead.
         """
         # True if one optimizer step uses a whole generation.
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -362,7 +365,8 @@ class Trainer(ResumableTrainer):
                 most = max(gather_object([int((scored["advantages"] != 0).sum())]))
                 self._buffered_inputs = nonzero_micro_batches(scored, parts, self.loss_type, most)
             else:
-                self._buffered_inputs = micro_batches(scored, parts, size, by_length=together)
+                by_length = together and not depends_on_parts(vars(self.args))
+                self._buffered_inputs = micro_batches(scored, parts, size, by_length=by_length)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
@@ -460,8 +464,8 @@ class Trainer(ResumableTrainer):
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
         ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
-        begins = tuple(self.origin.tokenizer.encode(text, add_special_tokens=False)[0] for text in (form.long, form.short))
-        hinge = switch_hinge(logits, prefer, (begins[0], begins[1]), form)
+        assert self._begins is not None
+        hinge = switch_hinge(logits, prefer, self._begins, form)
         # A group may be spread over several micro-batches; each part counts by its number of rows. ``generation`` is the number of rows
         # that this process uses per optimizer step.
         generation = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps

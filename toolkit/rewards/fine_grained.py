@@ -33,7 +33,6 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from toolkit.rewards.answers import CLOSE
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
@@ -41,6 +40,9 @@ PUBLISHED_WEIGHTS = {"relevance": 0.3, "facts": 0.5, "complete": 0.3}
 LEAST_WORDS = 5  # of a sub-sentence, in the paper
 # Not a part of a longer expression, such as "3 + 4 = 10" in "2 * 3 + 4 = 10", or of a number with a point.
 EQUATION = re.compile(r"(?<![\d.,*/+-])(?<![*/]\s)(?P<left>-?\d+(?:\s*[+-]\s*\d+)+)\s*=\s*(?P<right>-?\d+)(?!\d|[.,]\d)")
+# A think tag of any format that the toolkit knows, or another special token. Some formats have a word of a message's header in the tag.
+_TAG = r"(?:<[^<>\s]+>(?:analysis|assistant|final|thought)?|\[/?think\])"
+_TAGS_AT_END = re.compile(rf"(?:\s*{_TAG})+\s*$", re.IGNORECASE)
 _RECHECK = re.compile(r"\b(wait|ok|fix)\b")  # words of our generators around a repeated step
 
 
@@ -105,9 +107,10 @@ def sub_sentences(text: str) -> list[tuple[int, int]]:
     return [(a, b) for a, b in trimmed if a < b]
 
 
-def thinking_of(text: str) -> str:
-    """Return the part of a response that is before the closing think tag; all of it without the tag."""
-    return text.partition(CLOSE)[0]
+def thinking_of(response: Response) -> str:
+    """Return the part of a response's text that is before its answer, or all of it without an answer, without tags at its end."""
+    start = response.text.rfind(response.answer) if response.answer.strip() else -1
+    return _TAGS_AT_END.sub("", response.text if start < 0 else response.text[:start])
 
 
 def equations_hold(line: str) -> bool | None:
@@ -126,7 +129,7 @@ def _total(expression: str) -> int:
 
 def wrong_facts(response: Response) -> list[Scored]:
     """Return a score for each line of thinking with equations: 1 if all are right, else -1."""
-    lines = re.finditer(r"[^\n]+", thinking_of(response.text))
+    lines = re.finditer(r"[^\n]+", thinking_of(response))
     return [Scored(m.end(), 1.0 if holds else -1.0) for m in lines if (holds := equations_hold(m[0])) is not None]
 
 
@@ -136,11 +139,11 @@ def irrelevant(response: Response) -> list[Scored]:
     A number is foreign if it stands on the left of an equation, and neither in the question nor as the result of an earlier equation. If
     the question has no number, none is foreign. A sub-sentence without a letter or digit is not scored.
     """
-    text, scored, seen = thinking_of(response.text), [], set[str]()
+    text, scored, seen = thinking_of(response), [], set[str]()
     known = set(re.findall(r"\d+", response.question))
     any_known = bool(known)
     for start, stop in sub_sentences(text):
-        part = re.sub(r"<[^<>\s]+>", " ", text[start:stop].lower())  # without special tokens
+        part = re.sub(_TAG, " ", text[start:stop].lower())
         content = " ".join(re.findall(r"\w+|[-+*/=]", _RECHECK.sub(" ", part)))
         if not re.search(r"\w", content):
             continue
