@@ -12,9 +12,9 @@ A direction or an edit is useful only if it is better than these. Each baseline 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,14 +158,21 @@ class Suppress:
         words: Words to suppress.
         during: Positions at which the logits are changed; the token after such a position cannot be one of the words. Default: all
             positions in the think phase. (This is not ``Condition.during``, which holds interventions.)
+        after: Text after which the words are suppressed, such as a line break, besides the beginning of thinking; ``""`` for everywhere.
+            So a word can be banned as the beginning of a step, and still be used inside steps.
     """
 
     words: tuple[str, ...] = NOWAIT
     during: Scope = THINKING
-    recordable: ClassVar[bool] = True  # see lm.Intervention
+    after: str = ""
+
+    @property
+    def recordable(self) -> bool:
+        """True if a pass may be captured and replayed (see ``lm.Intervention``): with ``after``, every pass looks at its token ids."""
+        return not self.after
 
     def __str__(self) -> str:
-        return f"suppressing {', '.join(self.words)}: {self.during}"
+        return f"suppressing {', '.join(self.words)}{f' after {self.after!r}' * bool(self.after)}: {self.during}"
 
     @contextmanager
     def __call__(self, lm: LM) -> Iterator[None]:
@@ -184,7 +191,14 @@ class Suppress:
                 "(for a character-level model, first letters)."
             )
 
-        mask = torch.zeros(0, dtype=torch.bool)
+        mask, ids = torch.zeros(0, dtype=torch.bool), torch.zeros(0, 0, dtype=torch.long)
+        begins = _before_steps(lm, self.after) if self.after else None
+
+        def before(given: Tensor | None, cache: Any) -> None:
+            nonlocal ids
+            if given is None:
+                raise ValueError("Beginnings of steps are read off token ids: pass input_ids, not inputs_embeds.")
+            ids = given
 
         def fn(logits: Tensor) -> Tensor:
             nonlocal mask
@@ -194,10 +208,25 @@ class Suppress:
                 mask = mask.to(logits.device)
             # Logits may be computed only for the last positions of a pass. [:, -n:] takes the same positions of the weights.
             acts = self.during.weight(tracker.now)[:, -logits.shape[1] :, None].bool()
+            if begins is not None:
+                acts = acts & begins.to(logits.device)[ids[:, -logits.shape[1] :].to(logits.device)][..., None]
             return logits.masked_fill(acts & mask, -torch.inf)
 
-        with phases.track(lm) as tracker, hooks.rewrite_logits(lm.model, fn):
+        with ExitStack() as stack:
+            if self.after:
+                stack.enter_context(hooks.around_passes(lm.body, before, lambda given, cache: None))
+            tracker = stack.enter_context(phases.track(lm))
+            stack.enter_context(hooks.rewrite_logits(lm.model, fn))
             yield
+
+
+def _before_steps(lm: LM, after: str) -> Tensor:
+    """Return a table over token ids: True for a token that ends with the text ``after``, and for the last token of the opening think tag."""
+    size = min(lm.vocab_size, len(lm.tokenizer))
+    table = torch.tensor([lm.token_text(i).endswith(after) for i in range(size)] + [False] * (lm.vocab_size - size))
+    if lm.tags is not None and lm.tags.open:
+        table[lm.tokenizer.encode(lm.tags.open, add_special_tokens=False)[-1]] = True
+    return table
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from toolkit.baselines import Suppress
 from toolkit.board import Ground, Sizes, measure, rivals, spec
 from toolkit.exits import EarlyExit, RandomExit
 from toolkit.generate import Sampling, rollouts
+from toolkit.lm import Condition
 from toolkit.methods import efficiency_steering
 from toolkit.methods.crest import HeadRotation
 from toolkit.methods.rebalance import Confident
@@ -76,6 +77,15 @@ def test_seeds_of_a_banned_start_of_steps_ban_different_tokens(ground):
     control = rivals.suppressed("ban", others=rivals.STARTS)
     banned = {str(control.make(ground, seed).during[0]) for seed in range(len(rivals.STARTS))}
     assert len(banned) == len(rivals.STARTS)
+
+
+def test_a_banned_start_of_steps_begins_no_line_and_is_still_written_inside_lines(ground):
+    problems, lines = ground.study.load("train", ground.lm)[:12], []
+    condition = Condition(ground.lm, (Suppress(("5", "6", "7"), after="\n"),))
+    for r in rollouts(condition, problems, Sampling(2, max_new_tokens=80), progress=False):
+        lines += ground.lm.text(r.token_ids[r.think.start : r.think.stop]).splitlines()
+    assert len(lines) > 40 and not any(line[:1] in {"5", "6", "7"} for line in lines)
+    assert any(set("567") & set(line[1:]) for line in lines)
 
 
 def test_a_response_without_thinking_has_no_share_of_failed_or_checking_steps(ground):

@@ -181,17 +181,17 @@ def suppressed(name: str, word: str = "w", *, first: int = 0, others: tuple[str,
         name: Unique name of the condition.
         word: The token. A re-check of the tiny reasoner begins with ``w``.
         first: Position in the think span from which on the token is banned.
-        others: For a random control: first tokens of other steps. One of them, drawn at random, is banned instead: as many seeds as there
-            are tokens draw different ones.
+        others: For a random control: first tokens of other steps. One of them, drawn at random, is banned instead, where a step begins: as
+            many seeds as there are tokens draw different ones. Inside steps it stays, as numbers need their digits.
     """
     about = {"word": word, "first": first, "others": others}
-    note = f"{'one of ' + ', '.join(others) if others else repr(word)} banned in thinking"
+    note = f"{'one of ' + ', '.join(others) + ' banned as the beginning of steps' if others else f'{word!r} banned in thinking'}"
     return spec_of(name, _family(bool(others), "decode"), _suppressed, about, seeded=bool(others), paper="2506.08343", note=note)
 
 
 def _suppressed(ground: Ground, seed: int, *, word: str, first: int, others: tuple[str, ...]) -> Condition:
     word = others[np.random.default_rng(0).permutation(len(others))[seed % len(others)]] if others else word
-    return Condition(ground.lm, (Suppress((word,), Scope(("think",), first=first)),))
+    return Condition(ground.lm, (Suppress((word,), Scope(("think",), first=first), LINE if others else ""),))
 
 
 # --- exits -------------------------------------------------------------------------------------------------------
