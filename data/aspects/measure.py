@@ -52,7 +52,12 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
-CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.judging.heads", "toolkit.tasks", "toolkit.generate")
+CODE = store.code_of(
+    "toolkit.grpo.run", "toolkit.grpo.recipes:plain", "toolkit.grpo.recipes:fine_grained", "toolkit.rewards.correctness",
+    "toolkit.rewards.fine_grained", "toolkit.rewards.ace_rl", "toolkit.rewards.beyond_monolithic", "toolkit.rewards.page_llm",
+    "toolkit.judging.heads", "toolkit.tasks.arithmetic", "toolkit.tasks.instructions", "toolkit.tasks.ranking",
+    "toolkit.tasks.generators.redundant", "toolkit.generate", "toolkit.stats",
+)  # fmt: skip
 SEEDS, STEPS, PROBLEMS, SAMPLES, TESTS, RATE = (0, 1, 2), 15, 8, 8, 60, 3e-4
 PAIRS, FLIPS, DRAWN = 150, 10, 2
 INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 90

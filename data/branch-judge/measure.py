@@ -79,8 +79,9 @@ HEADS = {
     "tokens": "tokens",
 }  # fmt: skip
 CODE = store.code_of(
-    "toolkit.finetune", "toolkit.methods.branch_rethink", "toolkit.grpo.run", "toolkit.rewards", "toolkit.generate"
-)
+    "toolkit.finetune", "toolkit.methods.branch_rethink", "toolkit.grpo.run", "toolkit.grpo.recipes:plain", "toolkit.rewards.correctness",
+    "toolkit.rewards.answers", "toolkit.generate", "toolkit.tasks.splits",
+)  # fmt: skip
 
 
 # --- the task ------------------------------------------------------------------------------------------------

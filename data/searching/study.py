@@ -46,7 +46,11 @@ sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
 STEPS, SEEDS, POOL, TESTS, SAMPLES, LONGEST, RATE = 60, (0, 1, 2), 512, 200, 4, 200, 3e-4
-CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.generate", "toolkit.tools")
+CODE = store.code_of(
+    "toolkit.grpo.run", "toolkit.generate", "toolkit.tools", "toolkit.tasks.searching", "toolkit.grpo.recipes:plain", "toolkit.grpo.recipes:mash",
+    "toolkit.grpo.recipes:ppr", "toolkit.rewards.combine", "toolkit.rewards.correctness", "toolkit.rewards.mash", "toolkit.rewards.reseek",
+    "toolkit.rewards.re_searcher", "toolkit.rewards.ppr", "toolkit.rewards.toolrl", "toolkit.rewards.search_gen_v", "toolkit.rewards.r3",
+)  # fmt: skip
 BASE, CONTROL = "correctness", "correctness + noise (control)"
 
 
