@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_readme import ROOT, script
@@ -95,3 +97,30 @@ def test_rewards_recipes_and_tasks_are_found_in_imports_arms_and_calls():
     assert {f"toolkit.grpo.recipes:{name}" for name in ("plain", "mash", "ppr")} <= found
     assert "toolkit.rewards.longwriter_zero" in uses(ROOT / "data/longwriter/measure.py")
     assert "toolkit.rewards.laser" in uses(ROOT / "data/why/measure.py")  # in train.py, which it loads
+
+
+def test_copy_scores_of_retrieval_heads_are_kept_apart_if_the_code_that_makes_them_changes(monkeypatch):
+    properties = script(ROOT / "data/retrieval-heads/properties.py")
+    lm, search = SimpleNamespace(fingerprint="a" * 20), properties.LOOKUPS
+    before = properties.scores_file(lm, lm, search)
+    assert before == properties.scores_file(lm, lm, search)
+    monkeypatch.setattr(properties, "CODE", "other")
+    assert properties.scores_file(lm, lm, search).parent != before.parent
+
+
+def test_dose_responses_are_kept_apart_if_their_sampling_changes(monkeypatch, tmp_path):
+    results = script(ROOT / "data/smol-reasoner/results.py")
+
+    @dataclass(frozen=True)
+    class Study:
+        problems: int = 4
+        task: str = "arithmetic"
+
+        def load(self, split, lm):
+            return tasks.load(self.task, split, self.problems)
+
+    ground = SimpleNamespace(study=Study(), lm=None, identity="ground", out=tmp_path)
+    before = results.dose_file(ground, results.OURS, 4)
+    assert before == results.dose_file(ground, results.OURS, 4)
+    monkeypatch.setattr(results, "DOSED", replace(results.DOSED, max_new_tokens=100))
+    assert results.dose_file(ground, results.OURS, 4).name != before.name
