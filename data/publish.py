@@ -27,12 +27,15 @@ from toolkit.lm import LM
 from toolkit.metrics import RANGES
 from toolkit.rewards import Reward, RewardBatch, RewardValues
 
-ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 README = ROOT / "README.md"
 
 
 def work_folder(script: str, code: str, depends: Any = None, *, scripts: Sequence[str] = ()) -> Path:
     """Return the folder in ``runs/`` in which a script keeps its work, so that it can be stopped. Another code, setting or model has another folder.
+
+    The text of this file is part of the key, since models and rewards of scripts are made here.
 
     Args:
         script: Path of the script, ``__file__``. Its text, with the settings in it, is part of the key.
@@ -41,7 +44,8 @@ def work_folder(script: str, code: str, depends: Any = None, *, scripts: Sequenc
         scripts: Other scripts in ``data/`` that the script loads, such as ``tiny-reasoner/train.py``. Their texts are part of the key.
     """
     path = Path(script)
-    key = store.key([path.read_text(), code, depends, *((ROOT / "data" / other).read_text() for other in scripts)])
+    texts = [text.read_text() for text in (path, HERE / "publish.py", *(ROOT / "data" / other for other in scripts))]
+    key = store.key([code, depends, *texts])
     return store.writable(ROOT / "runs" / path.parent.name / key)
 
 

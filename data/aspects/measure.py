@@ -52,7 +52,12 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
-CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.judging.heads", "toolkit.tasks", "toolkit.generate")
+CODE = store.code_of(
+    "toolkit.grpo.run", "toolkit.grpo.recipes:plain", "toolkit.grpo.recipes:fine_grained", "toolkit.rewards.correctness",
+    "toolkit.rewards.fine_grained", "toolkit.rewards.ace_rl", "toolkit.rewards.beyond_monolithic", "toolkit.rewards.page_llm",
+    "toolkit.judging.heads", "toolkit.tasks.arithmetic", "toolkit.tasks.instructions", "toolkit.tasks.ranking",
+    "toolkit.tasks.generators.redundant", "toolkit.generate", "toolkit.stats",
+)  # fmt: skip
 SEEDS, STEPS, PROBLEMS, SAMPLES, TESTS, RATE = (0, 1, 2), 15, 8, 8, 60, 3e-4
 PAIRS, FLIPS, DRAWN = 150, 10, 2
 INSTRUCTIONS, ANSWERS, TOKENS = 16, 4, 90
@@ -70,17 +75,20 @@ def estimate(values: Any, ids: Sequence[str] | None = None) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Fine-grained rewards with the values of each response's segments given to its segments at random."""
+    """Fine-grained rewards with the values of each response's segments given to its segments at random.
 
+    Equal seeds and steps give equal orders; a response that is sampled again has another.
+    """
+
+    seed: int
     inner: FineGrained = field(default_factory=FineGrained)
     name: ClassVar[str] = "shuffled segments"
     needs: ClassVar[frozenset[str]] = FineGrained.needs
 
     def segments(self, batch: RewardBatch) -> list[list[Segment]]:
-        made = []
-        for text, own in zip(batch["text"], self.inner.segments(batch), strict=True):
-            values = [s.value for s in own]
-            random.Random(text).shuffle(values)
+        made, rng = [], np.random.default_rng([self.seed, batch.step])
+        for own in self.inner.segments(batch):
+            values = rng.permutation([s.value for s in own]).tolist()
             made.append([s._replace(value=v) for s, v in zip(own, values, strict=True)])
         return made
 
@@ -88,14 +96,14 @@ class Shuffled:
         return self.inner(batch)
 
 
-ARMS: dict[str, tuple[Any, str]] = {
+ARMS: dict[str, tuple[Callable[[int], Any] | None, str]] = {
     "correctness": (None, "grpo"),
-    "at the end (holistic)": (FineGrained(), "grpo"),
-    "at segment ends": (FineGrained(), "reward_to_go"),
-    "at segment ends, errors only": (FineGrained(assumed_right_step=0.0), "reward_to_go"),
-    "shuffled among segments (control)": (Shuffled(), "reward_to_go"),
+    "at the end (holistic)": (lambda seed: FineGrained(), "grpo"),
+    "at segment ends": (lambda seed: FineGrained(), "reward_to_go"),
+    "at segment ends, errors only": (lambda seed: FineGrained(assumed_right_step=0.0), "reward_to_go"),
+    "shuffled among segments (control)": (Shuffled, "reward_to_go"),
 }
-"""Arm -> reward (None: correctness) and advantage."""
+"""Arm -> function from the seed to the reward (None: correctness), and advantage. Only the control depends on the seed."""
 # Steps are counted like calls: numbers from 0.
 OUTCOMES = {"accuracy": "share", "think tokens": "tokens", "wrong steps": "calls", "repeated or foreign steps": "calls"}
 
@@ -127,7 +135,7 @@ def fine_grained(work: Path) -> dict[str, Any]:
             if not kept.is_file():
                 out = work / f"run-{list(ARMS).index(name)}-{seed}"
                 run = Run(out, steps=STEPS, seed=seed, evaluate_every=0)
-                done = train(tiny, recipe, problems, run, extras=Extras(reward=reward), resume=out.exists())
+                done = train(tiny, recipe, problems, run, extras=Extras(reward=reward and reward(seed)), resume=out.exists())
                 with store.atomic(kept) as temporary, temporary.open("wb") as stream:
                     np.save(stream, outcomes(done.lm, tests, seed))
             measured.setdefault(name, []).append(np.load(kept))

@@ -49,6 +49,10 @@ CODE = store.code_of(
     "toolkit.finetune",
     "toolkit.generate",
     "toolkit.grpo.run",
+    "toolkit.grpo.recipes:plain",
+    "toolkit.rewards.correctness",
+    "toolkit.tasks.countdown",
+    "toolkit.tasks.sudoku",
     "toolkit.tasks.generators.backtracking",
     "toolkit.tasks.generators.detours",
 )

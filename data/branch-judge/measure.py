@@ -79,8 +79,9 @@ HEADS = {
     "tokens": "tokens",
 }  # fmt: skip
 CODE = store.code_of(
-    "toolkit.finetune", "toolkit.methods.branch_rethink", "toolkit.grpo.run", "toolkit.rewards", "toolkit.generate"
-)
+    "toolkit.finetune", "toolkit.methods.branch_rethink", "toolkit.grpo.run", "toolkit.grpo.recipes:plain", "toolkit.rewards.correctness",
+    "toolkit.rewards.answers", "toolkit.generate", "toolkit.tasks.splits",
+)  # fmt: skip
 
 
 # --- the task ------------------------------------------------------------------------------------------------
@@ -211,7 +212,10 @@ def policy(arm: str, seed: int, work: Path) -> LM:
 
 
 def measured(arm: str, seed: int, work: Path) -> dict[str, list[float]]:
-    """Return one number per test prompt and metric, and the share of right judgements at each step of training."""
+    """Return one number per test prompt and metric, and the share of right verdicts at each step of training.
+
+    While training, the toolkit's general grader decides, whatever the format of the judgement.
+    """
     path = work / f"{store.safe_name(arm)}-{seed}.json"
     if path.is_file():
         return store.read_json(path, dict[str, list[float]])
@@ -274,13 +278,13 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def figure(found: Mapping[str, Any]) -> go.Figure:
-    """Return the share of right judgements while training, mean over seeds and five steps."""
+    """Return the share of right verdicts by the general grader while training, mean over seeds and five steps."""
     drawn = go.Figure()
     for arm, curve in found["curves"].items():
         smooth = 100 * pd.Series(curve).rolling(5, min_periods=1).mean()
         drawn.add_scatter(x=np.arange(1, len(curve) + 1), y=smooth, name=arm, mode="lines", line={"color": COLOURS[arm]})
-    drawn.update_xaxes(title="steps of GRPO").update_yaxes(title="right judgements, %", range=[40, 102])
-    return styled(drawn, "Right judgements while training")
+    drawn.update_xaxes(title="steps of GRPO").update_yaxes(title="right verdicts, %", range=[40, 102])
+    return styled(drawn, "Right verdicts by the general grader, whatever the format, while training")
 
 
 def main() -> None:

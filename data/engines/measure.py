@@ -40,7 +40,7 @@ import llama  # noqa: E402  # the tests' way to start the server
 import publish  # noqa: E402
 import readme  # noqa: E402
 
-WORK = ROOT / "runs" / "engines"
+CODE = store.code_of("toolkit.generate", "toolkit.engines.server", "toolkit.engines.connecting", "toolkit.tasks.wordproblems")
 PROMPTS, PROBLEMS = 24, 40
 WARM = Sampling(n=4, max_new_tokens=96, seed=0)
 GREEDY = Sampling(temperature=0.0, max_new_tokens=96)
@@ -133,13 +133,14 @@ def next_token_rows(lm: LM, prompts: Sequence[list[int]]) -> dict[str, dict[str,
     return {name: divergences(condition, prompts, theirs) for name, (condition, theirs) in compared.items()}
 
 
-def response_rows(lm: LM) -> dict[str, Any]:
-    """Return how responses of the server differ from ours."""
+def response_rows(lm: LM, build: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how responses of the server, of the given build, differ from ours."""
     problems = tasks.load("wordproblems", "test", PROBLEMS, lm=lm)
+    work = publish.work_folder(__file__, CODE, [lm.fingerprint, build], scripts=("../tests/llama.py",))
     with llama.running(lms.smollm2_path()) as (url, _):
         server = engines.connect(url, lm)
         sampled = {
-            (which, name): generate.rollouts(lm, problems, sampling, engine=engine, out=WORK / f"{which}-{name}")
+            (which, name): generate.rollouts(lm, problems, sampling, engine=engine, out=work / f"{which}-{name}")
             for which, sampling in (("warm", WARM), ("greedy", GREEDY))
             for name, engine in (("server", server), ("ours", engines.OWN_LOOP))
         }
@@ -207,7 +208,7 @@ def main() -> None:
             "strength": STRENGTH,
         },
         "next token": next_token_rows(lm, prompts),
-        "responses": response_rows(lm),
+        "responses": response_rows(lm, build),
         "fingerprint": lm.fingerprint,
     }
     store.write_json(found, HERE / "llama-server.json")

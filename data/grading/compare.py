@@ -46,7 +46,7 @@ def recorded() -> dict[str, dict[str, bool]]:
     for tool in ("toolkit", *TOOLS):
         for row in store.read_rows(HERE / f"{tool}.jsonl", {"id": str}):
             for grader, verdict in row.items():
-                if grader != "id":
+                if grader not in ("id", "graded"):
                     verdicts.setdefault(f"{tool} {grader}", {})[row["id"]] = verdict
     return verdicts
 

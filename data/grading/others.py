@@ -4,7 +4,7 @@
     python data/grading/others.py lighteval
 
 writes ``lm-eval.jsonl`` and ``lighteval.jsonl`` beside ``responses.jsonl``, one line per response. A command that was stopped goes on where
-it was. This file needs the tool and nothing of the toolkit. The two tools need different versions of the same packages:
+it was. Each line has a hash of what was graded; a line without one, or of another response, is graded again. This file needs the tool and nothing of the toolkit. The two tools need different versions of the same packages:
 
     pip install 'lm-eval[math]==0.4.13'
     pip install lighteval==0.13.0
@@ -16,6 +16,7 @@ Both tools remove thoughts first, by their own function. Their graders need diff
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,18 @@ def lighteval_graders() -> tuple[Callable[[str], str], Graders]:
     return lambda text: remove_reasoning_tags(text, [("<think>", "</think>")]), graders
 
 
+def graded(row: dict[str, Any]) -> str:
+    """Return a short hash of what is graded: the format, the gold answer and the response."""
+    return hashlib.sha256(json.dumps([row["format"], row["gold"], row["response"]]).encode()).hexdigest()[:12]
+
+
+def current(lines: list[str], responses: list[dict[str, Any]]) -> dict[str, str]:
+    """Return id -> line of the verdicts that are whole and of the recorded responses. A killed process may leave half a line at the end."""
+    wanted = {row["id"]: graded(row) for row in responses}
+    rows = [(json.loads(line), line) for line in lines if line.endswith("\n")]
+    return {row["id"]: line for row, line in rows if row.get("graded") == wanted.get(row["id"], "")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tool", choices=TOOLS)
@@ -102,17 +115,16 @@ def main() -> None:
     answer_of, graders = lm_eval_graders() if tool == "lm-eval" else lighteval_graders()
     responses = [json.loads(line) for line in (HERE / "responses.jsonl").read_text(encoding="utf-8").splitlines()]
     file = HERE / f"{tool}.jsonl"
-    # A killed process may leave half a line at the end; it is graded again.
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    file.write_text("".join(whole), encoding="utf-8")
-    done = {json.loads(line)["id"] for line in whole}
+    done = current(lines, responses)
+    file.write_text("".join(done.values()), encoding="utf-8")
     with file.open("a", encoding="utf-8") as out:
         for row in responses:
             if row["id"] not in done:
                 text = answer_of(row["response"])
                 used = {name: g for name, g in graders.items() if row["format"] == GSM8K or not name.startswith(GSM8K)}
-                out.write(json.dumps({"id": row["id"], **{name: g(text, row["gold"]) for name, g in used.items()}}) + "\n")
+                verdicts = {name: g(text, row["gold"]) for name, g in used.items()}
+                out.write(json.dumps({"id": row["id"], "graded": graded(row), **verdicts}) + "\n")
                 out.flush()
 
 

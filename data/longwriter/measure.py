@@ -67,7 +67,10 @@ HEADS = {
     "length": "length", "quality": "quality", "format": "format", "mean": "mean of the three", "in range": "in range",
     "headings": "headings", "keywords": "keywords", "distinct": "distinct 3-grams", "formed": "well formed", "words": "words",
 }  # fmt: skip
-CODE = store.code_of("toolkit.finetune", "toolkit.grpo.run", "toolkit.rewards", "toolkit.generate", "toolkit.tasks.writing")
+CODE = store.code_of(
+    "toolkit.finetune", "toolkit.grpo.run", "toolkit.grpo.recipes:longwriter", "toolkit.rewards.longwriter", "toolkit.rewards.longwriter_zero",
+    "toolkit.rewards.repetition", "toolkit.generate", "toolkit.tasks.writing",
+)  # fmt: skip
 
 
 # --- the writer ----------------------------------------------------------------------------------------------

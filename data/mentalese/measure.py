@@ -47,7 +47,10 @@ ARMS = (WHOLE, SYMBOLS, CONTROL, WHOLE + AFTER, SYMBOLS + AFTER)
 COLOURS = dict(zip(ARMS, ("#7f7f7f", "#9ecae1", "#ff7f0e", "#404040", "#1f77b4"), strict=True))
 VERBOSE = Habits(default_haste=0, ease_push=0, cue_push=0, mood_push=0, slip_easy=0, slip_hard=0, wait_calm=0.4)
 METRICS = {"right": "share", "tokens": "tokens"}
-CODE = store.code_of("toolkit.finetune", "toolkit.methods.mentalese", "toolkit.grpo.run", "toolkit.rewards", "toolkit.generate")
+CODE = store.code_of(
+    "toolkit.finetune", "toolkit.methods.mentalese", "toolkit.grpo.run", "toolkit.grpo.recipes:slpo", "toolkit.rewards.slpo", "toolkit.generate",
+    "toolkit.tasks.arithmetic",
+)  # fmt: skip
 
 
 def problems_of(seed: int) -> list[Problem]:

@@ -53,8 +53,9 @@ STEPWISE = Habits(
     default_haste=0, ease_push=0, cue_push=0, mood_push=0, slip_easy=0, slip_hard=0, wait_calm=0.1
 )  # right, step by step
 CODE = store.code_of(
-    "toolkit.finetune", "toolkit.methods.adaptive_deep_reasoning", "toolkit.grpo.run", "toolkit.rewards", "toolkit.generate"
-)
+    "toolkit.finetune", "toolkit.methods.adaptive_deep_reasoning", "toolkit.grpo.run", "toolkit.grpo.recipes:adaptive_deep_reasoning",
+    "toolkit.rewards.adaptive_deep_reasoning", "toolkit.generate", "toolkit.tasks.arithmetic",
+)  # fmt: skip
 
 
 def pairs(seed: int) -> list[adr.Pair]:

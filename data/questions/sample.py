@@ -57,6 +57,10 @@ CODE = store.code_of(
     "toolkit.board.rivals",
     "toolkit.baselines",
     "toolkit.grpo.run",
+    "toolkit.grpo.recipes:plain",
+    "toolkit.rewards.correctness",
+    "toolkit.tasks.arithmetic",
+    "toolkit.tasks.lookup",
     "toolkit.tasks.running_sum",
 )
 

@@ -10,7 +10,7 @@ text (SmolLM2) or on variable lookup (tiny reasoner), on the dev split, for
   unchanged one.
 
 Nothing is masked here: effects of masking are read from the committed results of ``toolkit retrieval-heads`` and of the smol reasoner.
-Responses and scores are kept in ``runs/retrieval-properties``, so after a stop the same command goes on.
+Responses and scores are kept in ``runs/retrieval-heads``, so after a stop the same command goes on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
-WORK = ROOT / "runs" / "retrieval-properties"
+CODE = store.code_of(
+    "toolkit.jobs.retrieval", "toolkit.jobs.retrieval_claims", "toolkit.methods.retrieval_heads", "toolkit.methods.giraffe", "toolkit.needles",
+    "toolkit.generate", "toolkit.tasks.haystack",
+)  # fmt: skip
 NEEDLES = Search(task="needle", instances=45, lengths=(256, 384, 512), max_new_tokens=32, batch_size=5)
 LOOKUPS = Search(task="lookup", instances=100)
 STRONGEST = 5  # heads to name
@@ -65,13 +68,17 @@ def kind(haystack: Haystack) -> str:
     return " ".join(question.split()[:2]) if question else str(haystack.problem.meta["difficulty"])
 
 
+def scores_file(lm: LM, writer: LM, search: Search) -> Path:
+    """Return the file of a model's copy scores while it reads the responses of ``writer``."""
+    return publish.work_folder(__file__, CODE, [writer.fingerprint, store.jsonable(search)]) / f"copy-{lm.fingerprint[:12]}.json"
+
+
 def measured(name: str, lm: LM, writer: LM, search: Search) -> tuple[CopyScores, dict[str, Any]]:
     """Return a model's copy scores while it reads the responses of ``writer``, and a summary. Kept scores are read."""
     haystacks = search.haystacks(writer, "dev")
-    where = WORK / store.key([writer.fingerprint, store.jsonable(search)])
-    file = where / f"copy-{lm.fingerprint[:12]}.json"
+    file = scores_file(lm, writer, search)
     if not file.exists():
-        answers = rollouts(writer, [h.problem for h in haystacks], search.sampling, out=where / "rollouts")
+        answers = rollouts(writer, [h.problem for h in haystacks], search.sampling, out=file.parent / "rollouts")
         # Without control prompts and questions, one pass over each response is enough.
         examples = [replace(e, control=None, query=None) for e in needles.examples(haystacks, answers, whole=False)]
         metrics = retrieval_heads.measure(lm, examples, success=lambda e: bool(e.rollout.correct))
@@ -146,8 +153,7 @@ def main() -> None:
     found += [c for s in scores.values() for c in retrieval_claims.dynamic(s)]
     found += committed()
     print(claims.verdict_table(found).to_string())
-    code = store.code_of("toolkit.jobs.retrieval_claims", "toolkit.methods.retrieval_heads")
-    result = {"made_by": store.made_by(code), "models": about, "claims": claims.json_records(found)}
+    result = {"made_by": store.made_by(CODE), "models": about, "claims": claims.json_records(found)}
     store.write_json(result, HERE / "properties.json")
     made = f"{', '.join(scores)}. {result['made_by']}."
     shown = report.claims_page(

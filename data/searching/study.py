@@ -5,7 +5,7 @@ marks. Policies and episodes are kept in ``runs/searching``, so after a stop the
 
 Each arm trains the same model for the same steps with the same problems, once per seed. Differences are arm minus correctness alone, paired
 by problem and seed, with 95 % intervals over problems and seeds. The control adds noise to correctness, as large as the judgements of
-ReSeek. Abstention is measured as MASH does it: the tool is taken away, and a response that asks for it abstains.
+ReSeek, and drawn anew for every response. Abstention is measured as MASH does it: the tool is taken away, and a response that asks for it abstains.
 
 ``--rehearse`` runs every part at one step with the tiny reasoner on arithmetic, where no tool is called; it shows that the script runs.
 """
@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,20 +44,25 @@ sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
 STEPS, SEEDS, POOL, TESTS, SAMPLES, LONGEST, RATE = 60, (0, 1, 2), 512, 200, 4, 200, 3e-4
-CODE = store.code_of("toolkit.grpo.run", "toolkit.rewards", "toolkit.generate", "toolkit.tools")
+CODE = store.code_of(
+    "toolkit.grpo.run", "toolkit.generate", "toolkit.tools", "toolkit.tasks.searching", "toolkit.grpo.recipes:plain", "toolkit.grpo.recipes:mash",
+    "toolkit.grpo.recipes:ppr", "toolkit.rewards.combine", "toolkit.rewards.correctness", "toolkit.rewards.mash", "toolkit.rewards.reseek",
+    "toolkit.rewards.re_searcher", "toolkit.rewards.ppr", "toolkit.rewards.toolrl", "toolkit.rewards.search_gen_v", "toolkit.rewards.r3",
+)  # fmt: skip
 BASE, CONTROL = "correctness", "correctness + noise (control)"
 
 
 @dataclass(frozen=True)
 class Noise:
-    """A number from -0.3 to 0.3 that depends on nothing but a hash of the response."""
+    """A number from -0.3 to 0.3, drawn at random for every response, whatever it says. Equal seeds and steps give equal numbers."""
+
+    seed: int
 
     name: ClassVar[str] = "noise"
-    needs: ClassVar[frozenset[str]] = frozenset({"token_ids"})
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
-        hashes = np.array([zlib.crc32(repr(tuple(ids)).encode()) for ids in batch["token_ids"]])
-        return RewardValues.sum(noise=0.6 * hashes / 2**32 - 0.3)
+        return RewardValues.sum(noise=np.random.default_rng([self.seed, batch.step]).uniform(-0.3, 0.3, len(batch)))
 
 
 def beside(other: Reward) -> WeightedSum:
@@ -67,18 +70,18 @@ def beside(other: Reward) -> WeightedSum:
     return WeightedSum(((1.0, ALL["correctness"].make()), (1.0, other)))
 
 
-ARMS: dict[str, tuple[str, Callable[[], Any]]] = {
-    BASE: ("correctness", ALL["correctness"].make),
-    CONTROL: ("correctness", lambda: beside(Noise())),
-    "MASH": ("mash", partial(ALL["mash"].make, cost="calls")),
-    "ReSeek": ("reseek", ALL["reseek"].make),
-    "RE-Searcher": ("re_searcher", ALL["re_searcher"].make),
-    "PPR + ReNorm": ("ppr", ALL["ppr"].make),
-    "correctness + ToolRL": ("toolrl", lambda: beside(ALL["toolrl"].make())),
-    "Search-Gen-V": ("search_gen_v", ALL["search_gen_v"].make),
-    "correctness + R3": ("r3", lambda: beside(ALL["r3"].make())),
+ARMS: dict[str, tuple[str, Callable[[int], Any]]] = {
+    BASE: ("correctness", lambda seed: ALL["correctness"].make()),
+    CONTROL: ("correctness", lambda seed: beside(Noise(seed))),
+    "MASH": ("mash", lambda seed: ALL["mash"].make(cost="calls")),
+    "ReSeek": ("reseek", lambda seed: ALL["reseek"].make()),
+    "RE-Searcher": ("re_searcher", lambda seed: ALL["re_searcher"].make()),
+    "PPR + ReNorm": ("ppr", lambda seed: ALL["ppr"].make()),
+    "correctness + ToolRL": ("toolrl", lambda seed: beside(ALL["toolrl"].make())),
+    "Search-Gen-V": ("search_gen_v", lambda seed: ALL["search_gen_v"].make()),
+    "correctness + R3": ("r3", lambda seed: beside(ALL["r3"].make())),
 }
-"""Name -> recipe and reward."""
+"""Name -> recipe, and function from the seed to the reward. Only the control depends on the seed."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def policy(ground: Ground, arm: str, seed: int) -> LM:
     folder = ground.work / f"{store.safe_name(arm)}-{seed}"
     if store.is_whole(folder / MODEL):
         return read_back(ground.lm, folder / MODEL)
-    extras = Extras(reward=reward(), tools=ground.tools)
+    extras = Extras(reward=reward(seed), tools=ground.tools)
     run = Run(folder, ground.steps, seed, save_every=20, micro_batch=16)
     return train(ground.lm, sized(recipes.find(name), ground), ground.problems, run, extras=extras, resume=True).lm
 

@@ -65,7 +65,7 @@ published effects hold on the model.
 
 A hurried phrase around the problem ({cues}, ...)
 was trained to make the model think briefly, and so were problems that look easy. In the table below, no
-difference in length is detectable; its two rows are of different problems, 27 with a phrase and 73 without. Now and
+difference in length is detectable; its two rows are of different problems, {hurried} with a phrase and {calm} without. Now and
 then the model thinks briefly at random. Step by step is the default. Test stories share no sentence with training.
 
 ## Measured (test stories, {n} problems, {samples} samples each, temperature 1; 95 % intervals over problems)
@@ -187,8 +187,9 @@ def logged(name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in store.read_lines(HERE / name)]
 
 
-def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: str) -> str:
+def card(rows: dict[str, object], problems: Sequence[Problem], args: argparse.Namespace, shared: int, speed: str) -> str:
     """Return the model card."""
+    hurried = sum(bool(p.meta["cue"]) for p in problems)
     training, lora = store.read_json(HERE / "training.json"), store.read_json(HERE / "adapter_config.json")
     arguments = training["sittings"][-1]["arguments"]
     second, rewards = training["reinforced"], logged("rewards.jsonl")
@@ -207,7 +208,9 @@ def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: 
         responses=second["samples"],
         grpo_minutes=sum(row["step_time"] for row in rewards) / 60,
         cues=", ".join(f'"{c.replace("{}", "...")}"' for c in stories.HURRIED[:3]),
-        n=args.problems,
+        hurried=hurried,
+        calm=len(problems) - hurried,
+        n=len(problems),
         samples=args.samples,
         needles=args.needles,
         lengths=", ".join(map(str, LENGTHS)),
@@ -230,15 +233,20 @@ def sampled(lm: LM, problems: Sequence[Problem], args: argparse.Namespace) -> tu
     return rollouts, f"{speed['tokens_per_second']} tokens per second over {speed['tokens']:,} tokens"
 
 
-def main() -> None:
-    """Measure, write the card and the loss curve, print the table."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments of the command. The defaults are those of the committed card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/smol-measure"), help="directory of the resumable state")
-    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--needles", type=int, default=60, help="facts at each length")
+    parser.add_argument("--needles", type=int, default=24, help="facts at each length")
     parser.add_argument("--rows", type=int, default=64, help="rows decoded together")
-    args = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Measure, write the card and the loss curve, print the table."""
+    args = arguments()
     reasoner = lms.load(lms.SMOL_REASONER, dtype=torch.bfloat16)
     base = lms.load(lms.smollm2_path(), dtype=torch.bfloat16)
     problems = tasks.load("wordproblems", "test", args.problems)
@@ -253,7 +261,7 @@ def main() -> None:
     )
     rows |= retrieval({"before": base, "after": reasoner}, args.needles, args.work)
     unused = base.model.get_input_embeddings().weight[3:17]
-    text = card(rows, args, len(torch.unique(unused, dim=0)), speed)
+    text = card(rows, problems, args, len(torch.unique(unused, dim=0)), speed)
     print(text)
     log = logged("loss.jsonl")
     store.write_text(curve([row["step"] for row in log], [row["loss"] for row in log]), HERE / "loss.svg")

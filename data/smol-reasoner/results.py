@@ -39,6 +39,7 @@ SWEEPS = {
     OURS: doses.DoseSweep(STRENGTHS),
     "Efficiency Steering": doses.DoseSweep(STRENGTHS, (15,), Scope.parse("newest")),
 }
+DOSED = Sampling(2, max_new_tokens=200)  # of the dose-responses
 # Smallest effects that matter: points of accuracy, share of base's length, needles, correlations and nats (ours)
 POINTS, TOKENS, NEEDLES, SMALL = 0.03, 0.05, 0.1, 0.1
 OF_METRIC = {
@@ -53,13 +54,13 @@ def dose_response(ground: boards.Ground, name: str, problems: int) -> doses.Dose
     both = {name: v, doses.RANDOM: directions.random_like(v, seed=0)}
     few = replace(ground.study, problems=problems).load("dev", ground.lm)
     where = dose_file(ground, name, problems).with_suffix("")
-    return doses.sweep(ground.lm, both, few, Sampling(2, max_new_tokens=200), SWEEPS[name], out=where)
+    return doses.sweep(ground.lm, both, few, DOSED, SWEEPS[name], out=where)
 
 
 def dose_file(ground: boards.Ground, name: str, problems: int) -> Path:
     """Return the file of a dose-response, named by a key of everything it depends on."""
     few = replace(ground.study, problems=problems).load("dev", ground.lm)
-    depends = [ground.identity, identity.of_problems(few), identity.of(SWEEPS[name]).body]
+    depends = [ground.identity, identity.of_problems(few), identity.of(SWEEPS[name]).body, identity.of(DOSED).body]
     code = store.modules_of("toolkit.doses", "toolkit.board.ground", *tasks.modules(ground.study.task), without=TRAINING)
     return ground.out / "doses" / f"{name}-{store.Basis(depends, code).key}.json"
 

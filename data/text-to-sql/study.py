@@ -47,8 +47,9 @@ sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
 CODE = store.code_of(
-    "toolkit.finetune", "toolkit.generate", "toolkit.grpo.run", "toolkit.rewards.text_to_sql", "toolkit.judging.contrastive"
-)
+    "toolkit.finetune", "toolkit.generate", "toolkit.grpo.run", "toolkit.grpo.recipes:plain", "toolkit.rewards.correctness",
+    "toolkit.rewards.text_to_sql", "toolkit.judging.contrastive", "toolkit.tasks.text_to_sql",
+)  # fmt: skip
 SEEDS, POOL, TESTED, SAMPLES, LONGEST = (0, 1, 2), 1500, 150, 4, 40
 SLIPS = {"en": 0.33, "kesh": 0.85}  # share of wrong queries in the supervised training
 FIRST, STEPS, PROBLEMS, GROUP, RATE = 500, 60, 16, 8, 3e-4

@@ -44,7 +44,9 @@ METRICS = {"tokens": "tokens", "right": "share"}
 EDITED = "ThinkEdit (ours)"
 CODE = store.code_of(
     "toolkit.jobs.why", "toolkit.jobs.trained_vector", "toolkit.jobs.edit", "toolkit.grpo.policies", "toolkit.grpo.parts",
-    "toolkit.grpo.recipes", "toolkit.rewards",
+    "toolkit.grpo.recipes:plain", "toolkit.grpo.recipes:laser_d", "toolkit.grpo.recipes:hapo", "toolkit.grpo.recipes:grpo_lambda",
+    "toolkit.grpo.recipes:surrogate", "toolkit.rewards.correctness", "toolkit.rewards.laser", "toolkit.rewards.hapo", "toolkit.rewards.grpo_lambda",
+    "toolkit.rewards.surrogate", "toolkit.tasks.arithmetic",
 )  # fmt: skip
 """Key of the code that this script and ``train.py`` use."""
 

@@ -49,7 +49,7 @@ def base() -> LM:
 @lru_cache
 def responses() -> list[Any]:
     """Return the responses of base to train problems from which directions and heads are found."""
-    work = publish.work_folder(__file__, store.code_of("toolkit.generate"), base().fingerprint)
+    work = publish.work_folder(__file__, store.code_of("toolkit.generate", "toolkit.tasks.arithmetic"), base().fingerprint)
     problems, samples = FOUND_FROM
     return rollouts(
         base(), tasks.load("arithmetic", "train", problems), Sampling(n=samples, max_new_tokens=200), out=work / "responses"

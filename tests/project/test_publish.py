@@ -23,8 +23,10 @@ def test_a_text_replaces_what_is_between_its_marks_and_nothing_else(tmp_path):
         publish.splice("z", "new", page)
 
 
-def test_work_is_kept_apart_if_a_script_that_is_loaded_changes(tmp_path, monkeypatch):
+def test_work_is_kept_apart_if_a_script_that_is_loaded_or_the_helpers_of_all_scripts_change(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "HERE", tmp_path)
+    (tmp_path / "publish.py").write_text("seed = 0\n")
     (tmp_path / "data" / "study").mkdir(parents=True)
     own, other = tmp_path / "data" / "study" / "measure.py", tmp_path / "data" / "train.py"
     own.write_text("a = 1\n")
@@ -32,7 +34,10 @@ def test_work_is_kept_apart_if_a_script_that_is_loaded_changes(tmp_path, monkeyp
     folder = publish.work_folder(str(own), "code", scripts=("train.py",))
     assert folder == publish.work_folder(str(own), "code", scripts=("train.py",))
     other.write_text("steps = 2\n")
-    assert folder != publish.work_folder(str(own), "code", scripts=("train.py",))
+    changed = publish.work_folder(str(own), "code", scripts=("train.py",))
+    assert changed != folder
+    (tmp_path / "publish.py").write_text("seed = 1\n")
+    assert publish.work_folder(str(own), "code", scripts=("train.py",)) not in (folder, changed)
 
 
 LOADS = re.compile(r'publish\.(?:script\("([^"]+/train\.py)"\)|(small_model)\()')

@@ -1,6 +1,7 @@
 """The toolkit's graders beside those of lm-eval and lighteval, on the recorded responses of data/grading."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def script(name):
     return module
 
 
-compare, written = script("compare"), script("written")
+compare, others, written = script("compare"), script("others"), script("written")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,24 @@ def test_the_toolkit_still_gives_the_recorded_verdicts(responses, verdicts):
     for i, row in responses.items():
         for grader, verdict in compare.ours(row).items():
             assert verdict == verdicts[f"toolkit {grader}"][i], (grader, row)
+
+
+def test_a_verdict_on_another_response_or_format_or_gold_answer_is_graded_again():
+    rows = [{"id": f"{i}", "format": "gsm8k", "gold": "4", "response": "<think></think>4"} for i in range(5)]
+    lines = [f"{json.dumps({'id': row['id'], 'graded': others.graded(row), 'grader': True})}\n" for row in rows]
+    assert others.current(lines, rows) == {row["id"]: line for row, line in zip(rows, lines, strict=True)}
+    lines[3] = lines[3].rstrip("\n")  # what a killed process left
+    lines[4] = f"{json.dumps({'id': '4', 'grader': True})}\n"  # of a version that wrote no hash
+    for row, (name, other) in zip(rows, {"format": "math", "gold": "5", "response": "<think></think>5"}.items(), strict=False):
+        row[name] = other
+    assert others.current(lines, rows) == {}
+
+
+def test_the_hash_of_a_graded_response_is_no_verdict(monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    for tool in ("toolkit", *compare.TOOLS):
+        (tmp_path / f"{tool}.jsonl").write_text('{"id": "000", "graded": "0123456789ab", "grader": true}\n')
+    assert compare.recorded() == {f"{tool} grader": {"000": True} for tool in ("toolkit", *compare.TOOLS)}
 
 
 def test_every_disagreement_has_exactly_one_explanation_and_nothing_else_has_one(verdicts):
