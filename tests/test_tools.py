@@ -139,6 +139,8 @@ QUERIES = {
     ),
     "the plan of a query": ("explain select 1", "not allowed"),
     "a plan after comments": (";-- x\n /* y */ EXPLAIN query plan select name from towns", "not allowed"),
+    "a plan after a comment with stars": ("/* *x* **/explain select 1", "not allowed"),
+    "many comments": ("/**/" * 120 + "select 1", "ok"),
     "no SQL": ("give me all", "sql"),
     "nothing": ("", "not allowed"),
 }

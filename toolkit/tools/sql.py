@@ -18,7 +18,7 @@ CHECK_EVERY = 20  # SQLite's instructions between two checks of the limits
 LONGEST = 2_000  # characters of a query
 EXPANSIONS = 1_000  # SQLite copies a common table expression for each reference to it, before it counts any instruction
 SECONDS = 10.0  # a last resort: a query whose single instructions are slow ends after this time
-EXPLAIN = re.compile(r"(?:[\s;\ufeff]|--[^\n]*\n|/\*.*?\*/)*explain\b", re.IGNORECASE | re.DOTALL)  # after spaces and comments
+EXPLAIN = re.compile(r"(?:[\s;\ufeff]|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*explain\b", re.IGNORECASE)  # after spaces and comments
 FUNCTIONS = frozenset((
     "abs", "avg", "char", "coalesce", "count", "glob", "group_concat", "ifnull", "iif", "instr", "length", "like", "lower", "ltrim", "max",
     "min", "nullif", "replace", "round", "rtrim", "sign", "substr", "substring", "sum", "total", "trim", "typeof", "unicode", "upper",
