@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from toolkit import figures, pages
 from toolkit.figures import labels
 from toolkit.pages import Page, Section
+from toolkit.pages.responses import side_by_side
+from toolkit.types import Problem, Span
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -157,6 +160,17 @@ def test_labels_of_points_that_lie_apart_cover_nothing_at_any_size(points):
         boxes = [box for box, _ in label_boxes(points, size)]
         for i, box in enumerate(boxes):
             assert not covers(box, boxes[:i], points, size)
+
+
+def test_a_response_that_is_all_thinking_is_shown_once(tiny, rollout_of):
+    problem, r = Problem("p", ({"role": "user", "content": "1+1=?"},), "2"), rollout_of(6)
+    apart = side_by_side({"base": tiny}, problem, {"base": r})
+    assert apart.count("class='part think'") == apart.count("class='part answer'") == 1
+    whole = replace(r, think=Span(r.prompt_len, len(r.token_ids)), answer=Span(r.prompt_len, len(r.token_ids)))
+    shown = side_by_side({"base": tiny}, problem, {"base": whole})
+    assert shown.count("class='part think'") == shown.count("class='part") == 1
+    none = side_by_side({"base": tiny}, problem, {"base": replace(r, think=None)})
+    assert none.count("class='part answer'") == none.count("class='part") == 1
 
 
 def test_controls_are_grey_and_clear_effects_blue_or_brown():

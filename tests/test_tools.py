@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.tools import Database, Marks, Search, Tool, Toolbox, calculate
-from toolkit.tools.base import CUT
+from toolkit.tools.base import CUT, ToolError
 from toolkit.tools.expanding import expansions
 from toolkit.tools.marks import without
 
@@ -137,6 +137,10 @@ QUERIES = {
         "with a as (with a as (select 1 from a, a, a) select 1 from a, a, a) select 1 from a",
         "too large",
     ),
+    "the plan of a query": ("explain select 1", "not allowed"),
+    "a plan after comments": (";-- x\n /* y */ EXPLAIN query plan select name from towns", "not allowed"),
+    "a plan after a comment with stars": ("/* *x* **/explain select 1", "not allowed"),
+    "many comments": ("/**/" * 120 + "select 1", "ok"),
     "no SQL": ("give me all", "sql"),
     "nothing": ("", "not allowed"),
 }
@@ -202,9 +206,26 @@ def test_rows_beyond_the_limit_are_left_out_and_that_is_said():
     assert Database(TOWNS, rows=3).sql("select people from towns").splitlines() == ["people", "3", "5", "NULL"]
 
 
-def test_a_script_that_fails_is_an_error_before_any_query():
-    with pytest.raises(ValueError, match="script of the database fails"):
-        Database("create tabel x (a)")
+@pytest.mark.parametrize("script", ["create tabel x (a)", "", "select 1"])
+def test_a_script_that_fails_is_an_error_before_any_query(script):
+    with pytest.raises(ValueError, match=r"script of the database fails.*Give statements"):
+        Database(script)
+
+
+def test_a_column_named_explanation_can_be_read():
+    made = Database("create table explain_it (explanation); insert into explain_it values ('because')")
+    assert made.sql("select explanation from explain_it").splitlines() == ["explanation", "because"]
+
+
+def test_tables_with_long_definitions_can_be_queried():
+    columns = [f"a_column_with_a_rather_long_name_{k}" for k in range(80)]
+    script = f"create table wide ({', '.join(columns)}); insert into wide ({columns[79]}) values (7); create table other (a);"
+    assert len(script) > 2_000
+    made = Database(script + "insert into other values (3);")
+    assert made.sql("select a from other").splitlines() == ["a", "3"]
+    assert made.read(f"select {columns[79]} from wide") == [(7,)]
+    with pytest.raises(ToolError, match="more than 2,000 bytes"):  # the limit on values still holds
+        made.sql(f"select replace('{'b' * 60}', 'b', '{'a' * 60}')")
 
 
 def bm25(texts, query: str, k1: float = 1.5, b: float = 0.75) -> list[float]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import re
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,6 +96,18 @@ def test_two_conditions_are_shown_side_by_side_on_one_scale_of_entropy(tiny, v):
     assert shown.value == expected
     pair.children[1].value = "base"
     assert shown.value.count("class='rl-t'") == 1
+
+
+def test_tool_results_have_no_share_in_the_common_scale(tiny, rollout_of):
+    """The model did not write them, so their entropies say nothing."""
+    r = rollout_of(12)
+    mask = np.zeros(r.response_tokens, bool)
+    mask[4:8] = True
+    given = (Span(r.prompt_len + 4, r.prompt_len + 8),)
+    called = replace(r, entropies=tuple(np.where(mask, 50.0, 0.5).tolist()), results=given)
+    plain = replace(rollout_of(9), entropies=(0.75,) * rollout_of(9).response_tokens)
+    shown = widgets.compared_html(tiny, tasks.load("arithmetic", "test", 1)[0], {"tool": called, "none": plain})
+    assert shown.count("0.75 nats</span>") == 2 and "50.00" not in shown
 
 
 def test_without_ipywidgets_the_same_is_shown_as_a_picture(tiny, v, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import simulate_seeds
+from scipy import stats as scipy_stats
 
 from toolkit import stats
 from toolkit.board import Spec, reading, statistics
@@ -225,3 +226,31 @@ def test_different_numbers_of_seeds_cannot_be_paired():
             table.change(metric, "own", "other")
     with pytest.raises(KeyError, match="no values of 'review'"):
         table.change("review", "own")
+
+
+def test_error_bars_of_shifts_cover_the_spread_over_seeds():
+    def shift(cosine: float, half: float = 0.05) -> dict[str, float]:
+        return {"cosine": cosine, "low": cosine - half, "high": cosine + half, "random": 0.2, "size": 0.1}
+
+    assert reading._mean_shift([shift(0.3)], 20) == shift(0.3)  # one seed: over problems only
+    apart = reading._mean_shift([shift(c) for c in (0.9, 0.0, -0.9)], 20)
+    assert (apart["low"], apart["cosine"], apart["high"]) == (-1.0, 0.0, 1.0) and apart["random"] == pytest.approx(0.2)
+    near = reading._mean_shift([shift(c) for c in (0.32, 0.3, 0.28)], 20)
+    wanted = np.hypot(
+        scipy_stats.t.ppf(0.975, 19) * 0.05 / 1.96, scipy_stats.t.ppf(0.975, 2) * np.std([0.32, 0.3, 0.28], ddof=1) / 3**0.5
+    )
+    assert (near["high"] - near["low"]) / 2 == pytest.approx(wanted) and near["cosine"] == pytest.approx(0.3)
+    # Seeds that agree share their problems: the interval is as wide as that of one seed, up to the quantile.
+    same = reading._mean_shift([shift(0.3)] * 3, 10_000)
+    assert same["high"] - same["low"] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_metric_that_base_has_no_value_of_is_shown_without_a_difference():
+    unknown = {"mean": None, "low": None, "high": None, "p": None, "p_holm": None}
+    board = {
+        "conditions": {"steered": {"metrics": {"accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6}}}},
+        "paired": {"steered": {"accuracy": unknown}},
+        "metrics": {"accuracy": {"label": "accuracy", "unit": "share"}},
+    }
+    (text,) = reading.text_table(board, ["accuracy"])["accuracy"]
+    assert text.startswith("50") and "(" not in text

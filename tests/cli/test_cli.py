@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from toolkit import cli, store
+from toolkit import cli, jobs, store, tasks
 from toolkit.types import Direction
 
 COMMANDS = ("demo", "thinkedit", "rollouts", "direction", "compare")
@@ -85,6 +87,39 @@ def test_thinkedit_writes_a_checkpoint_with_card_and_numbers(rollouts, tmp_path)
     assert edit["parent"] != edit["fingerprint"]
     assert all(row["after"] < row["before"] for row in edit["norms"])
     assert model.config.num_hidden_layers > 0
+
+
+class Caught(Exception):
+    """Raised instead of the work of a command."""
+
+
+@pytest.mark.parametrize(("given", "seed"), [((), 0), (("--seed", "7"), 7)])
+def test_the_seed_of_the_demo_also_draws_its_random_controls(given, seed, monkeypatch, tmp_path):
+    def caught(lm, study, directory, *, settings, **_):
+        assert study.seed == settings.seed == seed and settings == replace(jobs.DEMO, seed=seed)
+        raise Caught
+
+    monkeypatch.setattr(jobs, "demo", caught)
+    assert isinstance(run("demo", *given, "-o", tmp_path / "out").exception, Caught)
+
+
+def test_the_default_directory_of_a_comparison_depends_on_which_model_is_the_base(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    keys = []
+
+    def caught(directory, command, *identity):
+        keys.append(store.key(list(identity)))
+        raise Caught
+
+    monkeypatch.setattr(cli.edit, "result_directory", caught)
+    for names in ("ab", "ba", "ab"):
+        assert isinstance(run("compare", *(f"{name}=tiny-reasoner" for name in names), "-n", "2").exception, Caught)
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_the_help_of_task_names_every_task():
+    words = re.split(r"[^\w:]+", run("rollouts", "--help").output)
+    assert not {*tasks.NAMES} - {*words}
 
 
 def test_demo_writes_everything_it_promises(tmp_path):
@@ -166,6 +201,13 @@ def test_a_full_directory_is_not_overwritten(rollouts, tmp_path):
     [
         (("thinkedit", "-m", "m", "-o", "x", "--dry-run", "--adapter", "a"), "--adapter is not used with --dry-run"),
         (("thinkedit", "-m", "m", "-o", "x", "--partial"), "--partial is not used without --rollouts"),
+        *(
+            (
+                ("thinkedit", "-m", "m", "-o", "x", "--dry-run", "--rollouts", "r", option, "4"),
+                f"{option} is not used with --dry-run and",
+            )
+            for option in ("--problems", "--samples", "--max-new-tokens", "--engine", "--batch-size")
+        ),
         (("thinkedit", "-m", "m", "-o", "x", "--short-below", "9", "--long-above", "20", "--share", "0.1"), "--share is not used"),
         (
             ("direction", "-r", "r", "-o", "x", "--method", "efficiency", "--short-below", "9"),

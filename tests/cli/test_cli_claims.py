@@ -11,6 +11,7 @@ from zoo import model_of_type
 
 from toolkit import cli
 from toolkit.cli import claims as command
+from toolkit.jobs.published_claims import CLAIMS
 
 SMALL = ("-n", 6, "-k", 2, "--max-new-tokens", 12, "--claims", "length,steps")
 
@@ -28,6 +29,16 @@ def run(*arguments: object):
         (("-t", "nothing"), "Unknown task"),
         (("--search", "gsm8k"), "is no retrieval task"),
         (("--claims", "length", "--instances", 9), "--instances is not used without the claims retrieval"),
+        (("--claims", "direction,steering", "--fraction", 0.1), "--fraction is not used without the claims edit"),
+        (
+            ("--claims", "efficiency", "--short-below", 9),
+            "--short-below is not used without the claims direction or steering or edit",
+        ),
+        (("--claims", "length,direction", "--draws", 5), "--draws is not used without the claims steering or"),
+        (
+            ("--claims", "entropy,steps,retrieval", "--train-problems", 9),
+            "--train-problems is not used without the claims length or",
+        ),
         (("--length", 99), "--length is not used by lookup"),
         (("--draws", 2), "--draws"),
         (("--short-below", 9), "both short_below and long_above"),
@@ -57,3 +68,9 @@ def test_a_model_without_tags_thinks_in_whole_responses_and_prints_what_it_write
     assert written["command"].startswith("toolkit claims")
     again = run(*SMALL, "-o", tmp_path)
     assert again.exit_code == 0 and "Published claims on" in again.output and "claims.md" in again.output
+
+
+def test_an_option_is_refused_only_without_the_groups_that_use_it():
+    assert set(command.READ_BY["train_problems",]) == {name for name, group in CLAIMS.items() if group.train}
+    assert set(command.READ_BY["draws",]) == {name for name, group in CLAIMS.items() if group.conditions(1)}
+    assert all(group.train for group in CLAIMS.values() if group.directed)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from toolkit.cli import common
+from toolkit import jobs, report
+from toolkit.cli import common, edit, entropy, lenses, why
 from toolkit.cli.help import Command, app
 
 GIVEN = {
@@ -46,3 +50,83 @@ def test_what_was_not_given_is_not_repeated_unless_the_next_command_needs_it(mon
     monkeypatch.setattr(Command, "given", frozenset({"trust_remote_code"}))
     assert common.same_options("toolkit heads -r runs/r") == "toolkit heads -r runs/r"
     assert common.same_options("toolkit thinkedit -o out") == "toolkit thinkedit -o out --model 'some model'"
+
+
+def test_a_value_that_the_command_found_itself_is_repeated_and_none_is_left_out(monkeypatch):
+    monkeypatch.setattr(Command, "values", {"task": None, "model": "m"})
+    monkeypatch.setattr(Command, "given", frozenset())
+    assert common.same_options("toolkit heads", task="a b") == "toolkit heads --task 'a b'"
+    monkeypatch.setattr(Command, "values", {"task": "needle"})
+    monkeypatch.setattr(Command, "given", frozenset({"task"}))
+    assert common.same_options("toolkit heads --search needle", task=None) == "toolkit heads --search needle"
+
+
+@pytest.fixture
+def steps_of(monkeypatch, tiny, tmp_path):
+    """``steps_of(module, words)``: the next steps that a command names after its work, which is left out."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(module, *words: str) -> list[str]:
+        named: dict[str, str] = {}
+        monkeypatch.setattr(module, "load_model", lambda *a: tiny)
+        monkeypatch.setattr(module, "next_steps", lambda **lines: named.update(lines))
+        monkeypatch.setattr(module, "show", lambda *a: None)
+        result = CliRunner().invoke(app, list(words))
+        assert result.exit_code == 0, (result.output, result.exception)
+        return list(named.values())
+
+    return run
+
+
+def test_the_task_of_rollouts_is_that_of_the_next_step(steps_of, monkeypatch):
+    source = SimpleNamespace(
+        task=lambda given: given or "lookup", check=lambda lm: None, rollouts=[], origin={}, temperature=1.0, problems=3
+    )
+    monkeypatch.setattr(jobs, "read_rollouts", lambda *a, **k: source)
+    tables = {name: pd.DataFrame({"layer": [0], "head": [0], "score": [1.0], "pair": ["a"]}) for name in ("heads", "overlaps")}
+    monkeypatch.setattr(jobs, "atlas", lambda *a, **k: SimpleNamespace(**tables, tables=tables))
+    monkeypatch.setattr(jobs, "entropy_report", lambda *a, **k: {})
+    monkeypatch.setattr(jobs, "entropy_headline", lambda tables: None)
+    monkeypatch.setattr(edit, "_find_heads", lambda *a: SimpleNamespace(plan=SimpleNamespace(name="plan")))
+    for name, value in {"is_saved": True, "plan_table": pd.DataFrame(), "edit_and_measure": (None, None)}.items():
+        monkeypatch.setattr(jobs, name, lambda *a, _value=value, **k: _value)
+    monkeypatch.setattr(report, "judged_on", lambda measured: "")
+    monkeypatch.setattr(report, "headline_table", lambda summary: None)
+    for module, words in (
+        (lenses, ("heads", "--rollouts", "r")),
+        (entropy, ("entropy", "--rollouts", "r", "-o", "out")),
+        (edit, ("thinkedit", "-m", "tiny-reasoner", "--rollouts", "r", "-o", "edited")),
+    ):
+        line = steps_of(module, *words)[0]
+        assert parsed(line)["task"] == "lookup", line
+    assert "--task" not in steps_of(lenses, "heads")[0]
+
+
+@pytest.mark.parametrize("search", ["lookup", "needle"])
+def test_after_retrieval_heads_the_same_prompts_are_searched_and_the_task_is_not_theirs(steps_of, monkeypatch, search):
+    columns = [
+        "ranking",
+        "rank",
+        "heads",
+        "op",
+        "during",
+        "accuracy",
+        "random",
+        "draws",
+        *(f"more_than_random{e}" for e in ("", "_low", "_high")),
+    ]
+    table = pd.DataFrame([dict.fromkeys(columns, 1)])
+    monkeypatch.setattr(jobs, "retrieval_report", lambda *a, **k: {"heads": table, "masking": table})
+    (line,) = steps_of(lenses, "retrieval-heads", "-t", search)
+    assert parsed(line)["search"] == search and parsed(line)["task"] is None
+
+
+def test_after_why_both_models_and_their_options_are_named_as_typed(steps_of, monkeypatch):
+    found = SimpleNamespace(heads=pd.DataFrame({"head": [0]}), undo=None, tables={})
+    monkeypatch.setattr(jobs, "why_report", lambda *a, **k: found)
+    monkeypatch.setattr("toolkit.jobs.why_page.undo_table", lambda undo: None)
+    (line,) = steps_of(why, "why", "my model", "its; edit", "-t", "lookup", "--dtype", "bfloat16")
+    params = parsed(line)
+    assert (
+        params["models"] == ["base=my model", "changed=its; edit"] and params["task"] == "lookup" and params["dtype"] == "bfloat16"
+    )

@@ -8,7 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from toolkit import cli, directions, store
+from toolkit import cli, directions, jobs, store
+from toolkit.doses import DoseSweep
+from toolkit.phases import Scope
 from toolkit.types import Direction
 
 
@@ -53,7 +55,8 @@ def test_dose_writes_a_page_and_numbers_and_goes_on_when_given_again(vector, tmp
     hub = tmp_path / "hub"
     assert run("export", "-v", vector, "--to", "folder", "-o", hub, "--doses", tmp_path).exit_code == 0
     assert {"doses.html", "damage.html"} < {path.name for path in hub.iterdir()}
-    assert "| length direction -1 |" in (hub / "README.md").read_text()
+    card = (hub / "README.md").read_text()
+    assert "| length direction -1 |" in card and "resid_post, layers (1, 2), everywhere" in card
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     assert run(*asked).exit_code == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
@@ -102,3 +105,21 @@ def test_dose_does_not_guess_where_the_file_of_a_vector_is(tiny, tmp_path, monke
     result = run("dose", "-v", store.save(v, tmp_path / "v.safetensors"), "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "made from problems in a file 'mine.jsonl'" in " ".join(result.output.replace("\u2502", " ").split())
+
+
+def test_doses_of_another_direction_or_model_do_not_go_into_a_card(tiny, vector, tmp_path):
+    v = store.load(vector, Direction)
+    made = DoseSweep((-1.0, 1.0), layers=(1, 2, 3), during=Scope.parse("think"))
+    jobs.dose_report(tiny, v, jobs.Study("arithmetic", 4, 1, 60), made, tmp_path)
+    card = (jobs.vector_folder(tiny, v, tmp_path / "own", tmp_path) / "README.md").read_text()
+    assert "layers (1, 2, 3), think" in card and "not recorded" not in card
+    with pytest.raises(store.WrongModelError, match="another direction"):
+        jobs.vector_folder(tiny, directions.random_like(v, seed=0), tmp_path / "other", tmp_path)
+    written = store.read_json(tmp_path / "doses.json")
+    store.write_json({**written, "fingerprint": "0" * 64}, tmp_path / "doses.json")
+    with pytest.raises(store.WrongModelError, match="other weights"):
+        jobs.vector_folder(tiny, v, tmp_path / "other", tmp_path)
+    assert not (tmp_path / "other").exists()
+    old = {name: written[name] for name in ("usable", "judged_on", "doses")}  # a file of version 0.1.0
+    store.write_json(old, tmp_path / "doses.json")
+    assert "direction was not recorded" in (jobs.vector_folder(tiny, v, tmp_path / "old", tmp_path) / "README.md").read_text()

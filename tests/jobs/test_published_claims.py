@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 from zoo import model_of_type
 
-from toolkit import claims, evaluate, generate, jobs, stats, store
+from toolkit import claims, directions, evaluate, generate, jobs, stats, store
 from toolkit.claims import Claim
 from toolkit.generate import Sampling
 from toolkit.jobs import claims_page, published_claims
@@ -258,6 +258,37 @@ def test_the_largest_number_of_responses_is_never_exceeded(measured, tiny):
     planned = sum(n for n, _ in published_claims.responses(g).values())
     sampled = sum(store.count_rollouts(folder.parent) for folder in out.rglob("header.json"))
     assert 0 < sampled <= planned
+
+
+def test_train_problems_are_counted_as_they_were_there_and_named_only_for_directions(measured, tiny):
+    g = jobs.Ground(tiny, replace(PLAN, train_problems=10**6), measured[0])
+    there = jobs.Ground(tiny, PLAN, measured[0]).problems
+    vars(g)["problems"] = {**there, "train": there["train"][:5]}
+    assert "Directions and heads come from 5 train problems." in claims_page._made(g)
+    for names in (("length",), ("entropy", "steps"), ("retrieval",)):
+        assert "train problems" not in claims_page._made(replace_keeping(g, names)), names
+    for names, drawn in {("length",): True, ("edit",): True, ("entropy", "steps", "retrieval"): False}.items():
+        assert ("train" in published_claims.responses(replace_keeping(g, names))) == drawn
+
+
+def replace_keeping(g: jobs.Ground, names: tuple[str, ...]) -> jobs.Ground:
+    """The same ground with other groups of claims, and with the problems that it holds already."""
+    other = replace(g, plan=replace(g.plan, names=names))
+    vars(other)["problems"] = g.problems
+    return other
+
+
+def test_another_seed_draws_other_random_directions(measured, tiny, monkeypatch):
+    g = jobs.Ground(tiny, PLAN, measured[0])
+    other = replace(g, plan=replace(PLAN, study=replace(PLAN.study, seed=1000)))
+    for name in ("train", "base", "finding"):
+        vars(other)[name] = getattr(g, name)
+    drawn, of_seed = [], directions.random_like
+    monkeypatch.setattr(published_claims.directions, "random_like", lambda v, seed: drawn.append(seed) or of_seed(v, seed=seed))
+    default, changed = (published_claims.length_direction(ground) for ground in (g, other))
+    count = published_claims.assumed_shuffles
+    assert drawn == [*range(count), *range(1000, 1000 + count)]
+    assert default[1].estimate.mean != changed[1].estimate.mean
 
 
 def test_steering_is_judged_at_usable_strengths_against_random_directions(tiny, tmp_path):

@@ -378,8 +378,28 @@ def _about(table: AlignedResults, name: str, metrics: Mapping[str, Effect]) -> d
         "metrics": {m: _interval(e) for m, e in metrics.items()},
         "cells": cells(table, name),
         "cost": cost,
-        "shift": {k: float(np.mean([s[k] for s in shifts])) for k in shifts[0]} if shifts else {},
+        # ``short_push`` has one value for each problem whose responses the shift was measured in.
+        "shift": _mean_shift(shifts, len(table.problems["short_push"])) if shifts else {},
     }
+
+
+def _mean_shift(shifts: Sequence[Mapping[str, float]], n: int) -> dict[str, float]:
+    """Return the mean over seeds of shifts of hidden states (``measure.References.shift``); ``low, high`` hold the 95 % interval of the mean.
+
+    The interval is that of ``stats.effect``. The seeds share their problems, so the variance over problems is not divided by their number.
+
+    Args:
+        shifts: One shift per seed.
+        n: Number of problems in whose responses the shifts were measured.
+    """
+    mean = {k: float(np.mean([s[k] for s in shifts])) for k in shifts[0]}
+    if len(shifts) == 1:
+        return mean
+    # A normal interval is 2 x 1.96 standard errors wide.
+    by_problem = float(np.mean([((s["high"] - s["low"]) / 3.92) ** 2 for s in shifts]))
+    by_seed = float(np.var([s["cosine"] for s in shifts], ddof=1)) / len(shifts)
+    half = float(stats.half_width(0.05, by_problem, by_seed, n, len(shifts)))
+    return mean | {"low": max(mean["cosine"] - half, -1.0), "high": min(mean["cosine"] + half, 1.0)}
 
 
 def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int = 12) -> list[dict[str, Any]]:
@@ -572,7 +592,7 @@ def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str
     """Return the text of one cell of ``text_table``, from the value ``e`` of a metric and its difference from base ``d``."""
     if e["mean"] is None:
         return ""
-    if d is None:  # base: the mean alone
+    if d is None or d["mean"] is None:  # base, or a metric that base has no value of: the mean alone
         return cell(metric, {**e, "low": e["mean"], "high": e["mean"]})
     return cell(metric, e, d, star=d["p_holm"] is not None and d["p_holm"] < 0.05, note=d.get("note", ""))
 

@@ -38,6 +38,15 @@ from toolkit.cli.common import (
 
 OF_TINY_REASONER = ("tiny", "arithmetic", "lookup", "running_sum")  # tasks in the few characters that the tiny reasoner knows
 
+READ_BY = {
+    ("search", "instances", "length"): ("retrieval",),
+    ("fraction",): ("edit",),
+    ("short_below", "long_above"): ("direction", "steering", "edit"),
+    ("draws",): ("steering", "efficiency", "edit", "retrieval"),
+    ("train_problems",): ("length", "direction", "steering", "efficiency", "edit"),
+}
+"""Options -> groups of claims that read them. Without any of these groups, the options are refused."""
+
 
 @app.command(cls=Command)
 def claims(
@@ -109,8 +118,9 @@ def claims(
 
     names = jobs.check_names(tuple(filter(None, (claims_ or "").split(","))))
     searched = search or ("lookup" if task in OF_TINY_REASONER else "needle")
-    if "retrieval" not in names:
-        reject_unread("without the claims retrieval", "search", "instances", "length")
+    for options, groups in READ_BY.items():
+        if not {*groups} & {*names}:
+            reject_unread(f"without the claims {' or '.join(groups)}", *options)
     if searched == "lookup":
         reject_unread("by lookup, whose prompts have fixed lengths", "length")
     lengths = () if searched == "lookup" else (length,)

@@ -96,7 +96,7 @@ Task = Annotated[
     typer.Option(
         "--task",
         "-t",
-        help="tiny, arithmetic, lookup, countdown, sudoku, running_sum, characters, slaq, target_length, writing, ranking, searching, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
+        help="tiny, arithmetic, lookup, countdown, sudoku, running_sum, characters, slaq, target_length, instructions, writing, ranking, text_to_sql, searching, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
     ),
 ]
 TaskOfRollouts = Annotated[
@@ -191,7 +191,7 @@ def reject_unread(why: str, *names: str) -> None:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not used {why}: leave it out.")
 
 
-def same_options(line: str, *more: str) -> str:
+def same_options(line: str, *more: str, **found: Any) -> str:
     """Return a command line for ``next_steps``, with the options of the running command that the other command needs too.
 
     Those are the options in ``CARRIED`` that were given and that the other command has. An option that the other command requires is
@@ -200,15 +200,16 @@ def same_options(line: str, *more: str) -> str:
     Args:
         line: Beginning of the command line, such as ``"toolkit dose -v v.safetensors"``.
         more: Parameter names of further options to repeat, such as ``"layers"``.
+        found: Values that replace those of the command line, such as the task of --rollouts. ``None`` leaves the option out.
     """
     other = line.split()[1]
     callbacks = {c.name or c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
     parameters = inspect.signature(callbacks[other]).parameters
     words = [line]
     for name in (*CARRIED, *more):
-        value = Command.values.get(name)
+        value = {**Command.values, **found}.get(name)
         required = name in parameters and parameters[name].default is inspect.Parameter.empty
-        if name not in parameters or value is None or not (required or name in Command.given):
+        if name not in parameters or value is None or not (required or name in found or name in Command.given):
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,9 +80,8 @@ def demo(
     tasks.check(task, "train", "dev", "test")
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    result = jobs.demo(
-        load_model(model, None, Dtype.float32, None, template=template), study, out_dir, say=say, command=Command.line
-    )
+    lm = load_model(model, None, Dtype.float32, None, template=template)
+    result = jobs.demo(lm, study, out_dir, settings=replace(jobs.DEMO, seed=seed), say=say, command=Command.line)
     if as_json:
         print_json({"out": str(out_dir), **store.read_json(out_dir / "report.json")})
         return
@@ -164,6 +164,15 @@ def thinkedit(
         reject_unread("with --dry-run, which writes nothing", "adapter", "allow_overlap")
     if rollouts is None:
         reject_unread("without --rollouts", "partial")
+    elif dry_run:
+        reject_unread(
+            "with --dry-run and --rollouts, which are sampled already",
+            "problems",
+            "samples",
+            "max_new_tokens",
+            "engine",
+            "batch_size",
+        )
     if short_below is not None:
         reject_unread("with --short-below and --long-above", "share")
     chosen, settings = jobs.form_named(form), jobs.EditSettings(fraction, strength, share, short_below, long_above, seed)
@@ -201,8 +210,9 @@ def thinkedit(
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     show(report.headline_table(summary), "Mean, and paired difference from base with its 95 % interval")
     name_files("Saved to {}; rollouts and numbers are in {}.", out_dir, work)
+    found = {"task": task} if source else {}
     next_steps(
-        compare_on_more_problems=same_options(f"toolkit compare base={model} edited={out_dir} --problems 400"),
+        compare_on_more_problems=same_options(f"toolkit compare base={model} edited={out_dir} --problems 400", **found),
         see_what_would_be_uploaded=f"toolkit push {out_dir} USER/NAME --dry-run",
     )
 
@@ -464,6 +474,7 @@ def compare(
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
+    depends += [pairs[0][0]]  # the base; the order of the models is lost above, where a hash sorts the names
     depends += [identity.describe_tools(box)] if box else []
     base = loaded[pairs[0][0]]
     sampler = connect_engine(engine, base, out_dir or Path("runs/compare"), batch_size)

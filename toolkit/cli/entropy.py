@@ -157,4 +157,5 @@ def entropy(
         return
     show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
     name_files("Open {}.", out_dir / "report.html")
-    next_steps(which_heads_raise_or_lower_entropy=same_options("toolkit heads"))
+    found = {"task": study.task} if source else {}
+    next_steps(which_heads_raise_or_lower_entropy=same_options("toolkit heads", **found))

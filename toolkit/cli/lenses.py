@@ -130,7 +130,7 @@ def retrieval_heads(
             "Accuracy, and accuracy lost to masking, when thinking and when answering directly",
         )
     name_files("Open {}.", out_dir / "report.html")
-    next_steps(compare_with_other_ways_to_score_heads=same_options("toolkit heads"))
+    next_steps(compare_with_other_ways_to_score_heads=same_options(f"toolkit heads --search {task}", task=None))
 
 
 @app.command(cls=Command)
@@ -204,4 +204,5 @@ def heads(
     show(atlas.heads.set_index("head").head(20).round(3), "Scores of the 20 heads that write most towards short thinking")
     show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads? Number of shared top heads, with p-values")
     name_files("Open {}.", out_dir / "report.html")
-    next_steps(edit_the_heads_that_shorten_thinking=same_options("toolkit thinkedit -o runs/edited"))
+    found = {"task": task} if source else {}
+    next_steps(edit_the_heads_that_shorten_thinking=same_options("toolkit thinkedit -o runs/edited", **found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from toolkit.cli.common import (
     name_files,
     next_steps,
     print_json,
+    same_options,
     say,
     show,
 )
@@ -81,4 +83,5 @@ def why(
     show(found.heads.head(8).round(3), "Effect of each head's change on the preference for long thinking, nats; largest first")
     show(undo_table(found.undo), "Part of the change that some heads make, with 95 % intervals")
     name_files("Open {}.", out_dir / "report.html")
-    next_steps(compare_the_models=f"toolkit compare base={base} changed={other} -t {task}")
+    models = shlex.join((f"base={base}", f"changed={other}"))
+    next_steps(compare_the_models=same_options(f"toolkit compare {models}"))

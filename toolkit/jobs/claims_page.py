@@ -143,13 +143,15 @@ def _made(g: Ground) -> str:
     ends = f"{cut} of {len(g.base)} responses of the unchanged model are cut off at that limit. " if cut else ""
     few = [name for name, group in CLAIMS.items() if name in g.plan.names and group.conditions(1)]
     draws = f"{g.plan.edit.draws} random draws per control. " if few else ""
+    directed = any(CLAIMS[name].directed for name in g.plan.names)
+    of_train = f"Directions and heads come from {len(g.problems['train'])} train problems. " if directed else ""
     narrow = (
         "With so few problems, bootstrap intervals are too narrow: this is a trial of the command. " if len(g.tests) < FEW else ""
     )
     return (
         f"{Path(g.lm.name).name} (weights {g.lm.fingerprint[:12]}), {str(g.lm.model.dtype).removeprefix('torch.')}. {len(g.tests)} test problems of "
-        f"{Path(study.task).name}, {study.samples} samples each, temperature {study.temperature:g}, at most {study.max_new_tokens} tokens, seed {study.seed}. Directions and heads come "
-        f"from {g.plan.train_problems or study.problems} train problems. {ends}{how}{draws}{narrow}"
+        f"{Path(study.task).name}, {study.samples} samples each, temperature {study.temperature:g}, at most {study.max_new_tokens} tokens, seed {study.seed}. "
+        f"{of_train}{ends}{how}{draws}{narrow}"
     ).strip()
 
 

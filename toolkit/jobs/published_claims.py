@@ -64,7 +64,8 @@ def length_direction(g: Ground) -> list[Claim]:
     layer = int(edit.separation(g.lm, g.train, g.plan.edit, g.finding).argmax())
     states = collect.states(g.lm, [r for r in g.base if r.closed], v.kind)
     h, tokens = states.values[:, layer].double(), states.rows["think_tokens"].to_numpy(float)
-    others = [directions.random_like(v, seed=seed) for seed in range(assumed_shuffles)]
+    seed = g.plan.study.seed
+    others = [directions.random_like(v, seed=seed + i) for i in range(assumed_shuffles)]
 
     def along(direction: Direction) -> stats.Statistic:
         return within_correlation(states.rows, (h @ direction.vector[layer].double()).numpy(), tokens)[0]
@@ -73,7 +74,7 @@ def length_direction(g: Ground) -> list[Claim]:
         statistic = along(direction)
         return lambda index: np.abs(statistic(index))
 
-    seed, n = g.plan.study.seed, within_correlation(states.rows, tokens, tokens)[1]
+    n = within_correlation(states.rows, tokens, tokens)[1]
     beyond = stats.effect([stats.difference(along(v), size(other)) for other in others], n, seed=seed, seeded=True)
     text = f"the length direction (layer {layer}) predicts the length of other responses"
     return [
@@ -354,6 +355,8 @@ class Group:
         measure: Function that measures the claims.
         conditions: Function from the number of random draws to the number of conditions that are sampled on the test problems, besides base.
         tried: True if steering strengths are tried on dev problems first.
+        train: True if responses to train problems are sampled for it.
+        directed: True if a direction or heads are computed from these responses.
     """
 
     text: str
@@ -361,17 +364,19 @@ class Group:
     measure: Callable[[Ground], list[Claim]]
     conditions: Callable[[int], int] = lambda draws: 0
     tried: bool = False
+    train: bool = False
+    directed: bool = False
 
 
 CLAIMS: Mapping[str, Group] = MappingProxyType(
     {
-        "length": Group("how length and right answers go together", BETWEEN, length_and_accuracy),
+        "length": Group("how length and right answers go together", BETWEEN, length_and_accuracy, train=True),
         "entropy": Group("uncertainty by phase and by length", PEAR, entropy_claims),
         "steps": Group("failed steps go with wrong answers", FAILED, steps_that_fail),
-        "direction": Group("one direction predicts length", THINKEDIT, length_direction),
-        "steering": Group("steering along it sets length", THINKEDIT, steered, lambda draws: 4 * (1 + draws), True),
-        "efficiency": Group("short right responses give a direction that saves tokens", EFFICIENCY, efficiency, lambda draws: 1 + draws, True),
-        "edit": Group("editing few heads lengthens thinking", THINKEDIT, edited, lambda draws: 1 + 2 * draws),
+        "direction": Group("one direction predicts length", THINKEDIT, length_direction, train=True, directed=True),
+        "steering": Group("steering along it sets length", THINKEDIT, steered, lambda draws: 4 * (1 + draws), True, train=True, directed=True),
+        "efficiency": Group("short right responses give a direction that saves tokens", EFFICIENCY, efficiency, lambda draws: 1 + draws, True, train=True, directed=True),
+        "edit": Group("editing few heads lengthens thinking", THINKEDIT, edited, lambda draws: 1 + 2 * draws, train=True, directed=True),
         "retrieval": Group("few heads retrieve, and masking them harms", RETRIEVAL, retrieving, lambda draws: 2 + draws),
     }
 )  # fmt: skip
@@ -381,12 +386,14 @@ CLAIMS: Mapping[str, Group] = MappingProxyType(
 def responses(g: Ground) -> dict[str, tuple[int, int]]:
     """Return part of the work -> (largest number of responses to be sampled, token budget of each).
 
-    The parts are ``train``, ``base``, the names of the groups of claims, and ``haystacks`` (prompts that hide a fact).
+    The parts are ``train`` (if a group needs it), ``base``, the names of the groups of claims, and ``haystacks`` (prompts that hide a fact).
     """
     plan, draws = g.plan, g.plan.edit.draws
     sampling: Sampling = plan.study.sampling
     each, budget = plan.study.problems * sampling.n, sampling.max_new_tokens
-    counts = {"train": ((plan.train_problems or plan.study.problems) * sampling.n, budget), BASE: (each, budget)}
+    counts = {BASE: (each, budget)}
+    if any(CLAIMS[name].train for name in plan.names):
+        counts["train"] = ((plan.train_problems or plan.study.problems) * sampling.n, budget)
     for name in plan.names:
         group = CLAIMS[name]
         # Masking answers greedily: one response per problem.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import directions, doses, evaluate, figures, pages, report, store, strengths, tasks, vectors, verdicts
+from toolkit import directions, doses, evaluate, figures, identity, pages, report, store, strengths, tasks, vectors, verdicts
 from toolkit.edits import Steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say, Study
@@ -23,6 +23,8 @@ from toolkit.types import Direction, Problem, Rollout
 
 IN_DOSES = {"direction": str, "strength": float, "metric": str, "mean": float, "low": float, "high": float}
 """Field of a row in ``doses.json`` -> its type. A row is one metric, measured at one steering strength along one direction."""
+TEXTS = ("judged_on", "fingerprint", "direction", "steering")
+"""Fields of ``doses.json`` that say how it was measured; files of earlier versions lack some of them. ``read_doses`` describes them."""
 
 
 def dose_report(
@@ -66,7 +68,13 @@ def dose_report(
     dial = doses.targets(swept, name)
     low, high = doses.usable_range(swept, name)
     on = report.judged_on(swept.report)
-    store.write_json({"usable": [low, high], "judged_on": on, "doses": swept.table.to_dict("records")}, out / "doses.json")
+    about = {
+        "judged_on": on,
+        "fingerprint": lm.fingerprint,
+        "direction": identity.hash_of(v.vector),
+        "steering": str(plan.act(v, 1.0)),
+    }
+    store.write_json({"usable": [low, high], **about, "doses": swept.table.to_dict("records")}, out / "doses.json")
     store.write_json(dial.to_dict("records"), out / "targets.json")
     wide = swept.table.pivot(index=["direction", "strength"], columns="metric", values="mean").loc[[name, doses.RANDOM]]
     shaded = {name: (low, high)}
@@ -144,26 +152,57 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
 
 
-def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
+def read_doses(directory: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """Read the measurements that ``dose_report`` wrote into ``directory``.
 
     Returns:
-        A table and a text. The table has one row per direction, strength and metric, with the columns ``direction, strength, metric, mean,
-        low, high`` (95 % interval). The text names the problems of the measurement; it is "" for a file of version 0.1.0.
+        A table and texts. The table has one row per direction, strength and metric, with the columns ``direction, strength, metric, mean,
+        low, high`` (95 % interval). The texts say how it was measured; each is "" in a file of an earlier version:
+
+        * ``judged_on``: the problems.
+        * ``fingerprint``: SHA-256 of the model's weights.
+        * ``direction``: hash of the length direction (``identity.hash_of``).
+        * ``steering``: the intervention at strength 1, with its site, layers and positions.
 
     Raises:
         FileNotFoundError: ``directory`` has no ``doses.json``.
-        store.DamagedFileError: ``doses.json`` is damaged; the message names the row.
+        store.DamagedFileError: ``doses.json`` is damaged; the message names the row or the field.
     """
     path, remedy = Path(directory) / "doses.json", "Give the directory of a finished `toolkit dose`, or run it again."
     content = store.read_json(path, {"doses": list[Mapping[str, Any]]}, remedy=remedy)
-    rows, on = content["doses"], content.get("judged_on", "")
+    rows = content["doses"]
     for i, row in enumerate(rows):
         store.checked(row, IN_DOSES, f"{path}, doses[{i}]", remedy)
+    about = store.checked({name: content.get(name, "") for name in TEXTS}, dict.fromkeys(TEXTS, str), path, remedy)
     table = pd.DataFrame(rows)
     if table.empty or table.duplicated(["direction", "strength", "metric"]).any():
         raise store.DamagedFileError(f"{path} holds no dose, or the same dose twice. {remedy}")
-    return table, str(on)
+    return table, about
+
+
+def _doses_of(lm: LM, v: Direction, directory: str | Path) -> tuple[pd.DataFrame, str]:
+    """Return the measurements in ``directory`` and sentences for the card: problems, site, layers and positions of steering.
+
+    Raises:
+        store.WrongModelError: they were made with another model, or along another direction.
+    """
+    table, about = read_doses(directory)
+    for name, has, of in (
+        ("fingerprint", lm.fingerprint, f"other weights than those of {lm.name}"),
+        ("direction", identity.hash_of(v.vector), "another direction"),
+    ):
+        if about[name] not in ("", has):
+            raise store.WrongModelError(
+                f"{Path(directory) / 'doses.json'} was measured with {of}: {about[name]!r} instead of {has!r}. Run `toolkit dose` with "
+                "this model and this direction, or give the directory of its doses."
+            )
+    # The estimator's name may hold an underscore or an asterisk, which Markdown would take for emphasis.
+    how = (
+        f"Strength 1 is `{about['steering']}`."
+        if about["steering"]
+        else "The direction was not recorded, nor its layers and positions."
+    )
+    return table, f"{about['judged_on']} {how}".lstrip()
 
 
 def vector_folder(
@@ -175,13 +214,17 @@ def vector_folder(
         lm: Model that the direction is for.
         v: Direction to write.
         directory: Folder to write.
-        measured: Directory that ``dose_report`` wrote; its numbers and figures go into the card. ``None`` writes a card without numbers.
+        measured: Directory that ``dose_report`` wrote for this model and this direction; its numbers and figures go into the card.
+            ``None`` writes a card without numbers.
         drop_layer_0: A GGUF file cannot hold a vector of layer 0. If this vector is not zero, True writes a GGUF file without it, and False
             writes no GGUF file. A direction at another site than ``resid_post`` never gets a GGUF file.
+
+    Raises:
+        store.WrongModelError: ``measured`` holds the doses of another model or direction; or the direction was made with another model.
     """
     table, on, drawn = None, "", {}
     if measured is not None:
-        doses_table, on = read_doses(measured)
+        doses_table, on = _doses_of(lm, v, measured)
         chosen = doses_table[doses_table["metric"].isin(["think_tokens", "accuracy", "closed", "perplexity", "relative_dose"])]
         table = _flat(chosen.pivot(index=["direction", "strength"], columns="metric", values="mean").round(3))
         drawn = {

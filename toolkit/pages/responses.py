@@ -32,7 +32,8 @@ def _pane(lm: LM, name: str, r: Rollout) -> str:
     if r.think is not None:
         label = "thinking" if r.closed else "thinking, never closed"
         parts += _part("think", label, lm.text(r.token_ids[r.think.start : r.think.stop]))
-    if r.answer is not None:
+    # Where no tag separates thinking and answer, the answer is the thinking, which is shown already.
+    if r.answer is not None and (r.think is None or r.answer.start >= r.think.stop):
         label = "answer" if r.think is not None else "response, without thinking"
         parts += _part("answer", label, lm.text(r.token_ids[r.answer.start : r.answer.stop]))
     return f"<article class='response panel'>{head}{parts}</article>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from contextlib import closing
@@ -17,6 +18,7 @@ CHECK_EVERY = 20  # SQLite's instructions between two checks of the limits
 LONGEST = 2_000  # characters of a query
 EXPANSIONS = 1_000  # SQLite copies a common table expression for each reference to it, before it counts any instruction
 SECONDS = 10.0  # a last resort: a query whose single instructions are slow ends after this time
+EXPLAIN = re.compile(r"(?:[\s;\ufeff]|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*explain\b", re.IGNORECASE)  # after spaces and comments
 FUNCTIONS = frozenset((
     "abs", "avg", "char", "coalesce", "count", "glob", "group_concat", "ifnull", "iif", "instr", "length", "like", "lower", "ltrim", "max",
     "min", "nullif", "replace", "round", "rtrim", "sign", "substr", "substring", "sum", "total", "trim", "typeof", "unicode", "upper",
@@ -57,10 +59,12 @@ class Database:
         with closing(sqlite3.connect(":memory:")) as connection:
             try:
                 connection.executescript(self.script)
+                connection.commit()
+                return connection.serialize()  # fails for a database without a table
             except sqlite3.Error as error:
-                raise ValueError(f"The script of the database fails: {error}. It begins with {self.script[:60]!r}.") from error
-            connection.commit()
-            return connection.serialize()
+                raise ValueError(
+                    f"The script of the database fails: {error}. It begins with {self.script[:60]!r}. Give statements that make a table."
+                ) from error
 
     def sql(self, query: str) -> str:
         """Run one SELECT query on the database and return the rows, one per line, after a line with the names of the columns.
@@ -95,6 +99,8 @@ class Database:
         """Return the names of the columns and the first rows of a query."""
         if len(query) > LONGEST:
             raise ToolError("too large", f"the query has {len(query):,} characters, at most {LONGEST:,}")
+        if EXPLAIN.match(query):  # SQLite's authorizer does not tell it from a SELECT
+            raise ToolError("not allowed", "only a SELECT query")
         if (copies := expansions(query)) > EXPANSIONS:
             raise ToolError("too large", f"the query copies its WITH tables {copies:.3g} times, at most {EXPANSIONS:,}")
         with closing(sqlite3.connect(":memory:")) as connection:
@@ -111,6 +117,8 @@ class Database:
         return names, rows
 
     def _restrict(self, connection: sqlite3.Connection) -> None:
+        # SQLite reads the schema at the first query, and the limits below would refuse a long CREATE TABLE as a value that is too large.
+        connection.execute("select 1 from sqlite_schema").fetchall()
         connection.execute("pragma query_only = on")
         connection.execute("pragma temp_store = memory")  # a large sort must not write to the disk
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from toolkit import transcript
 from toolkit.entropies import entropies_of
 from toolkit.lm import LM
@@ -27,7 +29,8 @@ def compared_html(
     Raises:
         entropies.NoEntropiesError: a response has no recorded entropies.
     """
-    top = max(float(entropies_of(r).max()) for r in responses.values()) or 1.0
+    # Tool results are not coloured: their tokens are given, not sampled.
+    top = max(float(entropies_of(r)[np.array(r.written, bool)].max(initial=0.0)) for r in responses.values()) or 1.0
     chains = {name: failed_steps.chain(lm, r, reader_of(problem)) for name, r in responses.items()}
     shown = {name: transcript.fragment(lm, r, chain=chains[name], problem=problem, top=top) for name, r in responses.items()}
     return transcript.compared(shown)
