@@ -66,7 +66,7 @@ def check_args(args: Any, recipe: Recipe, extras: Extras, reward: Any) -> None:
         raise ValueError(
             f"mask_truncated_completions=True leaves out the rollouts that the reward {punishing[0]} punishes: set it to false."
         )
-    if {"logprob", "logprob_without"} <= reward.needs and (args.top_p < 1 or args.top_k > 0):
+    if {"logprob", "logprob_without"} <= set(reward.needs) and (args.top_p < 1 or args.top_k > 0):
         raise ValueError(
             f"{reward.name} compares log-probabilities with and without the question. With top_p={args.top_p} and top_k={args.top_k}, the "
             "first are those after the cut and the second are not: set top_p=1 and top_k=0."
