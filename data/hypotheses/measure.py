@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import publish  # noqa: E402
 
-CODE = store.code_of("toolkit.methods.moose_chem2", "toolkit.collect")
+CODE = store.code_of("toolkit.methods.moose_chem2", "toolkit.collect", "toolkit.stats.estimates")
 SPACES, CALLS, NOISES, ENSEMBLES, RUNS, LM_CALLS = 60, (30, 60, 120), (0.0, 1.0, 2.0), (1, 3, 5), 100, (16, 32, 64)
 SEARCHES = {"hierarchical": moose.hierarchical_search, "flat": moose.flat_search, "random": moose.random_search}
 DECAYS = {"general choices matter more": moose.assumed_decay, "reversed (control)": 1 / moose.assumed_decay}

@@ -35,7 +35,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
-WORK = ROOT / "runs" / "slaq"
+CODE = store.code_of("toolkit.jobs.slaq", "toolkit.methods.slaq", "toolkit.tasks.slaq")
 FACTS, NOISE = 3, 0  # facts per long question, and further facts in the prompt: with more, SmolLM2 gets nearly all short ones wrong
 PAIRS = 20
 GREEDY = Sampling(temperature=0.0, max_new_tokens=60, batch_size=40)
@@ -107,11 +107,10 @@ def main() -> None:
     print(check, flush=True)
     lm = lms.load(lms.smollm2_path(), device="cpu", tags=lms.ThinkTags(None, None))
     pairs = slaq.draw_pairs("test", pairs_wanted, 0, m=FACTS, noise=NOISE)
-    facts = job.measure(lm, pairs, GREEDY, out=WORK)
+    facts = job.measure(lm, pairs, GREEDY, out=publish.work_folder(__file__, CODE, lm.fingerprint))
     settings = {"pairs": pairs_wanted, "facts": FACTS, "noise": NOISE, "seed": 0, "sampling": GREEDY, "checked": CHECKED}
-    code = store.code_of("toolkit.jobs.slaq", "toolkit.methods.slaq", "toolkit.tasks.slaq")
     result = {
-        "made_by": store.made_by(code),
+        "made_by": store.made_by(CODE),
         "provenance": lm.provenance(0),
         "settings": settings,
         "check": check,

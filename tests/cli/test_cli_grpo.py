@@ -117,3 +117,9 @@ def test_what_cannot_work_is_one_readable_error(arguments, message, tmp_path, mo
     assert result.exit_code != 0
     assert message in result.output + str(result.exception)
     assert not list(tmp_path.glob("x/checkpoint*"))
+
+
+def test_a_server_for_evaluations_that_are_switched_off_is_refused_before_anything_connects(tmp_path):
+    result = run("--reward", "hapo", "--engine", "http://127.0.0.1:9", "--evaluate-every", 0, "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "leave one of them out" in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -39,7 +40,7 @@ def parsed(line: str) -> dict:
 def test_a_next_step_can_be_typed_and_keeps_model_task_and_budget(line, monkeypatch):
     monkeypatch.setattr(Command, "values", dict(GIVEN))
     monkeypatch.setattr(Command, "given", frozenset(GIVEN))
-    params = parsed(common.same_options(line, "layers"))
+    params = parsed(common.same_options(*shlex.split(line)[1:], more=("layers",)))
     kept = {name: value for name, value in GIVEN.items() if name in params and name != "as_json"}
     assert {"think", "template", "dtype", "device", "trust_remote_code"} <= kept.keys()
     assert {name: params[name] for name in kept} == kept
@@ -48,17 +49,23 @@ def test_a_next_step_can_be_typed_and_keeps_model_task_and_budget(line, monkeypa
 def test_what_was_not_given_is_not_repeated_unless_the_next_command_needs_it(monkeypatch):
     monkeypatch.setattr(Command, "values", GIVEN | {"trust_remote_code": False})
     monkeypatch.setattr(Command, "given", frozenset({"trust_remote_code"}))
-    assert common.same_options("toolkit heads -r runs/r") == "toolkit heads -r runs/r"
-    assert common.same_options("toolkit thinkedit -o out") == "toolkit thinkedit -o out --model 'some model'"
+    assert common.same_options("heads", "-r", "runs/r") == "toolkit heads -r runs/r"
+    assert common.same_options("thinkedit", "-o", "out") == "toolkit thinkedit -o out --model 'some model'"
 
 
 def test_a_value_that_the_command_found_itself_is_repeated_and_none_is_left_out(monkeypatch):
     monkeypatch.setattr(Command, "values", {"task": None, "model": "m"})
     monkeypatch.setattr(Command, "given", frozenset())
-    assert common.same_options("toolkit heads", task="a b") == "toolkit heads --task 'a b'"
+    assert common.same_options("heads", task="a b") == "toolkit heads --task 'a b'"
     monkeypatch.setattr(Command, "values", {"task": "needle"})
     monkeypatch.setattr(Command, "given", frozenset({"task"}))
-    assert common.same_options("toolkit heads --search needle", task=None) == "toolkit heads --search needle"
+    assert common.same_options("heads", "--search", "needle", task=None) == "toolkit heads --search needle"
+
+
+def test_paths_with_blanks_and_quotes_are_typed_as_one_word():
+    path = Path("my runs") / "it's" / "v.safetensors"
+    assert shlex.split(common.command_line("push", path, "USER/NAME")) == ["toolkit", "push", str(path), "USER/NAME"]
+    assert parsed(common.same_options("steer", "-v", path, "-p", "1 + 2"))["vector"] == path
 
 
 @pytest.fixture

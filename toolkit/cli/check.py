@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -90,8 +89,8 @@ def check(
             out.print(f"fault: {fault}", markup=False, highlight=False)
         out.print("go" if findings.go else "no go", style="bold green" if findings.go else "bold red")
         if findings.go:
-            sampled = f" --task {shlex.quote(problems)}" if problems else ""
-            next_steps(sample_responses=same_options(f"toolkit rollouts -n 20 -k 4 -o runs/rollouts{sampled}"))
+            sampled = ("--task", problems) if problems else ()
+            next_steps(sample_responses=same_options("rollouts", "-n", 20, "-k", 4, "-o", "runs/rollouts", *sampled))
     if not findings.go:
         log.print(f"{len(findings.faults)} reason(s) not to go on.", highlight=False)
         raise typer.Exit(1)

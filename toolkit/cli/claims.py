@@ -149,5 +149,5 @@ def claims(
     name_files("Open {}; the text for posting is {}.", out_dir / "report.html", out_dir / "claims.md")
     next_steps(
         narrower_intervals="the same command with more --problems and a new --out",
-        edit_the_model=same_options("toolkit thinkedit -o runs/edited"),
+        edit_the_model=same_options("thinkedit", "-o", "runs/edited"),
     )

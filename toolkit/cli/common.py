@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -191,21 +191,29 @@ def reject_unread(why: str, *names: str) -> None:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not used {why}: leave it out.")
 
 
-def same_options(line: str, *more: str, **found: Any) -> str:
-    """Return a command line for ``next_steps``, with the options of the running command that the other command needs too.
+def command_line(*words: object) -> str:
+    """Return a command of the toolkit that a shell takes as it is, such as ``toolkit push 'my model' USER/NAME``.
+
+    Args:
+        words: Name of the command and its arguments, such as paths with blanks.
+    """
+    return shlex.join(["toolkit", *map(str, words)])
+
+
+def same_options(*words: object, more: Sequence[str] = (), **found: Any) -> str:
+    """Return a command for ``next_steps``, with the options of the running command that the other command needs too.
 
     Those are the options in ``CARRIED`` that were given and that the other command has. An option that the other command requires is
     repeated even if it was not given.
 
     Args:
-        line: Beginning of the command line, such as ``"toolkit dose -v v.safetensors"``.
+        words: Name of the command and its first arguments, such as ``"dose", "-v", path``.
         more: Parameter names of further options to repeat, such as ``"layers"``.
         found: Values that replace those of the command line, such as the task of --rollouts. ``None`` leaves the option out.
     """
-    other = line.split()[1]
     callbacks = {c.name or c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
-    parameters = inspect.signature(callbacks[other]).parameters
-    words = [line]
+    parameters = inspect.signature(callbacks[str(words[0])]).parameters
+    line = [command_line(*words)]
     for name in (*CARRIED, *more):
         value = {**Command.values, **found}.get(name)
         required = name in parameters and parameters[name].default is inspect.Parameter.empty
@@ -213,10 +221,10 @@ def same_options(line: str, *more: str, **found: Any) -> str:
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
-            words += [option] if value else []
+            line += [option] if value else []
         else:
-            words += [f"{option} {shlex.quote(str(part))}" for part in (value if isinstance(value, list) else [value])]
-    return " ".join(words)
+            line += [f"{option} {shlex.quote(str(part))}" for part in (value if isinstance(value, list) else [value])]
+    return " ".join(line)
 
 
 def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:

@@ -28,6 +28,7 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
+    command_line,
     load_model,
     name_files,
     next_steps,
@@ -122,5 +123,7 @@ def dto(
     name_files("The pairs are in {}.", out_dir / "pairs.jsonl")
     if steps:
         next_steps(
-            compare_before_and_after=f"toolkit compare base={model} dto={out_dir / 'trained' / 'model'} -t {task} -o {out_dir / 'compare'}"
+            compare_before_and_after=command_line(
+                "compare", f"base={model}", f"dto={out_dir / 'trained' / 'model'}", "-t", task, "-o", out_dir / "compare"
+            )
         )

@@ -35,6 +35,7 @@ from toolkit.cli.common import (
     Type,
     app,
     check_file,
+    command_line,
     connect_engine,
     find_toolbox,
     load_model,
@@ -89,8 +90,8 @@ def demo(
     name_files("Open {}; the edited model is in {}.", out_dir / "report.html", out_dir / "edited")
     edited, vector = out_dir / "edited", out_dir / "direction.safetensors"
     next_steps(
-        watch_the_direction_lengthen_and_shorten_thinking=same_options(f"toolkit steer -v {vector} -p '17+5-9+23=?'"),
-        compare_on_more_problems=same_options(f"toolkit compare base={model} edited={edited} --problems 400"),
+        watch_the_direction_lengthen_and_shorten_thinking=same_options("steer", "-v", vector, "-p", "17+5-9+23=?"),
+        compare_on_more_problems=same_options("compare", f"base={model}", f"edited={edited}", "--problems", 400),
     )
 
 
@@ -212,8 +213,8 @@ def thinkedit(
     name_files("Saved to {}; rollouts and numbers are in {}.", out_dir, work)
     found = {"task": task} if source else {}
     next_steps(
-        compare_on_more_problems=same_options(f"toolkit compare base={model} edited={out_dir} --problems 400", **found),
-        see_what_would_be_uploaded=f"toolkit push {out_dir} USER/NAME --dry-run",
+        compare_on_more_problems=same_options("compare", f"base={model}", f"edited={out_dir}", "--problems", 400, **found),
+        see_what_would_be_uploaded=command_line("push", out_dir, "USER/NAME", "--dry-run"),
     )
 
 
@@ -330,8 +331,8 @@ def rollouts(
         return
     show(table.set_index("task"), f"{len(responses)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
     next_steps(
-        compute_a_direction_of_thinking_length=same_options(f"toolkit direction -r {out_dir} -o runs/direction.safetensors"),
-        score_the_attention_heads=same_options(f"toolkit heads -r {out_dir}"),
+        compute_a_direction_of_thinking_length=same_options("direction", "-r", out_dir, "-o", "runs/direction.safetensors"),
+        score_the_attention_heads=same_options("heads", "-r", out_dir),
     )
 
 
@@ -412,8 +413,8 @@ def direction(
     made_from = f"{v.n_pos} long, {v.n_neg} short, of {origins.describe(v.provenance.notes)}"
     show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {made_from}; saved to {out_file}")
     next_steps(
-        see_what_it_does=same_options(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'"),
-        measure_it=same_options(f"toolkit dose -v {out_file} -o runs/doses"),
+        see_what_it_does=same_options("steer", "-v", out_file, "-p", "YOUR PROMPT"),
+        measure_it=same_options("dose", "-v", out_file, "-o", "runs/doses"),
     )
 
 

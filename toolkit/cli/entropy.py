@@ -158,4 +158,4 @@ def entropy(
     show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
     name_files("Open {}.", out_dir / "report.html")
     found = {"task": study.task} if source else {}
-    next_steps(which_heads_raise_or_lower_entropy=same_options("toolkit heads", **found))
+    next_steps(which_heads_raise_or_lower_entropy=same_options("heads", **found))

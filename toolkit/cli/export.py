@@ -264,7 +264,7 @@ def import_(
         print_json({"out": str(out_file), "kind": v.kind, "layers": norms, "provenance": v.provenance})
         return
     name_files(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to {{}}.", out_file)
-    next_steps(see_whether_it_lengthens_thinking=same_options(f"toolkit steer -v {out_file} -p 'YOUR PROMPT'"))
+    next_steps(see_whether_it_lengthens_thinking=same_options("steer", "-v", out_file, "-p", "YOUR PROMPT"))
 
 
 @app.command()

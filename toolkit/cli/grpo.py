@@ -213,6 +213,8 @@ def grpo(
     from toolkit.jobs import grpo as jobs
     from toolkit.types import Direction
 
+    if engine != "ours" and not evaluate_every:
+        raise typer.BadParameter("--engine samples for evaluations, and --evaluate-every 0 asks for none: leave one of them out.")
     part, chosen = parse_part(train, rank, plan), parse_settings(settings)
     if train in RATELESS and "learning_rate" not in chosen:
         raise typer.BadParameter(
@@ -249,10 +251,10 @@ def grpo(
         vector = folder / saved.DIRECTION
         strength = store.load(vector, Direction).provenance.notes["strength"]
         judging = {
-            "measure_other_strengths": same_options(f"toolkit dose --vector {vector} --alpha 0,{strength / 2:g},{strength:g}")
+            "measure_other_strengths": same_options("dose", "--vector", vector, "--alpha", f"0,{strength / 2:g},{strength:g}")
         }
     else:
-        judging = {"compare_on_held_out_problems": same_options(f"toolkit compare base={model} trained={folder}")}
+        judging = {"compare_on_held_out_problems": same_options("compare", f"base={model}", f"trained={folder}")}
     page = jobs.training_page(done, recipe, model, judging=next(iter(judging.values())), command=Command.line)
     pages.write(page, out_dir / "report.html")
     if as_json:

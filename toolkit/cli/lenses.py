@@ -130,7 +130,7 @@ def retrieval_heads(
             "Accuracy, and accuracy lost to masking, when thinking and when answering directly",
         )
     name_files("Open {}.", out_dir / "report.html")
-    next_steps(compare_with_other_ways_to_score_heads=same_options(f"toolkit heads --search {task}", task=None))
+    next_steps(compare_with_other_ways_to_score_heads=same_options("heads", "--search", task, task=None))
 
 
 @app.command(cls=Command)
@@ -205,4 +205,4 @@ def heads(
     show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads? Number of shared top heads, with p-values")
     name_files("Open {}.", out_dir / "report.html")
     found = {"task": task} if source else {}
-    next_steps(edit_the_heads_that_shorten_thinking=same_options("toolkit thinkedit -o runs/edited", **found))
+    next_steps(edit_the_heads_that_shorten_thinking=same_options("thinkedit", "-o", "runs/edited", **found))

@@ -15,6 +15,7 @@ from toolkit.cli.common import (
     EngineAddress,
     Loaded,
     app,
+    command_line,
     connect_engine,
     load_model,
     name_files,
@@ -83,7 +84,7 @@ def replicate(
     for sentence in jobs.replication_verdict(plan, table):
         out.print(sentence, markup=False, highlight=False, soft_wrap=True)
     name_files("Open {}; the edited model is in {}.", out_dir / "report.html", out_dir / "edited")
-    next_steps(see_what_would_be_uploaded=f"toolkit push {out_dir / 'edited'} USER/NAME --dry-run")
+    next_steps(see_what_would_be_uploaded=command_line("push", out_dir / "edited", "USER/NAME", "--dry-run"))
 
 
 def _dry_run(plan: Replication, as_json: bool) -> None:

@@ -179,7 +179,7 @@ def steer(
         )
         next_steps(
             measure_length_and_accuracy_at_several_strengths=same_options(
-                "toolkit dose -o runs/doses", "vector", "layers", "during"
+                "dose", "-o", "runs/doses", more=("vector", "layers", "during")
             ),
         )
 
@@ -300,5 +300,7 @@ def dose(
     )
     name_files("Open {}.", out_dir / "report.html")
     next_steps(
-        a_card_with_these_numbers=same_options(f"toolkit export --to folder --doses {out_dir} -o runs/vector", "vector"),
+        a_card_with_these_numbers=same_options(
+            "export", "--to", "folder", "--doses", out_dir, "-o", "runs/vector", more=("vector",)
+        ),
     )

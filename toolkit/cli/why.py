@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -83,5 +82,4 @@ def why(
     show(found.heads.head(8).round(3), "Effect of each head's change on the preference for long thinking, nats; largest first")
     show(undo_table(found.undo), "Part of the change that some heads make, with 95 % intervals")
     name_files("Open {}.", out_dir / "report.html")
-    models = shlex.join((f"base={base}", f"changed={other}"))
-    next_steps(compare_the_models=same_options(f"toolkit compare {models}"))
+    next_steps(compare_the_models=same_options("compare", f"base={base}", f"changed={other}"))
