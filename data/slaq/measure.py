@@ -35,7 +35,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "data"))
 import publish  # noqa: E402
 
-CODE = store.code_of("toolkit.jobs.slaq", "toolkit.methods.slaq", "toolkit.tasks.slaq")
+CODE = store.code_of("toolkit.jobs.slaq", "toolkit.methods.slaq", "toolkit.tasks.slaq", "toolkit.tasks.lookup")
 FACTS, NOISE = 3, 0  # facts per long question, and further facts in the prompt: with more, SmolLM2 gets nearly all short ones wrong
 PAIRS = 20
 GREEDY = Sampling(temperature=0.0, max_new_tokens=60, batch_size=40)
