@@ -36,7 +36,9 @@ def edited() -> str:
 
 
 def saved(path: Path) -> bool:
-    finding = jobs.Finding(moments(), direction(), HeadScores(numbers(3, 4), "short", "norm", about()), plan())
+    finding = jobs.Finding(
+        jobs.OURS, moments(), moments(), direction(), HeadScores(numbers(3, 4), "short", "norm", about()), plan()
+    )
     return jobs.is_saved(tiny(), finding, store.existing_file(path).parent)
 
 

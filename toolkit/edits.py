@@ -78,6 +78,9 @@ def plan(
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     """Return a control for the plan ``like``: the same operations and strengths on random other heads *of the same layers*.
 
+    If the plan removes a direction that its own heads write, the other heads have next to nothing along it. The control is then too weak:
+    use ``jobs.edit.random_heads``.
+
     If ``like`` edits more than half of a layer's heads, that layer has too few unedited heads. The missing control heads are then drawn
     from the nearest layer with free heads. A head is free if ``like`` does not edit it and the control does not edit it yet.
 
@@ -131,11 +134,11 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
 def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
     """Return a random direction, at site ``attn_out``, that the heads of the plan ``like`` can write to.
 
-    It is a control for the plan's own direction: pass it to ``with_direction``. In each layer with edited heads, it is a random combination
-    of their columns of ``W_O``. In other layers it is zero.
+    Pass it to ``with_direction``. In each layer with edited heads, it is a random combination of their columns of ``W_O``. In other layers
+    it is zero.
 
-    A direction that is random in the whole residual stream would be too weak a control. A head writes only to a subspace of ``head_dim``
-    dimensions, to which that direction is almost orthogonal. Projecting it out would change almost nothing.
+    As a control for the plan's own direction it is too weak: the outputs of a head vary little along most directions that the head can
+    write, so the edit would remove a fraction of what the plan removes. Use ``jobs.edit.random_groups``.
 
     Args:
         like: The plan for which a control is wanted.

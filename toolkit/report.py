@@ -266,7 +266,7 @@ These heads contribute most towards *short* thinking. {_origin(plan)} Base weigh
 ## Measured
 
 {on} A cell holds the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % interval (bootstrap over problems). The controls
-edit other heads of the same layers, or the same heads along random directions that these heads can write.
+edit other heads of the same layers, or the same heads along directions between random groups of responses.
 
 {markdown(table)}
 

@@ -311,6 +311,32 @@ class Moments:
             raise ValueError(f"Class {label!r} has no examples: its mean is undefined.")
         return self.sums[kind][row] / self.n[row]
 
+    def merged(self, classes: Mapping[str, str]) -> Moments:
+        """Return the moments of larger classes, each the union of some of these.
+
+        >>> from toolkit.types import Provenance
+        >>> sums = {"resid_mid": torch.ones(3, 1, 2)}
+        >>> cells = Moments(("a", "b", "c"), (2, 3, 4), "think", sums, {}, Provenance("example", None, "0", "0", "0.1.0"))
+        >>> cells.merged({"a": "first", "c": "first", "b": "second"})
+        Moments(6 first, 3 second; positions think; resid_mid; example)
+
+        Args:
+            classes: Name of a class -> name of the larger class that it joins. Classes that are not named are left out.
+
+        Raises:
+            KeyError: there is no such class.
+        """
+        labels = tuple(sorted(set(classes.values())))
+        into = torch.zeros(len(labels), len(self.labels), dtype=torch.float64)
+        for old, new in classes.items():
+            into[labels.index(new), self.index(old)] = 1
+        n = tuple(int(count) for count in into @ torch.tensor(self.n, dtype=torch.float64))
+
+        def add(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {kind: torch.tensordot(into, value.double(), dims=1) for kind, value in values.items()}
+
+        return Moments(labels, n, self.positions, add(self.sums), add(self.outer), self.provenance)
+
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
         """Return the within-class covariance matrices of the activations h at one kind of site: ``[layers, width, width]``.
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from toolkit import attention, edits, evaluate, generate, hooks, jobs, needles, tasks
+from toolkit import attention, collect, edits, evaluate, generate, hooks, jobs, needles, tasks
 from toolkit.generate import Sampling
+from toolkit.jobs import edit
 from toolkit.jobs.masking import Mask
 from toolkit.jobs.retrieval import RetrievalMeasurement
 from toolkit.lm import LM
-from toolkit.methods import retrieval_heads
+from toolkit.methods import retrieval_heads, thinkedit
 from toolkit.sites import Site
-from toolkit.types import Span
+from toolkit.types import Plan, Rollout, Span
 
 PAIRS = {"quick": "today", "brief": "hello", "hurry": "today"}  # a cue word and a neutral word of equal length
 
 
 @pytest.fixture(scope="module")
-def finding(tiny: LM) -> jobs.Finding:
-    found = generate.rollouts(tiny, tasks.load("arithmetic", "train", 100), Sampling(n=8, max_new_tokens=300), progress=False)
-    return jobs.find_heads(tiny, found, jobs.DEMO, jobs.OURS)
+def responses(tiny: LM) -> list[Rollout]:
+    return generate.rollouts(tiny, tasks.load("arithmetic", "train", 100), Sampling(n=8, max_new_tokens=300), progress=False)
+
+
+@pytest.fixture(scope="module")
+def finding(tiny: LM, responses) -> jobs.Finding:
+    return jobs.find_heads(tiny, responses, jobs.DEMO, jobs.OURS)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +93,55 @@ def test_the_edit_lengthens_thinking_and_random_heads_do_not(tiny, finding):
     judged = {
         "base": tiny,
         "edited": edits.apply(tiny, finding.plan),
-        "heads": edits.apply(tiny, edits.random_heads(finding.plan, tiny.layout, seed=0)),
+        "heads": edits.apply(tiny, edit.random_heads(tiny, finding, finding.plan, seed=0)),
     }
     report = evaluate.compare(judged, tasks.load("arithmetic", "test", 80), Sampling(n=6, max_new_tokens=300), progress=False)
     rows = evaluate.summary(report).set_index(["condition", "metric"])
     for metric in ("think_tokens", "shortest_20", "accuracy"):
         assert rows.loc[("edited", metric), "difference_low"] > 0
         assert rows.loc[("heads", metric), "difference_high"] < rows.loc[("edited", metric), "difference"] / 2
+
+
+def removed(tiny: LM, plan: Plan, responses: Sequence[Rollout]) -> float:
+    """Root mean square of what a plan removes from the outputs of its heads where lines of thinking begin."""
+    z = collect.states(tiny, responses, "z", positions=collect.step_starts(tiny)).values.double()
+    total = 0.0
+    for layer, head in plan.heads:
+        columns, W_O = tiny.layout.head(layer, head), tiny.layout.W_O(layer).detach().double()
+        unit = edits.unit_at(tiny.layout, plan, layer, torch.device("cpu")).double()
+        total += float((z[:, layer, columns] @ W_O[:, columns].T @ unit).pow(2).mean())
+    return math.sqrt(total)
+
+
+def test_random_controls_of_an_edit_remove_more_than_a_direction_that_is_no_control_does(tiny, finding, responses):
+    """The direction of the edited heads is next to nothing of other heads' outputs, and so is a vector drawn from all they can write."""
+    plan, layout, some, seeds = finding.plan, tiny.layout, responses[:200], range(3)
+    sizes = {
+        name: [removed(tiny, draw(seed), some) for seed in seeds]
+        for name, draw in {
+            "random groups": lambda s: edit.random_groups(tiny, finding, plan, seed=s),
+            "random vector": lambda s: edits.with_direction(plan, edits.random_written(plan, layout, seed=s)),
+            "random heads": lambda s: edit.random_heads(tiny, finding, plan, seed=s),
+            "random heads, direction of the edited": lambda s: edits.random_heads(plan, layout, seed=s),
+        }.items()
+    }
+    assert min(sizes["random groups"]) > max(sizes["random vector"])
+    assert sum(sizes["random groups"]) > 1.5 * removed(tiny, plan, some)  # of three draws: half of the edit on average
+    assert min(sizes["random heads"]) > 2 * max(sizes["random heads, direction of the edited"])
+
+
+def test_the_direction_between_random_groups_does_not_depend_on_length(tiny, finding):
+    """A vector added to every activation of long thinking moves the length direction, but not that between random groups."""
+    cells = replace(finding.cells, n=(10,) * len(finding.cells.n))
+    added = 10.0 * torch.tensor([label.startswith("long") for label in cells.labels])[:, None, None]
+    longer = replace(cells, sums={kind: sums + added for kind, sums in cells.sums.items()})
+    before, after = (replace(finding, cells=c) for c in (cells, longer))
+    for seed in range(3):
+        first, second = (edit.random_groups(tiny, f, f.plan, seed=seed).direction.vector for f in (before, after))
+        assert torch.allclose(first, second, atol=1e-9) and first.any()
+    classes = {label: label.split()[0] for label in cells.labels}
+    gaps = [thinkedit.direction(c.merged(classes), "resid_post").vector for c in (cells, longer)]
+    assert torch.allclose(gaps[1] - gaps[0], torch.ones(()).double())
 
 
 def test_a_random_written_direction_lies_in_what_the_heads_can_write(tiny, finding):

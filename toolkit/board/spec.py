@@ -51,7 +51,7 @@ from toolkit.grpo import code
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.identity import Identity
-from toolkit.jobs.edit import OURS
+from toolkit.jobs.edit import OURS, random_groups, random_heads
 from toolkit.lm import LM, Condition, Intervention, Rule
 from toolkit.methods import retrieval_heads
 from toolkit.types import Ask
@@ -284,13 +284,15 @@ def edited(
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
         control: Random control to return instead of the edit; ``""`` returns the edit.
 
-            * ``"heads"``: edit equally many other heads of the same layers, chosen at random.
-            * ``"direction"``: edit the same heads along a random direction in the column space of their output weights W_O. The heads
-              write only in this space, so an edit along an unrestricted random direction would change little.
+            * ``"heads"``: make the same edit on equally many other heads of the same layers, chosen at random (``jobs.edit.random_heads``).
+            * ``"direction"``: edit the same heads along the direction between two random groups of responses (``jobs.edit.random_groups``).
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
-    controls = {"heads": "random heads of the same layers", "direction": "the same heads, a random direction they can write"}
+    controls = {
+        "heads": "random heads of the same layers, from which what they write themselves is removed",
+        "direction": "the same heads, the direction between random groups of responses",
+    }
     note = controls.get(control, "rank-1 PEFT adapter, merged" if adapter else "written into the weights")
     family = "control" if control else "edit"
     share = "" if fraction is None else f", {100 * fraction:g} % of heads"
@@ -302,10 +304,9 @@ def _edited(
     ground: Ground, seed: int, *, strength: float, form: str, fraction: float | None, control: str, adapter: bool
 ) -> Condition:
     plan = ground.plan(strength, form, fraction)
-    if control == "heads":
-        plan = edits.random_heads(plan, ground.lm.layout, seed=seed)
-    elif control == "direction":
-        plan = edits.with_direction(plan, edits.random_written(plan, ground.lm.layout, seed=seed))
+    if control:
+        draw = random_heads if control == "heads" else random_groups
+        plan = draw(ground.lm, ground.find_heads(form), plan, seed=seed)
     return Condition(_adapted(ground, plan) if adapter else edits.apply(ground.lm, plan))
 
 

@@ -8,16 +8,17 @@ use this module.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import collect, directions, edits, evaluate, probes, report, store, tensors, vectors
+from toolkit import collect, directions, edits, evaluate, identity, probes, report, store, tensors, vectors
 from toolkit.edits import steering
 from toolkit.engines import OWN_LOOP, Engine
 from toolkit.jobs.study import Say, Study, with_origin
@@ -34,7 +35,8 @@ class EditSettings:
     """Settings of ThinkEdit's edit, which removes a direction from the outputs of attention heads, and of its random controls.
 
     For each edited head, ``W <- (I - strength * v v^T) W``. W holds the columns of W_O that belong to the head. v is the direction's vector
-    in the head's layer, scaled to norm 1. A random control makes the same edit on other heads, or with a random direction.
+    in the head's layer, scaled to norm 1. A random control edits other heads, or the same heads along the direction between two random
+    groups of responses (see ``random_heads`` and ``random_groups``).
 
     Attributes:
         fraction: Share of all heads to edit, above 0 and at most 1. The heads that write most towards short thinking are edited (see
@@ -46,8 +48,7 @@ class EditSettings:
             thresholds or neither.
         long_above: Threshold in think tokens. Rollouts with more than this are the long class. ``None`` uses ``share``.
         seed: Seed of the random controls.
-        draws: Number of random directions per edit. Each gives a control that removes this direction from the same heads. Use several,
-            since a single random direction may have a large effect by chance.
+        draws: Number of random controls of each kind, per edit. Use several, since a single one may have a large effect by chance.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -83,7 +84,10 @@ class Finding:
     """Result of ``find_heads``, for one form of ThinkEdit: the length direction, the head scores, and the edit to make.
 
     Attributes:
-        moments: Sums of activations over the rollouts with short and with long thinking. The other attributes are computed from them.
+        form: Key in ``FORMS`` of the form.
+        cells: Sums of activations over random parts of the rollouts with short and with long thinking, for random controls: the classes are
+            ``"short 0"``, ``"short 1"`` and so on (see ``random_groups``).
+        moments: Sums of activations over the rollouts with short and with long thinking. The attributes below are computed from them.
         direction: Length direction, one vector per layer, used to score the heads; adding it lengthens thinking.
         scores: Score of every head; a positive score means that the head's output points towards short thinking.
         plan: The heads to edit, with the direction to remove from their outputs, ``plan.direction``. The published form removes the length
@@ -91,6 +95,8 @@ class Finding:
             short thinking.
     """
 
+    form: str
+    cells: Moments
     moments: Moments
     direction: Direction
     scores: HeadScores
@@ -225,19 +231,37 @@ def _classes(rollouts: Sequence[Rollout], settings: EditSettings, recipe: Direct
 
 def _direction(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe, origin: Mapping[str, Any]
-) -> tuple[Moments, Direction]:
-    """Collect the activations of short and long thinking; return their moments (sums per class) and the direction.
+) -> Direction:
+    """Collect the activations of short and long thinking; return the direction between their means.
 
-    Only for the methods ``thinkedit`` and ``efficiency``, which compare means. The moments also include ``z``, the head outputs before W_O.
-    The provenance of both results records ``origin``, the task, split and seed of the rollouts.
+    Only for the methods ``thinkedit`` and ``efficiency``, which compare means. The provenance of the direction records ``origin``, the task,
+    split and seed of the rollouts.
     """
     by = _classes(rollouts, settings, recipe)
-    kinds = tuple(dict.fromkeys((recipe.kind, "z")))  # z: head outputs, for the head scores
     # Only a whitened direction needs outer products, which take layers * d_model^2 numbers per class.
     second = (recipe.kind,) if recipe.estimator == "whitened" else ()
-    moments = with_origin(collect.moments(lm, rollouts, by, kinds=kinds, positions=recipe.where(lm), second=second), origin)
+    moments = collect.moments(lm, rollouts, by, kinds=(recipe.kind,), positions=recipe.where(lm), second=second)
     make = efficiency_steering.direction if recipe.method == "efficiency" else thinkedit.direction
-    return moments, make(moments, recipe.kind, estimator=ESTIMATORS[recipe.estimator])
+    return make(with_origin(moments, origin), recipe.kind, estimator=ESTIMATORS[recipe.estimator])
+
+
+PARTS = 8
+"""Number of random parts of each length class, of which the groups of random controls consist: ours. Each class has at least 8 rollouts."""
+
+
+def _in_parts(rollouts: Sequence[Rollout], by: collect.By) -> collect.By:
+    """Return a function that maps a rollout to its class and a random part of it, such as ``"long 3"``, or ``None`` for no class.
+
+    The parts of a class differ in size by one rollout at most.
+    """
+    parts: dict[int, str] = {}
+    order = np.random.default_rng(0).permutation(len(rollouts))
+    seen: dict[str, int] = {}
+    for rollout in (rollouts[i] for i in order):
+        if label := by(rollout):
+            parts[id(rollout)] = f"{label} {seen.setdefault(label, 0) % PARTS}"
+            seen[label] += 1
+    return lambda rollout: parts.get(id(rollout))
 
 
 def extract_direction(
@@ -278,7 +302,7 @@ def extract_direction(
         efficiency_steering.TooFewPairsError: for ``efficiency``, fewer than 8 problems have correct responses that differ enough in length.
     """
     if recipe.method in ("thinkedit", "efficiency"):
-        _, v = _direction(lm, rollouts, settings, recipe, origin)
+        v = _direction(lm, rollouts, settings, recipe, origin)
         measured = collect.spread(lm, rollouts, v, _classes(rollouts, settings, recipe), positions=recipe.where(lm))
         typical, more = measured.typical, {"separation": measured.separation.numpy()}
     else:
@@ -308,10 +332,56 @@ def find_heads(
         origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the provenance of the direction and the plan.
     """
     form = FORMS[name]
-    moments, v = _direction(lm, rollouts, settings, form.recipe, origin)
+    by = _in_parts(rollouts, settings.classes(rollouts))
+    kinds = tuple(dict.fromkeys((form.recipe.kind, "z")))  # z: head outputs, for the head scores
+    cells = with_origin(collect.moments(lm, rollouts, by, kinds=kinds, positions=form.recipe.where(lm)), origin)
+    moments = cells.merged({label: label.split()[0] for label in cells.labels})
+    v = thinkedit.direction(moments, form.recipe.kind, estimator=ESTIMATORS[form.recipe.estimator])
     scores = form.score(moments, v, lm)
     plan = edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength)
-    return Finding(moments, v, scores, form.removes(plan, moments, lm))
+    return Finding(name, cells, moments, v, scores, form.removes(plan, moments, lm))
+
+
+def random_heads(lm: LM, finding: Finding, like: Plan, *, seed: int) -> Plan:
+    """Return a control for the choice of heads: the same form of ThinkEdit with random other heads of the same layers.
+
+    If the form removes what the edited heads write, what the random heads write themselves is removed from them. The direction of the edited
+    heads would be next to nothing of their output.
+
+    Args:
+        lm: The base model.
+        finding: Result of ``find_heads``.
+        like: The plan for which a control is wanted: ``finding.plan``, or one with another strength or number of heads.
+        seed: Seed of the random choice.
+
+    Raises:
+        ValueError: the plan edits more than half of all heads.
+    """
+    return FORMS[finding.form].removes(edits.random_heads(like, lm.layout, seed=seed), finding.moments, lm)
+
+
+def random_groups(lm: LM, finding: Finding, like: Plan, *, seed: int) -> Plan:
+    """Return a control for the direction: the same heads, and the direction between two random groups of responses.
+
+    Each group has half of the responses with short thinking and half of those with long thinking, so their difference does not depend on
+    length. It is computed as the length direction is. The outputs of the heads vary along it as much as they vary by chance, which a
+    vector drawn at random from all that the heads can write does not give: it would remove a fraction of what the edit removes.
+
+    Args:
+        lm: The base model.
+        finding: Result of ``find_heads``.
+        like: The plan for which a control is wanted, as in ``random_heads``.
+        seed: Seed of the groups.
+    """
+    form, rng = FORMS[finding.form], np.random.default_rng(seed)
+    groups: dict[str, str] = {}
+    for label in (thinkedit.SHORT, thinkedit.LONG):
+        parts = rng.permutation([part for part in finding.cells.labels if part.split()[0] == label])
+        groups |= {str(part): (thinkedit.SHORT, thinkedit.LONG)[2 * i < len(parts)] for i, part in enumerate(parts)}
+    moments = finding.cells.merged(groups)
+    v = thinkedit.direction(moments, form.recipe.kind, estimator=ESTIMATORS[form.recipe.estimator])
+    plan = form.removes(edits.with_direction(like, v), moments, lm)
+    return replace(plan, name=f"random groups (seed {seed}) for: {like.name}")
 
 
 def separation(
@@ -360,24 +430,43 @@ def plan_table(finding: Finding) -> pd.DataFrame:
 def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSettings = EditSettings()) -> dict[str, Condition]:
     """Return a dict from name to condition: base, the edited models, and random controls of each edit.
 
-    An edit with the name NAME has two kinds of controls. ``NAME: random heads`` edits other heads of the same layers, chosen at random.
-    ``NAME: random direction 1``, ``2``, ... edit the same heads, but remove a random direction instead. This direction lies in the subspace
-    that these heads can write to.
+    An edit with the name NAME has two kinds of controls. ``NAME: random heads 1``, ``2``, ... make the same edit on other heads of the same
+    layers (see ``random_heads``). ``NAME: random direction 1``, ``2``, ... edit the same heads, along directions between random groups of
+    responses (see ``random_groups``).
 
     Args:
         lm: The base model.
         findings: Name of the edit -> result of ``find_heads``.
-        settings: Seed of the controls, and number of random directions per edit.
+        settings: Seed of the controls, and number of controls of each kind per edit.
     """
     result = {"base": Condition(lm, note="unchanged")}
-    for at, (name, f) in enumerate(findings.items()):
-        plans = {name: f.plan, f"{name}: random heads": edits.random_heads(f.plan, lm.layout, seed=settings.seed)}
-        for draw in range(settings.draws):
-            # Each form gets other seeds, since two forms may edit the same heads: their random directions would then be equal.
-            noise = edits.random_written(f.plan, lm.layout, seed=settings.seed + at * settings.draws + draw)
-            plans[f"{name}: random direction {draw + 1}"] = edits.with_direction(f.plan, noise)
+    for name, f in findings.items():
+        plans = {name: f.plan}
+        for kind, draw in (("heads", random_heads), ("direction", random_groups)):
+            drawn = random_controls(lm, f, f.plan, draw, settings.draws, seed=settings.seed)
+            plans |= {f"{name}: random {kind} {i + 1}": plan for i, plan in enumerate(drawn)}
         result |= {label: edited(lm, plan) for label, plan in plans.items()}
     return result
+
+
+def random_controls(lm: LM, finding: Finding, like: Plan, draw: Callable[..., Plan], draws: int, *, seed: int) -> list[Plan]:
+    """Return up to ``draws`` different random controls of an edit. Fewer are returned if there are not more.
+
+    Args:
+        lm: The base model.
+        finding: Result of ``find_heads``.
+        like: The plan for which controls are wanted.
+        draw: ``random_heads`` or ``random_groups``.
+        draws: Number of controls.
+        seed: Seed of the first draw; the others have the next seeds.
+    """
+    found: dict[Any, Plan] = {}
+    for i in range(10 * draws):  # a small model has few sets of other heads, so equal draws are frequent
+        plan = draw(lm, finding, like, seed=seed + i)
+        found.setdefault((*plan.heads, plan.direction and identity.hash_of(plan.direction.vector)), plan)
+        if len(found) == draws:
+            break
+    return list(found.values())
 
 
 def edited(lm: LM, plan: Plan) -> Condition:
@@ -411,7 +500,7 @@ def edit_and_measure(
         lm: The base model.
         finding: Result of ``find_heads``; its plan is the edit.
         study: Task, numbers of problems and samples, and seed.
-        settings: Seed of the controls, and number of random directions.
+        settings: Seed of the controls, and number of controls of each kind.
         engine: Program that samples the tokens.
         out: Directory for rollouts, ``report.json`` and ``rows.parquet``; ``None`` writes nothing.
         say: Function that is called with one line of progress at a time.

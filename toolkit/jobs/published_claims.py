@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from toolkit import collect, directions, edits, needles, stats, strengths
+from toolkit import collect, directions, needles, stats, strengths
 from toolkit.claims import Claim
 from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling
@@ -174,9 +174,9 @@ def edited(g: Ground) -> list[Claim]:
     """Editing few heads lengthens thinking and makes short thinking more accurate (ThinkEdit), against random heads and directions."""
     plan, seed, draws = g.finding.plan, g.plan.study.seed, g.plan.edit.draws
     plans = {"edited": plan}
-    plans |= {f"random heads {i + 1}": other for i, other in enumerate(masking.controls(plan, g.lm, draws, seed))}
-    noise = [edits.random_written(plan, g.lm.layout, seed=seed + i) for i in range(draws)]
-    plans |= {f"random direction in the heads {i + 1}": edits.with_direction(plan, d) for i, d in enumerate(noise)}
+    for kind, draw in (("random heads", edit.random_heads), ("random direction in the heads", edit.random_groups)):
+        drawn = edit.random_controls(g.lm, g.finding, plan, draw, draws, seed=seed)
+        plans |= {f"{kind} {i + 1}": control for i, control in enumerate(drawn)}
     c = Comparison(g.compare({name: edit.edited(g.lm, p) for name, p in plans.items()}), seed)
     own, heads, along = ["edited"], [n for n in plans if "random heads" in n], [n for n in plans if "random direction" in n]
     text = f"{len(plan.edits)} head{'s' * (len(plan.edits) > 1)} edited"

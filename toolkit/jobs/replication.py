@@ -98,13 +98,7 @@ def problems_of(part: SamplingPart, seed: int, lm: LM | None = None) -> list[Pro
 
 def conditions_of(lm: LM, finding: Finding, plan: Replication) -> dict[str, Condition]:
     """Return base, the edited model, and ``draws`` random controls of each kind: random heads, and random directions in the heads."""
-    made = edit.edit_conditions(lm, {EDITED: finding}, plan.edit.settings(plan.run.seed))
-    first = f"{EDITED}: random heads"
-    heads = {f"{first} 1": made.pop(first)}
-    for draw in range(1, plan.edit.draws):
-        more = edit.edit_conditions(lm, {EDITED: finding}, replace(plan.edit.settings(plan.run.seed + draw), draws=0))
-        heads[f"{first} {draw + 1}"] = more[first]
-    return {**made, **heads}
+    return edit.edit_conditions(lm, {EDITED: finding}, plan.edit.settings(plan.run.seed))
 
 
 def judged_claims(name: str, c: Comparison, plan: Replication) -> list[Claim]:
