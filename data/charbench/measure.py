@@ -16,8 +16,8 @@ import torch
 from toolkit import edits, generate, jobs, report, stats, store
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.jobs import Arm
-from toolkit.jobs.edit import DEMO, FORMS, OURS
+from toolkit.jobs import Arm, masking
+from toolkit.jobs.edit import DEMO, FORMS, OURS, edited
 from toolkit.lm import LM, Condition
 from toolkit.tasks import characters
 from toolkit.tasks.grading import grade
@@ -47,9 +47,11 @@ def arms_of(lm: LM) -> dict[str, Arm]:
     retrieval = Plan(
         tuple(HeadEdit(row["layer"], row["head"], "scale", 1.0) for row in top), None, "retrieval heads", lm.provenance(SEED)
     )
+    # The heads of our form, but the whole length direction: what the heads write themselves is not among the committed files. Other heads
+    # write along the whole direction too, so the same edit of them is a control.
     edit = edits.plan(scores, v, fraction=FRACTION, strength=DEMO.strength)
     return {
-        OURS: jobs.edit_arm(lm, edit, draws=DRAWS, seed=SEED),
+        OURS: Arm(edited(lm, edit), tuple(edited(lm, other) for other in masking.controls(edit, lm, DRAWS, SEED))),
         "steered shorter": jobs.steering_arm(lm, v, -STRENGTH, draws=DRAWS, seed=SEED),
         "retrieval heads masked": jobs.masking_arm(lm, retrieval, draws=DRAWS, seed=SEED),
     }

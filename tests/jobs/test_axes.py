@@ -215,7 +215,7 @@ def test_controls_have_the_size_of_the_intervention_and_differ_from_it(tiny):
         tiny, running_sum.load("train", 40, horizons=(2, 6)), Sampling(n=2, max_new_tokens=120), progress=False
     )
     finding = jobs.find_heads(tiny, rollouts, jobs.DEMO, jobs.OURS)
-    edit = jobs.edit_arm(tiny, finding.plan, draws=2)
+    edit = jobs.edit_arm(tiny, finding, draws=2)
     assert len({c.lm.fingerprint for c in (edit.treated, *edit.controls)} | {tiny.fingerprint}) == 4
     steer = jobs.steering_arm(tiny, finding.direction, -0.5, draws=2)
     texts = [str(c.during[0]) for c in (steer.treated, *steer.controls)]

@@ -21,7 +21,7 @@ from numpy import ndarray
 
 from toolkit import directions, generate, masks, stats
 from toolkit.generate import Sampling
-from toolkit.jobs.edit import DOSE, edited
+from toolkit.jobs.edit import DOSE, Finding, edited, random_controls, random_heads
 from toolkit.jobs.masking import controls
 from toolkit.lm import LM, Condition
 from toolkit.metrics import RANGES, with_interval
@@ -51,17 +51,18 @@ class Arm:
     controls: tuple[Condition, ...]
 
 
-def edit_arm(lm: LM, plan: Plan, *, draws: int = 3, seed: int = 0) -> Arm:
-    """Return an edit of heads as an arm. The controls edit random other heads of the same layers.
+def edit_arm(lm: LM, finding: Finding, *, draws: int = 3, seed: int = 0) -> Arm:
+    """Return an edit of heads as an arm. The controls make the same edit on random other heads of the same layers.
 
-    There may be fewer than ``draws`` controls, since equal draws count once.
+    There may be fewer than ``draws`` controls, if the layers have few other heads.
 
     Args:
-        plan: Heads to edit, such as ``finding.plan`` of ``jobs.find_heads``.
+        finding: Heads to edit, from ``jobs.find_heads``.
         draws: Number of controls.
         seed: Seed of the first control; it rises by 1 with each further one.
     """
-    return Arm(edited(lm, plan), tuple(edited(lm, other) for other in controls(plan, lm, draws, seed)))
+    others = random_controls(lm, finding, finding.plan, random_heads, draws, seed=seed)
+    return Arm(edited(lm, finding.plan), tuple(edited(lm, other) for other in others))
 
 
 def steering_arm(lm: LM, v: Direction, strength: float = DOSE, *, draws: int = 3, seed: int = 0) -> Arm:
