@@ -1,7 +1,7 @@
 """Say in words how conditions differ from base, as shown in the box at the top of a page.
 
 An effect is named only if its interval excludes zero; otherwise "no effect detectable" is said, with the interval. Random controls are
-conditions that make an arbitrary change of the same size. A sentence on them always stands beside the effects: if it names an effect too,
+conditions that make an arbitrary change of the same kind. A sentence on them always stands beside the effects: if it names an effect too,
 the effects may have nothing to do with the chosen heads or direction.
 """
 
@@ -128,7 +128,7 @@ def controls_sentence(effects: Mapping[str, Changes]) -> str:
         effects: Name of a control -> its changes.
     """
     if not effects:
-        return "No random control was measured: an arbitrary change of the same size might do the same."
+        return "No random control was measured: an arbitrary change might do the same."
     judged = {name: [c for m, c in changes.items() if m in JUDGED] for name, changes in effects.items()}
     clear = [name for name, changes in judged.items() if any(c.is_clear for c in changes)]
     tested = [

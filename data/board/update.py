@@ -31,7 +31,13 @@ NAMED = ("control: 4 random heads masked", "GRPO: naive length penalty", "no re-
 
 
 def draw(board: Mapping[str, Any]) -> None:
-    """Write ``board.png``: two conditions in colour, base and all others in grey."""
+    """Write ``board.png``: two conditions in colour, base and all others in grey.
+
+    Raises:
+        KeyError: a condition with a colour or a label is not on the board.
+    """
+    if missing := [name for name in (*COLOURED, *NAMED) if name not in board["conditions"]]:
+        raise KeyError(f"The board has no condition {missing[0]!r}, which COLOURED or NAMED lists: give a name that is on it.")
     figure = figures.highlighted(board, COLOURED, labels=NAMED)
     publish.draw(figure, HERE / "board.png", 1000, 520)
 

@@ -46,7 +46,8 @@ def test_a_rival_and_its_control_are_conditions_of_the_same_kind_with_a_random_p
         assert torch.allclose(acts[0][0].direction.norms, acts[1][0].direction.norms)
         assert acts[0][0].op == acts[1][0].op and acts[0][0].layers == acts[1][0].layers
     if kind is HeadRotation:
-        assert sorted(t.layer for t in acts[0][0].turns) == sorted(t.layer for t in acts[1][0].turns)
+        heads = [{(t.layer, t.head) for t in each[0].turns} for each in acts]
+        assert len(heads[0]) == len(heads[1]) and all(heads[0].isdisjoint(other) for other in heads[1:])
     if kind is EarlyExit:
         assert isinstance(acts[1][0].check, RandomExit) and acts[1][0].ends == acts[0][0].ends
 
@@ -96,7 +97,7 @@ def test_a_response_without_thinking_has_no_share_of_failed_or_checking_steps(gr
         )
         for p, text in zip(problems, ("<think></think>5<|end|>", "<think>1+1=3\n</think>5<|end|>"), strict=True)
     )
-    rows = measure._rows(ground.lm, entropies.with_entropies(ground.lm, [silent, thinking]), problems)
+    rows = measure._rows(Condition(ground.lm), entropies.with_entropies(ground.lm, [silent, thinking]), problems)
     assert rows["no_think"].tolist() == [True, False]
     assert rows["failed"].isna().tolist() == rows["review"].isna().tolist() == [True, False] and rows["failed"].iloc[1] == 1
 

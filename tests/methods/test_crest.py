@@ -108,14 +108,17 @@ def test_the_heads_that_tell_the_steps_apart_are_chosen_with_the_vector_that_doe
         crest.rotation(states, lm.layout, scored, 1 + len(lm.layout.all_heads))
 
 
-def test_the_control_turns_as_many_other_heads_of_the_same_layers():
+def test_the_control_turns_as_many_other_heads_of_any_layer():
     lm = model_of_type("llama")
     act, states = rotation_of(lm, [(0, 1), (2, 0), (2, 3)]), states_of(lm)
     for seed in range(3):
         control = crest.random_turns(act, lm.layout, states, seed=seed)
         heads = {(t.layer, t.head) for t in control.turns}
         assert len(heads) == 3 and heads.isdisjoint({(0, 1), (2, 0), (2, 3)})
-        assert sorted(layer for layer, _ in heads) == [0, 2, 2]
+    # Four of one layer's heads are turned: drawn from that layer only, every control would hold the same others.
+    full = rotation_of(lm, [(0, head) for head in range(lm.layout.heads[0] // 2)])
+    drawn = {tuple((t.layer, t.head) for t in crest.random_turns(full, lm.layout, states, seed=s).turns) for s in range(5)}
+    assert len(drawn) > 1
     assert str(crest.random_turns(act, lm.layout, states, seed=0)) != str(crest.random_turns(act, lm.layout, states, seed=1))
     with pytest.raises(ValueError, match="Turn fewer heads"):
         crest.random_turns(rotation_of(lm, lm.layout.all_heads[:9]), lm.layout, states, seed=0)

@@ -1,7 +1,7 @@
 """The board: a table and figures that compare interventions and trained policies on the same problems.
 
 A *condition* is a model together with its interventions; a ``Spec`` describes one. *Base* is the unchanged model. *Random controls* are
-conditions that make an arbitrary change of the same size as an intervention, such as an edit of equally many random heads. P-values are
+conditions that make an arbitrary change of the kind of an intervention, such as an edit of equally many random heads. P-values are
 corrected for the number of comparisons (Holm).
 
 Modules:

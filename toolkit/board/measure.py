@@ -32,15 +32,19 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy import ndarray
+from torch import Tensor
 
 from toolkit import collect, evaluate, hooks, identity, needles, stats, store
 from toolkit.board.ground import Ground
 from toolkit.board.spec import Spec
 from toolkit.collect import MLP
+from toolkit.exits import EarlyExit
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.edit import OURS, Finding
 from toolkit.lm import LM, Condition
-from toolkit.methods import failed_steps, phase_entropy, retrieval_heads
+from toolkit.methods import code_stop, failed_steps, phase_entropy, retrieval_heads
+from toolkit.methods.crest import HeadRotation
+from toolkit.methods.rebalance import Confident
 from toolkit.steering import Steering
 from toolkit.tasks import haystack, running_sum
 from toolkit.tasks.grading import execution
@@ -169,7 +173,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
     uninterrupted = not sampled.exists()  # the folder of a stopped measurement is still there
     responses = ground.respond(condition, ground.problems, ground.sampling, out=sampled)
     seconds = clock() - began
-    rows = _rows(condition.lm, responses, ground.problems)
+    rows = _rows(condition, responses, ground.problems)
     parts = [_main_points(rows), _unseen(ground, condition), _mechanism(ground, condition, responses, references)]
     store.save_table(rows, folder / ROWS)
     store.save_table(pd.concat(parts, ignore_index=True), folder / POINTS)
@@ -193,9 +197,14 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
     return folder
 
 
-def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
+def _rows(condition: Condition, responses: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
     """Return one row per response, with the columns that the attribute ``rows`` of ``Result`` lists."""
+    lm = condition.lm
     table = evaluate.rollout_table(responses, problems, lm.tags)
+    # Tokens of answers that a rule forces to decide on an exit are paid for, though no response shows them.
+    for rule in (r for r in condition.rules if isinstance(r, EarlyExit) and isinstance(r.check, code_stop.CodeStop)):
+        forced = [code_stop.probe_tokens(lm, rule, r) for r in responses]
+        table = table.assign(**{name: table[name] + forced for name in ("think_tokens", "response_tokens")})
     entropies = phase_entropy.table(responses)
     chains = failed_steps.chains(lm, responses, problems, failed_steps.fitting)
     answers = [lm.text(r.token_ids[r.answer.start : r.answer.stop], special=False).strip() if r.answer else None for r in responses]
@@ -275,13 +284,20 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
 
 
 def parameters_changed(base: LM, condition: Condition) -> int:
-    """Return the number of weights that differ from those of ``base``, plus the entries, other than 0, of vectors along which is steered."""
+    """Return the number of weights that differ from those of ``base``, plus the entries, other than 0, of the vectors of interventions."""
     before = dict(base.model.named_parameters())
     pairs = ((before[name], weight) for name, weight in condition.lm.model.named_parameters())
     # Weights in the same memory are shared with base, so they are equal.
     weights = sum(int((a != b).sum()) for a, b in pairs if a.data_ptr() != b.data_ptr())
-    acts = [act for act in condition.during if isinstance(act, Steering)]
-    vectors = [act.direction.vector if act.layers is None else act.direction.vector[list(act.layers)] for act in acts]
+    vectors: list[Tensor] = []
+    for act in condition.during:
+        match act:
+            case Steering(direction=v, layers=layers):
+                vectors.append(v.vector if layers is None else v.vector[list(layers)])
+            case Confident(direction=v, layer=layer):
+                vectors.append(v.vector[layer])
+            case HeadRotation(turns=turns):
+                vectors += [turn.vector for turn in turns]
     return weights + sum(int(vector.count_nonzero()) for vector in vectors)
 
 

@@ -616,7 +616,7 @@ def methods() -> list[dict[str, str]]:
         },
         {
             "title": "Controls",
-            "text": "The controls edit or mask random heads of the same layers, edit along random directions that the same heads can write, or steer "
-            "along random vectors of equal norm. They show the effect of an arbitrary change of the same size.",
+            "text": "A control makes a change of the same kind at random: other heads, other directions or vectors, exits elsewhere. Its note says which, "
+            "and where its size is not that of the method. It shows how much of an effect any such change has.",
         },
     ]

@@ -36,6 +36,7 @@ ANSWERS = CodeStop(skip=(0, 0), probe=Probe(tokens=6))  # its answers have one t
 STARTS = tuple("123456789")  # tokens with which its other steps begin
 TAU = 0.2  # its re-checks are less stable than the paper's: of 156, two reach .8, and 31 % this value (data/rivals)
 LAST = -1
+COUNTED = "as many on responses to the training task as"  # on other tasks, the control may exit more or less often than the method
 
 
 def _once(ground: Ground, what: str, make: Callable[[], T]) -> T:
@@ -185,7 +186,8 @@ def suppressed(name: str, word: str = "w", *, first: int = 0, others: tuple[str,
             many seeds as there are tokens draw different ones. Inside steps it stays, as numbers need their digits.
     """
     about = {"word": word, "first": first, "others": others}
-    note = f"{'one of ' + ', '.join(others) + ' banned as the beginning of steps' if others else f'{word!r} banned in thinking'}"
+    banned = f"one of {', '.join(others)} banned as the beginning of steps: it acts only where steps begin with one"
+    note = banned if others else f"{word!r} banned in thinking"
     return spec_of(name, _family(bool(others), "decode"), _suppressed, about, seeded=bool(others), paper="2506.08343", note=note)
 
 
@@ -200,7 +202,7 @@ def _suppressed(ground: Ground, seed: int, *, word: str, first: int, others: tup
 def answered(name: str, check: CodeStop = ANSWERS, *, ends: str = LINE, control: bool = False) -> Spec:
     """Return a condition that stops thinking where a forced answer is confident, or confidence declines (CoDE-Stop, arXiv 2604.04930).
 
-    The tokens of forced answers are not in ``think_tokens``: see ``code_stop.probe_tokens``.
+    The board counts the tokens of forced answers as think tokens: see ``code_stop.probe_tokens``.
 
     Args:
         name: Unique name of the condition.
@@ -209,8 +211,8 @@ def answered(name: str, check: CodeStop = ANSWERS, *, ends: str = LINE, control:
         control: True for a random control: as many exits at the same candidates, in responses chosen at random.
     """
     about = {"check": check, "ends": ends, "control": control}
-    what = "random exits, as many as by confidence" if control else "exits where a forced answer is confident"
-    note = f"{what} ({check.low:g} to {check.high:g}); tokens of forced answers are not counted"
+    what = f"random exits, {COUNTED} by confidence" if control else "exits where a forced answer is confident"
+    note = f"{what} ({check.low:g} to {check.high:g}){'' if control else '; tokens of forced answers are counted'}"
     return spec_of(name, _family(control, "decode"), _answered, about, seeded=control, paper="2604.04930", note=note)
 
 
@@ -228,7 +230,7 @@ def probed(name: str, threshold: float = exit_probe.THRESHOLD, *, ends: str = LI
         control: True for a random control, as in ``answered``.
     """
     about = {"threshold": threshold, "ends": ends, "control": control}
-    note = f"{'random exits, as many as by ' if control else 'exits where '}a probe {'' if control else 'is '}over {threshold:g}"
+    note = f"{f'random exits, {COUNTED} by ' if control else 'exits where '}a probe {'' if control else 'is '}over {threshold:g}"
     return spec_of(name, _family(control, "decode"), _probed, about, seeded=control, paper="2504.05419", note=note)
 
 
@@ -260,7 +262,7 @@ def closed(name: str, budget: int, *, ends: str = LINE) -> Spec:
         ends: Text with which a step ends.
     """
     about = {"budget": budget, "ends": ends}
-    note = f"random exits, as many as by {Budget(budget)}"
+    note = f"random exits, {COUNTED} by {Budget(budget)}"
     return spec_of(name, "control", _closed, about, seeded=True, paper="2501.19393", note=note)
 
 

@@ -217,7 +217,9 @@ def _turns(states: States, layout: Layout, heads: Sequence[tuple[int, int]]) -> 
 
 
 def random_turns(like: HeadRotation, layout: Layout, states: States, *, seed: int) -> HeadRotation:
-    """Return a random control: as many other heads of the same layers where there are enough, each along a direction from shuffled classes.
+    """Return a random control: as many other heads, drawn from all layers, each along a direction from shuffled classes.
+
+    They are not drawn layer by layer: where a layer's heads are mostly taken, every draw would then have the same few others.
 
     Their directions are differences of class means after the classes of the steps were shuffled (see ``States.shuffled``), since a random
     vector of the head's whole space would have far less of the head's output along it.
@@ -237,10 +239,6 @@ def random_turns(like: HeadRotation, layout: Layout, states: States, *, seed: in
         raise ValueError(
             f"{len(taken)} of {len(layout.all_heads)} heads are turned: a control needs as many others. Turn fewer heads."
         )
-    generator, heads = torch.Generator().manual_seed(seed), []
-    for t in like.turns:
-        near = min(abs(layer - t.layer) for layer, _ in free)
-        options = [at for at in free if abs(at[0] - t.layer) == near]
-        heads.append(options[int(torch.randint(len(options), (1,), generator=generator))])
-        free.remove(heads[-1])
+    drawn = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))[: len(taken)].tolist()
+    heads = sorted(free[i] for i in drawn)
     return replace(like, turns=_turns(states.shuffled((RECHECK, OTHER), seed=seed), layout, heads))
