@@ -169,6 +169,25 @@ def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):
         why.undo(Condition(tiny), Condition(changed), ((0, 0),), problems)
 
 
+def test_with_allowed_overlap_the_whole_analysis_runs_and_its_page_says_that_problems_are_not_held_out(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(why_page, "extraction_rollouts", lambda *a, **k: [])
+    monkeypatch.setattr(why_page.edit, "extract_direction", lambda *a, **k: (direction_of(tiny), None))
+    numbers = ["alone", "put back", *(f"{name}{end}" for name in ("effect", "share", "whole") for end in ("", "_low", "_high"))]
+    effects = pd.DataFrame([(*h, *[0.1] * len(numbers)) for h in tiny.layout.all_heads], columns=["layer", "head", *numbers])
+    monkeypatch.setattr(why, "head_effects", lambda *a, **k: effects)
+    monkeypatch.setattr(why, "length_pairs", lambda *a: [])
+    study = jobs.Study("arithmetic", problems=4, samples=1, max_new_tokens=12, allow_overlap=True)
+    test = study.load("test", tiny)
+    changed = replace(scaled(tiny, [(0, 1), (0, 5)]), made_from=(origins.record_in(origins.record([test[0].id, test[3].id])),))
+    settings = jobs.WhySettings(heads=((0, 1),), draws=1, pairs=2)
+    with pytest.raises(evaluate.OverlapError, match="was made from 2 of the 8 problems"):
+        jobs.why_report(tiny, changed, replace(study, allow_overlap=False), settings, tmp_path)
+    assert not list(tmp_path.iterdir())
+    jobs.why_report(tiny, changed, study, settings, tmp_path)
+    assert "NOT held out: of the 8 dev and test problems, changed was made from 2." in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "why.json").read_text())["overlap"] == {"base": 0, "changed": 2}
+
+
 def test_changes_that_patched_heads_would_miss_are_refused_before_anything_is_sampled(tiny):
     v = direction_of(tiny)
     plan = Plan((HeadEdit(1, 2, "scale", 1.0),), None, "one head", tiny.provenance())
