@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from toolkit import cli, evaluate, generate, jobs, store
+from toolkit import cli, collect, edits, evaluate, generate, jobs, store
 from toolkit.cli import replicate as command
 from toolkit.jobs import replication
+from toolkit.jobs.edit import Finding
 from toolkit.jobs.replication_plan import Published
+from toolkit.types import Direction, HeadEdit, HeadScores, Plan, Rollout, Span
 
 PLANS = Path(__file__).parents[2] / "plans"
 TINY = PLANS / "tiny-reasoner.toml"
@@ -183,6 +186,20 @@ def test_the_conditions_are_base_the_edit_and_different_draws_of_each_control(re
     assert len({c.lm.fingerprint for c in conditions.values()}) == 8
     folders = {path.parent.name for path in (out / "rollouts" / "arithmetic").rglob("header.json")}
     assert folders == {evaluate.rollout_folder(out, name).name for name in conditions}
+
+
+def test_draws_of_random_heads_are_different_even_if_seeds_choose_equal_ones(tiny):
+    vector = torch.randn(tiny.layout.n_layers, tiny.layout.d_model, generator=torch.Generator().manual_seed(0))
+    direction = Direction(vector, "attn_out", "all", "made up", 0, 0, tiny.provenance())
+    one = Plan((HeadEdit(0, 1, "project_out", 1.0),), direction, "one head", tiny.provenance())
+    assert len({edits.random_heads(one, tiny.layout, seed=seed).heads[0] for seed in range(7)}) < 7
+    plan = jobs.read_plan(TINY)
+    response = Rollout("q", 0, (9,) * 8, 2, Span(3, 5), Span(6, 8), "stop", "", correct=True)
+    scores = HeadScores(tiny.layout.table({}), "made up", "nats", tiny.provenance())
+    finding = Finding(collect.moments(tiny, [response], lambda r: "all", kinds=("resid_mid",)), direction, scores, one)
+    conditions = replication.conditions_of(tiny, finding, replace(plan, edit=replace(plan.edit, draws=7)))
+    random = {name: c.lm.fingerprint for name, c in conditions.items() if "random heads" in name}
+    assert [*random] == [f"edited: random heads {i}" for i in range(1, 8)] and len({*random.values()}) == 7
 
 
 def measured_change(low: float) -> pd.DataFrame:

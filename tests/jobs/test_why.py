@@ -15,7 +15,7 @@ import zoo
 from toolkit import edits, evaluate, figures, generate, jobs, origins, tasks
 from toolkit.entropies import with_entropies
 from toolkit.generate import Sampling, rollouts
-from toolkit.jobs import why, why_page
+from toolkit.jobs import masking, why, why_page
 from toolkit.lm import LM, Condition
 from toolkit.steering import steering
 from toolkit.store import WrongModelError
@@ -160,6 +160,22 @@ def test_undoing_the_edited_heads_undoes_all_and_random_heads_nothing_before_the
         assert rows["random 0", "alone", measure] == 0  # other heads of the first layer did not change
     assert rows[why.WHOLE, "", "think_tokens"] != 0
     assert table[table["heads"] == "top"]["which"].unique().tolist() == ["0.1, 0.5"]
+
+
+def test_no_two_random_controls_are_the_same_heads(tiny, monkeypatch):
+    like = Plan((HeadEdit(0, 1, "scale", 1.0),), None, "one head", tiny.provenance())
+    drawn = [edits.random_heads(like, tiny.layout, seed=seed).heads for seed in range(7)]
+    assert len({frozenset(heads) for heads in drawn}) < 7  # seeds choose equal heads
+    problems, sampled = tasks.load("arithmetic", "dev", 2), made_up(2)  # the lengths do not matter here
+    monkeypatch.setattr(generate, "rollouts", lambda *a, **k: [r for r in sampled if r.sample < 2])
+    monkeypatch.setattr(why, "patch", lambda *a: None)
+    monkeypatch.setattr(why, "patched", lambda target, _: target)
+    for draws, different in ((3, 3), (7, 7), (9, 7)):  # seven other heads are in the layer
+        table = why.undo(Condition(tiny), Condition(tiny), ((0, 1),), problems, Sampling(n=2), draws=draws)
+        random = table[table["heads"].str.startswith("random")]
+        assert random["heads"].nunique() == random["which"].nunique() == different
+    first = masking.different_controls(like, tiny, 1, 0)
+    assert [plan.heads for plan in first] == drawn[:1]
 
 
 def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):

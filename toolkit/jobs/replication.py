@@ -16,6 +16,7 @@ from toolkit.jobs import edit
 from toolkit.jobs.claims_ground import CONTROL, Comparison
 from toolkit.jobs.claims_page import posting_table
 from toolkit.jobs.edit import Finding
+from toolkit.jobs.masking import different_controls
 from toolkit.jobs.replication_plan import NOT_FOUND, Published, Replication, SamplingPart, said
 from toolkit.jobs.study import Say, origin
 from toolkit.lm import LM, Condition
@@ -97,14 +98,15 @@ def problems_of(part: SamplingPart, seed: int, lm: LM | None = None) -> list[Pro
 
 
 def conditions_of(lm: LM, finding: Finding, plan: Replication) -> dict[str, Condition]:
-    """Return base, the edited model, and ``draws`` random controls of each kind: random heads, and random directions in the heads."""
+    """Return base, the edited model, and ``draws`` random controls of each kind: random heads, and random directions in the heads.
+
+    No two controls edit the same random heads; there are fewer if not enough other heads are left.
+    """
     made = edit.edit_conditions(lm, {EDITED: finding}, plan.edit.settings(plan.run.seed))
     first = f"{EDITED}: random heads"
-    heads = {f"{first} 1": made.pop(first)}
-    for draw in range(1, plan.edit.draws):
-        more = edit.edit_conditions(lm, {EDITED: finding}, replace(plan.edit.settings(plan.run.seed + draw), draws=0))
-        heads[f"{first} {draw + 1}"] = more[first]
-    return {**made, **heads}
+    del made[first]  # one draw
+    controls = different_controls(finding.plan, lm, plan.edit.draws, plan.run.seed)
+    return made | {f"{first} {i}": edit.edited(lm, control) for i, control in enumerate(controls, 1)}
 
 
 def judged_claims(name: str, c: Comparison, plan: Replication) -> list[Claim]:

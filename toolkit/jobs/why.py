@@ -25,9 +25,10 @@ from numpy import ndarray
 from scipy.stats import beta
 from torch import Tensor
 
-from toolkit import collect, edits, entropies, evaluate, generate, one_head, stats
+from toolkit import collect, entropies, evaluate, generate, one_head, stats
 from toolkit.edits import RuntimeEdit
 from toolkit.generate import Sampling
+from toolkit.jobs.masking import different_controls
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy
@@ -328,7 +329,7 @@ def undo(
         heads: The heads.
         problems: Held-out problems.
         sampling: Sampling settings.
-        draws: Number of random controls.
+        draws: Number of random controls, no two of which have the same heads; fewer if not enough other heads are left.
         seed: Seed of the controls and of the bootstrap.
         out: Directory of the rollouts, from which a repeated call resumes; ``None`` stores nothing.
         allow_overlap: True to judge models even on problems that they were made from.
@@ -345,7 +346,8 @@ def undo(
     evaluate.check_held_out({BASE: base, CHANGED: changed}, problems, allow=allow_overlap)
     like = Plan(tuple(HeadEdit(*h, "scale", 1.0) for h in heads), None, "top heads", base.lm.provenance())
     sets: dict[str, Heads] = {"top": tuple(heads)}
-    sets |= {f"random {d}": tuple(edits.random_heads(like, base.lm.layout, seed=seed + d).heads) for d in range(draws)}
+    # Two equal sets of heads would count as two draws.
+    sets |= {f"random {d}": tuple(p.heads) for d, p in enumerate(different_controls(like, base.lm, draws, seed))}
 
     def sample(name: str, condition: Condition) -> dict[str, ndarray]:
         sampled = generate.rollouts(condition, problems, sampling, out=out and evaluate.rollout_folder(out, name))
