@@ -105,7 +105,33 @@ def test_a_summary_becomes_sentences_with_clear_effects_first():
     first, second, controls = verdicts.of_summary(summary)
     assert first == "edited: thinks 6.6 tokens longer [4.9, 8.4], +8.1 points [+5.7, +10.6]."
     assert second.startswith("dud: no effect on thinking length detectable")
-    assert controls == "Random controls: random heads: no effect detectable."
+    assert controls.startswith("Random controls: random heads (one draw): no effect detectable.")
+
+
+def summary_of(controls: dict[str, dict[str, Change]]) -> pd.DataFrame:
+    rows = [
+        (name, metric, c.mean, c.low, c.high)
+        for name, changes in ({"edited": {"think_tokens": LONGER}} | controls).items()
+        for metric, c in changes.items()
+    ]
+    return pd.DataFrame(rows, columns=["condition", "metric", "difference", "difference_low", "difference_high"])
+
+
+def test_a_control_with_one_draw_is_called_one_draw_and_one_with_several_is_not():
+    once, several = "edited: random heads", [f"edited: random direction {i}" for i in (1, 2, 3)]
+    *_, said = verdicts.of_summary(summary_of(dict.fromkeys([once, *several], NOTHING)))
+    assert said == (
+        "Random controls: edited: random heads (one draw), edited: random direction 1, edited: random direction 2, edited: random "
+        "direction 3: no effect detectable. Other draws of a control with one draw may have other effects."
+    )
+    assert "one draw" not in verdicts.of_summary(summary_of(dict.fromkeys(several, NOTHING)))[-1]
+    clear = {"think_tokens": LONGER}
+    assert "random heads (one draw): thinks 6.6 tokens longer" in verdicts.of_summary(summary_of({"random heads": clear}))[-1]
+
+
+def test_one_random_direction_at_several_strengths_is_one_draw():
+    *_, said = verdicts.of_summary(summary_of(dict.fromkeys(["random direction -0.5", "random direction +1"], NOTHING)))
+    assert "random direction -0.5 (one draw), random direction +1 (one draw): no effect detectable" in said
 
 
 def test_the_published_board_is_told_as_its_numbers_say():

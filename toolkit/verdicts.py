@@ -2,13 +2,14 @@
 
 An effect is named only if its interval excludes zero; otherwise "no effect detectable" is said, with the interval. Random controls are
 conditions that make an arbitrary change of the same kind. A sentence on them always stands beside the effects: if it names an effect too,
-the effects may have nothing to do with the chosen heads or direction.
+the effects may have nothing to do with the chosen heads or direction. A control of which only one draw was measured is marked as such.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ JUDGED = ("think_tokens", "accuracy")  # metrics that a verdict reads
 LEVEL = 0.05  # significance level
 UNITS = {"share": "points", "tokens": "tokens"}  # unit of a metric -> unit of its differences
 _RANDOM = re.compile(r"\brandom(ly)?\b", re.IGNORECASE)
+_DRAW = re.compile(r"\s\d+$")  # number of a draw at the end of a control's name; a strength has a sign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,9 @@ def _together(names: Sequence[str], others: bool) -> str:
 def of_summary(summary: pd.DataFrame, *, base: str = "base") -> list[str]:
     """Return the verdict of a comparison, one sentence per entry. Random controls are found by their names (see ``is_control``).
 
+    Controls whose names differ only in a number at the end are draws of one control. A control with one draw is marked: the intervals hold for
+    this draw, and other draws may differ.
+
     Args:
         summary: Table from ``evaluate.summary``.
         base: Name of the base condition.
@@ -171,7 +176,11 @@ def of_summary(summary: pd.DataFrame, *, base: str = "base") -> list[str]:
         effects.setdefault(str(row.condition), {})[str(row.metric)] = change
     if not effects:
         return ["Only base was measured."]
-    return sentences(effects, {name for name in effects if is_control(name)})
+    controls = [name for name in effects if is_control(name)]
+    draws = Counter(_DRAW.sub("", name) for name in controls)
+    marked = {name: f"{name} (one draw)" for name in controls if draws[_DRAW.sub("", name)] == 1}
+    *others, control = sentences({marked.get(name, name): c for name, c in effects.items()}, {marked.get(n, n) for n in controls})
+    return [*others, control + " Other draws of a control with one draw may have other effects." * bool(marked)]
 
 
 def of_board(board: Mapping[str, Any]) -> list[str]:

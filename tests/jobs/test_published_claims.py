@@ -19,7 +19,7 @@ from toolkit.jobs.claims_ground import Comparison, NotMeasuredError, correlated,
 from toolkit.lm import NoThinkTagsError
 from toolkit.stats import Estimate
 from toolkit.tags import ThinkTags
-from toolkit.types import Provenance, Report
+from toolkit.types import Provenance, Report, Rollout, Span
 
 PLAN = jobs.ClaimsStudy(
     jobs.Study("arithmetic", problems=6, samples=3, max_new_tokens=60),
@@ -134,6 +134,30 @@ def test_responses_that_are_cut_off_say_nothing_on_length_and_accuracy(tiny, tmp
     assert claim.estimate.mean == pytest.approx(np.mean(wanted))
     vars(g)["base"] = [replace(r, answer=None) for r in g.base]
     assert "0 of 36 responses end within the token budget" in published_claims.length_and_accuracy(g)[0].missing
+
+
+def responses(lengths: dict[str, list[int]]) -> list[Rollout]:
+    """Return right, closed responses with these numbers of think tokens."""
+    return [
+        Rollout(problem, sample, (0,) * (n + 3), 1, Span(1, n + 1), Span(n + 2, n + 3), "stop", "", correct=True)
+        for problem, counts in lengths.items()
+        for sample, n in enumerate(counts)
+    ]
+
+
+def test_problems_whose_right_responses_are_equally_long_count_against_the_claim_that_the_longest_is_twice_the_shortest(
+    tiny, tmp_path
+):
+    g = jobs.Ground(tiny, PLAN, tmp_path)
+    wrong = [replace(r, correct=False, sample=9) for r in responses({"a": [1]})]
+    vars(g)["train"] = [*responses({"a": [5, 10], "b": [5, 9, 5], "c": [7, 7], "d": [7]}), *wrong]
+    vars(g)["base"] = responses({"a": [4, 4], "b": [4, 12], "e": [3, 3, 3]})
+    (claim,) = published_claims._twice(g)
+    # Of six problems with several right responses: a of train and b of base.
+    assert claim.estimate.mean == pytest.approx(2 / 6)
+    vars(g)["base"] = []
+    with pytest.raises(NotMeasuredError, match="3 of 4 problems have two right responses"):
+        published_claims._twice(g)
 
 
 # --- the report ---------------------------------------------------------------------------------------------------

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from toolkit import cli, evaluate, generate, jobs, store
+from toolkit import cli, collect, edits, evaluate, generate, jobs, store
 from toolkit.cli import replicate as command
-from toolkit.jobs import replication
+from toolkit.jobs import edit, replication
+from toolkit.jobs.edit import Finding
 from toolkit.jobs.replication_plan import Published
+from toolkit.types import Direction, HeadEdit, HeadScores, Plan, Rollout, Span
 
 PLANS = Path(__file__).parents[2] / "plans"
 TINY = PLANS / "tiny-reasoner.toml"
@@ -183,6 +186,20 @@ def test_the_conditions_are_base_the_edit_and_different_draws_of_each_control(re
     assert len({c.lm.fingerprint for c in conditions.values()}) == 8
     folders = {path.parent.name for path in (out / "rollouts" / "arithmetic").rglob("header.json")}
     assert folders == {evaluate.rollout_folder(out, name).name for name in conditions}
+
+
+def test_draws_of_random_heads_are_different_even_if_seeds_choose_equal_ones(tiny):
+    vector = torch.randn(tiny.layout.n_layers, tiny.layout.d_model, generator=torch.Generator().manual_seed(0))
+    direction = Direction(vector, "attn_out", "all", "made up", 0, 0, tiny.provenance())
+    one = Plan((HeadEdit(0, 1, "project_out", 1.0),), direction, "one head", tiny.provenance())
+    assert len({edits.random_heads(one, tiny.layout, seed=seed).heads[0] for seed in range(7)}) < 7
+    response = Rollout("q", 0, (9,) * 8, 2, Span(3, 5), Span(6, 8), "stop", "", correct=True)
+    scores = HeadScores(tiny.layout.table({}), "made up", "nats", tiny.provenance())
+    moments = collect.moments(tiny, [response], lambda r: "all", kinds=("resid_mid",))
+    finding = Finding(jobs.PUBLISHED, moments, moments, direction, scores, one)
+    drawn = edit.random_controls(tiny, finding, one, edit.random_heads, 7, seed=0)
+    assert {p.heads[0] for p in drawn} == {(0, head) for head in range(8) if head != 1}
+    assert len(edit.random_controls(tiny, finding, one, edit.random_heads, 8, seed=0)) == 7, "no more are left"
 
 
 def measured_change(low: float) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import zoo
 from toolkit import edits, evaluate, figures, generate, jobs, origins, tasks
 from toolkit.entropies import with_entropies
 from toolkit.generate import Sampling, rollouts
-from toolkit.jobs import why, why_page
+from toolkit.jobs import masking, why, why_page
 from toolkit.lm import LM, Condition
 from toolkit.steering import steering
 from toolkit.store import WrongModelError
@@ -162,11 +162,46 @@ def test_undoing_the_edited_heads_undoes_all_and_random_heads_nothing_before_the
     assert table[table["heads"] == "top"]["which"].unique().tolist() == ["0.1, 0.5"]
 
 
+def test_no_two_random_controls_are_the_same_heads(tiny, monkeypatch):
+    like = Plan((HeadEdit(0, 1, "scale", 1.0),), None, "one head", tiny.provenance())
+    drawn = [edits.random_heads(like, tiny.layout, seed=seed).heads for seed in range(7)]
+    assert len({frozenset(heads) for heads in drawn}) < 7  # seeds choose equal heads
+    problems, sampled = tasks.load("arithmetic", "dev", 2), made_up(2)  # the lengths do not matter here
+    monkeypatch.setattr(generate, "rollouts", lambda *a, **k: [r for r in sampled if r.sample < 2])
+    monkeypatch.setattr(why, "patch", lambda *a: None)
+    monkeypatch.setattr(why, "patched", lambda target, _: target)
+    for draws, different in ((3, 3), (7, 7), (9, 7)):  # seven other heads are in the layer
+        table = why.undo(Condition(tiny), Condition(tiny), ((0, 1),), problems, Sampling(n=2), draws=draws)
+        random = table[table["heads"].str.startswith("random")]
+        assert random["heads"].nunique() == random["which"].nunique() == different
+    first = masking.different_controls(like, tiny, 1, 0)
+    assert [plan.heads for plan in first] == drawn[:1]
+
+
 def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):
     problems = tasks.load("arithmetic", "dev", 3)
     changed = replace(scaled(tiny, [(0, 0)]), made_from=(origins.record(p.id for p in problems),))
     with pytest.raises(evaluate.OverlapError):
         why.undo(Condition(tiny), Condition(changed), ((0, 0),), problems)
+
+
+def test_with_allowed_overlap_the_whole_analysis_runs_and_its_page_says_that_problems_are_not_held_out(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(why_page, "extraction_rollouts", lambda *a, **k: [])
+    monkeypatch.setattr(why_page.edit, "extract_direction", lambda *a, **k: (direction_of(tiny), None))
+    numbers = ["alone", "put back", *(f"{name}{end}" for name in ("effect", "share", "whole") for end in ("", "_low", "_high"))]
+    effects = pd.DataFrame([(*h, *[0.1] * len(numbers)) for h in tiny.layout.all_heads], columns=["layer", "head", *numbers])
+    monkeypatch.setattr(why, "head_effects", lambda *a, **k: effects)
+    monkeypatch.setattr(why, "length_pairs", lambda *a: [])
+    study = jobs.Study("arithmetic", problems=4, samples=1, max_new_tokens=12, allow_overlap=True)
+    test = study.load("test", tiny)
+    changed = replace(scaled(tiny, [(0, 1), (0, 5)]), made_from=(origins.record_in(origins.record([test[0].id, test[3].id])),))
+    settings = jobs.WhySettings(heads=((0, 1),), draws=1, pairs=2)
+    with pytest.raises(evaluate.OverlapError, match="was made from 2 of the 8 problems"):
+        jobs.why_report(tiny, changed, replace(study, allow_overlap=False), settings, tmp_path)
+    assert not list(tmp_path.iterdir())
+    jobs.why_report(tiny, changed, study, settings, tmp_path)
+    assert "NOT held out: of the 8 dev and test problems, changed was made from 2." in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "why.json").read_text())["overlap"] == {"base": 0, "changed": 2}
 
 
 def test_changes_that_patched_heads_would_miss_are_refused_before_anything_is_sampled(tiny):

@@ -60,11 +60,18 @@ def test_both_languages_ask_the_same_and_share_no_word_of_the_question_but_numbe
 
 
 def test_no_pair_is_in_two_splits_and_seeds_decide():
-    found = {split: {p.meta["pair"] for p in tasks.load("text_to_sql", split, 200)} for split in splits.SPLITS}
+    found = {split: {p.meta["pair"] for p in tasks.load("text_to_sql", split, 80)} for split in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
     assert (
         tasks.load("text_to_sql", "dev", 9, 1) == tasks.load("text_to_sql", "dev", 9, 1) != tasks.load("text_to_sql", "dev", 9, 2)
     )
+
+
+def test_every_right_query_gives_a_value_so_that_no_other_query_is_right_by_giving_none():
+    for split in splits.SPLITS:
+        problems = text_to_sql.load(split, 40)
+        assert all(any(value is not None for row in rows(p.meta["schema"], p.answer) for value in row) for p in problems)
+        assert not any(grade(p, f"select {nothing}") for p in problems[:10] for nothing in ("null", "1 where 0"))
 
 
 def test_rows_decide_about_an_answer_and_a_write_is_wrong():

@@ -348,7 +348,7 @@ def atlas(
     split = f"Short-thinking heads are computed from {origins.describe(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
     how = (
         f"{split} Retrieval is measured on {search.instances} haystacks (prompts that hide a fact) of {search.task}; the edit and steering are "
-        "compared with random heads of the same layers and with random directions."
+        "compared with random heads of the same layers and with random directions, one draw of each."
     )
     page = _page(lm, scores, tables, count)
     pages.write(replace(page, made=how, command=command), out / "report.html")

@@ -37,7 +37,7 @@ def dose_report(
     say: Say = lambda text: None,
     command: str = "",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
+    """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with one random direction as control.
 
     Three numbers show damage: the share of responses that close their thinking, the share that end in a loop, and the perplexity of base's
     responses under the steered model.
@@ -81,7 +81,7 @@ def dose_report(
     sections = [
         Section(
             "Length and accuracy",
-            "Shaded: the usable range of strengths, at which responses still close their thinking and do not loop. In every layer, the random direction has the same norm as the length direction.",
+            "Shaded: the usable range of strengths, at which responses still close their thinking and do not loop. In every layer, the random direction has the same norm as the length direction. It is one draw: other random directions may have other effects.",
             (figures.dose_response(swept.table, usable=shaded),),
         ),
         Section(

@@ -25,9 +25,10 @@ from numpy import ndarray
 from scipy.stats import beta
 from torch import Tensor
 
-from toolkit import collect, edits, entropies, evaluate, generate, one_head, stats
+from toolkit import collect, entropies, evaluate, generate, one_head, stats
 from toolkit.edits import RuntimeEdit
 from toolkit.generate import Sampling
+from toolkit.jobs.masking import different_controls
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy
@@ -316,7 +317,7 @@ def _paired(before: pd.Series, after: pd.Series, seed: int) -> tuple[float, ...]
 
 def undo(
     base: Condition, changed: Condition, heads: Heads, problems: Sequence[Problem], sampling: Sampling = Sampling(n=4), *,
-    draws: int = 3, seed: int = 0, out: Path | None = None,
+    draws: int = 3, seed: int = 0, out: Path | None = None, allow_overlap: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """Measure how much of the change in length and accuracy lies in some heads: put them back to base, or change them alone.
 
@@ -328,9 +329,10 @@ def undo(
         heads: The heads.
         problems: Held-out problems.
         sampling: Sampling settings.
-        draws: Number of random controls.
+        draws: Number of random controls, no two of which have the same heads; fewer if not enough other heads are left.
         seed: Seed of the controls and of the bootstrap.
         out: Directory of the rollouts, from which a repeated call resumes; ``None`` stores nothing.
+        allow_overlap: True to judge models even on problems that they were made from.
 
     Returns:
         One row per condition and measure. Columns: ``heads`` (``whole change``, ``top``, or ``random`` with the number of the draw);
@@ -339,12 +341,13 @@ def undo(
         interval over problems); ``share, share_low, share_high`` (divided by the whole change; NaN unless its interval excludes zero).
 
     Raises:
-        evaluate.OverlapError: a model was made from one of the problems.
+        evaluate.OverlapError: a model was made from one of the problems, and ``allow_overlap`` is False.
     """
-    evaluate.check_held_out({BASE: base, CHANGED: changed}, problems)
+    evaluate.check_held_out({BASE: base, CHANGED: changed}, problems, allow=allow_overlap)
     like = Plan(tuple(HeadEdit(*h, "scale", 1.0) for h in heads), None, "top heads", base.lm.provenance())
     sets: dict[str, Heads] = {"top": tuple(heads)}
-    sets |= {f"random {d}": tuple(edits.random_heads(like, base.lm.layout, seed=seed + d).heads) for d in range(draws)}
+    # Two equal sets of heads would count as two draws.
+    sets |= {f"random {d}": tuple(p.heads) for d, p in enumerate(different_controls(like, base.lm, draws, seed))}
 
     def sample(name: str, condition: Condition) -> dict[str, ndarray]:
         sampled = generate.rollouts(condition, problems, sampling, out=out and evaluate.rollout_folder(out, name))
@@ -380,7 +383,7 @@ def check_patchable(changed: Condition) -> None:
 
 def find_reasons(
     base: Condition, changed: Condition, direction: Direction, problems: Mapping[str, Sequence[Problem]], sampling: Sampling = Sampling(n=4),
-    settings: WhySettings = WhySettings(), *, out: Path | None = None, say: Say = lambda text: None,
+    settings: WhySettings = WhySettings(), *, out: Path | None = None, allow_overlap: bool = False, say: Say = lambda text: None,
 ) -> Why:  # fmt: skip
     """Run the whole analysis of this module, and return its tables.
 
@@ -392,12 +395,16 @@ def find_reasons(
         sampling: Sampling settings.
         settings: Sizes of the analysis.
         out: Directory of the rollouts, from which a repeated call resumes; ``None`` stores nothing.
+        allow_overlap: True to judge models even on problems that they were made from.
         say: Function that is called with one line of progress at a time.
 
     Raises:
         ValueError: the changed model is edited at run time or steered at the output of attention. Patching heads would miss that change.
+        evaluate.OverlapError: a model was made from a test problem, and ``allow_overlap`` is False. Nothing is sampled then.
     """
     check_patchable(changed)
+    # Checked here too: ``undo`` comes after the long part.
+    evaluate.check_held_out({BASE: base, CHANGED: changed}, problems["test"], allow=allow_overlap)
     detailed = replace(sampling, details=True)
 
     def own(split: str) -> list[list[Rollout]]:
@@ -416,6 +423,16 @@ def find_reasons(
         output_changes(base, changed, before, direction),
         entropy_changes(before, after, seed=settings.seed),
         step_changes(base.lm, before, after, problems["test"], seed=settings.seed),
-        undo(base, changed, heads, problems["test"], sampling, draws=settings.draws, seed=settings.seed, out=out and out / "undo"),
+        undo(
+            base,
+            changed,
+            heads,
+            problems["test"],
+            sampling,
+            draws=settings.draws,
+            seed=settings.seed,
+            out=out and out / "undo",
+            allow_overlap=allow_overlap,
+        ),
         heads,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -46,19 +47,21 @@ def why_report(
 
     Raises:
         store.WrongModelError: the models differ in their width, or in the number or size of their heads.
-        evaluate.OverlapError: a model was made from a dev or test problem.
+        evaluate.OverlapError: a model was made from a dev or test problem, and ``study.allow_overlap`` is False.
     """
     check_shapes(base, changed)
     out = store.writable(directory)
     problems = {split: study.load(split, base) for split in ("dev", "test")}
     conditions = {"base": Condition(base), "changed": Condition(changed)}
-    evaluate.check_held_out(conditions, [*problems["dev"], *problems["test"]], allow=study.allow_overlap)
+    judged = [*problems["dev"], *problems["test"]]
+    overlap = evaluate.check_held_out(conditions, judged, allow=study.allow_overlap)
     responses = extraction_rollouts(base, study, out=out / "rollouts" / "train", say=say)
     recipe = edit.DirectionRecipe(site="resid_post")
     direction, _ = edit.extract_direction(base, responses, edit.DEMO, recipe, origin=study.origin("train"))
     found = find_reasons(
-        conditions["base"], conditions["changed"], direction, problems, study.sampling, settings, out=out / "rollouts", say=say
-    )
+        conditions["base"], conditions["changed"], direction, problems, study.sampling, settings,
+        out=out / "rollouts", allow_overlap=study.allow_overlap, say=say,
+    )  # fmt: skip
     said = verdicts.of_reasons(found.tables)
     about = {
         "study": study,
@@ -66,12 +69,20 @@ def why_report(
         "heads_chosen": found.chosen,
         "verdict": said,
         "changed": changed.provenance(study.seed),
+        "overlap": overlap,
     }
     records = {name: report.json_records(table) for name, table in found.tables.items()}
     store.write_json({**about, "provenance": base.provenance(study.seed), **records}, out / "why.json")
     title = f"Why {changed.name} differs from {base.name}"
-    pages.write(reasons_page(title, found.tables, said, study, command), out / "report.html")
+    page = reasons_page(title, found.tables, said, study, command)
+    pages.write(replace(page, made=f"{_not_held_out(overlap, len(judged))}{page.made}"), out / "report.html")
     return found
+
+
+def _not_held_out(overlap: Mapping[str, int], count: int) -> str:
+    """Return a sentence on the dev and test problems that a model was made from; "" if there are none."""
+    made = [f"{name} was made from {n}" for name, n in overlap.items() if n]
+    return f"NOT held out: of the {count} dev and test problems, {' and '.join(made)}. " if made else ""
 
 
 def undo_table(undo: pd.DataFrame) -> pd.DataFrame:
