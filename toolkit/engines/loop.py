@@ -22,9 +22,9 @@ not suffice: with them, the same batch gives the same result twice, but a row ma
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +45,7 @@ CHECK_EVERY = refill.CHECK_EVERY
 # Ended rows are removed only if at most this share of the rows is left, since removing them copies the others' cache.
 COMPACT_BELOW = 0.95
 PREFILL_TOKENS = refill.PREFILL_TOKENS
+HAND_ON = 15.0  # seconds after which responses that have ended are handed on to be stored, even if there are few
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,15 @@ class _Session:
         # Prompts of similar length share a batch; the samples of one problem stay together.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].problem_id, i))
 
+        done: dict[int, Response] = {}  # of the current batch
+
         def run(batch: Sequence[int]) -> None:
+            # If memory ran out before, some of these rows had ended: their responses are kept.
+            left = [i for i in batch if i not in done]
             with self.condition.active(), torch.inference_mode():
-                drawn = list(_decode(self.condition, [requests[i] for i in batch], self.sampling))
-            done.append([(batch[row], response) for row, response in drawn])
-            tick(len(batch))
+                for row, response in _decode(self.condition, [requests[i] for i in left], self.sampling) if left else ():
+                    done[left[row]] = response
+                    tick(1)
 
         fitting = FittingSize()
         for batch in batches(
@@ -141,9 +146,14 @@ class _Session:
             most=self.sampling.batch_size,
             shared=lambda i: tuple(requests[i].prompt),
         ):
-            done: list[list[tuple[int, Response]]] = []
-            fitting.run(batch, run)
-            yield from done
+            try:
+                fitting.run(batch, run)
+            except BaseException:  # such as Ctrl-C: responses that have ended are handed on before the run stops
+                if done:
+                    yield list(done.items())
+                raise
+            yield list(done.items())
+            done.clear()
 
 
 OWN_LOOP = OwnLoop()
@@ -174,6 +184,9 @@ class _SlotSession(_Session):
     ) -> Iterator[list[tuple[int, Response]]]:
         """Yield lists of pairs ``(index, response)`` until all requests are done or memory runs out. A list has at most one pair per slot.
 
+        A list is yielded when it has that many pairs, when a response ends ``HAND_ON`` seconds or more after the last list, and before an
+        error or Ctrl-C is passed on.
+
         Args:
             numbered: Pairs ``(index, request)``; the index is returned with the response.
             rows: Number of slots. Ignored if the shape is fixed.
@@ -183,25 +196,30 @@ class _SlotSession(_Session):
         shape = self.fixed or (rows, width)
         slots = Slots(self.condition.lm, *shape, grows=self.fixed is None, record=recorder_for(self.condition.lm.device))
         stream = refill.decode(self.condition, requests, self.sampling, slots)
-        full = True
+        full, stop = True, None
         while full:
             done: list[tuple[int, Response]] = []
+            since = time.monotonic()
             # While the caller works with the responses, the interventions must not be active. So the context is left before each yield, and
             # captured steps (CUDA graphs), which belong to it, are dropped.
             with self.condition.active(), torch.inference_mode():
                 try:
-                    for row, response in islice(stream, shape[0]):
+                    full = False
+                    for row, response in stream:
                         done.append((numbered[row][0], response))
                         tick(1)
-                    full = len(done) == shape[0]
-                except RuntimeError as error:
-                    if rows == 1 or self.fixed or not out_of_memory(error):
-                        raise
+                        if full := len(done) == shape[0] or time.monotonic() - since >= HAND_ON:
+                            break
+                except BaseException as error:  # noqa: BLE001  # raised again below, after the responses that have ended are handed on
                     full = False
+                    if rows == 1 or self.fixed or not out_of_memory(error):
+                        stop = error
                 finally:
                     slots.forget()
             if done:
                 yield done
+            if stop is not None:
+                raise stop
 
 
 def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
