@@ -52,6 +52,7 @@ UNMEASURABLE = (
 )  # fmt: skip
 """Errors that say that claims cannot be measured on a model and task. Other errors are faults, and stop the command."""
 assumed_limit = 0.03  # Efficiency Steering "loses less than 3 points" of accuracy, as a share: ours
+assumed_few = 4  # problems with several right responses, fewer of which say nothing on a share of problems: ours
 
 
 def length_direction(g: Ground) -> list[Claim]:
@@ -282,8 +283,17 @@ def _by_length(g: Ground) -> list[Claim]:
 
 def _twice(g: Ground) -> list[Claim]:
     """Return the claim that the longest right response to a problem is usually at least twice the shortest."""
-    pairs = efficiency_steering.pairs([*g.train, *_renamed(g.base)], ratio=1.0 + 1e-9, at_least=4)
-    twice = np.array([[long >= 2 * short] for short, long in pairs.tokens.values()], float)
+    rollouts = [*g.train, *_renamed(g.base)]
+    rows = _rows([r for r in rollouts if r.correct and r.closed and r.think_tokens])
+    lengths = rows.groupby("problem_id", sort=False)["think_tokens"].agg(["size", "min", "max"])
+    # Unlike in ``efficiency_steering.pairs``, problems whose right responses are equally long count: they contradict the claim.
+    several = lengths[lengths["size"] > 1]
+    if len(several) < assumed_few:
+        raise NotMeasuredError(
+            f"{len(several)} of {len({r.problem_id for r in rollouts})} problems have two right responses that think and end within the token "
+            f"budget, {assumed_few} needed: sample more responses per problem, or more problems."
+        )
+    twice = (several["max"] >= 2 * several["min"]).to_numpy(float)[:, None]
     share = stats.effect([stats.mean_of(twice)], len(twice), seed=g.plan.study.seed).within((0.0, 1.0))
     text = "the longest right response is at least twice the shortest, in most problems (share)"
     return [Claim(text=text, source=EFFICIENCY, estimate=share, smallest=0.0, unit="points", beyond=0.5)]
