@@ -157,7 +157,9 @@ def test_words_of_an_act_are_the_same_in_every_process_and_tell_two_functions_ap
     one, other = (executed(f"def polite(messages): return [*messages, {n}]")["polite"] for n in (1, 2))
     assert identity.describe(one) == identity.describe(executed("def polite(messages): return [*messages, 1]")["polite"])
     assert identity.describe(one).startswith("polite ") and "0x" not in identity.describe(one) != identity.describe(other)
-    assert identity.describe(Hidden(1.0)).startswith("Hidden() ") and identity.describe(Hidden(1.0)) != identity.describe(Hidden(2.0))
+    assert identity.describe(Hidden(1.0)).startswith("Hidden() ") and identity.describe(Hidden(1.0)) != identity.describe(
+        Hidden(2.0)
+    )
 
 
 @dataclass(frozen=True)

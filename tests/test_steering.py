@@ -439,7 +439,9 @@ def test_after_an_opening_tag_of_several_tokens_words_are_banned_once(tiny):
 def test_without_an_opening_tag_thinking_begins_after_the_header_of_the_turn(tiny):
     lm = replace(tiny, tags=ThinkTags(None, "</think>"))
     prompt = lm.prompt_ids([{"role": "user", "content": "1+1"}])
-    banned = bans(lm, Suppress(("w",), after="\n"), [*prompt, *lm.tokenizer.encode("w1w", add_special_tokens=False)], cached=len(prompt))
+    banned = bans(
+        lm, Suppress(("w",), after="\n"), [*prompt, *lm.tokenizer.encode("w1w", add_special_tokens=False)], cached=len(prompt)
+    )
     assert banned == [i == len(prompt) - 1 for i in range(len(banned))]
 
 

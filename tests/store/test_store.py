@@ -531,7 +531,9 @@ def test_a_directory_that_another_process_writes_first_is_left_and_named_as_exis
         else:
             target.mkdir(exist_ok=True)
             (target / "theirs").touch()
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["model", "model/theirs"][: 1 + (other == "directory")]
+    assert (
+        sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["model", "model/theirs"][: 1 + (other == "directory")]
+    )
 
 
 def test_an_adapter_that_another_process_saves_first_is_used(tiny, tmp_path, monkeypatch):

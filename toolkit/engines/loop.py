@@ -8,11 +8,18 @@ Samples of one problem share one prefill. There are two ways to decode:
   and replayed. Slots are the default on a GPU, if model and condition allow them (``slots.obstacle``). Not tested on a GPU. On a CPU,
   batches are at least as fast, because the time of a step grows with the number of its rows.
 
+Responses are handed on, to be stored, when their batch has ended; in slots, when there is one for every slot or ``HAND_ON`` seconds have
+passed. Those that have ended are also handed on if the run is stopped by an error or Ctrl-C, or if memory runs out: then only the others are
+sampled again, fewer together.
+
 **Reproducibility.** Each response has its own random numbers, which do not depend on the other responses (see ``sampling``). So responses
 that are decoded together can change each other only by rounding: kernels for matrix products and attention sum in an order that depends on
 the shape of the batch. On a CPU in fp32, sampled tokens were equal in every test, and log-probabilities agreed to about 1e-5. On a GPU,
 above all in bf16, rounding is coarser. After some hundreds of tokens, a response may get a different token and differ from there on. How
 often this happens is not measured yet.
+
+In some models, rotary frequencies depend on the longest row (``LM.frequency_limit``). There, rows on both sides of the limit do not share a
+batch, and a response that may grow beyond the limit is refused.
 
 ``OwnLoop(fixed=(rows, width))`` avoids this. It decodes in slots, and every step has the shape ``(rows, width)``, whatever the number and
 length of the responses. Each prompt is run alone. A response then depends on others only if a kernel's result for one row depends on the
@@ -29,7 +36,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from toolkit.decode import Batch, batches, prefill
+from toolkit.decode import Batch, batches, check_growth, prefill
 from toolkit.engines import refill
 from toolkit.engines.base import EngineError, Request, Response
 from toolkit.engines.calls import check_tools
@@ -98,8 +105,15 @@ class OwnLoop:
 
         Raises:
             EngineError: as in ``check``; or a prompt and ``sampling.max_new_tokens`` do not fit into the fixed width.
+            UnsupportedModelError: a response may grow beyond the length at which the model's rotary frequencies change
+                (``LM.frequency_limit``).
         """
         self.check(condition, sampling)
+        check_growth(
+            condition.lm,
+            {(len(request.prompt), len(request.prompt) + sampling.max_new_tokens) for request in requests},
+            "Lower max_new_tokens, so that prompt and response have at most {limit} tokens, or let a server sample (--engine).",
+        )
         self._check_fits(requests, sampling)
         default = self.in_slots is None and condition.lm.device.type == "cuda" and obstacle(condition) is None
         if self.in_slots or self.fixed or default:
@@ -145,6 +159,7 @@ class _Session:
             PREFILL_TOKENS,
             most=self.sampling.batch_size,
             shared=lambda i: tuple(requests[i].prompt),
+            limit=self.condition.lm.frequency_limit,
         ):
             try:
                 fitting.run(batch, run)
