@@ -88,8 +88,9 @@ def check_growth(lm: LM, sequences: Iterable[tuple[int, int]], remedy: str) -> N
     Raises:
         UnsupportedModelError: a sequence does (``LM.frequency_limit``).
     """
-    limit = lm.frequency_limit
-    for begun, tokens in sequences if limit is not None else ():
+    if (limit := lm.frequency_limit) is None:
+        return
+    for begun, tokens in sequences:
         if begun <= limit < tokens:
             raise UnsupportedModelError(
                 f"The rotary frequencies of {lm.name} change beyond {limit} tokens, and a sequence may grow from {begun} to {tokens} tokens: "

@@ -160,12 +160,11 @@ class LM:
         whose longest row is longer than this, for all rows and positions of the pass. Keys in a KV cache keep the old ones. So no row may
         grow beyond the limit in a cache, and rows on both sides of it must not share a pass (``decode.check_growth``, ``decode.batches``).
         """
-        limits = []
-        for module in self.model.modules():
-            rope = getattr(getattr(module, "config", None), "rope_parameters", None) if hasattr(module, "rope_type") else None
-            for one in (
-                [rope] if "rope_type" in (rope or {}) else (rope or {}).values()
-            ):  # some models have several, by kind of layer
+        limits: list[int] = []
+        rotary: list[Any] = [module for module in self.model.modules() if hasattr(module, "rope_type")]
+        for module in rotary:
+            rope: Any = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+            for one in [rope] if "rope_type" in rope else rope.values():  # some models have several, by kind of layer
                 kind = str(one.get("rope_type")) if isinstance(one, Mapping) else ""
                 if kind == "longrope" and one["short_factor"] != one["long_factor"]:
                     limits.append(int(one["original_max_position_embeddings"]))
