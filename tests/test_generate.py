@@ -18,10 +18,10 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
-from toolkit import collect, edits, generate, store
-from toolkit.decode import batches
+from toolkit import collect, edits, generate, slots, store
+from toolkit.decode import Batch, batches
 from toolkit.edits import RuntimeEdit, Steering
-from toolkit.engines import loop
+from toolkit.engines import OwnLoop, loop, responses
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, ThinkTags
 from toolkit.memory import FittingSize
@@ -29,6 +29,7 @@ from toolkit.sampling import Streams, draw
 from toolkit.types import Direction, HeadEdit, Plan, Problem, Rollout
 
 SAMPLED = Sampling(n=2, max_new_tokens=24, seed=7)
+LONG = replace(SAMPLED, max_new_tokens=120)  # responses end by themselves, at different steps
 
 
 def sample(target, problems, sampling=SAMPLED, **kwargs) -> list[Rollout]:
@@ -406,6 +407,66 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(llama, probl
     assert failed
     assert found == base
     assert sorted(store.load_rollouts(tmp_path / "r"), key=str) == sorted(base, key=str)
+
+
+def test_responses_that_had_ended_when_memory_ran_out_are_not_sampled_again(tiny, problems_of, monkeypatch):
+    base, ended, decode = sample(tiny, problems_of(4), LONG), [], loop._decode
+    by_length = sorted(r.response_tokens for r in base)
+
+    def counted(condition, rows, sampling):
+        for row, response in decode(condition, rows, sampling):
+            ended.append((rows[row].problem_id, rows[row].sample))
+            yield row, response
+
+    monkeypatch.setattr(loop, "_decode", counted)
+    step, widths = Batch.step, []
+
+    def full(batch, tokens):
+        widths.append(batch.width)
+        if not failed and batch.width - widths[0] > by_length[3]:  # once, after some responses have ended
+            failed.append(len(ended))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(batch, tokens)
+
+    failed: list[int] = []
+    monkeypatch.setattr(Batch, "step", full)
+    assert sample(tiny, problems_of(4), LONG) == base
+    assert failed and 0 < failed[0] < len(base)
+    assert sorted(ended) == sorted((r.problem_id, r.sample) for r in base), "each response is sampled to its end once"
+
+
+@pytest.mark.parametrize("in_slots", [True, False])
+def test_ctrl_c_keeps_the_responses_that_have_ended(in_slots, tiny, problems_of, tmp_path, monkeypatch):
+    engine, steps, ended = OwnLoop(in_slots=in_slots), [], []
+    base = sample(tiny, problems_of(4), LONG, engine=engine)
+    late = sorted(r.response_tokens for r in base)[len(base) // 2]
+    kind = slots.Slots if in_slots else Batch
+    step, finished = kind.step, responses.Rules.finished
+
+    def interrupted(batch, tokens):
+        steps.append(1)
+        if len(steps) > late:
+            raise KeyboardInterrupt
+        return step(batch, tokens)
+
+    def counted(rules, over):
+        for pair in finished(rules, over):
+            ended.append(pair)
+            yield pair
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kind, "step", interrupted)
+        patch.setattr(responses.Rules, "finished", counted)
+        sample(tiny, problems_of(4), LONG, engine=engine, out=tmp_path)
+    assert len(store.load_rollouts(tmp_path)) == len(ended) > 0
+    assert sample(tiny, problems_of(4), LONG, engine=engine, out=tmp_path) == base
+
+
+def test_responses_that_have_ended_are_handed_on_after_some_time(tiny, problems_of, monkeypatch):
+    monkeypatch.setattr(loop, "HAND_ON", 0.0)
+    requests = [loop.Request(tiny.prompt_ids(p.messages), p.id, 0) for p in problems_of(4)]
+    parts = list(OwnLoop(in_slots=True).session(Condition(tiny), requests, LONG).sample(requests, lambda n: None))
+    assert [len(part) for part in parts] == [1, 1, 1, 1]
 
 
 def test_the_size_that_fits_is_remembered(llama, problems_of):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -401,6 +402,63 @@ def test_suppressed_words_are_not_begun_while_thinking(tiny, problems_of):
     assert any("wait" in r.text for r in base)
     assert not any("wait" in r.text for r in quiet)
     with pytest.raises(ValueError, match="first letter"), Suppress(("alternatively",))(tiny):
+        pass
+
+
+def bans(lm: LM, act: Suppress, ids: list[int], *, cached: int) -> list[bool]:
+    """Whether the words of ``act`` are banned after each token, with a cache of the first tokens, and the others one by one."""
+    word, cache, banned = next(i for i in range(lm.vocab_size) if lm.token_text(i).strip().lower() in act.words), DynamicCache(), []
+    with act(lm), torch.inference_mode():
+        for start, stop in pairwise([0, *range(cached, len(ids) + 1)]):
+            logits = lm.model(input_ids=torch.tensor([ids[start:stop]]), past_key_values=cache, use_cache=True).logits[0]
+            banned += (logits[:, word] == -torch.inf).tolist()
+    return banned
+
+
+@pytest.mark.parametrize("after", ["\n\n", "1\n", "+"])
+@pytest.mark.parametrize("cached", [1, 40])
+def test_words_are_banned_after_a_text_of_several_tokens_and_where_thinking_begins(after, cached, tiny):
+    """Also if a line break follows the opening tag, as many templates write it."""
+    opened, line = tiny.token_id("<think>"), tiny.token_id("\n")
+    prompt = tiny.prompt_ids([{"role": "user", "content": "1+1"}])
+    ids = [*prompt, opened, line, *tiny.tokenizer.encode("w1\n\nw+1\n11\n", add_special_tokens=False)]
+    start, text = len(prompt), [tiny.text(ids[: i + 1]) for i in range(len(ids))]
+    expected = [i >= start and (i <= start + 1 or part.endswith(after)) for i, part in enumerate(text)]
+    found = bans(tiny, Suppress(("w",), after=after), ids, cached=min(cached, start))
+    assert sum(expected) > 2 and found == expected
+
+
+def test_after_an_opening_tag_of_several_tokens_words_are_banned_once(tiny):
+    """The last token of the tag is no tag by itself."""
+    lm = replace(tiny, tags=ThinkTags("1+", "=="))
+    ids = [*lm.prompt_ids([{"role": "user", "content": "x"}]), *lm.tokenizer.encode("1+w2+w", add_special_tokens=False)]
+    assert lm.token_id("1+") is None
+    assert [i - len(ids) for i, banned in enumerate(bans(lm, Suppress(("w",), after="\n"), ids, cached=3)) if banned] == [-5]
+
+
+def test_without_an_opening_tag_thinking_begins_after_the_header_of_the_turn(tiny):
+    lm = replace(tiny, tags=ThinkTags(None, "</think>"))
+    prompt = lm.prompt_ids([{"role": "user", "content": "1+1"}])
+    banned = bans(
+        lm, Suppress(("w",), after="\n"), [*prompt, *lm.tokenizer.encode("w1w", add_special_tokens=False)], cached=len(prompt)
+    )
+    assert banned == [i == len(prompt) - 1 for i in range(len(banned))]
+
+
+def test_one_token_that_ends_steps_bans_words_after_it_and_after_the_opening_tag_of_the_tiny_reasoner(tiny, problems_of):
+    """As the controls of its board were measured."""
+    act, opened, line = Suppress(("w", "1", "2"), after="\n"), tiny.token_id("<think>"), tiny.token_id("\n")
+    seen = 0
+    for r in rollouts(tiny, problems_of(6), Sampling(max_new_tokens=60), progress=False):
+        ids = list(r.token_ids[: r.think.stop])
+        banned = bans(tiny, act, ids, cached=r.prompt_len)[r.think.start - 1 :]
+        assert banned == [token in (opened, line) for token in ids[r.think.start - 1 :]]
+        seen += sum(banned)
+    assert seen > 6
+
+
+def test_a_text_that_the_tokenizer_cannot_write_is_refused(tiny):
+    with pytest.raises(ValueError, match="cannot write this text"), Suppress(("w",), after="\u03b1")(tiny):
         pass
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from toolkit import hooks
-from toolkit.decode import batches
+from toolkit.decode import batches, check_growth
 from toolkit.lm import LM
 from toolkit.passes import batch_tokens
 from toolkit.sites import Site
@@ -94,8 +94,11 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
     Raises:
         ValueError: there are no sequences, or not one span per sequence; or a span is empty, or ends outside its sequence or beyond the
             model's context.
+        UnsupportedModelError: a span ends beyond the length at which the model's rotary frequencies change (``LM.frequency_limit``).
     """
     _check(lm, sequences, spans)
+    # A sequence is run in several passes, from its first token on.
+    check_growth(lm, ((0, span.stop) for span in spans), "Give spans of queries that end within {limit} tokens.")
     order = sorted(range(len(sequences)), key=lambda i: spans[i].stop)
     for batch in batches(order, lambda i: spans[i].stop, tokens or batch_tokens(lm)):
         _Batch(lm, batch, [sequences[i] for i in batch], [spans[i] for i in batch]).run(take)

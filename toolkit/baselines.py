@@ -11,7 +11,7 @@ A direction or an edit is useful only if it is better than these. Each baseline 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from toolkit import hooks, phases
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.phases import THINKING, Scope
-from toolkit.spans import THINK, Reader
+from toolkit.spans import TAIL, THINK, Reader
 from toolkit.tags import ENDS_MESSAGE
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
@@ -159,7 +159,8 @@ class Suppress:
         during: Positions at which the logits are changed; the token after such a position cannot be one of the words. Default: all
             positions in the think phase. (This is not ``Condition.during``, which holds interventions.)
         after: Text after which the words are suppressed, such as a line break, besides the beginning of thinking; ``""`` for everywhere.
-            So a word can be banned as the beginning of a step, and still be used inside steps.
+            So a word can be banned as the beginning of a step, and still be used inside steps. Thinking begins after the opening tag, or
+            after the header of the assistant's turn if the model has no opening tag; white space may follow either of them.
     """
 
     words: tuple[str, ...] = NOWAIT
@@ -178,8 +179,8 @@ class Suppress:
     def __call__(self, lm: LM) -> Iterator[None]:
         """Return a context manager in which the words are suppressed.
 
-        Entering it raises ValueError if none of the words is a single token of the tokenizer, and NoThinkTagsError if the words are
-        suppressed only during thinking, and the model has no think tags.
+        Entering it raises ValueError if none of the words is a single token of the tokenizer, or if the tokenizer cannot write ``after``;
+        and NoThinkTagsError if the words are suppressed only during thinking, and the model has no think tags.
         """
         phases.check_tags(self.during, lm)
         words = {word.strip().lower() for word in self.words}
@@ -192,13 +193,15 @@ class Suppress:
             )
 
         mask, ids = torch.zeros(0, dtype=torch.bool), torch.zeros(0, 0, dtype=torch.long)
-        begins = _before_steps(lm, self.after) if self.after else None
+        begins = _step_beginnings(lm, self.after) if self.after else None
 
         def before(given: Tensor | None, cache: Any) -> None:
             nonlocal ids
             if given is None:
                 raise ValueError("Beginnings of steps are read off token ids: pass input_ids, not inputs_embeds.")
-            ids = given
+            history = phases.history_of(cache)  # ``track`` adds the tokens of a pass after it
+            earlier = given[:, :0] if history is None or history.keys is None else history.keys[:, 0, -TAIL:, 0]
+            ids = torch.cat([earlier, given], dim=1)
 
         def fn(logits: Tensor) -> Tensor:
             nonlocal mask
@@ -209,7 +212,7 @@ class Suppress:
             # Logits may be computed only for the last positions of a pass. [:, -n:] takes the same positions of the weights.
             acts = self.during.weight(tracker.now)[:, -logits.shape[1] :, None].bool()
             if begins is not None:
-                acts = acts & begins.to(logits.device)[ids[:, -logits.shape[1] :].to(logits.device)][..., None]
+                acts = begins(ids, acts[..., 0])[..., None]
             return logits.masked_fill(acts & mask, -torch.inf)
 
         with ExitStack() as stack:
@@ -220,13 +223,41 @@ class Suppress:
             yield
 
 
-def _before_steps(lm: LM, after: str) -> Tensor:
-    """Return a table over token ids: True for a token that ends with the text ``after``, and for the last token of the opening think tag."""
+def _step_beginnings(lm: LM, after: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function ``(ids, where) -> mask`` that finds the positions after which a step, or thinking, begins.
+
+    ``ids`` holds the token ids of the rows; the mask ``where`` is about their last positions, and says which of them to look at. The text
+    of the last ``TAIL`` tokens decides, since several tokens may write ``after`` or a tag.
+
+    Raises:
+        ValueError: the tokenizer cannot write ``after``.
+    """
     size = min(lm.vocab_size, len(lm.tokenizer))
-    table = torch.tensor([lm.token_text(i).endswith(after) for i in range(size)] + [False] * (lm.vocab_size - size))
-    if lm.tags is not None and lm.tags.open:
-        table[lm.tokenizer.encode(lm.tags.open, add_special_tokens=False)[-1]] = True
-    return table
+    texts = [lm.token_text(i) for i in range(size)]
+    if not lm.text(_ids(lm, after)).endswith(after) and not any(text.endswith(after) for text in texts):
+        raise ValueError(
+            f"after={after!r}: the tokenizer of {lm.name} cannot write this text, so no step would begin after it. Give another text, or "
+            "'' to suppress the words everywhere."
+        )
+    opening = (lm.tags.open or lm.text(lm.turn)).strip() if lm.tags else ""
+
+    def may_end(text: str, end: str) -> bool:
+        # Decoded alone, a token may lose a blank, or be a part of a character.
+        return end[-1] in text or "\ufffd" in text or not text
+
+    # Most tokens are ruled out by their own text, without decoding those before them.
+    may = [may_end(text, after) or (bool(opening) and (may_end(text, opening) or not text.strip())) for text in texts]
+    table = torch.tensor(may + [False] * (lm.vocab_size - size))
+
+    def begins(ids: Tensor, where: Tensor) -> Tensor:
+        looked_at = where & table.to(where.device)[ids[:, -where.shape[1] :].to(where.device)]
+        found, rows, earlier = torch.zeros_like(where), ids.tolist(), ids.shape[1] - where.shape[1]
+        for row, at in looked_at.nonzero().tolist():
+            text = lm.text(rows[row][: earlier + at + 1][-TAIL:])
+            found[row, at] = text.endswith(after) or (bool(opening) and text.rstrip().endswith(opening))
+        return found
+
+    return begins
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from toolkit import origins
-from toolkit.decode import prefill
+from toolkit.decode import check_growth, prefill
 from toolkit.lm import LM, Intervention
 from toolkit.passes import Example, Picker, batch_tokens, each_batch, examples_of, forward, pad_right
 from toolkit.positions import THINK, By, Positions, sample_positions, sentence_ends, step_starts
@@ -469,7 +469,13 @@ def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -
 
     Args:
         intervention: Intervention that acts in both passes; ``None`` for the model alone.
+
+    Raises:
+        UnsupportedModelError: the response crosses the length at which the model's rotary frequencies change (``LM.frequency_limit``).
     """
+    check_growth(
+        lm, [(rollout.prompt_len, len(rollout.token_ids) - 1)], "Give a response of at most {limit} tokens, prompt included."
+    )
     # The last token predicts nothing in the response, so it is not run.
     response = torch.tensor([rollout.token_ids[rollout.prompt_len : -1]], device=lm.device, dtype=torch.long)
     with intervention(lm) if intervention else nullcontext():

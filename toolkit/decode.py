@@ -13,7 +13,7 @@ and an attention function that is wrapped (``hooks.wrap_attention``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicLayer
 from toolkit import hooks
 from toolkit.lm import LM
 from toolkit.phases import History
+from toolkit.sites import UnsupportedModelError
 from toolkit.tensors import upload
 
 NEWEST = 16  # tokens in the short block; appending it to the long block copies the cache once
@@ -39,6 +40,7 @@ def batches(
     *,
     most: int | None = None,
     shared: Callable[[Any], Hashable] | None = None,
+    limit: int | None = None,
 ) -> list[list[Any]]:
     """Cut a list of items, sorted by length, into batches of at most ``tokens`` padded tokens and at most ``most`` items.
 
@@ -52,24 +54,48 @@ def batches(
         most: Largest number of items per batch; ``None`` for no limit.
         shared: Function from an item to a key. In each batch, items with equal keys count as one item, because ``prefill`` runs equal
             prompts once. ``None``: every item counts.
+        limit: No batch has both items of at most this length and longer ones (see ``LM.frequency_limit``). ``None`` for no such limit.
 
     >>> batches([2, 2, 3, 9], lambda item: item, tokens=6)
     [[2, 2], [3], [9]]
     >>> batches([2, 2, 3, 9], lambda item: item, tokens=6, shared=lambda item: item)
     [[2, 2, 3], [9]]
+    >>> batches([2, 2, 3, 9], lambda item: item, tokens=99, limit=2)
+    [[2, 2], [3, 9]]
     """
     cut: list[list[Any]] = []
     keys: set[Hashable] = set()  # of the last batch
     for place, item in enumerate(items):
         key = place if shared is None else shared(item)
         counted = len(keys) + (key not in keys)
-        if cut and counted * length(item) <= tokens and (most is None or len(cut[-1]) < most):
+        apart = bool(cut) and limit is not None and length(cut[-1][-1]) <= limit < length(item)
+        if cut and not apart and counted * length(item) <= tokens and (most is None or len(cut[-1]) < most):
             cut[-1].append(item)
         else:
             cut.append([item])
             keys.clear()
         keys.add(key)
     return cut
+
+
+def check_growth(lm: LM, sequences: Iterable[tuple[int, int]], remedy: str) -> None:
+    """Check that no sequence grows in a KV cache beyond the length at which the model's rotary frequencies change.
+
+    Args:
+        sequences: For each sequence, its number of tokens after the first pass, and at the end.
+        remedy: Advice to the user, put at the end of the error message; ``{limit}`` in it is replaced by the length.
+
+    Raises:
+        UnsupportedModelError: a sequence does (``LM.frequency_limit``).
+    """
+    if (limit := lm.frequency_limit) is None:
+        return
+    for begun, tokens in sequences:
+        if begun <= limit < tokens:
+            raise UnsupportedModelError(
+                f"The rotary frequencies of {lm.name} change beyond {limit} tokens, and a sequence may grow from {begun} to {tokens} tokens: "
+                f"keys that are cached before would not fit those after. {remedy.format(limit=limit)}"
+            )
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from toolkit.collect import batch_tokens, logprobs_and_entropies, pad_right
-from toolkit.decode import batches, prefill
+from toolkit.decode import batches, check_growth, prefill
 from toolkit.lm import LM, Condition
 from toolkit.memory import FittingSize
 from toolkit.progress import stage
@@ -61,10 +61,14 @@ def with_entropies(
 
     Raises:
         ValueError: The temperature is not positive.
+        UnsupportedModelError: a response crosses the length at which the model's rotary frequencies change (``LM.frequency_limit``).
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0 (greedy sampling records them at 1).")
     condition = target if isinstance(target, Condition) else Condition(target)
+    check_growth(
+        condition.lm, ((r.prompt_len, len(r.token_ids)) for r in rollouts), "Leave out responses of more than {limit} tokens."
+    )
     done: dict[int, Rollout] = {}
     order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].token_ids))
     bar = stage("entropies", len(rollouts), "rollout", show=progress)
@@ -80,7 +84,8 @@ def with_entropies(
     # Size: padded tokens. The last rollout is the longest.
     fitting = FittingSize(lambda batch: len(batch) * len(rollouts[batch[-1]].token_ids))
     with bar:
-        for batch in batches(order, lambda i: len(rollouts[i].token_ids), batch_tokens(condition.lm)):
+        limit = condition.lm.frequency_limit
+        for batch in batches(order, lambda i: len(rollouts[i].token_ids), batch_tokens(condition.lm), limit=limit):
             fitting.run(batch, run)
     return [done[i] for i in range(len(rollouts))]
 

@@ -44,9 +44,10 @@ def rollouts(
         target: A model or a condition (see ``lm.Condition``). All parts of a condition apply: its interventions (in prefill and decoding),
             its decoding rules and its change of the prompt.
         engine: Program that samples the tokens: by default the toolkit's own loop. ``engines.connect`` returns others.
-        out: Directory in which finished batches are stored as parquet files; ``None`` to store nothing. To resume after a stop, repeat the
-            same call: stored rollouts are graded again, but not sampled again. If another process samples into the directory, this call
-            waits.
+        out: Directory in which responses are stored as parquet files, in parts, while others are sampled (see ``engines.loop``); ``None``
+            to store nothing. An error or Ctrl-C stops the run after all responses that have ended are stored; a killed process loses those
+            of the current part. To resume after a stop, repeat the same call: stored rollouts are graded again, but not sampled again. If
+            another process samples into the directory, this call waits.
         about: Dict with the ``task``, ``split`` and ``seed`` of the problems, to store with the rollouts in ``out``. Default: task and
             split from the problems' ``meta``.
         progress: True to show a progress bar; a text is its name.
@@ -92,9 +93,9 @@ def continuations(
     Args:
         target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
-        out: Directory in which finished batches are stored; ``None`` to store nothing. To resume after a stop, repeat the same call. In the
-            returned rollouts, ``Rollout.sample`` is the index among the samples of one prompt. In the stored files it is the index among
-            all responses of the call, because several prompts may have the same problem.
+        out: Directory in which responses are stored, as in ``rollouts``; ``None`` to store nothing. To resume after a stop, repeat the same
+            call. In the returned rollouts, ``Rollout.sample`` is the index among the samples of one prompt. In the stored files it is the
+            index among all responses of the call, because several prompts may have the same problem.
         progress: True to show a progress bar; a text is its name.
 
     Raises:

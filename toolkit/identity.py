@@ -129,24 +129,43 @@ def describe(act: Any) -> str:
 
     The text is ``str(act)``. But if that contains a memory address, a tensor, an array or a ``...`` that stands alone, it does not tell all
     of the intervention. Then the text is the name of the function or class and a hash of its identity. So it is if a field of the
-    intervention is a module of torch, whose text does not hold the weights.
+    intervention is a module of torch, whose text does not hold the weights. If the intervention has code of the user, such as its class or
+    that of a value in its fields, the hash follows ``str(act)``, which does not tell the code.
 
     Args:
         act: The intervention, decoding rule or prompt change.
     """
     words = str(act)
-    if not INCOMPLETE.search(words) and not any(
+    incomplete = INCOMPLETE.search(words) or any(
         isinstance(part, torch.nn.Module) for part in getattr(act, "__dict__", {}).values()
-    ):
+    )
+    if not incomplete and not _has_user_code(act):
         return words
-    return f"{getattr(act, '__qualname__', type(act).__qualname__)} {store.key(of(act, strict=False).body)}"
+    name = getattr(act, "__qualname__", type(act).__qualname__) if incomplete else words
+    return f"{name} {store.key(of(act, strict=False).body)}"
+
+
+def _has_user_code(value: Any) -> bool:
+    """Return True if a value is code of the user or an object of a user's class, or holds one: in a container or a field of a dataclass."""
+    named = value if isinstance(value, type | FunctionType) else type(value)
+    if is_user_code(named.__module__):
+        return True
+    if type(value) in CONTAINERS:
+        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+    elif names := next((names for kind, names in WRAPPERS.items() if isinstance(value, kind)), ()):
+        parts = [getattr(value, name) for name in names]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, LM | type):
+        parts = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    else:
+        return False
+    return any(map(_has_user_code, parts))
 
 
 def describe_interventions(condition: Condition) -> list[str]:
     """Return one text for each intervention, each decoding rule, the prompt change and the tools of a condition, in this order.
 
     Reports show these texts. They are also stored with rollouts, and stored rollouts are reused only if these texts are the same. So the
-    ``str()`` of an intervention has to contain all its settings.
+    ``str()`` of an intervention of the toolkit has to contain all its settings.
     """
     texts = [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
     return [*texts, describe_tools(condition.tools)] if condition.tools else texts

@@ -153,6 +153,26 @@ class LM:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @cached_property
+    def frequency_limit(self) -> int | None:
+        """Longest sequence in tokens for which the rotary frequencies are the usual ones; ``None`` if they do not depend on the length.
+
+        With rotary embeddings of the types longrope (Phi-3.5, Phi-4-mini) and dynamic, transformers takes other frequencies in every pass
+        whose longest row is longer than this, for all rows and positions of the pass. Keys in a KV cache keep the old ones. So no row may
+        grow beyond the limit in a cache, and rows on both sides of it must not share a pass (``decode.check_growth``, ``decode.batches``).
+        """
+        limits: list[int] = []
+        rotary: list[Any] = [module for module in self.model.modules() if hasattr(module, "rope_type")]
+        for module in rotary:
+            rope: Any = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+            for one in [rope] if "rope_type" in rope else rope.values():  # some models have several, by kind of layer
+                kind = str(one.get("rope_type")) if isinstance(one, Mapping) else ""
+                if kind == "longrope" and one["short_factor"] != one["long_factor"]:
+                    limits.append(int(one["original_max_position_embeddings"]))
+                elif "dynamic" in kind:
+                    limits.append(int(module.original_max_seq_len))
+        return min(limits, default=None)
+
+    @cached_property
     def _vocabulary(self) -> Mapping[str, int]:
         # The tokenizer builds a new dictionary at every call.
         return self.tokenizer.get_vocab()

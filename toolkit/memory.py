@@ -28,7 +28,7 @@ class FittingSize:
         out again for every batch.
 
         The function ``run`` is called again with rows for which it ran out of memory. So it must store its results only at its end, when it
-        can no longer run out of memory.
+        can no longer run out of memory; or leave out the rows whose results it has stored.
         """
         if len(rows) > 1 and self.most is not None and self.size(rows) > self.most:
             self._halves(rows, run)

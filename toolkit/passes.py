@@ -90,7 +90,7 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
         ordered = sorted(examples, key=lambda e: len(e.rollout.token_ids))
         # Size: padded tokens. The last example is the longest.
         fitting = FittingSize(lambda batch: len(batch) * len(batch[-1].rollout.token_ids))
-        for batch in batches(ordered, lambda e: len(e.rollout.token_ids), batch_tokens(lm)):
+        for batch in batches(ordered, lambda e: len(e.rollout.token_ids), batch_tokens(lm), limit=lm.frequency_limit):
             fitting.run(batch, counted)
 
 

@@ -32,8 +32,8 @@ class Sampling:
         seed: Seed of the random numbers of all responses.
         details: True to store two numbers per sampled token: its log-probability (``Rollout.logprobs``), and the entropy of the softmax
             over the whole vocabulary at its position, before top-k and top-p (``Rollout.entropies``). See ``draw``.
-        batch_size: Largest number of responses that are decoded together (halved if memory runs out). Responses do not depend on it, apart
-            from rounding.
+        batch_size: Largest number of responses that are decoded together. If memory runs out, those that have not ended are sampled again,
+            fewer together. Responses do not depend on it, apart from rounding.
     """
 
     n: int = 1

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from servers import adapted, sample
 
 from toolkit import edits, engines, generate, shipped
 from toolkit.engines import EngineError, connect
+from toolkit.engines.inprocess import InProcessVLLM
 from toolkit.generate import Sampling
-from toolkit.lm import Condition
+from toolkit.lm import LM, Condition
 from toolkit.types import HeadEdit, Plan
 
 GREEDY = Sampling(n=2, temperature=0.0, max_new_tokens=50)
@@ -100,6 +102,25 @@ def test_interventions_are_refused_before_the_model_is_loaded(library, tiny, pro
     ruled = Condition(tiny, rules=(lambda lm, reader, token: None,), note="budget 10")
     with pytest.raises(EngineError, match=r"budget 10.*own loop"):
         generate.rollouts(ruled, problems_of(3), GREEDY, engine=connect("vllm", tiny), progress=False)
+    assert not library.loads
+
+
+@pytest.mark.parametrize("asked", [{}, {"gpu_memory_utilization": 0.5}])
+def test_on_a_gpu_vllm_takes_of_the_memory_that_the_base_model_leaves_free(asked, library, tiny, monkeypatch):
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", lambda **settings: settings)
+    assert "gpu_memory_utilization" not in InProcessVLLM(tiny).llm, "not on a CPU"
+    monkeypatch.setattr(LM, "device", property(lambda lm: torch.device("cuda:0")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
+    settings = InProcessVLLM(tiny, options=asked).llm
+    assert settings["gpu_memory_utilization"] == pytest.approx(asked.get("gpu_memory_utilization", 0.95 * 60 / 80), abs=1e-3)
+
+
+def test_a_base_model_whose_weights_are_in_no_directory_is_refused(library, tiny, tmp_path):
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    for lm in (without_a_head(tiny), replace(tiny, name=str(adapter), folder=base)):
+        with pytest.raises(EngineError, match=r"made in this process from those of another model\. Save them"):
+            _ = InProcessVLLM(lm).llm
     assert not library.loads
 
 

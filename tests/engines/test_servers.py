@@ -128,6 +128,18 @@ def test_an_edit_is_loaded_into_a_running_server_as_an_adapter(kind, tiny, edite
         assert len(state.loaded) == 1, "it is not loaded again"
 
 
+@pytest.mark.parametrize("is_child", [True, False], ids=["edited", "a merged adapter"])
+def test_an_edit_of_a_base_that_was_read_from_a_directory_is_loaded_as_an_adapter(is_child, tiny, edited, problems_of, tmp_path):
+    base = replace(tiny, name=str(tmp_path / "model"), folder=tmp_path / "model")
+    edit = replace(edited, folder=base.folder, parent=tiny.fingerprint if is_child else None)  # as ``child`` and ``load`` make them
+    with serving("vllm", base) as (url, state):
+        engine = connect(url, base, adapters=tmp_path / "adapters")
+        assert rollouts(engine, edit, problems_of(2)) == rollouts(engines.OWN_LOOP, edit, problems_of(2))
+        assert len(state.loaded) == 1
+        engine.session(Condition(base), [generate.Request(base.prompt_ids(problems_of(1)[0].messages), "a", 0)], GREEDY)
+        assert len(state.loaded) == 1, "the base is found by its directory"
+
+
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "llama"])
 def test_an_edit_of_half_the_strength_is_not_taken_for_the_whole(kind, tiny, problems_of, tmp_path):
     whole, half = (without(tiny, (2, 1), strength=strength) for strength in (1.0, 0.5))

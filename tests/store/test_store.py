@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toolkit import store
+from toolkit import edits, store
+from toolkit.engines import adapter
 from toolkit.generate import Sampling
 from toolkit.store import DamagedFileError, DiskFullError, ForeignFileError, WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Problem, Provenance, Rollout, Span
@@ -513,6 +514,40 @@ def test_an_empty_directory_is_filled_and_a_full_one_is_not_touched(tmp_path):
     with pytest.raises(FileExistsError, match="is not empty"), store.atomic_directory(tmp_path / "a"):
         pass
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("begun", ["absent", "empty"])
+@pytest.mark.parametrize("other", ["directory", "file"])
+def test_a_directory_that_another_process_writes_first_is_left_and_named_as_existing(begun, other, tmp_path):
+    target = tmp_path / "model"
+    if begun == "empty":
+        target.mkdir()
+    with pytest.raises(FileExistsError, match=r"model.*another process"), store.atomic_directory(target) as partial:
+        (partial / "mine").touch()
+        if begun == "empty" and other == "file":
+            target.rmdir()
+        if other == "file":
+            target.write_text("theirs")
+        else:
+            target.mkdir(exist_ok=True)
+            (target / "theirs").touch()
+    assert (
+        sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["model", "model/theirs"][: 1 + (other == "directory")]
+    )
+
+
+def test_an_adapter_that_another_process_saves_first_is_used(tiny, tmp_path, monkeypatch):
+    edited = edits.apply(tiny, Plan((HeadEdit(2, 1, "scale", 1.0),), None, "head off", tiny.provenance()))
+    write, folder = adapter._write, tmp_path / "adapter"
+
+    def slow(directory, *args):
+        with store.atomic_directory(directory) as partial:
+            (partial / "half").touch()
+            write(tmp_path / "theirs", *args)
+            (tmp_path / "theirs").rename(directory)
+
+    monkeypatch.setattr(adapter, "_write", slow)
+    assert adapter.save_difference(tiny, edited, folder) == folder and store.is_whole(folder)
 
 
 def test_asking_for_a_new_directory_does_not_make_it(tmp_path):

@@ -484,13 +484,25 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_control_vector_of_another_tool_becomes_a_direction(llama, tmp_path, writer):
-    rows = numbers(2)
+    rows = numbers(1)
     value = vectors.load_gguf(their_gguf(tmp_path / "v.gguf", rows, **WRITERS[writer]), llama)
-    assert torch.equal(value.vector[2], torch.from_numpy(rows[2])) and not value.vector[:2].any()
+    assert torch.equal(value.vector[1], torch.from_numpy(rows[1])) and not value.vector[[0, 2]].any()
     assert (value.kind, value.estimator, value.positions) == ("resid_post", "imported from GGUF", "unknown")
     assert value.provenance.fingerprint == llama.fingerprint
     assert value.provenance.notes == {"source": "GGUF: v.gguf", "norm": "raw", "model_hint": WRITERS[writer].get("hint", "llama")}
     edits.steering(value, 1.0)(llama)
+
+
+def test_an_imported_vector_of_the_last_layer_carries_a_note_and_one_of_this_toolkit_does_not(llama, tmp_path):
+    """repeng computes it from ``hidden_states[-1]``, which is after the final norm."""
+    theirs = their_gguf(tmp_path / "theirs.gguf", numbers(1, llama.layout.n_layers - 1))
+    ours = vectors.save_gguf(direction_of(llama, first=1), tmp_path / "ours.gguf", lm=llama)
+    last = svec(tmp_path / "v.svec", llama, directions={"2": [[1.0] * 32]})
+    for value in (vectors.load_gguf(theirs, llama), vectors.load_svec(last, llama)):
+        assert value.provenance.notes["last_layer"] == "may be measured after the final norm, and added before it"
+    assert "last_layer" not in vectors.load_gguf(ours, llama).provenance.notes
+    without = svec(tmp_path / "w.svec", llama, directions={"1": [[1.0] * 32]})
+    assert "last_layer" not in vectors.load_svec(without, llama).provenance.notes
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from toolkit import shipped
 from toolkit.engines.adapter import LARGEST, save_difference
 from toolkit.engines.base import CannotSampleError, Request, Response
 from toolkit.engines.probing import PROBE, Probe, check_unmodified, chosen_prompts, complete
 from toolkit.engines.wire import Sampled, Served, seed_of
 from toolkit.lm import LM, Condition
+from toolkit.memory import release
 from toolkit.sampling import Sampling
 
 CHUNK = 512  # responses that are sampled together and then stored
+FREE = 0.95  # part of the free memory of a GPU that vLLM may take; the base model of the conditions is on the GPU already
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class InProcessVLLM:
         tolerance: Largest allowed mean absolute difference between the log-probabilities of vLLM and of the condition's model, in nats per
             token.
         adapters: Directory in which adapters are saved.
-        options: Further arguments of ``vllm.LLM``, such as ``gpu_memory_utilization``.
+        options: Further arguments of ``vllm.LLM``. If the base model is on a GPU, the default of ``gpu_memory_utilization`` is ``FREE`` of
+            the memory that is free, as a share of all memory: vLLM's own default, 0.9, does not fit beside the base. Not tested on a GPU.
     """
 
     base: LM
@@ -83,12 +88,27 @@ class InProcessVLLM:
 
     @cached_property
     def llm(self) -> Any:
-        """The ``vllm.LLM``, loaded when it is first used."""
-        name = self.base.name
+        """The ``vllm.LLM``, loaded when it is first used.
+
+        Raises:
+            CannotSampleError: the weights of the base model are in no directory, since it was made from another model.
+        """
+        name, folder = self.base.name, self.base.folder
+        # The folder of such a model, as that of an adapter that was merged, is the folder of the model that it was made from.
+        merged = folder is not None and Path(name).is_dir() and Path(name).resolve() != folder.resolve()
+        if self.base.parent is not None or merged:
+            raise CannotSampleError(
+                f"vLLM loads its base model from a directory, but the weights of {name} were made in this process from those of another model. "
+                "Save them (lm.save), load that directory as the base, and connect again."
+            )
         source = str(shipped.path_of(name) if name in shipped.COMPLETE else self.base.folder or name)
         dtype = str(next(self.base.model.parameters()).dtype).removeprefix("torch.")
         # generation_config="vllm": without it, vLLM takes defaults from the model's generation config.
         settings = {"dtype": dtype, "generation_config": "vllm", "enable_lora": True, "max_lora_rank": LARGEST, "max_loras": 2}
+        if self.base.device.type == "cuda":
+            release()
+            free, total = torch.cuda.mem_get_info(0)  # of the GPU that vLLM takes
+            settings["gpu_memory_utilization"] = round(FREE * free / total, 3)
         return self._library("vllm").LLM(model=source, revision=self.base.revision, **settings | dict(self.options))
 
     def _library(self, name: str) -> Any:

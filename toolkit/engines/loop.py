@@ -8,11 +8,18 @@ Samples of one problem share one prefill. There are two ways to decode:
   and replayed. Slots are the default on a GPU, if model and condition allow them (``slots.obstacle``). Not tested on a GPU. On a CPU,
   batches are at least as fast, because the time of a step grows with the number of its rows.
 
+Responses are handed on, to be stored, when their batch has ended; in slots, when there is one for every slot or ``HAND_ON`` seconds have
+passed. Those that have ended are also handed on if the run is stopped by an error or Ctrl-C, or if memory runs out: then only the others are
+sampled again, fewer together.
+
 **Reproducibility.** Each response has its own random numbers, which do not depend on the other responses (see ``sampling``). So responses
 that are decoded together can change each other only by rounding: kernels for matrix products and attention sum in an order that depends on
 the shape of the batch. On a CPU in fp32, sampled tokens were equal in every test, and log-probabilities agreed to about 1e-5. On a GPU,
 above all in bf16, rounding is coarser. After some hundreds of tokens, a response may get a different token and differ from there on. How
 often this happens is not measured yet.
+
+In some models, rotary frequencies depend on the longest row (``LM.frequency_limit``). There, rows on both sides of the limit do not share a
+batch, and a response that may grow beyond the limit is refused.
 
 ``OwnLoop(fixed=(rows, width))`` avoids this. It decodes in slots, and every step has the shape ``(rows, width)``, whatever the number and
 length of the responses. Each prompt is run alone. A response then depends on others only if a kernel's result for one row depends on the
@@ -22,14 +29,14 @@ not suffice: with them, the same batch gives the same result twice, but a row ma
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 
-from toolkit.decode import Batch, batches, prefill
+from toolkit.decode import Batch, batches, check_growth, prefill
 from toolkit.engines import refill
 from toolkit.engines.base import EngineError, Request, Response
 from toolkit.engines.calls import check_tools
@@ -45,6 +52,7 @@ CHECK_EVERY = refill.CHECK_EVERY
 # Ended rows are removed only if at most this share of the rows is left, since removing them copies the others' cache.
 COMPACT_BELOW = 0.95
 PREFILL_TOKENS = refill.PREFILL_TOKENS
+HAND_ON = 15.0  # seconds after which responses that have ended are handed on to be stored, even if there are few
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,15 @@ class OwnLoop:
 
         Raises:
             EngineError: as in ``check``; or a prompt and ``sampling.max_new_tokens`` do not fit into the fixed width.
+            UnsupportedModelError: a response may grow beyond the length at which the model's rotary frequencies change
+                (``LM.frequency_limit``).
         """
         self.check(condition, sampling)
+        check_growth(
+            condition.lm,
+            {(len(request.prompt), len(request.prompt) + sampling.max_new_tokens) for request in requests},
+            "Lower max_new_tokens, so that prompt and response have at most {limit} tokens, or let a server sample (--engine).",
+        )
         self._check_fits(requests, sampling)
         default = self.in_slots is None and condition.lm.device.type == "cuda" and obstacle(condition) is None
         if self.in_slots or self.fixed or default:
@@ -127,11 +142,15 @@ class _Session:
         # Prompts of similar length share a batch; the samples of one problem stay together.
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].problem_id, i))
 
+        done: dict[int, Response] = {}  # of the current batch
+
         def run(batch: Sequence[int]) -> None:
+            # If memory ran out before, some of these rows had ended: their responses are kept.
+            left = [i for i in batch if i not in done]
             with self.condition.active(), torch.inference_mode():
-                drawn = list(_decode(self.condition, [requests[i] for i in batch], self.sampling))
-            done.append([(batch[row], response) for row, response in drawn])
-            tick(len(batch))
+                for row, response in _decode(self.condition, [requests[i] for i in left], self.sampling) if left else ():
+                    done[left[row]] = response
+                    tick(1)
 
         fitting = FittingSize()
         for batch in batches(
@@ -140,10 +159,16 @@ class _Session:
             PREFILL_TOKENS,
             most=self.sampling.batch_size,
             shared=lambda i: tuple(requests[i].prompt),
+            limit=self.condition.lm.frequency_limit,
         ):
-            done: list[list[tuple[int, Response]]] = []
-            fitting.run(batch, run)
-            yield from done
+            try:
+                fitting.run(batch, run)
+            except BaseException:  # such as Ctrl-C: responses that have ended are handed on before the run stops
+                if done:
+                    yield list(done.items())
+                raise
+            yield list(done.items())
+            done.clear()
 
 
 OWN_LOOP = OwnLoop()
@@ -174,6 +199,9 @@ class _SlotSession(_Session):
     ) -> Iterator[list[tuple[int, Response]]]:
         """Yield lists of pairs ``(index, response)`` until all requests are done or memory runs out. A list has at most one pair per slot.
 
+        A list is yielded when it has that many pairs, when a response ends ``HAND_ON`` seconds or more after the last list, and before an
+        error or Ctrl-C is passed on.
+
         Args:
             numbered: Pairs ``(index, request)``; the index is returned with the response.
             rows: Number of slots. Ignored if the shape is fixed.
@@ -183,25 +211,30 @@ class _SlotSession(_Session):
         shape = self.fixed or (rows, width)
         slots = Slots(self.condition.lm, *shape, grows=self.fixed is None, record=recorder_for(self.condition.lm.device))
         stream = refill.decode(self.condition, requests, self.sampling, slots)
-        full = True
+        full, stop = True, None
         while full:
             done: list[tuple[int, Response]] = []
+            since = time.monotonic()
             # While the caller works with the responses, the interventions must not be active. So the context is left before each yield, and
             # captured steps (CUDA graphs), which belong to it, are dropped.
             with self.condition.active(), torch.inference_mode():
                 try:
-                    for row, response in islice(stream, shape[0]):
+                    full = False
+                    for row, response in stream:
                         done.append((numbered[row][0], response))
                         tick(1)
-                    full = len(done) == shape[0]
-                except RuntimeError as error:
-                    if rows == 1 or self.fixed or not out_of_memory(error):
-                        raise
+                        if full := len(done) == shape[0] or time.monotonic() - since >= HAND_ON:
+                            break
+                except BaseException as error:  # noqa: BLE001  # raised again below, after the responses that have ended are handed on
                     full = False
+                    if rows == 1 or self.fixed or not out_of_memory(error):
+                        stop = error
                 finally:
                     slots.forget()
             if done:
                 yield done
+            if stop is not None:
+                raise stop
 
 
 def _decode(condition: Condition, rows: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:

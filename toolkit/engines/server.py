@@ -123,7 +123,7 @@ class Server:
         offered = self.wire.served(self.client)
         edited = self.base is not None and lm.fingerprint != self.base.fingerprint
         own = f"toolkit-{(self.base or lm).fingerprint[:8]}-{lm.fingerprint[:16]}"
-        named = [s for s in offered if s.name == own] or [s for s in offered if _is_named(s, lm)]
+        named = [s for s in offered if s.name == own] or [s for s in offered if _is_named(s, lm, self.base)]
         if not named and not edited:
             named = offered[:1]
         if not named and self.base is not None and self.wire.loads:
@@ -240,8 +240,16 @@ class _Session:
             yield done
 
 
-def _is_named(served: Served, lm: LM) -> bool:
-    """Return True if a model of the server has the name of ``lm``, or was loaded from the directory or hub id of ``lm``."""
+def _is_named(served: Served, lm: LM, base: LM | None) -> bool:
+    """Return True if a model of the server has the name of ``lm``, or was loaded from the directory or hub id of ``lm``.
+
+    Args:
+        served: A model of the server.
+        lm: The model of the condition.
+        base: Base model of the conditions, or ``None``.
+    """
     if served.name == lm.name or (served.source and served.source == lm.name):
         return True
-    return bool(served.source) and lm.folder is not None and Path(served.source).resolve() == lm.folder.resolve()
+    # The folder of a model made from another, and that of a merged adapter, is the folder of its base: it does not hold its weights.
+    of_base = lm.parent is not None or (base is not None and lm.folder == base.folder and lm.fingerprint != base.fingerprint)
+    return bool(served.source) and lm.folder is not None and not of_base and Path(served.source).resolve() == lm.folder.resolve()

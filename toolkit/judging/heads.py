@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from toolkit import hooks, stats
-from toolkit.decode import select_rows
+from toolkit.decode import check_growth, select_rows
 from toolkit.lm import LM
 from toolkit.passes import pad_right
 from toolkit.sites import Site
@@ -77,11 +77,14 @@ def response_states(lm: LM, prompt: Sequence[int], responses: Sequence[Sequence[
 
     Raises:
         ValueError: the prompt, the list of responses, or a response is empty.
+        UnsupportedModelError: a response crosses the length at which the model's rotary frequencies change (``LM.frequency_limit``).
     """
     if not len(prompt) or not responses or not all(map(len, responses)):
         raise ValueError(
             f"A prompt of {len(prompt)} tokens and responses of {[len(r) for r in responses][:20]}: need at least one token in each."
         )
+    ends = ((len(prompt), len(prompt) + len(response)) for response in responses)
+    check_growth(lm, ends, "Give responses that end within {limit} tokens, prompt included.")
     cache = DynamicCache(config=lm.model.config)
     lm.body(input_ids=torch.tensor([list(prompt)], device=lm.device), past_key_values=cache, use_cache=True)
     for layer in cache.layers:

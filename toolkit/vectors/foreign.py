@@ -21,7 +21,7 @@ from toolkit.lm import LM
 from toolkit.store import ForeignFileError, WrongModelError
 from toolkit.types import Direction
 from toolkit.vectors.files import as_direction, layer_number
-from toolkit.vectors.gguf import model_types
+from toolkit.vectors.gguf import model_types, note_on_last_layer
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 """Layer type in the library steering-vectors -> the kind of site in this toolkit to which its vectors belong."""
@@ -107,7 +107,8 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
     """Load a ``.svec`` file (JSON) of AISteer360 as a direction at ``resid_post``.
 
     The file must have one vector per layer, like the files of AISteer360's method CAA (contrastive activation addition). Files with several
-    vectors per layer, such as one per token position or per head, cannot be read.
+    vectors per layer, such as one per token position or per head, cannot be read. A vector of the last layer may be inexact, and gets a note,
+    as in ``load_gguf``.
 
     Args:
         path: The file.
@@ -135,7 +136,8 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
         raise ForeignFileError(f"{path} has directions of shapes {shapes}: expected one per layer, [1, d_model], as CAA makes.")
     if str(hint) not in model_types(lm):
         raise WrongModelError(f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}.")
-    return as_direction(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path)
+    notes = note_on_last_layer(lm, rows)
+    return as_direction(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path, **notes)
 
 
 def from_steering_vectors(vector: Any, lm: LM) -> Direction:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +22,10 @@ LLAMA_CPP = {
 
 Model types whose two names are equal, or differ only in underscores or hyphens, are not listed.
 """
+
+
+MAY_BE_AFTER_NORM = "may be measured after the final norm, and added before it"
+"""Note on a vector of the last layer of a tool that may compute it from the last of transformers' ``hidden_states``."""
 
 
 def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
@@ -71,7 +77,9 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
 
     From a file that ``save_gguf`` wrote, the direction is loaded with its provenance, but in F32 and with zeros at layer 0. The factor
     ``scale`` of ``save_gguf`` is divided out. For files of other tools, only model type, width and number of layers can be checked. It is
-    then unknown whether adding the direction makes thinking longer or shorter.
+    then unknown whether adding the direction makes thinking longer or shorter. If the file has a vector of the last layer, it may be inexact:
+    repeng takes the last of transformers' ``hidden_states``, which is after the final norm, and llama.cpp adds the vector before it. Then the
+    provenance has a note, ``notes["last_layer"]``.
 
     Args:
         path: The file.
@@ -113,7 +121,19 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
         raise ForeignFileError(
             f"{path} says that its vectors are of {site[:40]}, but a control vector acts only at the output of a block."
         )
-    return restored(rows, header, lm, path) if header else as_direction(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
+    if header:
+        return restored(rows, header, lm, path)
+    return as_direction(lm, rows, "resid_post", "GGUF", path, model_hint=hint, **note_on_last_layer(lm, rows))
+
+
+def note_on_last_layer(lm: LM, rows: Mapping[int, Any]) -> dict[str, str]:
+    """Return the note ``last_layer`` for the provenance if a file of another tool has a vector of the last layer, else no note.
+
+    Args:
+        lm: Model with which the direction will be used.
+        rows: Layer -> vector.
+    """
+    return {"last_layer": MAY_BE_AFTER_NORM} if lm.layout.n_layers - 1 in rows else {}
 
 
 def model_types(lm: LM) -> set[str]:
