@@ -210,7 +210,7 @@ class Suppress:
                 mask[banned] = True
                 mask = mask.to(logits.device)
             # Logits may be computed only for the last positions of a pass. [:, -n:] takes the same positions of the weights.
-            acts = self.during.weight(tracker.now)[:, -logits.shape[1] :, None].bool()
+            acts = self.during.weight(tracker.now)[:, -logits.shape[1] :, None].bool().to(logits.device)
             if begins is not None:
                 acts = begins(ids, acts[..., 0])[..., None]
             return logits.masked_fill(acts & mask, -torch.inf)

@@ -219,6 +219,8 @@ class Batch:
 
 def select_rows(layer: Any, index: Int[Tensor, " rows"]) -> None:
     """Select rows of one layer of a KV cache, in place. The new row i is the old row ``index[i]``; an index may occur several times."""
+    if (keys := getattr(layer, "keys", None)) is not None:  # the layers of a big model may be on several devices
+        index = index.to(keys.device)
     # Layers with a recurrent state have only ``reorder_cache``, which does the same.
     if hasattr(layer, "batch_select_indices"):
         layer.batch_select_indices(index)

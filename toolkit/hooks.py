@@ -389,7 +389,8 @@ def _attach_mid(block: Block, factor: float, fn: Rewrite) -> Iterator[Any]:
 
     def hook(module: nn.Module, args: tuple, output):
         added = output[0] if isinstance(output, tuple) else output
-        value = resid_pre.pop() + factor * added
+        # accelerate moves the block's input to the block's device only after the first hook.
+        value = resid_pre.pop().to(added.device) + factor * added
         new = fn(value, value)
         if new is value:
             return None

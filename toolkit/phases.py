@@ -162,7 +162,7 @@ class Tracker:
 
     def __init__(self) -> None:
         self._now: Now | None = None
-        self._weights: dict[Scope, Tensor | None] = {}
+        self._weights: dict[tuple[Scope, torch.device], Tensor | None] = {}
 
     @property
     def now(self) -> Now:
@@ -185,11 +185,11 @@ class Tracker:
             scope: Positions at which the intervention acts.
             device: Device of the returned weight.
         """
-        if scope not in self._weights:
+        if (key := (scope, device)) not in self._weights:
             weight = scope.weight(self.now).to(device)
             checked = device.type == "cpu" and not self.now.recordable
-            self._weights[scope] = None if checked and not weight.any() else weight
-        return self._weights[scope]
+            self._weights[key] = None if checked and not weight.any() else weight
+        return self._weights[key]
 
 
 class History(DynamicLayer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def atomic_directory(directory: str | Path) -> Iterator[Path]:
     ``directory`` is complete or absent, even if the process is killed. An empty directory of this name is replaced.
 
     Raises:
-        FileExistsError: the directory exists and is not empty.
+        FileExistsError: the directory exists and is not empty, at the beginning or at the end.
         DiskFullError: there is not enough disk space.
         OSError: the directory cannot be written.
     """
@@ -149,11 +150,23 @@ def atomic_directory(directory: str | Path) -> Iterator[Path]:
     try:
         with explain_full_disk(target, partial):
             yield partial
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
+            _place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _place(partial: Path, target: Path) -> None:
+    """Rename a directory to ``target``, which may be an empty directory. Raise FileExistsError if another process has filled ``target``."""
+    try:
+        with suppress(FileNotFoundError):
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or target.is_symlink():
+            raise
+        raise FileExistsError(
+            f"{target} was empty or absent, and is not any more: another process has written it meanwhile. Use it as it is, or remove it first."
+        ) from error
 
 
 def is_whole(directory: str | Path) -> bool:
