@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from trl import GRPOTrainer
 from toolkit import generate, rewards, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import draws, judge, log, losses, recipes, run
+from toolkit.grpo import draws, judge, log, losses, recipes, resuming, run
 from toolkit.grpo import trainer as trainer_module
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras, NonFiniteError, Trainer
 from toolkit.rewards import MissingColumnError, RewardValues, groups
+from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.laser import LaserD
 from toolkit.rewards.laser_targets import TargetSettings
 
@@ -249,11 +251,12 @@ def test_laser_d_is_shown_its_monitoring_set_before_the_first_generation_and_eve
     train(tiny, recipe, easy, plan, extras=Extras(reward=reward))
     assert [step for step, _, _ in shown] == [0, 4, 8], "five generations of two updates each"
     assert len(shown[0][1]) == 5 and all(ids == shown[0][1] for _, ids, _ in shown) and shown[0][2] == [4] * 5
-    halves, again = replace(plan, out=tmp_path / "halves"), LaserD(targets=targets)
+    halves = replace(plan, out=tmp_path / "halves")
     with pytest.raises(KeyboardInterrupt):
         train(tiny, recipe, easy, halves, extras=Extras(reward=LaserD(targets=targets), callbacks=(Kill(6),)))
-    train(tiny, recipe, easy, halves, extras=Extras(reward=again), resume=True)
-    assert again.state_dict() == reward.state_dict()
+    train(tiny, recipe, easy, halves, extras=Extras(reward=LaserD(targets=targets)), resume=True)
+    states = [resuming.state_of(resuming.checkpoint_of(out, 10))["reward"] for out in (plan.out, halves.out)]
+    assert states[0] == states[1] != LaserD(targets=targets).state_dict()
 
 
 def test_modes_ask_half_of_each_group_for_each_and_the_reward_sees_which(tiny, easy, small, tmp_path):
@@ -397,6 +400,21 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(tiny, e
     assert all(name.startswith(TIMINGS) for name in differing), "a resumed run may differ in how long it took, and in nothing else"
     tables = [store.read_table(out / log.TABLE) for out in (plan.out, halves.out)]
     assert all(name.startswith(TIMINGS) for name in tables[0] if not tables[1][name].equals(tables[0][name]))
+
+
+def test_training_does_not_change_the_reward_that_it_is_given_so_that_it_can_be_used_again(tiny, easy, small, tmp_path):
+    plan, extras = Run(tmp_path / "run", steps=1, evaluate_every=0), Extras(reward=HAPO())
+    before = run._training_identity(small, plan, extras)
+    train(tiny, replace(small, problems=1, samples=4), easy[:1], plan, extras=extras)
+    assert resuming.state_of(plan.out / "checkpoint-1")["reward"]["history"], "training filled the history of its copy"
+    assert extras.reward.history == {} and run._training_identity(small, plan, extras) == before
+
+
+def test_a_reward_with_a_state_that_cannot_be_copied_is_refused_before_training(tiny, easy, small, tmp_path):
+    reward = Counting()
+    reward.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"'correctness' has a state.*cannot be copied.*__deepcopy__"):
+        train(tiny, small, easy, Run(tmp_path / "run", steps=1, evaluate_every=0), extras=Extras(reward=reward))
 
 
 def test_a_checkpoint_is_an_ordinary_model_and_the_given_one_is_untouched(tiny, easy, small, tmp_path):

@@ -248,21 +248,23 @@ def train(
         recipe: Reward, loss and other settings of the method.
         problems: Training problems.
         run: Length, seed, directory and evaluation of this run.
-        extras: Parts of the run that the recipe does not set, such as your own reward or the part to train.
+        extras: Parts of the run that the recipe does not set, such as your own reward or the part to train. A reward with a state is
+            copied, so that yours does not change and can be passed again. Checkpoints hold the state of the copy.
         resume: True to continue from the last complete checkpoint in ``run.out``, or to start anew if there is none.
         say: Function that is called with one line at a time: progress, alarms, a warning if all responses of the initial model to some
             training problems are correct, and the rounding error of the saved model.
 
     Raises:
         ValueError: the settings cannot be combined, a prompt is too long, no response of the initial model is correct (see ``Trainer``,
-            ``check_context``, ``probe``), or the checkpoint is in the middle of a batch of responses. Raised before training.
+            ``check_context``, ``probe``), a reward with a state cannot be copied, or the checkpoint is in the middle of a batch of
+            responses or has more than ``run.steps`` steps. Raised before training.
         engines.EngineError: ``run.evaluation_engine`` cannot sample responses of the initial model, or will not be able to sample those of
             the trained one (see ``check_evaluation``). Raised before training.
         UnsupportedModelError: the weights are quantised or offloaded.
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
-        store.WrongModelError: ``resume`` is True, but the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was
-            begun with a different version of the code.
+        store.WrongModelError: ``resume`` is True, but the run in ``run.out`` has another model, recipe, seed, problem set, reward or column,
+            was begun with a different version of the code, or is to have another number of steps although its learning rate depends on it.
         checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names the step and, if known, the response.
     """
     finetune.check_trainable(lm)
@@ -275,7 +277,9 @@ def train(
         checkpoint = _begin(run.out, identity, resume)
         if checkpoint:
             _check_whole(checkpoint, _uses(recipe, run))
+            _check_steps(checkpoint, run.steps)
         store.writable(run.out)
+        extras = replace(extras, reward=_own_reward(extras.reward))
         extras = judge.with_judge(lm, recipe, problems, extras, run.out, run.seed, say)
         copy = replace(lm, model=deepcopy(lm.model))
         trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=()), identity)
@@ -313,6 +317,19 @@ def train(
             about = {"recipe": recipe, **_facts(run, extras), "dtype": str(lm.model.dtype).removeprefix("torch.")}
             policy = saved.save_policy(trainer, recorder, run.out, run.save_dtype, about)
         return Trained(policy, pd.DataFrame(recorder.rows), main)
+
+
+def _own_reward(reward: Any) -> Any:
+    """Return a copy of a reward that changes during training. A reward without a state never changes, and is returned as it is."""
+    if not hasattr(reward, "state_dict"):
+        return reward
+    try:
+        return deepcopy(reward)
+    except Exception as error:  # a field that cannot be copied may raise anything
+        raise ValueError(
+            f"The reward {reward.name!r} has a state, which training changes, and it cannot be copied ({error}): give its class a method "
+            "__deepcopy__, or leave out the field that cannot be copied, such as a lock or an open file."
+        ) from error
 
 
 def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:
@@ -356,10 +373,11 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
     """Return a dict of further settings that must be the same when a run is resumed, such as seed, reward and code.
 
     ``policy_identity`` returns the others: initial model, recipe and training problems. Fields of a reward or of the part to train that cannot
-    be hashed by their value are left out.
+    be hashed by their value are left out. The number of steps is included if the learning rate of a step depends on it.
     """
     plugged = {"reward": extras.reward, "train": extras.train}
     keys = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in plugged.items()}
+    columns = {name: _function_key(function) for name, function in extras.columns.items()}
     return {
         "seed": run.seed,
         "overrides": {k: str(v) for k, v in run.overrides.items()},
@@ -368,7 +386,27 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
         **keys,
         **({"micro_batch": run.micro_batch} if micro_batch_counts(recipe, run.overrides) else {}),
         **({"tools": identities.describe_tools(extras.tools)} if extras.tools else {}),
+        **({"columns": columns} if columns else {}),
+        **({"steps": run.steps} if _rate_depends_on_steps({**recipe.config, **run.overrides}) else {}),
     }
+
+
+def _function_key(function: Any) -> str:
+    """Return a hash of a function or callable object, with the code of the toolkit's modules that it uses."""
+    identity = identities.of(function, strict=False)
+    return store.key([identity.body, store.modules_of(*sorted(identity.modules))])
+
+
+def _rate_depends_on_steps(settings: Mapping[str, Any]) -> bool:
+    """Return True if the learning rate of a step depends on the number of steps of the run, as in a linear or cosine schedule.
+
+    Args:
+        settings: Fields of TRL's ``GRPOConfig`` by name. A missing schedule means the toolkit's, which is constant.
+    """
+    schedule = settings.get("lr_scheduler_type", "constant")
+    if schedule == "constant_with_warmup":  # a warmup may be given as a share of all steps
+        return bool(settings.get("warmup_ratio")) or 0 < (settings.get("warmup_steps") or 0) < 1
+    return schedule != "constant"
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
@@ -439,6 +477,14 @@ def _check_whole(checkpoint: Path, uses: int) -> None:
         raise ValueError(
             f"{checkpoint} is in the middle of a batch of responses, which is used for {uses} steps: {done} is not a multiple of {uses}, so "
             f"the run cannot go on from it. {EARLIER} To be able to go on later, end a run at a multiple of {uses} steps."
+        )
+
+
+def _check_steps(checkpoint: Path, steps: int) -> None:
+    """Raise ValueError if a checkpoint has more optimizer steps than the run is to have: its model would be saved as one of fewer steps."""
+    if (done := step_of(checkpoint)) > steps:
+        raise ValueError(
+            f"{checkpoint} has {done} steps, and the run is to end after {steps}: give at least {done} steps, or choose another directory."
         )
 
 
