@@ -106,6 +106,8 @@ def test_masked_cells_get_no_advantage_and_the_others_keep_theirs(batch, cells):
         (lambda: CellMask(CELLS, 5), "one to three cells"),
         (lambda: CellMask(("LC",), 0), "a limit above 0"),
         (lambda: replace(recipes.gfpo(), samples=8), "leaves none out"),
+        (lambda: replace(recipes.art(("LC", "SW")), max_tokens=4000), "masks LC, .* more than 4000 tokens.* max_tokens=4000: raise"),
+        (lambda: replace(recipes.art(("SW", "LW")).scaled(), max_tokens=40), "masks LW, .* more than 40 tokens"),
         (lambda: DECS(bonus=0.0), "above 0"),
         (lambda: replace(recipes.decs(), advantage="grpo"), "set none of them"),
         (lambda: replace(recipes.drpo(), advantage="grpo"), "loss replaces advantage and filter"),
@@ -115,6 +117,18 @@ def test_masked_cells_get_no_advantage_and_the_others_keep_theirs(batch, cells):
 def test_settings_without_effect_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("masked", [("SW", "LW"), ("LC",), ("LC", "SW"), ("LC", "LW")])
+def test_arts_masking_study_samples_responses_that_are_long_enough_to_be_masked(masked):
+    for recipe in (recipes.art(masked), recipes.art(masked).scaled()):
+        assert recipe.filter.target == recipe.options["target"] < recipe.max_tokens
+    assert recipes.art(masked).max_tokens == 16_000
+    assert [r.max_tokens for r in (recipes.art(), recipes.art().scaled())] == [4000, 40], "without a mask both limits are the same"
+
+
+def test_a_mask_of_short_cells_alone_needs_no_long_responses():
+    assert replace(recipes.art(("SW",)), max_tokens=4000).filter.target == 4000
 
 
 def check(lm, recipe, out, extras=Extras(), **overrides) -> None:
