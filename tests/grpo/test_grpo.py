@@ -130,6 +130,18 @@ def test_rows_are_not_sorted_by_length_if_the_loss_averages_over_the_tokens_of_a
         assert (lengths == sorted(lengths)) is not kept, "micro-batches are trimmed, but not sorted"
 
 
+def test_a_mixture_of_experts_keeps_the_order_of_its_rows_and_its_balance_is_not_left_out(tiny, easy, small, tmp_path, monkeypatch):
+    """The loss for balance between experts is not linear in the rows. An emulated mixture: only its config differs."""
+    monkeypatch.setattr(tiny.model.config, "output_router_logits", False, raising=False)
+    monkeypatch.setattr(tiny.model.config, "router_aux_loss_coef", 0.001, raising=False)
+    with pytest.raises(ValueError, match=r"mixture of experts.*leaves out: set router_aux_loss_coef to 0"):
+        trainer_of(tiny, replace(small, loss=losses.DRPO()), easy, tmp_path)
+    trainer = trainer_of(tiny, small, easy, tmp_path, micro_batch=2)
+    trainer.model.train()
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert trainer.aux_loss_enabled and [row for part in trainer._buffered_inputs for row in part["row"].tolist()] == [*range(16)]
+
+
 def test_the_policy_that_samples_is_the_policy_that_learns(tiny, easy, small, tmp_path):
     """On-policy, the ratio of new to sampling probability is 1 for every token; after the weights move it no longer is."""
     trainer = trainer_of(tiny, small, easy, tmp_path)
@@ -588,6 +600,43 @@ def test_a_reward_without_its_column_is_refused_and_a_supplied_column_reaches_it
         train(tiny, small, easy, plan, extras=Extras(reward=Needy()))
     supplied = Extras(reward=Needy(), columns={"politeness": lambda drawn: [1 / d.rollout.response_tokens for d in drawn]})
     assert train(tiny, small, easy, plan, extras=supplied).log["component/politeness"][1] > 0
+
+
+class Rising(rewards.Correctness):
+    """Pays the place of a response among those to its problem, or the same for all; reads no correctness."""
+
+    needs = frozenset({"tokens"})
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, batch):
+        return RewardValues.sum(place=self.factor * (np.arange(len(batch)) % 8))
+
+
+class RisingAndCorrect(Rising):
+    needs = frozenset({"correct", "tokens"})
+
+
+def test_a_reward_that_varies_is_learned_from_though_no_response_is_correct(tiny, easy, small, tmp_path):
+    """Problems of an open question have no right answer. With 2 tokens no response is correct."""
+    trainer = trainer_of(tiny, replace(small, max_tokens=2), easy, tmp_path, Extras(reward=Rising(1.0)))
+    said: list[str] = []
+    run.probe(trainer, said.append)
+    assert said == []
+    trainer.reward = RisingAndCorrect(1.0)
+    run.probe(trainer, said.append)
+    assert said == ["none of 64 responses of a first probe is correct: the reward correctness only tells wrong ones apart"]
+    for reward, message in (
+        (Rising(0.0), "'correctness' gives the 64 responses to 8"),
+        (RisingAndCorrect(0.0), "None of 64 responses"),
+    ):
+        trainer.reward = reward
+        with pytest.raises(ValueError, match=rf"{message}.*nothing to reinforce"):
+            run.probe(trainer, said.append)
+    trainer.reward, trainer.recipe = Rising(1.0), replace(trainer.recipe, loss=losses.DRPO())
+    with pytest.raises(ValueError, match=r"None of 64 responses .* is correct: there is nothing to reinforce"):
+        run.probe(trainer, said.append)
 
 
 def test_the_probe_of_two_processes_gets_the_columns_of_both(tiny, easy, small, tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import SchedulerType
+from transformers import Qwen3Config, Qwen3MoeConfig, SchedulerType
 
 from toolkit import store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import checks, log, losses, policies, recipes, resuming, run, saved
+from toolkit.grpo import batching, checks, log, losses, policies, recipes, resuming, run, saved
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
@@ -171,6 +171,16 @@ def test_a_run_whose_loss_depends_on_the_micro_batch_is_resumed_with_the_one_it_
     assert {k for k in one if one[k] != other[k]} == {"micro_batch"}
     kept = [TrainingPlan(micro_batch=n, tiny=False, overrides=tuple(overrides.items())) for n in (8, 16)]
     assert len({policies.basis(tiny, recipe, 0, plan).key for plan in kept}) == 2
+
+
+def test_the_loss_of_a_mixture_of_experts_depends_on_the_micro_batch_unless_the_balance_has_no_weight():
+    experts, dense = Qwen3MoeConfig(router_aux_loss_coef=0.001), Qwen3Config()
+    recipe, plan = recipes.plain("correctness"), Run(run.Path("x"))
+    for overrides, counts in (({}, True), ({"router_aux_loss_coef": 0.1}, True), ({"router_aux_loss_coef": 0.0}, False)):
+        identity = run._training_identity(recipe, replace(plan, overrides=overrides), Extras(), experts)
+        assert ("micro_batch" in identity) is counts
+    assert "micro_batch" not in run._training_identity(recipe, plan, Extras(), dense)
+    assert not batching.depends_on_parts({}, Qwen3MoeConfig(router_aux_loss_coef=0.0))
 
 
 def test_a_run_whose_loss_does_not_depend_on_the_micro_batch_is_resumed_with_any(tiny):
