@@ -227,7 +227,7 @@ def test_an_engine_of_trl_is_refused_if_the_toolkit_samples(name, tiny, tmp_path
 
 
 def test_a_reference_model_that_changes_is_refused_since_checkpoints_do_not_hold_it(tiny, tmp_path):
-    with pytest.raises(ValueError, match="sync_ref_model=True would change the reference model.*a resumed run would differ"):
+    with pytest.raises(ValueError, match=r"sync_ref_model=True would change the reference model.*a resumed run would differ"):
         check(tiny, recipes.find("correctness").scaled(), tmp_path, sync_ref_model=True, beta=0.01)
 
 

@@ -126,12 +126,12 @@ class Recipe:
             raise ValueError(
                 f"samples={self.samples}: the filter keeps {self.filter.keep} of them, which leaves none out. Sample more."
             )
-        if isinstance(self.filter, CellMask) and self.filter.target >= self.max_tokens:
-            if long := [cell for cell in self.filter.cells if cell.startswith("L")]:
-                raise ValueError(
-                    f"The filter masks {', '.join(long)}, responses of more than {self.filter.target} tokens, and none is sampled beyond "
-                    f"max_tokens={self.max_tokens}: raise max_tokens, or mask other cells."
-                )
+        long = [cell for cell in getattr(self.filter, "cells", ()) if cell.startswith("L")]
+        if isinstance(self.filter, CellMask) and long and self.filter.target >= self.max_tokens:
+            raise ValueError(
+                f"The filter masks {', '.join(long)}, responses of more than {self.filter.target} tokens, and none is sampled beyond "
+                f"max_tokens={self.max_tokens}: raise max_tokens, or mask other cells."
+            )
         if self.filter and self.advantage in (*advantages.STEPS, *advantages.TOKENS):
             unit = "turn" if self.advantage in advantages.STEPS else "token"
             raise ValueError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -97,7 +96,8 @@ def _check_types(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: st
 
 def _alternatives(hint: Any) -> list[Any]:
     """Return the types of a type hint: the members of a union, at any depth, else the hint itself."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    # The origins of ``X | Y`` and of a union that names one type by a string are two classes, of equal names.
+    if getattr(typing.get_origin(hint), "__name__", "") in ("Union", "UnionType"):
         return [kind for part in typing.get_args(hint) for kind in _alternatives(part)]
     return [hint]
 
