@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -132,7 +132,7 @@ def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
         """TRL's trainer, without the end token that it adds to responses that were cut off."""
 
         def tokenize_row(self, feature: Mapping[str, str], model: Any = None) -> Any:
-            row, tokenizer = super().tokenize_row(feature, model), self.processing_class
+            row, tokenizer = super().tokenize_row(feature, model), cast(Any, self.processing_class)
             for side in ("chosen", "rejected"):
                 added = row[f"{side}_input_ids"][-1] == tokenizer.eos_token_id and not feature[side].endswith(tokenizer.eos_token)
                 if added:
