@@ -43,11 +43,17 @@ def margins(lm) -> list[float]:
         ]
 
 
-def test_the_first_step_follows_the_gradient_of_the_loss_by_hand(reasoner, tmp_path):
-    """AdamW's first step is the sign of the gradient. The loss by hand uses one pair at a time, without padding."""
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_first_step_follows_the_gradient_of_the_loss_by_hand(reasoner, tmp_path, cut):
+    """AdamW's first step is the sign of the gradient. The loss by hand uses one pair at a time, without padding.
+
+    A response that was cut off has no end token, and gets none.
+    """
     pairs = PAIRS.rename(
         columns={"chosen": "rejected", "rejected": "chosen"}
     )  # what the model does not do yet, so gradients are large
+    if cut:
+        pairs = pairs.assign(chosen=pairs["chosen"].str.partition("\n")[0])
     settings = Settings(steps=1, batch=4, rate=1e-3, beta=3.0, gamma=0.7)
     taken = preferences.train(reasoner, pairs, settings, tmp_path, name="one step")
     model = copy.deepcopy(reasoner.model).float()
@@ -107,8 +113,11 @@ def test_pairs_that_cannot_be_trained_on_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("end", ["", "<|end|>"])
-def test_the_end_token_that_trl_adds_counts_against_the_context_if_the_text_lacks_it(reasoner, tmp_path, end):
+def test_an_end_token_counts_against_the_context_only_if_the_text_has_it(reasoner, tmp_path, end):
     context, prompt = reasoner.model.config.max_position_embeddings, PAIRS["prompt"][0]
     full = PAIRS[:1].assign(rejected="1" * (context - len(reasoner.tokenizer.encode(prompt))) + end)
+    assert preferences._lengths(reasoner, full)[1] == context + bool(end)
+    if not end:
+        return
     with pytest.raises(ValueError, match=f"1 of 2 texts .* has {context + 1} tokens"):
         preferences.train(reasoner, full, Settings(steps=1), tmp_path, name="a")

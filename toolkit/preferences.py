@@ -5,15 +5,19 @@
 
 There is no reference model and no term for likelihood (TRL's ``cpo_alpha`` is 0). All weights are trained, in fp32. Optimizer, schedule and
 resuming are those of ``finetune``. DTO (``methods/thinking_optimization``) makes such pairs.
+
+A response is scored as its text has it. One that was cut off at the token limit has no end token, and none is added: the model would else
+learn that it ends there. (TRL's trainer adds one.)
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -57,7 +61,7 @@ def train(lm: LM, pairs: pd.DataFrame, settings: Settings, out: str | Path, *, n
     Args:
         lm: The initial model; it is unchanged.
         pairs: One row per pair, with the columns ``problem_id, prompt, chosen, rejected``. The last three are texts with their special
-            tokens.
+            tokens. A response that ends with an end token has it in its text.
         settings: Length, rate, loss and seed.
         out: Directory of the run.
         name: Name of the trained model.
@@ -108,12 +112,12 @@ def flipped(pairs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 def _lengths(lm: LM, pairs: pd.DataFrame) -> list[int]:
     """Return the number of tokens of each prompt with its chosen response, then of each prompt with its rejected response.
 
-    The tokens that TRL adds, if a text does not begin or end with them, are counted.
+    The token that TRL adds, if a text does not begin with it, is counted.
     """
     texts = pd.concat([pairs["prompt"] + pairs[column] for column in ("chosen", "rejected")])
-    begin, end = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
+    begin = lm.tokenizer.bos_token_id
     ids_of = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [len(ids) + (begin not in (None, ids[0])) + (ids[-1] != end) for ids in ids_of]
+    return [len(ids) + (begin not in (None, ids[0])) for ids in ids_of]
 
 
 def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
@@ -124,10 +128,21 @@ def _trained(lm: LM, pairs: pd.DataFrame, settings: Settings, out: Path) -> Any:
         warnings.simplefilter("ignore")
         from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    # Without max_length, this trainer cuts responses at 512 tokens.
+    class AsWritten(CPOTrainer):
+        """TRL's trainer, without the end token that it adds to responses that were cut off."""
+
+        def tokenize_row(self, feature: Mapping[str, str], model: Any = None) -> Any:
+            row, tokenizer = super().tokenize_row(feature, model), cast(Any, self.processing_class)
+            for side in ("chosen", "rejected"):
+                added = row[f"{side}_input_ids"][-1] == tokenizer.eos_token_id and not feature[side].endswith(tokenizer.eos_token)
+                if added:
+                    row |= {f"{side}_{name}": row[f"{side}_{name}"][:-1] for name in ("input_ids", "attention_mask", "labels")}
+            return row
+
+    # Without max_length, this trainer cuts responses at 512 tokens. It cuts before the end tokens are removed that it added.
     # It needs all columns: it would set remove_unused_columns itself, with a warning.
-    shared = finetune.arguments(lm, settings, out) | {"max_length": max(_lengths(lm, pairs)), "remove_unused_columns": False}
+    shared = finetune.arguments(lm, settings, out) | {"max_length": max(_lengths(lm, pairs)) + 1, "remove_unused_columns": False}
     config = CPOConfig(**shared, loss_type="simpo", cpo_alpha=0.0, beta=settings.beta, simpo_gamma=settings.gamma)
     data = Dataset.from_pandas(pairs[["prompt", "chosen", "rejected"]], preserve_index=False)
-    trainer = CPOTrainer(deepcopy(lm.model).float(), config, train_dataset=data, processing_class=lm.tokenizer)
+    trainer = AsWritten(deepcopy(lm.model).float(), config, train_dataset=data, processing_class=lm.tokenizer)
     return finetune.trained_by(trainer, out, settings.steps, "preference training")

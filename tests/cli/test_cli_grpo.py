@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from trl import GRPOConfig
 from typer.testing import CliRunner
 
 from toolkit import cli, rewards, store
 from toolkit import lm as lms
 from toolkit.grpo import log, recipes
+from toolkit.grpo.run import OWNED
 from toolkit.jobs import grpo as jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -91,6 +95,59 @@ def test_settings_reach_recipe_reward_and_trl():
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "reward.foo",
+            "1",
+            r"Unknown setting 'reward.foo' of the reward 'truncation': its options are reward.target, reward.beyond",
+        ),
+        ("reward.target", "4k", r"reward.target='4k': expected a number"),
+        ("reward.target", "true", r"reward.target=True: expected a number"),
+        ("max_tokens", "4k", r"max_tokens='4k': expected a whole number"),
+        ("problems", "true", r"problems=True: expected a whole number"),
+        ("learning_rate", "fast", r"learning_rate='fast': expected a number"),
+        ("epsilon", "abc", r"epsilon='abc': expected a number"),
+        ("delta", "abc", r"delta='abc': expected a number or null"),
+        ("top_k", "1.5", r"top_k=1.5: expected a whole number"),
+        ("gradient_checkpointing", "yes", r"gradient_checkpointing='yes': expected true or false"),
+        ("loss_type", "5", r"loss_type=5: expected a text"),
+    ],
+)
+def test_a_setting_of_an_unknown_name_or_another_type_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        jobs.adjust_recipe(recipes.art(), {name: value})
+
+
+def test_an_unknown_option_of_a_reward_without_options_is_refused():
+    with pytest.raises(ValueError, match=r"'reward.x' of the reward 'correctness': it has no options"):
+        jobs.adjust_recipe(recipes.find("correctness"), {"reward.x": "1"})
+
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+@pytest.mark.parametrize("name", rewards.ALL)
+def test_every_option_of_a_reward_takes_its_default_and_no_other_type(name):
+    parameters = inspect.signature(rewards.ALL[name].make).parameters.values()
+    defaults = {f"reward.{p.name}": p.default for p in parameters if type(p.default) in PLAIN}
+    adjusted, _ = jobs.adjust_recipe(recipes.plain(name), {option: json.dumps(value) for option, value in defaults.items()})
+    assert adjusted.options == {option.removeprefix("reward."): value for option, value in defaults.items()}
+    for p in parameters:  # a number where a text or an object is expected, else a text
+        with pytest.raises(ValueError, match=rf"^reward.{p.name}=.*: expected "):
+            jobs.adjust_recipe(recipes.plain(name), {f"reward.{p.name}": "1" if type(p.default) is str else "wrong"})
+
+
+def test_every_field_of_trls_config_takes_its_default():
+    fields = {f.name: f.default for f in dataclasses.fields(GRPOConfig) if type(f.default) in PLAIN[:4]}
+    free = {name: value for name, value in fields.items() if name not in {*OWNED, *jobs.RECIPE_NUMBERS}}
+    _, rest = jobs.adjust_recipe(recipes.find("correctness"), {name: json.dumps(value) for name, value in free.items()})
+    assert len(rest) > 50 and rest == free
+    more = {"scale_rewards": "false", "lr_scheduler_type": "linear", "generation_kwargs": '{"num_beams": 3}', "delta": "null"}
+    assert jobs.adjust_recipe(recipes.find("correctness"), more)[1]["scale_rewards"] is False
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "Give the directory of the run"),
@@ -98,6 +155,8 @@ def test_settings_reach_recipe_reward_and_trl():
         (("--out", "x", "--scale", "large"), "choose auto, tiny or paper"),
         (("--out", "x", "--set", "problems"), "give NAME=VALUE"),
         (("--out", "x", "--set", "samples=1"), "samples=1"),
+        (("--out", "x", "--set", "epsilon=abc"), "epsilon='abc': expected a number"),
+        (("--out", "x", "--reward", "dler", "--set", "reward.foo=1"), "Unknown setting 'reward.foo' of the reward 'dler'"),
         (("--out", "x", "--set", "output_dir=elsewhere"), "Use --out instead"),
         (("--out", "x", "--rank", "4"), "--rank needs --train adapter"),
         (("--out", "x", "--train", "nonsense"), "choose all, adapter"),

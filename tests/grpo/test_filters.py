@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from trl import GRPOConfig
 
 from toolkit import generate, rewards, tasks
 from toolkit.generate import Sampling
@@ -106,6 +107,11 @@ def test_masked_cells_get_no_advantage_and_the_others_keep_theirs(batch, cells):
         (lambda: CellMask(CELLS, 5), "one to three cells"),
         (lambda: CellMask(("LC",), 0), "a limit above 0"),
         (lambda: replace(recipes.gfpo(), samples=8), "leaves none out"),
+        (
+            lambda: replace(recipes.art(("LC", "SW")), max_tokens=4000),
+            "masks LC, .* more than 4000 tokens.* max_tokens=4000: raise",
+        ),
+        (lambda: replace(recipes.art(("SW", "LW")).scaled(), max_tokens=40), "masks LW, .* more than 40 tokens"),
         (lambda: DECS(bonus=0.0), "above 0"),
         (lambda: replace(recipes.decs(), advantage="grpo"), "set none of them"),
         (lambda: replace(recipes.drpo(), advantage="grpo"), "loss replaces advantage and filter"),
@@ -115,6 +121,18 @@ def test_masked_cells_get_no_advantage_and_the_others_keep_theirs(batch, cells):
 def test_settings_without_effect_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("masked", [("SW", "LW"), ("LC",), ("LC", "SW"), ("LC", "LW")])
+def test_arts_masking_study_samples_responses_that_are_long_enough_to_be_masked(masked):
+    for recipe in (recipes.art(masked), recipes.art(masked).scaled()):
+        assert recipe.filter.target == recipe.options["target"] < recipe.max_tokens
+    assert recipes.art(masked).max_tokens == 16_000
+    assert [r.max_tokens for r in (recipes.art(), recipes.art().scaled())] == [4000, 40], "without a mask both limits are the same"
+
+
+def test_a_mask_of_short_cells_alone_needs_no_long_responses():
+    assert replace(recipes.art(("SW",)), max_tokens=4000).filter.target == 4000
 
 
 def check(lm, recipe, out, extras=Extras(), **overrides) -> None:
@@ -179,6 +197,38 @@ def test_log_probabilities_before_and_after_a_cut_are_not_compared(cut, tiny, tm
         check(tiny, recipes.sar().scaled(), tmp_path, **cut)
     check(tiny, recipes.sar().scaled(), tmp_path)
     check(tiny, recipes.plain("correctness"), tmp_path, **cut)
+
+
+OTHER_LOSS = {
+    "loss_type": "bnpo", "epsilon": 0.1, "epsilon_high": 0.3, "delta": 1.5, "importance_sampling_level": "sequence",
+    "sapo_temperature_pos": 2.0, "vespo_k_pos": 3.0, "top_entropy_quantile": 0.1, "off_policy_mask_threshold": 0.5, "entropy_coef": 5.0,
+    "use_adaptive_entropy": True, "use_bias_correction_kl": False, "reward_weights": [2.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_LOSS)
+def test_settings_of_trls_loss_are_refused_if_the_recipe_has_its_own(name, tiny, tmp_path):
+    with pytest.raises(ValueError, match=rf"^{name}=.* has no effect, since drpo has its own loss"):
+        check(tiny, recipes.find("drpo").scaled(), tmp_path, **{name: OTHER_LOSS[name]})
+    check(tiny, recipes.find("correctness").scaled(), tmp_path, **{name: OTHER_LOSS[name]})
+    check(tiny, recipes.find("drpo").scaled(), tmp_path, temperature=0.9)
+
+
+def test_every_setting_of_trls_loss_that_is_refused_is_a_field_of_trls_config():
+    assert set(OTHER_LOSS) <= set(checks.OF_TRLS_LOSS) <= {f.name for f in fields(GRPOConfig)}
+
+
+@pytest.mark.parametrize("name", ["use_vllm", "use_transformers_continuous_batching"])
+def test_an_engine_of_trl_is_refused_if_the_toolkit_samples(name, tiny, tmp_path):
+    recipe = recipes.find("correctness").scaled()
+    with pytest.raises(ValueError, match=rf"{name}=True has no effect, since the toolkit samples .*--training-engine trl"):
+        check(tiny, recipe, tmp_path, **{name: True})
+    check(tiny, recipe, tmp_path, Extras(engine="trl"), **{name: True})
+
+
+def test_a_reference_model_that_changes_is_refused_since_checkpoints_do_not_hold_it(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"sync_ref_model=True would change the reference model.*a resumed run would differ"):
+        check(tiny, recipes.find("correctness").scaled(), tmp_path, sync_ref_model=True, beta=0.01)
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.ALL if recipes.find(name).config])
@@ -312,6 +362,19 @@ def test_a_step_of_training_with_each_recipe_changes_the_model(name, tiny, tmp_p
     recipe = replace(recipes.find(name).scaled(), problems=4, max_tokens=60)
     done = train(tiny, recipe, tasks.load("arithmetic", "train", 16), Run(tmp_path / "run", steps=1, evaluate_every=0))
     assert done.lm.fingerprint != tiny.fingerprint and done.log["grad_norm"].iloc[-1] > 0
+
+
+def test_advantages_per_token_are_padded_as_wide_as_trl_pads_responses(tiny, tmp_path):
+    recipe = replace(recipes.decs().scaled(), problems=1, max_tokens=40)
+    problems = tasks.load("arithmetic", "train", 4)
+    outputs = []
+    for overrides in ({}, {"pad_to_multiple_of": 64}):
+        args = arguments(tiny, recipe, Run(tmp_path, steps=1, overrides=overrides))
+        trainer = Trainer(replace(tiny, model=deepcopy(tiny.model)), recipe, problems, args)
+        outputs.append(trainer._generate_and_score_completions([trainer.train_dataset[0] for _ in range(recipe.samples)]))
+    plain, padded = (output["advantages"] for output in outputs)
+    assert padded.shape == outputs[1]["completion_ids"].shape == (recipe.samples, 64) and plain.shape[1] < 64
+    assert torch.equal(padded[:, : plain.shape[1]], plain) and not padded[:, plain.shape[1] :].any()
 
 
 def test_a_trainer_learns_from_the_kept_rollouts_and_from_the_charged_tokens_only(tiny, tmp_path):

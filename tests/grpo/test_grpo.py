@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from trl import GRPOTrainer
 from toolkit import generate, rewards, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import draws, judge, log, losses, recipes, run
+from toolkit.grpo import draws, judge, log, losses, recipes, resuming, run
 from toolkit.grpo import trainer as trainer_module
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras, NonFiniteError, Trainer
 from toolkit.rewards import MissingColumnError, RewardValues, groups
+from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.laser import LaserD
 from toolkit.rewards.laser_targets import TargetSettings
 
@@ -126,6 +128,18 @@ def test_rows_are_not_sorted_by_length_if_the_loss_averages_over_the_tokens_of_a
         assert ([part["row"].tolist() for part in trainer._buffered_inputs] == in_order) is kept
         lengths = [part["completion_mask"].shape[1] for part in trainer._buffered_inputs]
         assert (lengths == sorted(lengths)) is not kept, "micro-batches are trimmed, but not sorted"
+
+
+def test_a_mixture_of_experts_keeps_the_order_of_its_rows_and_its_balance_is_not_left_out(tiny, easy, small, tmp_path, monkeypatch):
+    """The loss for balance between experts is not linear in the rows. An emulated mixture: only its config differs."""
+    monkeypatch.setattr(tiny.model.config, "output_router_logits", False, raising=False)
+    monkeypatch.setattr(tiny.model.config, "router_aux_loss_coef", 0.001, raising=False)
+    with pytest.raises(ValueError, match=r"mixture of experts.*leaves out: set router_aux_loss_coef to 0"):
+        trainer_of(tiny, replace(small, loss=losses.DRPO()), easy, tmp_path)
+    trainer = trainer_of(tiny, small, easy, tmp_path, micro_batch=2)
+    trainer.model.train()
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert trainer.aux_loss_enabled and [row for part in trainer._buffered_inputs for row in part["row"].tolist()] == [*range(16)]
 
 
 def test_the_policy_that_samples_is_the_policy_that_learns(tiny, easy, small, tmp_path):
@@ -249,11 +263,12 @@ def test_laser_d_is_shown_its_monitoring_set_before_the_first_generation_and_eve
     train(tiny, recipe, easy, plan, extras=Extras(reward=reward))
     assert [step for step, _, _ in shown] == [0, 4, 8], "five generations of two updates each"
     assert len(shown[0][1]) == 5 and all(ids == shown[0][1] for _, ids, _ in shown) and shown[0][2] == [4] * 5
-    halves, again = replace(plan, out=tmp_path / "halves"), LaserD(targets=targets)
+    halves = replace(plan, out=tmp_path / "halves")
     with pytest.raises(KeyboardInterrupt):
         train(tiny, recipe, easy, halves, extras=Extras(reward=LaserD(targets=targets), callbacks=(Kill(6),)))
-    train(tiny, recipe, easy, halves, extras=Extras(reward=again), resume=True)
-    assert again.state_dict() == reward.state_dict()
+    train(tiny, recipe, easy, halves, extras=Extras(reward=LaserD(targets=targets)), resume=True)
+    states = [resuming.state_of(resuming.checkpoint_of(out, 10))["reward"] for out in (plan.out, halves.out)]
+    assert states[0] == states[1] != LaserD(targets=targets).state_dict()
 
 
 def test_modes_ask_half_of_each_group_for_each_and_the_reward_sees_which(tiny, easy, small, tmp_path):
@@ -397,6 +412,21 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(tiny, e
     assert all(name.startswith(TIMINGS) for name in differing), "a resumed run may differ in how long it took, and in nothing else"
     tables = [store.read_table(out / log.TABLE) for out in (plan.out, halves.out)]
     assert all(name.startswith(TIMINGS) for name in tables[0] if not tables[1][name].equals(tables[0][name]))
+
+
+def test_training_does_not_change_the_reward_that_it_is_given_so_that_it_can_be_used_again(tiny, easy, small, tmp_path):
+    plan, extras = Run(tmp_path / "run", steps=1, evaluate_every=0), Extras(reward=HAPO())
+    before = run._training_identity(small, plan, extras)
+    train(tiny, replace(small, problems=1, samples=4), easy[:1], plan, extras=extras)
+    assert resuming.state_of(plan.out / "checkpoint-1")["reward"]["history"], "training filled the history of its copy"
+    assert extras.reward.history == {} and run._training_identity(small, plan, extras) == before
+
+
+def test_a_reward_with_a_state_that_cannot_be_copied_is_refused_before_training(tiny, easy, small, tmp_path):
+    reward = Counting()
+    reward.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"'correctness' has a state.*cannot be copied.*__deepcopy__"):
+        train(tiny, small, easy, Run(tmp_path / "run", steps=1, evaluate_every=0), extras=Extras(reward=reward))
 
 
 def test_a_checkpoint_is_an_ordinary_model_and_the_given_one_is_untouched(tiny, easy, small, tmp_path):
@@ -570,6 +600,43 @@ def test_a_reward_without_its_column_is_refused_and_a_supplied_column_reaches_it
         train(tiny, small, easy, plan, extras=Extras(reward=Needy()))
     supplied = Extras(reward=Needy(), columns={"politeness": lambda drawn: [1 / d.rollout.response_tokens for d in drawn]})
     assert train(tiny, small, easy, plan, extras=supplied).log["component/politeness"][1] > 0
+
+
+class Rising(rewards.Correctness):
+    """Pays the place of a response among those to its problem, or the same for all; reads no correctness."""
+
+    needs = frozenset({"tokens"})
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, batch):
+        return RewardValues.sum(place=self.factor * (np.arange(len(batch)) % 8))
+
+
+class RisingAndCorrect(Rising):
+    needs = frozenset({"correct", "tokens"})
+
+
+def test_a_reward_that_varies_is_learned_from_though_no_response_is_correct(tiny, easy, small, tmp_path):
+    """Problems of an open question have no right answer. With 2 tokens no response is correct."""
+    trainer = trainer_of(tiny, replace(small, max_tokens=2), easy, tmp_path, Extras(reward=Rising(1.0)))
+    said: list[str] = []
+    run.probe(trainer, said.append)
+    assert said == []
+    trainer.reward = RisingAndCorrect(1.0)
+    run.probe(trainer, said.append)
+    assert said == ["none of 64 responses of a first probe is correct: the reward correctness only tells wrong ones apart"]
+    for reward, message in (
+        (Rising(0.0), "'correctness' gives the 64 responses to 8"),
+        (RisingAndCorrect(0.0), "None of 64 responses"),
+    ):
+        trainer.reward = reward
+        with pytest.raises(ValueError, match=rf"{message}.*nothing to reinforce"):
+            run.probe(trainer, said.append)
+    trainer.reward, trainer.recipe = Rising(1.0), replace(trainer.recipe, loss=losses.DRPO())
+    with pytest.raises(ValueError, match=r"None of 64 responses .* is correct: there is nothing to reinforce"):
+        run.probe(trainer, said.append)
 
 
 def test_the_probe_of_two_processes_gets_the_columns_of_both(tiny, easy, small, tmp_path, monkeypatch):

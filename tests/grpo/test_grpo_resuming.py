@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3MoeConfig, SchedulerType
 
 from toolkit import store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import checks, log, losses, policies, recipes, resuming, run, saved
+from toolkit.grpo import batching, checks, log, losses, policies, recipes, resuming, run, saved
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
@@ -172,12 +173,72 @@ def test_a_run_whose_loss_depends_on_the_micro_batch_is_resumed_with_the_one_it_
     assert len({policies.basis(tiny, recipe, 0, plan).key for plan in kept}) == 2
 
 
+def test_the_loss_of_a_mixture_of_experts_depends_on_the_micro_batch_unless_the_balance_has_no_weight():
+    experts, dense = Qwen3MoeConfig(router_aux_loss_coef=0.001), Qwen3Config()
+    recipe, plan = recipes.plain("correctness"), Run(run.Path("x"))
+    for overrides, counts in (({}, True), ({"router_aux_loss_coef": 0.1}, True), ({"router_aux_loss_coef": 0.0}, False)):
+        identity = run._training_identity(recipe, replace(plan, overrides=overrides), Extras(), experts)
+        assert ("micro_batch" in identity) is counts
+    assert "micro_batch" not in run._training_identity(recipe, plan, Extras(), dense)
+    assert not batching.depends_on_parts({}, Qwen3MoeConfig(router_aux_loss_coef=0.0))
+
+
 def test_a_run_whose_loss_does_not_depend_on_the_micro_batch_is_resumed_with_any(tiny):
     plans = [Run(run.Path("x"), micro_batch=n, overrides={"loss_type": "grpo"}) for n in (8, 16)]
     plain = [run._training_identity(recipes.plain("correctness"), plan, Extras()) for plan in plans]
     assert plain[0] == plain[1], "whole steps are the same whatever the micro-batch"
     keys = {policies.basis(tiny, recipes.plain("correctness"), 0, TrainingPlan(micro_batch=n)).key for n in (8, 16)}
     assert len(keys) == 1
+
+
+class Times:
+    """A column that multiplies the length of each response by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, drawn):
+        return [self.factor * d.rollout.response_tokens for d in drawn]
+
+
+def test_a_run_is_resumed_with_the_columns_that_it_began_with_and_no_other():
+    recipe, plan = recipes.plain("correctness"), Run(run.Path("x"))
+
+    def identity(**columns) -> dict:
+        return run._training_identity(recipe, plan, Extras(columns=columns))
+
+    assert identity(score=Times(1.0)) == identity(score=Times(1.0))
+    assert identity() != identity(score=Times(1.0)) != identity(score=Times(-1.0))
+    assert identity(score=Times(1.0)) != identity(grade=Times(1.0))
+    assert "columns" not in identity(), "a run without columns keeps its identity"
+
+
+def test_a_run_is_not_resumed_with_fewer_steps_than_it_has_done(tiny, easy, recipe, tmp_path):
+    plan = Run(tmp_path / "run", steps=2, **TINY)
+    identity = {**run.policy_identity(tiny, recipe, easy), **run._training_identity(recipe, plan, Extras())}
+    checkpoint = resuming.checkpoint_of(plan.out, 4)
+    checkpoint.mkdir(parents=True)
+    store.write_json({"global_step": 4}, checkpoint / "trainer_state.json")
+    store.write_json({"identity": identity, "reward": {}}, checkpoint / resuming.STATE)
+    with pytest.raises(ValueError, match=r"checkpoint-4 has 4 steps, and the run is to end after 2: give at least 4 steps"):
+        train(tiny, recipe, easy, plan, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({}, False),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}, False),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.1}, True),
+        ({"lr_scheduler_type": "linear"}, True),
+        ({"lr_scheduler_type": SchedulerType.COSINE}, True),
+    ],
+)
+def test_the_number_of_steps_may_change_unless_the_learning_rate_depends_on_it(settings, counts):
+    plain = recipes.plain("correctness")
+    for recipe, overrides in ((plain, settings), (replace(plain, config=settings), {})):
+        one, other = (run._training_identity(recipe, Run(run.Path("x"), n, overrides=overrides), Extras()) for n in (4, 8))
+        assert {k for k in one if one[k] != other[k]} == ({"steps"} if counts else set())
 
 
 # --- settings ----------------------------------------------------------------------------------------------------

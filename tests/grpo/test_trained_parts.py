@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptTuningConfig
 
 from toolkit import edits, generate, sites, store, tasks, vectors
 from toolkit.generate import Sampling
@@ -114,12 +115,32 @@ def test_a_scale_of_minus_one_removes_a_head_as_the_edit_does(tiny, ids):
         (lambda: Vectors(()), "at least one layer"),
         (lambda: Heads(()), "at least one head"),
         (lambda: Heads(((0, 1), (0, 1))), "none twice"),
+        (
+            lambda: Extras(train=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+            "virtual tokens cannot be merged.*adapter",
+        ),
+        (
+            lambda: Extras(train=PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+            "virtual tokens cannot be merged.*adapter",
+        ),
         (lambda: Extras(train="vector"), "give None .every weight., a peft config"),
     ],
 )
 def test_a_part_that_cannot_be_trained_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_heads_of_another_models_plan_are_refused_before_training(tiny, easy, recipe, tmp_path):
+    other = replace(tiny.provenance(), fingerprint="another-model")
+    plan = Plan((HeadEdit(1, 2, "scale", 1.0),), None, "one head", other)
+    for made in (plan, edits.random_heads(plan, tiny.layout, seed=0)):
+        part = parts.plan_heads(made)
+        with pytest.raises(store.WrongModelError, match=r"chosen for another model.*another-mode.*Make a plan from this model"):
+            train(tiny, recipe, easy, Run(tmp_path / "run", steps=1, evaluate_every=0), extras=Extras(train=part))
+        parts.check_model(Heads(part.heads), tiny)
+    parts.check_model(parts.plan_heads(replace(plan, provenance=tiny.provenance())), tiny)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("part", [Vectors((99,)), Heads(((0, 99),)), Heads(((99, 0),))])

@@ -134,7 +134,7 @@ def grpo(
         int,
         typer.Option(
             min=1,
-            help="Responses in each forward and backward pass, on each process. Changes memory, not the result, except for drpo with several updates, loss_type=bnpo, an entropy bonus, or top_entropy_quantile below 1.",
+            help="Responses in each forward and backward pass, on each process. Changes memory, not the result, except for drpo with several updates, loss_type=bnpo, an entropy bonus, top_entropy_quantile below 1, or a mixture of experts.",
         ),
     ] = 16,
     evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between evaluations on held-out problems; 0 for never.")] = 10,

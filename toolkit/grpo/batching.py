@@ -15,15 +15,31 @@ BY_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})  # TRL's losses that d
 BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # TRL's losses that divide by the number of tokens of the whole generation
 
 
-def depends_on_parts(settings: Mapping[str, Any]) -> bool:
+def has_router_loss(settings: Mapping[str, Any], config: Any) -> bool:
+    """Return True if TRL adds a mixture of experts' loss for balance between experts, which is not linear in the rows of a micro-batch.
+
+    Args:
+        settings: Fields of TRL's ``GRPOConfig`` by name. Without ``router_aux_loss_coef`` the weight is that of the model's config.
+        config: Config of the model.
+    """
+    text, weight = config.get_text_config(), settings.get("router_aux_loss_coef")
+    weight = getattr(text, "router_aux_loss_coef", 0.0) if weight is None else weight
+    return hasattr(text, "output_router_logits") and weight != 0
+
+
+def depends_on_parts(settings: Mapping[str, Any], config: Any = None) -> bool:
     """Return True if TRL computes a mean or a quantile over the tokens of each micro-batch, so that the split changes the update.
 
-    This holds for the loss ``bnpo``, for an entropy bonus, and for ``top_entropy_quantile`` below 1. Rows of similar length must then not be
+    This holds for the loss ``bnpo``, for an entropy bonus, for ``top_entropy_quantile`` below 1, and for a mixture of experts (see
+    ``has_router_loss``). Rows of similar length must then not be
     put together: a token would count the more, the shorter the responses in its micro-batch are.
 
     Args:
         settings: Fields of TRL's ``GRPOConfig`` by name. A missing field has TRL's default.
+        config: Config of the model; ``None`` for a model without experts.
     """
+    if config is not None and has_router_loss(settings, config):
+        return True
     bonus = settings.get("entropy_coef", 0.0) or settings.get("use_adaptive_entropy", False)
     return settings.get("loss_type") == "bnpo" or bool(bonus) or settings.get("top_entropy_quantile", 1.0) < 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,15 @@ from toolkit.lm import LM
 from toolkit.rewards import RewardBatch
 
 TRUNCATING = frozenset({"truncation", "think_prune", "dler", "da_dler", "dot"})  # rewards that punish long responses
+
+OF_TRLS_LOSS = (
+    "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "sapo_temperature_neg", "sapo_temperature_pos",
+    "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "top_entropy_quantile", "off_policy_mask_threshold",
+    "entropy_coef", "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target",
+    "use_bias_correction_kl", "vllm_importance_sampling_correction", "vllm_importance_sampling_mode",
+    "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min", "reward_weights",
+)  # fmt: skip
+"""Fields of TRL's config that only TRL's loss and advantages read: without effect if the recipe has a loss of its own."""
 
 
 class NonFiniteError(ValueError):
@@ -51,6 +61,11 @@ def check_args(args: Any, recipe: Recipe, extras: Extras, reward: Any) -> None:
         )
     if recipe.loss and args.beta:
         raise ValueError(f"{recipe.name}'s loss has its own KL term: beta={args.beta} would have no effect, set it to 0.")
+    if args.sync_ref_model:
+        raise ValueError(
+            "sync_ref_model=True would change the reference model during training. Checkpoints do not hold that model, so a resumed run would "
+            "differ from one that was not stopped: leave it out."
+        )
     if args.bf16 and args.use_transformers_continuous_batching:
         raise ValueError(
             "use_transformers_continuous_batching casts the weights to bfloat16 in place, which rounds away the updates: leave it out, or "
@@ -97,6 +112,19 @@ def _check_unused(args: Any, recipe: Recipe, extras: Extras) -> None:
         raise ValueError(
             f"{unread[0]}={getattr(args, unread[0])!r} has no effect, since the toolkit samples with temperature, top_p and top_k alone: leave "
             'it out, or let TRL sample (--training-engine trl, Extras(engine="trl")).'
+        )
+    engines = [name for name in ("use_vllm", "use_transformers_continuous_batching") if getattr(args, name)]
+    if extras.engine == "toolkit" and engines:
+        raise ValueError(
+            f"{engines[0]}=True has no effect, since the toolkit samples the responses: leave it out, or let TRL sample (--training-engine trl, "
+            'Extras(engine="trl")).'
+        )
+    defaults = {f.name: f.default for f in fields(args)}
+    idle = [name for name in OF_TRLS_LOSS if getattr(args, name) != defaults[name]]
+    if recipe.loss and idle:
+        raise ValueError(
+            f"{idle[0]}={getattr(args, idle[0])!r} has no effect, since {recipe.name} has its own loss: leave it out, or choose a recipe with "
+            "TRL's loss."
         )
     own = [name for name in ("advantage", "filter", "token_advantage", "loss") if getattr(recipe, name)]
     if own and args.scale_rewards != "group":

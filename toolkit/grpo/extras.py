@@ -31,7 +31,8 @@ class Extras:
     A recipe holds the training settings of one method (see ``recipes.Recipe``).
 
     Attributes:
-        reward: Reward object that replaces the recipe's; ``None`` means the recipe's.
+        reward: Reward object that replaces the recipe's; ``None`` means the recipe's. ``run.train`` copies a reward with a state, so the
+            object does not change.
         columns: Column name -> function that computes the column (see ``Column``), such as ``{"conciseness": f}``.
         engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL samples with vLLM if ``use_vllm`` is True in its config.
         train: Part of the model to train: ``None`` for every weight, a config of ``peft`` for an adapter, ``parts.Vectors()`` for one vector

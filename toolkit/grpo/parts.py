@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from toolkit import edits, hooks, origins, sites
 from toolkit.lm import LM
 from toolkit.sites import Layout, Site
+from toolkit.store import WrongModelError
 from toolkit.types import Plan
 
 NAME = "trained_part"  # name of the submodule that holds the parameters
@@ -85,6 +86,7 @@ class Heads:
         scale: True to train only one factor per head.
         made_from: Records of the problems with which the heads were chosen (see ``origins.record``). A trained model may not be evaluated
             on them.
+        fingerprint: Fingerprint of the model for which the heads were chosen: no other is trained. ``None`` if any model may be trained.
 
     Raises:
         ValueError: ``heads`` is empty or names a head twice.
@@ -93,6 +95,7 @@ class Heads:
     heads: tuple[tuple[int, int], ...]
     scale: bool = False
     made_from: tuple[origins.Record, ...] = ()
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if not self.heads or len(set(self.heads)) < len(self.heads):
@@ -140,11 +143,13 @@ def _shifted(vector: Float[Tensor, " d_model"], value: Tensor, inputs: Tensor) -
 def plan_heads(plan: Plan, *, scale: bool = False) -> Heads:
     """Return the heads of a plan as a part to train. The direction and the strengths of the plan are not used.
 
+    As with ``edits.apply``, the model must be the one that the plan was made from (see ``check_model``).
+
     Args:
         plan: The plan. A random control has other heads of the same layers: ``plan_heads(edits.random_heads(plan, lm.layout, seed=0))``.
         scale: True to train only one factor per head.
     """
-    return Heads(tuple(dict.fromkeys(plan.heads)), scale, edits.plan_origins(plan))
+    return Heads(tuple(dict.fromkeys(plan.heads)), scale, edits.plan_origins(plan), plan.provenance.fingerprint)
 
 
 def adapter(rank: int = 16) -> LoraConfig:
@@ -153,9 +158,26 @@ def adapter(rank: int = 16) -> LoraConfig:
 
 
 def check(part: Any) -> None:
-    """Raise ValueError unless ``part`` is ``None``, a config of peft, ``Vectors`` or ``Heads``."""
+    """Raise ValueError unless ``part`` is ``None``, a config of peft, ``Vectors`` or ``Heads``.
+
+    Configs of peft that train virtual tokens of the prompt are refused too: such an adapter cannot be merged into the weights.
+    """
+    if isinstance(part, PeftConfig) and part.is_prompt_learning:
+        raise ValueError(
+            f"train={type(part).__name__}: an adapter of virtual tokens cannot be merged into the weights, so the trained model could not be "
+            "saved. Give a config that changes weights, such as adapter(16)."
+        )
     if not isinstance(part, PeftConfig | Vectors | Heads | None):
         raise ValueError(f"train={part!r}: give None (every weight), a peft config such as adapter(16), Vectors() or Heads(...).")
+
+
+def check_model(part: Any, lm: LM) -> None:
+    """Raise WrongModelError if a part was chosen for another model than ``lm``, as the heads of another model's plan are."""
+    if isinstance(part, Heads) and part.fingerprint not in (None, lm.fingerprint):
+        raise WrongModelError(
+            f"The heads to train were chosen for another model: its fingerprint is {part.fingerprint[:12]}, that of {lm.name} is "
+            f"{lm.fingerprint[:12]}. Make a plan from this model's rollouts, or give the heads themselves, parts.Heads(plan.heads)."
+        )
 
 
 def is_adapter(part: Any) -> bool:

@@ -131,6 +131,6 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
     part = {"train": identity.of(plan.train).body}
-    rows = {"micro_batch": plan.micro_batch} if micro_batch_counts(recipe, dict(plan.overrides)) else {}
+    rows = {"micro_batch": plan.micro_batch} if micro_batch_counts(recipe, dict(plan.overrides), lm.model.config) else {}
     depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **part, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))

@@ -11,7 +11,7 @@ from toolkit import rewards
 from toolkit.grpo import advantages
 from toolkit.grpo.decs import DECS
 from toolkit.grpo.draws import Curriculum, Dynamic, Modes
-from toolkit.grpo.filters import GFPO, Filter
+from toolkit.grpo.filters import GFPO, CellMask, Filter
 from toolkit.grpo.losses import DRPO, ModeSwitch
 from toolkit.rewards.laser_targets import TargetSettings
 
@@ -126,6 +126,12 @@ class Recipe:
             raise ValueError(
                 f"samples={self.samples}: the filter keeps {self.filter.keep} of them, which leaves none out. Sample more."
             )
+        long = [cell for cell in getattr(self.filter, "cells", ()) if cell.startswith("L")]
+        if isinstance(self.filter, CellMask) and long and self.filter.target >= self.max_tokens:
+            raise ValueError(
+                f"The filter masks {', '.join(long)}, responses of more than {self.filter.target} tokens, and none is sampled beyond "
+                f"max_tokens={self.max_tokens}: raise max_tokens, or mask other cells."
+            )
         if self.filter and self.advantage in (*advantages.STEPS, *advantages.TOKENS):
             unit = "turn" if self.advantage in advantages.STEPS else "token"
             raise ValueError(
@@ -149,7 +155,8 @@ class Recipe:
             problems=16,
             samples=8,
             updates=1,
-            max_tokens=TINY_LIMITS.get(self.name, TINY_TOKENS),
+            # A mask needs responses that are longer than its limit.
+            max_tokens=TINY_TOKENS if isinstance(self.filter, CellMask) else TINY_LIMITS.get(self.name, TINY_TOKENS),
             learning_rate=TINY_RATE,
             options={**self.options, **TINY_OPTIONS.get(self.name, {})},
             filter=_scaled_filter(self.filter, self.samples),

@@ -225,7 +225,8 @@ def art(masked: tuple[str, ...] = ()) -> Recipe:
 
     Args:
         masked: Cells of responses to learn nothing from, some of ``filters.CELLS``. The paper's variants are ``("SW", "LW")``, ``("LC",)``,
-            ``("LC", "SW")`` and ``("LC", "LW")``; () masks none.
+            ``("LC", "SW")`` and ``("LC", "LW")``; () masks none. With a mask, responses are sampled up to 16,000 tokens, four times the
+            length limit, as in the paper's study: else none would be long.
     """
     return Recipe(
         "art",
@@ -235,11 +236,12 @@ def art(masked: tuple[str, ...] = ()) -> Recipe:
         filter=CellMask(masked, 4000) if masked else None,
         problems=128,
         samples=24,
-        max_tokens=4000,
+        max_tokens=16_000 if masked else 4000,
         learning_rate=1e-6,
         config={**CLIP_HIGHER},
-        note="sampled up to the same limit, and with more responses per problem",
-        sources="Notes: 24 rollouts, batch 128, limit of the reward = limit of sampling = 4k, 1e-6, clip-high .28. Easy prompts: not chosen here.",
+        note=f"sampled up to {'16,000 tokens' if masked else 'the same limit'}, and with more responses per problem",
+        sources="Notes: 24 rollouts, batch 128, limit of the reward = limit of sampling = 4k, 1e-6, clip-high .28. Easy prompts: not chosen here. "
+        "Masking study: limit of sampling 16k; its number of rollouts was not found.",
     )
 
 

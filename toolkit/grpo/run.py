@@ -39,6 +39,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -61,6 +62,7 @@ from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, s
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM, Condition
+from toolkit.rewards import RewardBatch
 from toolkit.types import Ask, Problem
 
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
@@ -69,7 +71,11 @@ PROBED = 8  # number of problems that ``probe`` samples
 OWNED = {
     "output_dir": "--out",
     "max_steps": "--steps",
+    "num_train_epochs": "--steps",
     "seed": "--seed",
+    "data_seed": "--seed",
+    "shuffle_dataset": "--seed, which sets the order of problems",
+    "resume_from_checkpoint": "--resume",
     "save_steps": "--save-every",
     "save_strategy": "--save-every",
     "save_only_model": "--save-every (a checkpoint without the optimizer's state cannot be resumed)",
@@ -110,8 +116,8 @@ class Run:
             trained weights as an adapter.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
             step, with two exceptions. DRPO's loss has a KL term that is computed for each micro-batch separately; it matters if a batch of
-            responses is used for several optimizer steps. TRL computes the loss ``bnpo``, an entropy bonus and ``top_entropy_quantile`` for
-            each micro-batch separately (``batching.depends_on_parts``).
+            responses is used for several optimizer steps. TRL computes the loss ``bnpo``, an entropy bonus, ``top_entropy_quantile`` and
+            the balance between a mixture's experts for each micro-batch separately (``batching.depends_on_parts``).
         overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
         save_dtype: Dtype of the saved model. A dtype narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``model/grpo.json``.
@@ -248,34 +254,39 @@ def train(
         recipe: Reward, loss and other settings of the method.
         problems: Training problems.
         run: Length, seed, directory and evaluation of this run.
-        extras: Parts of the run that the recipe does not set, such as your own reward or the part to train.
+        extras: Parts of the run that the recipe does not set, such as your own reward or the part to train. A reward with a state is
+            copied, so that yours does not change and can be passed again. Checkpoints hold the state of the copy.
         resume: True to continue from the last complete checkpoint in ``run.out``, or to start anew if there is none.
         say: Function that is called with one line at a time: progress, alarms, a warning if all responses of the initial model to some
             training problems are correct, and the rounding error of the saved model.
 
     Raises:
-        ValueError: the settings cannot be combined, a prompt is too long, no response of the initial model is correct (see ``Trainer``,
-            ``check_context``, ``probe``), or the checkpoint is in the middle of a batch of responses. Raised before training.
+        ValueError: the settings cannot be combined, a prompt is too long, no response of the initial model is better than another (see
+            ``Trainer``, ``check_context``, ``probe``), a reward with a state cannot be copied, or the checkpoint is in the middle of a batch of
+            responses or has more than ``run.steps`` steps. Raised before training.
         engines.EngineError: ``run.evaluation_engine`` cannot sample responses of the initial model, or will not be able to sample those of
             the trained one (see ``check_evaluation``). Raised before training.
         UnsupportedModelError: the weights are quantised or offloaded.
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
-        store.WrongModelError: ``resume`` is True, but the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was
-            begun with a different version of the code.
+        store.WrongModelError: the heads to train were chosen for another model. Or ``resume`` is True, but the run in ``run.out`` has another model, recipe, seed, problem set, reward or column,
+            was begun with a different version of the code, or is to have another number of steps although its learning rate depends on it.
         checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names the step and, if known, the response.
     """
     finetune.check_trainable(lm)
+    parts.check_model(extras.train, lm)
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length, recipe, run.steps)
     check_evaluation(lm, run, extras)
     with finetune.training_lock(run.out) if args.process_index == 0 else nullcontext():
         # Settings that a checkpoint must share to be resumed, checked before anything is written.
-        identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
+        identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras, lm.model.config)}
         checkpoint = _begin(run.out, identity, resume)
         if checkpoint:
             _check_whole(checkpoint, _uses(recipe, run))
+            _check_steps(checkpoint, run.steps)
         store.writable(run.out)
+        extras = replace(extras, reward=_own_reward(extras.reward))
         extras = judge.with_judge(lm, recipe, problems, extras, run.out, run.seed, say)
         copy = replace(lm, model=deepcopy(lm.model))
         trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=()), identity)
@@ -315,6 +326,19 @@ def train(
         return Trained(policy, pd.DataFrame(recorder.rows), main)
 
 
+def _own_reward(reward: Any) -> Any:
+    """Return a copy of a reward that changes during training. A reward without a state never changes, and is returned as it is."""
+    if not hasattr(reward, "state_dict"):
+        return reward
+    try:
+        return deepcopy(reward)
+    except Exception as error:  # a field that cannot be copied may raise anything
+        raise ValueError(
+            f"The reward {reward.name!r} has a state, which training changes, and it cannot be copied ({error}): give its class a method "
+            "__deepcopy__, or leave out the field that cannot be copied, such as a lock or an open file."
+        ) from error
+
+
 def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:
     """Load the state of a reward that changes during training from a checkpoint; do nothing for other rewards."""
     state = state_of(checkpoint)["reward"]
@@ -340,7 +364,7 @@ def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict
     }
 
 
-def micro_batch_counts(recipe: Recipe, overrides: Mapping[str, Any]) -> bool:
+def micro_batch_counts(recipe: Recipe, overrides: Mapping[str, Any], config: Any = None) -> bool:
     """Return True if the size of a micro-batch can change the result of training.
 
     DRPO's KL term is computed over one micro-batch; so are some terms of TRL's losses (``batching.depends_on_parts``).
@@ -348,27 +372,49 @@ def micro_batch_counts(recipe: Recipe, overrides: Mapping[str, Any]) -> bool:
     Args:
         recipe: Recipe of the run.
         overrides: Fields of TRL's ``GRPOConfig`` that override the recipe's.
+        config: Config of the model; ``None`` for a model without experts.
     """
-    return recipe.loss is not None or depends_on_parts({**recipe.config, **overrides})
+    return recipe.loss is not None or depends_on_parts({**recipe.config, **overrides}, config)
 
 
-def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
+def _training_identity(recipe: Recipe, run: Run, extras: Extras, config: Any = None) -> dict[str, Any]:
     """Return a dict of further settings that must be the same when a run is resumed, such as seed, reward and code.
 
     ``policy_identity`` returns the others: initial model, recipe and training problems. Fields of a reward or of the part to train that cannot
-    be hashed by their value are left out.
+    be hashed by their value are left out. The number of steps is included if the learning rate of a step depends on it.
     """
     plugged = {"reward": extras.reward, "train": extras.train}
     keys = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in plugged.items()}
+    columns = {name: _function_key(function) for name, function in extras.columns.items()}
     return {
         "seed": run.seed,
         "overrides": {k: str(v) for k, v in run.overrides.items()},
         "engine": extras.engine,
         "code": store.key(code.modules(recipe, reward=extras.reward)),
         **keys,
-        **({"micro_batch": run.micro_batch} if micro_batch_counts(recipe, run.overrides) else {}),
+        **({"micro_batch": run.micro_batch} if micro_batch_counts(recipe, run.overrides, config) else {}),
         **({"tools": identities.describe_tools(extras.tools)} if extras.tools else {}),
+        **({"columns": columns} if columns else {}),
+        **({"steps": run.steps} if _rate_depends_on_steps({**recipe.config, **run.overrides}) else {}),
     }
+
+
+def _function_key(function: Any) -> str:
+    """Return a hash of a function or callable object, with the code of the toolkit's modules that it uses."""
+    identity = identities.of(function, strict=False)
+    return store.key([identity.body, store.modules_of(*sorted(identity.modules))])
+
+
+def _rate_depends_on_steps(settings: Mapping[str, Any]) -> bool:
+    """Return True if the learning rate of a step depends on the number of steps of the run, as in a linear or cosine schedule.
+
+    Args:
+        settings: Fields of TRL's ``GRPOConfig`` by name. A missing schedule means the toolkit's, which is constant.
+    """
+    schedule = settings.get("lr_scheduler_type", "constant")
+    if schedule == "constant_with_warmup":  # a warmup may be given as a share of all steps
+        return bool(settings.get("warmup_ratio")) or 0 < (settings.get("warmup_steps") or 0) < 1
+    return schedule != "constant"
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
@@ -439,6 +485,14 @@ def _check_whole(checkpoint: Path, uses: int) -> None:
         raise ValueError(
             f"{checkpoint} is in the middle of a batch of responses, which is used for {uses} steps: {done} is not a multiple of {uses}, so "
             f"the run cannot go on from it. {EARLIER} To be able to go on later, end a run at a multiple of {uses} steps."
+        )
+
+
+def _check_steps(checkpoint: Path, steps: int) -> None:
+    """Raise ValueError if a checkpoint has more optimizer steps than the run is to have: its model would be saved as one of fewer steps."""
+    if (done := step_of(checkpoint)) > steps:
+        raise ValueError(
+            f"{checkpoint} has {done} steps, and the run is to end after {steps}: give at least {done} steps, or choose another directory."
         )
 
 
@@ -518,17 +572,17 @@ def _prompt_changes(lm: LM, recipe: Recipe | None, steps: int) -> list[Ask | Non
 
 
 def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
-    """Sample responses to up to 8 problems before training; check that the reward can be computed and that some response is correct.
+    """Sample responses to up to 8 problems before training; check that the reward can be computed and that there is something to learn.
 
     Every process samples; the responses of all are counted. The reward's state does not change.
 
     Args:
         trainer: The trainer, before its first step.
-        say: Function that is called with a warning if all responses are correct.
+        say: Function that is called with a warning if all responses are correct, or if none is and the reward reads correctness.
 
     Raises:
         rewards.MissingColumnError: the reward reads a column that neither the rollouts nor ``Extras.columns`` supply.
-        ValueError: no response is correct, so there is nothing to reinforce.
+        ValueError: no response is correct, and the rewards of the responses to each problem are equal, so there is nothing to reinforce.
     """
     samples = trainer.args.num_generations
     few = list(trainer.problems)[:PROBED]
@@ -538,12 +592,38 @@ def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
         bare = [replace(d.rollout, logprobs=None, entropies=None) for d in drawn]
         drawn = [replace(d, rollout=r, logprob_without=None) for d, r in zip(drawn, bare, strict=True)]
     local, drawn = drawn, list(gather_object(drawn))
-    trainer.batch_of(drawn, local, 0, "eval").check(trainer.reward)
+    batch = trainer.batch_of(drawn, local, 0, "eval")
+    batch.check(trainer.reward)
     right = sum(d.rollout.correct for d in drawn)
     if not right:
-        raise ValueError(
-            f"None of {len(drawn)} responses to {len(few)} training problems is correct: there is nothing to reinforce. Give easier problems, "
-            f"more than {trainer.max_completion_length} tokens, or a model that solves some."
-        )
+        _check_wrong_responses(trainer, batch, len(few), say)
     if right == len(drawn):
         say(f"all {len(drawn)} responses of a first probe are correct: a reward for correctness alone will not change this model")
+
+
+def _check_wrong_responses(trainer: Trainer, batch: RewardBatch, problems: int, say: Callable[[str], None]) -> None:
+    """Raise ValueError if none of the wrong responses of a probe earns more than another response to the same problem.
+
+    Some rewards do not read correctness, such as those of an open question's checklist: their problems have no right answer.
+
+    Args:
+        trainer: The trainer, before its first step.
+        batch: The responses of the probe.
+        problems: Number of their problems.
+        say: Function that is called with a warning if the reward reads correctness, and yet varies.
+    """
+    learnt_from_right = trainer.recipe.loss or trainer.recipe.token_advantage  # both learn only from problems with a right response
+    values = np.asarray(trainer.reward(batch).values)
+    varies = any(draws.Dynamic.keeps(values[batch.groups == group]) for group in np.unique(batch.groups))
+    if learnt_from_right or not varies:
+        raise ValueError(
+            f"None of {len(batch)} responses to {problems} training problems is correct: there is nothing to reinforce. Give easier problems, "
+            f"more than {trainer.max_completion_length} tokens, or a model that solves some."
+            if learnt_from_right or "correct" in trainer.reward.needs
+            else f"The reward {trainer.reward.name!r} gives the {len(batch)} responses to {problems} training problems the same value within each "
+            f"problem: there is nothing to reinforce. Give other problems, more than {trainer.max_completion_length} tokens, or another reward."
+        )
+    if "correct" in trainer.reward.needs:
+        say(
+            f"none of {len(batch)} responses of a first probe is correct: the reward {trainer.reward.name} only tells wrong ones apart"
+        )

@@ -44,7 +44,15 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards
 from toolkit.grpo import advantages, decs, dense, draws, parts
-from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, depends_on_parts, micro_batches, nonzero_micro_batches, written_mask
+from toolkit.grpo.batching import (
+    BY_ROWS,
+    BY_TOKENS,
+    depends_on_parts,
+    has_router_loss,
+    micro_batches,
+    nonzero_micro_batches,
+    written_mask,
+)
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
 from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout, first_tokens
 from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
@@ -123,6 +131,11 @@ class Trainer(ResumableTrainer):
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
         check_args(args, recipe, extras, self.reward)
+        if recipe.loss and has_router_loss(vars(args), lm.model.config):
+            raise ValueError(
+                f"{lm.name} is a mixture of experts, whose loss for balance between experts {recipe.name}'s own loss leaves out: set "
+                "router_aux_loss_coef to 0 to train without it, or choose a recipe with TRL's loss."
+            )
         if recipe.advantage in advantages.STEPS and not hasattr(self.reward, "steps"):
             raise ValueError(
                 f"The advantage {recipe.advantage!r} needs a reward per step, which {self.reward.name!r} has not: use ppr or reseek, or give "
@@ -205,8 +218,11 @@ class Trainer(ResumableTrainer):
         output["row"] = torch.arange(mine.start, mine.stop, device=device)
         if self.newest.advantages is not None:
             own = self.newest.advantages[mine]
-            if own.ndim == 2:  # one column per token of this process's longest response
-                own = own[:, : output["completion_ids"].shape[1]]
+            if (
+                own.ndim == 2
+            ):  # one column per token of this process's longest response, with TRL's padding (``pad_to_multiple_of``)
+                width = output["completion_ids"].shape[1]
+                own = np.pad(own[:, :width], ((0, 0), (0, max(0, width - own.shape[1]))))
             output["advantages"] = torch.tensor(own, dtype=torch.float32, device=device)
         if self.recipe.loss:
             rows = self.newest.batch
@@ -365,7 +381,7 @@ class Trainer(ResumableTrainer):
                 most = max(gather_object([int((scored["advantages"] != 0).sum())]))
                 self._buffered_inputs = nonzero_micro_batches(scored, parts, self.loss_type, most)
             else:
-                by_length = together and not depends_on_parts(vars(self.args))
+                by_length = together and not depends_on_parts(vars(self.args), self.origin.model.config)
                 self._buffered_inputs = micro_batches(scored, parts, size, by_length=by_length)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 

@@ -5,7 +5,9 @@ A recipe is the training setup of a paper: reward, loss, and numbers such as bat
 
 from __future__ import annotations
 
+import inspect
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import evaluate, figures, merging, store, tasks, verdicts
+from toolkit import evaluate, figures, merging, rewards, store, tasks, verdicts
 from toolkit.figures.training import HELD_OUT
 from toolkit.generate import Sampling
 from toolkit.grpo import curves, policies, saved
@@ -31,8 +33,10 @@ from toolkit.types import Report
 TESTED = "arithmetic"  # task on which a sweep compares finished policies with base
 IN_TRAINING = ("accuracy", "think_tokens", "truncated")  # measures of a training batch
 HARD = (6, 7, 8)  # numbers of operands of the arithmetic problems that are called hard
-RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate")
-"""Numbers of a recipe that ``adjust_recipe`` can change by name."""
+RECIPE_NUMBERS = {"problems": int, "samples": int, "updates": int, "max_tokens": int, "learning_rate": float}
+"""Number of a recipe that ``adjust_recipe`` can change by name -> its type."""
+JSON_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+"""Type -> name of its values in an error about a setting."""
 
 
 def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
@@ -48,7 +52,8 @@ def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, 
             the recipe; ``reward.NAME`` changes the option NAME of its reward; any other name must be a field of ``GRPOConfig``.
 
     Raises:
-        ValueError: a name is unknown, or it is a field of ``GRPOConfig`` that the toolkit sets itself.
+        ValueError: a name is unknown, a value is of another type than the setting, or the name is that of a field of ``GRPOConfig`` that
+            the toolkit sets itself.
     """
     values = {name: _value(text) for name, text in settings.items()}
     numbers = {k: v for k, v in values.items() if k in RECIPE_NUMBERS}
@@ -59,9 +64,57 @@ def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, 
             f"Unknown setting {unknown[0]!r}: give one of {', '.join(RECIPE_NUMBERS)}, reward.NAME, or a field of TRL's GRPOConfig."
         )
     check_free(rest)
+    make = rewards.ALL[recipe.reward].make
+    known = list(inspect.signature(make).parameters)
+    if unknown := sorted(set(options) - set(known)):
+        takes = f"its options are {', '.join(f'reward.{name}' for name in known)}" if known else "it has no options"
+        raise ValueError(f"Unknown setting 'reward.{unknown[0]}' of the reward {recipe.reward!r}: {takes}.")
+    _check_types(numbers, RECIPE_NUMBERS)
+    _check_types(options, typing.get_type_hints(make), "reward.")
+    # TRL also takes true and false for ``scale_rewards``, against its own annotation.
+    _check_types(rest, typing.get_type_hints(GRPOConfig) | {"scale_rewards": str | bool})
     if "learning_rate" in numbers:
         numbers["learning_rate"] = float(numbers["learning_rate"])
     return replace(recipe, options={**recipe.options, **options}, **numbers), rest
+
+
+def _check_types(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ValueError if a value that was read as JSON does not have the type of its setting.
+
+    Args:
+        values: Name -> value.
+        hints: Name -> type, as ``typing.get_type_hints`` returns it.
+        prefix: Text before the names in the error.
+    """
+    for name, value in values.items():
+        kinds = _alternatives(hints[name])
+        if not any(_has_type(value, kind) for kind in kinds):
+            named = [kind for kind in kinds if not (kind is int and float in kinds)]
+            wanted = " or ".join(JSON_NAMES.get(kind, f"a {getattr(kind, '__name__', kind)}") for kind in named)
+            raise ValueError(f"{prefix}{name}={value!r}: expected {wanted}.")
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the types of a type hint: the members of a union, at any depth, else the hint itself."""
+    # The origins of ``X | Y`` and of a union that names one type by a string are two classes, of equal names.
+    if getattr(typing.get_origin(hint), "__name__", "") in ("Union", "UnionType"):
+        return [kind for part in typing.get_args(hint) for kind in _alternatives(part)]
+    return [hint]
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Return True if a value that was read as JSON may be given where ``kind``, which is not a union, is expected.
+
+    A list may be given for a tuple, and a whole number for any number. The elements of a list or dict are not checked.
+    """
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    base = typing.get_origin(kind) or kind
+    if base is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if base is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, list if base is tuple else base)
 
 
 def _value(text: str) -> Any:
