@@ -10,9 +10,10 @@ from toolkit.expressions import NUMBER
 
 _WORD = re.compile(r"[a-z0-9]+")
 # _NUMBERED: a number and one of . ) : at the start of a line, perhaps after marks such as "- " or "**".
-# _IDENTIFIER: a word that may contain the marker * of ``tasks.threading``, and hyphens as in a UUID.
+# _IDENTIFIER: a word that may contain hyphens, as in a UUID, and the markers * and & between letters or digits. (Keys of
+# ``tasks.threading`` contain *.) At an end of the word, * is no marker: it makes the word bold, as in "**a1b2**".
 _NUMBERED = re.compile(r"^[^\w\n]*(\d+)[.):]\**(?=\s)", re.MULTILINE)
-_IDENTIFIER = re.compile(r"[*&a-z0-9]+(?:-[*&a-z0-9]+)*")
+_IDENTIFIER = re.compile(r"[a-z0-9]+(?:(?:[*&]|[*&]?-[*&]?)[a-z0-9]+)*")
 RECALL = 0.5  # word recall above which the released code of arXiv 2404.15574 counts an answer as right
 
 
