@@ -64,11 +64,11 @@ def numbered_parts(text: str, n: int) -> list[str]:
 
     A part begins at a line that starts with its number, such as ``1.``, ``2)`` or ``3:``, and ends at the next such line. If two parts have
     the same number, the first counts. Without numbered lines, the parts are the non-blank lines in order. For one question, the part is the
-    whole text.
+    whole text. A number outside 1 to ``n`` numbers no part: an answer such as ``4821.`` stands on a line of its own.
     """
     if n == 1:
         return [text]
-    marks = list(_NUMBERED.finditer(text))
+    marks = [mark for mark in _NUMBERED.finditer(text) if 1 <= int(mark[1]) <= n]
     if not marks:
         lines = [line for line in text.splitlines() if line.strip()]
         return (lines + [""] * n)[:n]
@@ -91,6 +91,18 @@ def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[
         contains(gold, part) and not any(contains(other, part) for other in wrong if other != gold)
         for gold, part in zip(golds, numbered_parts(text, len(golds)), strict=True)
     )
+
+
+def last_digits(text: str, n: int) -> list[int] | None:
+    """Return the last ``n`` digits of the last place in a text that has ``n`` digits or more without letters between them.
+
+    Return ``None`` if the text has no such place. So a grid can be read from an answer with words around it.
+
+    >>> last_digits("1 . / . 2 is filled as 1 2 / 2 1, so 2 rows.", 4)
+    [1, 2, 2, 1]
+    """
+    places = re.findall(rf"(?:\d[^\w]*){{{n},}}", text)
+    return [int(digit) for digit in re.findall(r"\d", places[-1])[-n:]] if places else None
 
 
 def identifiers(text: str) -> list[str]:

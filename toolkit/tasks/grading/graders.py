@@ -12,7 +12,17 @@ from toolkit.stats import rankings
 from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks.external import gym
 from toolkit.tasks.grading import countdown
-from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, same_words, word_recall
+from toolkit.tasks.grading.answers import (
+    NUMBER,
+    RECALL,
+    contains,
+    facts_right,
+    identifiers,
+    last_digits,
+    last_number,
+    same_words,
+    word_recall,
+)
 from toolkit.tools.queries import executes_like, query_of
 from toolkit.types import Problem
 
@@ -22,6 +32,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "contains": {},
     "exact": {},
     "countdown": {"numbers": list[int], "target": int},
+    "sudoku": {"solution": list[int]},
     "identifiers": {},
     "identifier set": {},
     "facts": {"golds": list[str], "wrong": list[str]},
@@ -74,6 +85,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"contains"``: it contains the gold answer's words in order and without gaps.
     - ``"exact"``: its words are those of the gold answer, and no others.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
+    - ``"sudoku"``: the last digits in it, as many as ``meta["solution"]`` has and without letters between them, are those of the solution.
     - ``"identifiers"``: it ends with the identifiers (words with a digit) of the gold answer, in order. Other identifiers may come before
       them.
     - ``"identifier set"``: its identifiers are those of the gold answer, in any order, and no others.
@@ -101,6 +113,8 @@ def grade(problem: Problem, answer: str) -> bool:
             return same_words(gold, answer)
         case "countdown":
             return countdown.verify(answer, problem.meta["numbers"], problem.meta["target"])
+        case "sudoku":
+            return last_digits(answer, len(problem.meta["solution"])) == list(problem.meta["solution"])
         case "identifiers" | "identifier set" as grader:
             wanted = identifiers(gold)
             answered = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
