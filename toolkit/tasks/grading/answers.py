@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from toolkit.expressions import NUMBER
+from toolkit.expressions import NUMBER, plain_numbers
 
 _WORD = re.compile(r"[a-z0-9]+")
 # _NUMBERED: a number and one of . ) : at the start of a line, perhaps after marks such as "- " or "**".
@@ -18,14 +18,14 @@ RECALL = 0.5  # word recall above which the released code of arXiv 2404.15574 co
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number in a text, without thousands separators, or ``None`` if the text has no number.
+    r"""Return the last number in a text, without thousands separators, or ``None`` if the text has no number.
 
-    The minus sign of Unicode is returned as ``-``.
+    The minus sign of Unicode is returned as ``-``. Thin spaces between thousands are left out, as in ``10\,080``.
 
     >>> last_number("That makes 1,250 in all.")
     '1250'
     """
-    numbers = NUMBER.findall(text.replace("−", "-"))
+    numbers = NUMBER.findall(plain_numbers(text))
     return numbers[-1].replace(",", "").rstrip(".") if numbers else None
 
 

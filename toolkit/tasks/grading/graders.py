@@ -60,7 +60,7 @@ def problems_of(path: str | Path) -> list[Problem]:
 def _check(problem: Problem, where: str) -> None:
     grader = problem.meta.get("grader")
     if grader is None:
-        if (count := len(NUMBER.findall(problem.answer))) != 1:
+        if (count := len(NUMBER.findall(expressions.plain_numbers(problem.answer)))) != 1:
             raise DamagedFileError(
                 f"{where}: the answer {problem.answer[:40]!r} holds {count or 'no'} number{'s' * (count > 1)}, but without a grader "
                 f"exactly one number is compared. Name a grader in meta.grader: {', '.join(READ_OF_META)} (math for fractions and formulas)."
