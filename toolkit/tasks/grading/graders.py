@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from toolkit.tasks.grading.answers import (
     same_words,
     word_recall,
 )
+from toolkit.tasks.text_to_sql import another
 from toolkit.tools.queries import executes_like, query_of
 from toolkit.types import Problem
 
@@ -94,6 +95,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"constraints"``: it meets every constraint that is stated in ``meta["instruction"]`` (see ``toolkit.constraints``).
     - ``"ranking"``: it names every passage once, ``[3] > [1] > [2]``, in an order of the highest NDCG for ``meta["relevance"]``.
     - ``"sql"``: the query in it gives the rows of the gold query, on the tables that the script ``meta["schema"]`` makes.
+      For problems of ``tasks.text_to_sql``, also on other rows, one table per seed in ``meta["table_seeds"]``.
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
     ``"identifiers"`` and ``"identifier set"`` ignore the words in ``meta["asked"]``: an answer may repeat the keys asked about.
@@ -132,7 +134,9 @@ def grade(problem: Problem, answer: str) -> bool:
             once = sorted(ranking) == list(range(len(relevance)))
             return once and all(relevance[i] >= relevance[j] for i, j in pairwise(ranking))
         case "sql":
-            return executes_like(query_of(answer), gold, problem.meta["schema"])
+            schema, query = problem.meta["schema"], query_of(answer)
+            others = (another(schema, seed) for seed in problem.meta.get("table_seeds", ()))
+            return all(executes_like(query, gold, database) for database in chain((schema,), others))
         case "gym":
             return gym.verify(problem, answer)
     number, gold_number = last_number(answer), last_number(gold)
