@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ import torch
 from toolkit import collect, directions, doses, edits, evaluate, figures
 from toolkit.doses import Doses, DoseSweep
 from toolkit.generate import Sampling, rollouts
-from toolkit.lm import LM, Condition
+from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.methods import efficiency_steering
 from toolkit.phases import Scope
 from toolkit.types import Direction, Provenance, Report
@@ -64,6 +66,19 @@ def test_the_relative_dose_is_over_the_steered_layers(swept, tiny, problems_of):
     typical = collect.typical_norm(tiny, found, "resid_post")
     expected = (0.5 * direction_of(tiny).norms / typical)[[1, 2]].max()
     assert swept.curve("length", "relative_dose")["mean"][0.5] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_model_without_think_tags_is_refused_before_anything_is_sampled(tiny, problems_of, tmp_path):
+    bare = replace(tiny, tags=None)
+    with pytest.raises(NoThinkTagsError, match=r"no think tags.*--think response"):
+        doses.sweep(bare, {"length": direction_of(tiny)}, problems_of(1), SAMPLING, DoseSweep((0.5,)), out=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_responses_that_never_think_still_get_a_relative_dose(tiny, problems_of):
+    found = [replace(r, think=None) for r in rollouts(tiny, problems_of(1), SAMPLING, progress=False)]
+    typical = doses.typical_norms(tiny, found, "resid_post")
+    assert torch.equal(typical, collect.typical_norm(tiny, found, "resid_post", positions=doses.RESPONSE))
 
 
 def test_a_sweep_that_was_killed_goes_on(tiny, problems_of, tmp_path):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from toolkit import expressions
+from toolkit.tasks.grading import last_number
 
 pytest.importorskip("math_verify", reason="the [tasks] extra")
 HOSTILE = r"The answer is \boxed{9^{9^{9^{9}}}}."
@@ -100,6 +101,16 @@ def test_our_rules_beside_those_of_math_verify(gold, answer, right):
 )
 def test_numbers_are_read_as_they_are_written(text, numbers):
     assert expressions.NUMBER.findall(text) == numbers
+
+
+@pytest.mark.parametrize("space", [r"\,", r"\:", r"\;", r"\ ", r"{\,}", "~", "\u2009", "\u202f", "\u00a0"])
+def test_a_thin_space_between_thousands_is_part_of_the_number(space):
+    for text in (rf"\boxed{{10{space}080}}", rf"The answer is $10{space}080$.", rf"\boxed{{10{space}080\,\text{{km}}}}"):
+        assert expressions.equal("10080", text) and not expressions.equal("80", text), text
+        assert last_number(text) == "10080"
+    assert expressions.equal(f"1{space}234{space}567", r"\boxed{1234567}")
+    for text in (f"3.141{space}592{space}653", f"5{space}km, 12{space}34", f"1{space}2345", f"(12,{space}345)", "rooms 10 200"):
+        assert expressions.plain_numbers(text) == text
 
 
 @posix

@@ -111,7 +111,7 @@ def test_a_curve_goes_a_little_beyond_the_usable_range():
 def test_typical_norms_are_those_of_thinking(tiny, v):
     problems = tasks.load("arithmetic", "dev", 2)
     base = strengths._sampled(tiny, None, problems, Sampling(1, 0.0, max_new_tokens=60), None)
-    assert torch.equal(strengths.typical_norms(tiny, base, "resid_post"), collect.typical_norm(tiny, base, "resid_post"))
+    assert torch.equal(doses.typical_norms(tiny, base, "resid_post"), collect.typical_norm(tiny, base, "resid_post"))
 
 
 def test_damage_is_fewer_closed_or_more_looping_responses():

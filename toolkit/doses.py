@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from toolkit import collect, directions, evaluate, stats
 from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling, rollouts
-from toolkit.lm import LM, Condition
+from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.methods import efficiency_steering
 from toolkit.metrics import Judge
 from toolkit.phases import EVERYWHERE, Scope
+from toolkit.positions import THINK, Positions
 from toolkit.progress import stage
 from toolkit.types import Direction, Problem, Report, Rollout
 
@@ -33,6 +36,8 @@ RANDOM = "random direction"  # name of a random control among the directions of 
 assumed_damage = 0.05
 assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths, as multiples of the base model's mean think length: ours
 assumed_reference = 48  # number of base rollouts whose perplexity is measured: ours
+RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_ids) - 1))
+"""All positions that predict a token of the response; used for responses without thinking."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,19 @@ class Doses:
         return rows.sort_values("strength").set_index("strength")
 
 
+def check_tags(lm: LM) -> None:
+    """Check, before sampling, that a model marks its thinking, whose tokens a sweep counts.
+
+    Raises:
+        NoThinkTagsError: the model has no think tags.
+    """
+    if lm.tags is None:
+        raise NoThinkTagsError(
+            f"{lm.name} has no think tags, so every think length of a dose-response curve would be 0. Load it with tags=ThinkTags(...) (--think "
+            "OPEN,CLOSE), or with --think response, which takes the whole response as thinking."
+        )
+
+
 def sweep(
     lm: LM,
     named: Mapping[str, Direction],
@@ -112,7 +130,11 @@ def sweep(
         sampling: Sampling settings.
         plan: Strengths, layers and positions of steering.
         out: Directory for the rollouts; repeat the call to resume a sweep that was stopped. ``None`` saves nothing.
+
+    Raises:
+        NoThinkTagsError: the model marks no thinking (see ``check_tags``).
     """
+    check_tags(lm)
     strengths = sorted({*plan.strengths, 0.0})
     acts = {(name, a): plan.act(v, a) for name, v in named.items() for a in strengths}
     conditions = {"base": Condition(lm)}
@@ -123,7 +145,7 @@ def sweep(
     base_folder = None if out is None else evaluate.rollout_folder(out, "base")
     reference = rollouts(lm, few, sampling, out=base_folder, progress=False)[:assumed_reference]
     kinds = {plan.where or v.kind for v in named.values()}
-    typical = {kind: collect.typical_norm(lm, reference, kind) for kind in kinds}
+    typical = {kind: typical_norms(lm, reference, kind) for kind in kinds}
     rows = []
     with stage("perplexity", len(acts), "dose") as bar:
         for (name, a), act in acts.items():
@@ -171,6 +193,18 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
     total, count = np.array(loss).T
     estimate = stats.bootstrap(lambda index: np.exp(total[index].sum(axis=1) / count[index].sum(axis=1)), len(loss))
     return estimate.mean, estimate.low, estimate.high
+
+
+def typical_norms(lm: LM, base: Sequence[Rollout], site: str) -> Float[Tensor, " layers"]:
+    """Return the typical norm of the activations per layer, over the think positions; over whole responses if none of them thinks.
+
+    Args:
+        lm: The model.
+        base: Responses of the base model.
+        site: Kind of site, such as ``"resid_mid"``.
+    """
+    thinks = any(len(THINK.of(r)) for r in base)
+    return collect.typical_norm(lm, base, site, positions=THINK if thinks else RESPONSE)
 
 
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
@@ -307,7 +341,9 @@ def choose_dose(
 
     Raises:
         efficiency_steering.NothingQualifiesError: no combination of layer and strength shortens thinking at an accepted loss.
+        NoThinkTagsError: the model marks no thinking (see ``check_tags``).
     """
+    check_tags(lm)
     layers = plan.layers or tuple(efficiency_steering.assumed_layers(lm.layout.n_layers))
     conditions = {"base": Condition(lm)}
     doses = [(layer, a) for layer in layers for a in plan.strengths if a]

@@ -34,6 +34,12 @@ MEMORY = 4 * 2**30  # address space of a helper, in bytes
 # Whole numbers in groups of three, decimal numbers, and those that begin with a point. A minus after a number is no sign: "12-5" ends in 5.
 # Commas elsewhere separate numbers ("rooms 1,2"). A point after a letter or a point begins no number ("No.5", "...5").
 NUMBER = re.compile(r"(?<!\d)(?<!\d\.)-?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w.])\.\d+)")
+# A number in groups of three with LaTeX's spaces (\, \: \; "\ " ~) or spaces of Unicode that do not break a line. A group after a decimal
+# point begins no number. A plain blank is left alone: in "rooms 10 200" it separates two numbers.
+_SPACE = r"(?:\{?\\[,:; ]\}?|~|[\u00a0\u2009\u202f])"
+_SPACED = re.compile(
+    rf"(?<![\d.])(?<!\d\\[,:; ])(?<!\d\{{\\[,:; ]\}})(?<!\d[~\u00a0\u2009\u202f])\d{{1,3}}(?:{_SPACE}\d{{3}})+(?!\d)"
+)
 log = logging.getLogger(__name__)
 _idle: list[_Helper] = []  # helpers that wait for a request
 _counting = threading.Lock()
@@ -53,7 +59,7 @@ def equal(gold: str, answer: str) -> bool:
     - An answer whose last ``\boxed{}`` is never closed is wrong: it was cut off, and the number in the box may be incomplete.
     - If the gold answer is a number, an answer that is a sum, or a product of whole numbers, is wrong: ``8 + 4`` repeats a problem without
       solving it.
-    - The minus sign of Unicode is read as ``-``.
+    - The minus sign of Unicode is read as ``-``, and thin spaces in a number are left out (see ``plain_numbers``).
     - If the gold answer is a number and math-verify finds only words, the number in the last box (without a box: in the whole answer) is
       compared, if there is exactly one. So ``\boxed{\text{5 apples}}`` is 5.
 
@@ -70,7 +76,16 @@ def equal(gold: str, answer: str) -> bool:
     """
     if "\\boxed{" in answer and last_boxed(answer) is None:
         return False
-    return _ask("equal", *(text.replace("−", "-") for text in (gold, answer)))
+    return _ask("equal", *(plain_numbers(text) for text in (gold, answer)))
+
+
+def plain_numbers(text: str) -> str:
+    r"""Return a text with ``-`` for the minus sign of Unicode, and without the thin spaces in numbers of several groups of three digits.
+
+    >>> plain_numbers(r"10\,080 km or 5\,km")
+    '10080 km or 5\\,km'
+    """
+    return _SPACED.sub(lambda number: re.sub(_SPACE, "", number[0]), text.replace("−", "-"))
 
 
 def parses(latex: str) -> bool:

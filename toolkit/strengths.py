@@ -21,10 +21,9 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import collect, doses, evaluate
+from toolkit import doses, evaluate
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
-from toolkit.positions import THINK, Positions
 from toolkit.progress import stage
 from toolkit.steering import Steering
 from toolkit.types import Problem, Rollout
@@ -35,8 +34,6 @@ assumed_handful = 8  # number of prompts on which strengths are tried: ours
 assumed_patience = 3.0  # a response this many times as long as base's longest counts as one that never closes: ours
 assumed_margin = 1.5  # a dose-response curve goes this far beyond the usable range: ours
 assumed_closed = 0.5  # share of base's responses that must close, or no usable range is looked for: ours
-RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_ids) - 1))
-"""All positions that predict a token of the response; used for models that mark no thinking."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def fit(
     if not problems:
         raise ValueError("There is no problem to try strengths on: give at least one.")
     base = _sampled(lm, None, problems, sampling, out)
-    typical = typical_norms(lm, base, act(1.0).site)
+    typical = doses.typical_norms(lm, base, act(1.0).site)
     if (closed := sum(r.closed for r in base) / len(base)) < assumed_closed:
         raise TooFewClosedError(
             f"{lm.name} closes its thinking in {closed:.0%} of {len(base)} responses of at most {sampling.max_new_tokens} tokens, so damage by "
@@ -165,18 +162,6 @@ def fit(
     return Fit(table, len(problems), len(steered_layers(act(1.0))))
 
 
-def typical_norms(lm: LM, base: Sequence[Rollout], site: str) -> Float[Tensor, " layers"]:
-    """Return the typical norm of the activations per layer, over the think positions; over whole responses if none of them thinks.
-
-    Args:
-        lm: The model.
-        base: Responses of the base model.
-        site: Kind of site, such as ``"resid_mid"``.
-    """
-    thinks = any(len(THINK.of(r)) for r in base)
-    return collect.typical_norm(lm, base, site, positions=THINK if thinks else RESPONSE)
-
-
 def steered_layers(act: Steering) -> list[int]:
     """Return the numbers of the layers at which an intervention acts."""
     return list(range(len(act.direction.vector))) if act.layers is None else list(act.layers)
@@ -187,7 +172,7 @@ def relative_doses(act: Steering, typical: Float[Tensor, " layers"]) -> Float[Te
 
     Args:
         act: The intervention.
-        typical: Typical norm of the activations per layer of the model, from ``typical_norms``.
+        typical: Typical norm of the activations per layer of the model, from ``doses.typical_norms``.
     """
     return act.relative_dose(typical)[steered_layers(act)]
 

@@ -78,7 +78,7 @@ def page(result: Mapping[str, Any]) -> dict[str, str]:
         "the same asked alone (control)": shown(pos["short"], "share", sign="+"),
         "long minus alone": shown(pos["long - short"], "share", sign="+"),
         "momentum: right after right minus right after wrong, points (+ as claimed)": shown(mom["momentum"], "share", sign="+"),
-        "the same with parts shuffled within each answer (control)": shown(mom["chance"], "share", sign="+"),
+        "expected from easy questions and easy positions alone (control)": shown(mom["chance"], "share", sign="+"),
         "momentum minus control": f"{shown(mom['momentum - chance'], 'share', sign='+')}, p = {found['momentum p']:.2f}",
     }
     for name in ("components cosine", "components jaccard", "neurons cosine", "neurons jaccard"):

@@ -67,6 +67,8 @@ A hurried phrase around the problem ({cues}, ...)
 was trained to make the model think briefly, and so were problems that look easy. In the table below, no
 difference in length is detectable; its two rows are of different problems, {hurried} with a phrase and {calm} without. Now and
 then the model thinks briefly at random. Step by step is the default. Test stories share no sentence with training.
+Expressions of plain arithmetic are not kept apart: of 62 plain problems among 200 test problems, 18 have an expression
+that also occurs in 60,000 draws for training.
 
 ## Measured (test stories, {n} problems, {samples} samples each, temperature 1; 95 % intervals over problems)
 

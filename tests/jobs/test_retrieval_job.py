@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,6 +113,17 @@ def test_recall_has_a_cell_for_every_haystack_and_no_more(found, tiny, task):
     cells = found.recall()
     assert cells["n"].sum() == len(found.rollouts)
     assert (cells["correct"] * cells["n"]).sum() == pytest.approx(sum(r.correct for r in found.rollouts))
+
+
+def test_depth_is_that_of_the_first_fact_in_the_text(tiny):
+    """Pieces of a lookup are listed in the order in which they are followed, which is not that of the text."""
+    haystacks = retrieval.Search(task="lookup", instances=60).haystacks(tiny, "dev")
+    h = next(h for h in haystacks if h.needed[0].start > min(span.start for span in h.needed))
+    answers = rollouts(tiny, [h.problem], Sampling(temperature=0.0, max_new_tokens=4), progress=False)
+    text, chain = h.problem.messages[-1]["content"], h.problem.meta["chain"]
+    first = min(text.index(f"{name}={value};") for name, value in pairwise(chain))
+    before = len(tiny.prompt_ids([{"role": "user", "content": text[:first]}])) / len(h.prompt_ids)
+    assert retrieval.RetrievalMeasurement([h], answers, {}).recall()["depth"].item() == pytest.approx(before, abs=0.05)
 
 
 def test_rollouts_of_many_masked_heads_are_kept_under_names_that_a_file_system_takes(tiny, found, tmp_path, monkeypatch):

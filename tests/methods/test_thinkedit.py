@@ -22,6 +22,7 @@ from toolkit import collect, directions, edits, hooks, jobs, passes
 from toolkit.cli.help import app
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.methods import thinkedit
+from toolkit.positions import THINK
 from toolkit.sites import Site
 from toolkit.types import Direction, Moments, Rollout, Span
 
@@ -523,7 +524,22 @@ def test_a_response_that_never_closed_or_never_opened_is_in_no_class(rollout_of)
     classes = thinkedit.LengthClasses(10.0, 20.0)
     assert classes(rollout_of(50, closed=False)) is None
     assert classes(replace(rollout_of(5), think=None)) is None
-    assert classes(rollout_of(0)) == "short"
+    assert classes(rollout_of(0)) is None, "an empty span has no position to read"
+    assert classes(rollout_of(1)) == "short"
+
+
+def test_at_least_counts_only_responses_that_give_activations(rollout_of):
+    """Empty spans set no threshold and fill no class, so that the short class is as large as the mean over it."""
+    empty = [rollout_of(0, seed=i, name=f"e{i}") for i in range(30)]
+    rollouts = [rollout_of(50 + i, name=str(i)) for i in range(70)]
+    classes = thinkedit.quantile_classes([*empty, *rollouts])
+    assert classes == thinkedit.quantile_classes(rollouts)
+    short = [r for r in (*empty, *rollouts) if classes(r) == "short"]
+    assert len(short) >= 7 and all(len(THINK.of(r)) for r in short)
+    with pytest.raises(thinkedit.ClassTooSmallError, match=r"^0 rollouts think .*70 thought and .* while 30 closed an empty one"):
+        thinkedit.length_classes([*empty, *rollouts], short_below=20.0, long_above=60.0)
+    with pytest.raises(thinkedit.ClassTooSmallError, match=r"None of the 30 .* while 30 closed an empty one"):
+        thinkedit.quantile_classes(empty)
 
 
 def test_a_class_too_small_is_an_error_with_counts_lengths_and_a_remedy(rollout_of):

@@ -149,6 +149,41 @@ def test_the_checker_takes_expressions_of_the_given_numbers_only(text, right):
     assert verify(text, [3, 4, 7, 25], 96) == right
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "**4 * 25 - 7 + 3**",
+        "**4 * 25 - 7 + 3** = 96",
+        "***4 * 25 - 7 + 3***",
+        "**4** * **25** - **7** + **3**",
+        "`4 * 25 - 7 + 3`",
+        "4 * 25 - 7 + 3 (which is 96)",
+        "4 * 25 - 7 + 3(=96)",
+        "4 * 25 - 7 + 3 (96)",
+        "4 * 25 - 7 + 3 - that's it",
+        "(so 4 * 25 - 7 + 3)",
+        "(4 * 25 - 7 + 3 = 96)",
+        "1) 4 * 25 - 7 + 3",
+        "1. (4 * 25) - (7 - 3)",
+        r"$4 \times 25 - 7 + 3$",
+        r"\(4 \cdot 25 - 7 + 3\)",
+        r"\left(4 \times 25\right) - 7 + 3",
+        "4 x 25 – 7 + 3",
+        "(4)x(25) - 7 + 3",
+        "4·25 - 7 + 3",
+    ],
+)
+def test_marks_and_words_around_an_expression_do_not_make_it_wrong(text):
+    assert verify(text, [3, 4, 7, 25], 96)
+    assert not verify(text.replace("7", "8"), [3, 4, 7, 25], 96) and not verify(text, [3, 4, 7, 25], 97)
+
+
+@pytest.mark.parametrize("text", ["4 * (25 - 1 - 3", "3 * 7 + 4) * 25", "3(7 - 3)", "4 ** 2", "4**2 + 5", "(7 + 3 * (3 - 1"])
+def test_a_part_of_a_broken_expression_does_not_count(text):
+    values = (21, 25, 4, 16, 2, 10, 13, 7)
+    assert not any(verify(text, [1, 1, 2, 3, 3, 4, 5, 7, 25], value) for value in values)
+
+
 def test_the_checker_is_exact_and_can_demand_every_number():
     assert verify("(1 / 3) * 3 * 96", [1, 3, 3, 96], 96)  # fractions, not floating point
     assert verify("90 + 6", [6, 7, 90], 96) and not verify("90 + 6", [6, 7, 90], 96, every=True)

@@ -46,6 +46,12 @@ def test_a_copy_of_the_needle_raises_redundancy_and_leaves_scope_as_it_was(lm):
     assert once["scope_tokens"] == twice["scope_tokens"] and once["n_spans"] == twice["n_spans"] == 1
 
 
+def test_a_piece_inside_a_longer_number_or_word_is_no_copy(lm):
+    for sentence, copies in {"Bob has 13, 30, 3.5 and 3,000 pens.": 0, "Bob has 3 pens.": 1, "He has 13 or 3, not 3": 2}.items():
+        assert difficulty_tags(lm, told("Ann has 3 pens.", sentence, needed=("3",), query="How many?"))["redundancy"] == copies
+    assert difficulty_tags(lm, told("Ann has a cat.", "It scatters.", needed=("cat",), query="What?"))["redundancy"] == 0
+
+
 def test_overlap_is_the_share_of_the_questions_words_that_the_needle_has(lm):
     assert difficulty_tags(lm, told(FACT, query="What is the gate code of Orla?"))["lexical_overlap"] == 6 / 7
     assert difficulty_tags(lm, told(FACT, query="How does one get in?"))["lexical_overlap"] == 0

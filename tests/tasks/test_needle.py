@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import combinations, islice, pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from toolkit import evaluate, tasks
 from toolkit.lm import LM
 from toolkit.tasks import haystack, lookup, needle, splits
+from toolkit.tasks.grading import grade
 from toolkit.tasks.haystack import HaystackError, user_text
 from toolkit.types import Rollout, Span
 
@@ -264,3 +266,16 @@ def test_an_unknown_split_is_refused():
 def test_more_facts_than_there_are_is_refused():
     with pytest.raises(ValueError, match="ask for fewer"):
         needle.facts("test", 5000)
+
+
+def test_the_strict_grader_demands_the_whole_fact_and_the_published_one_half_of_its_words(lm):
+    answer = "on Monday at the wooden piano"
+    of_place = needle.Needle("When and where will Mara meet Omar?", f"Mara will meet Omar {answer}.", answer)
+    for grader, half_is_right in (("recall", True), ("contains", False)):
+        p = needle.place(lm, replace(of_place, grader=grader), 400, 0.5).problem
+        assert grade(p, "They meet on Monday at the wooden piano.") and not grade(p, "I do not know.")
+        assert grade(p, "on Tuesday at the broken piano") is half_is_right
+    assert {h.problem.meta["grader"] for h in needle.spread(lm, "test", 2, lengths=(400,), grader="contains")} == {"contains"}
+    assert needle.facts("test", 5, grader="contains") == [replace(f, grader="contains") for f in needle.facts("test", 5)]
+    with pytest.raises(HaystackError, match="grader='exact': choose one of recall, contains"):
+        needle.facts("test", 1, grader="exact")

@@ -147,6 +147,18 @@ def test_parts_of_a_long_answer(text, expected):
     assert grading.facts_right(golds, golds, text) == expected
 
 
+def test_an_answer_that_ends_with_a_full_stop_is_no_number_of_a_part():
+    golds = ("1111", "2222", "3333")
+    for text in (
+        "1111.\n2222.\n3333.",
+        "1111:\n2222:\n3333:\n",
+        "1.\n1111.\n2.\n2222.\n3.\n3333.\n",
+        "- 1111. \n- 2222. \n- 3333. ",
+    ):
+        assert grading.facts_right(golds, golds, text) == (True, True, True), text
+    assert grading.facts_right(golds, golds, "2222.\n1111.\n3333.") == (False, False, True)
+
+
 def test_a_list_of_everything_is_no_answer():
     (pair,) = draw_pairs("test", 1)
     assert not any(judge_answer(p, p.messages[0]["content"])[0] for p in pair.short)

@@ -47,6 +47,30 @@ def test_every_puzzle_has_exactly_the_solution_it_stores(split):
         assert not grade(p, wrong)
 
 
+def test_a_right_grid_in_a_sentence_is_right_and_a_wrong_one_is_not():
+    for p in sudoku.load("test", 5):
+        rows = p.answer.split(" / ")
+        puzzle = sudoku.written(p.meta["grid"])
+        for text in (
+            f"The solution is {p.answer}.",
+            f"**{p.answer}**",
+            f"The solved grid:\n```\n{chr(10).join(rows)}\n```\nAll 4 rows, 4 columns and boxes hold the digits 1 to 4.",
+            "\n".join(f"| {row.replace(' ', ' | ')} |" for row in rows),
+            p.answer.replace(" ", "").replace("/", "\n"),
+            f"{puzzle} -> {p.answer}",
+        ):
+            assert grade(p, text), text
+            assert not grade(p, text.translate(str.maketrans("12", "21"))), text
+        for text in (
+            "",
+            "1 2 3 4",
+            puzzle,
+            f"{p.answer} or rather {sudoku.written(sudoku.filled(random.Random(0)))}",
+            " / ".join(rows[::-1]),
+        ):
+            assert not grade(p, text), text
+
+
 def test_several_solutions_are_counted_up_to_the_bound():
     grid = [1, 2, 3, 4] + [0] * 12
     assert set(sudoku.solutions(grid, most=100)) == naive_solutions(grid)

@@ -82,6 +82,41 @@ def test_rows_decide_about_an_answer_and_a_write_is_wrong():
         text_to_sql.load("dev", 1, language="fr")
 
 
+def test_a_query_that_asks_something_else_is_not_right_by_accident():
+    """On a table of eight rows, 107 of 168 thresholds that were off by five counted as right."""
+    wrong = {kind: 0 for kind in text_to_sql.QUERIES}
+    for p in text_to_sql.load("test", 20, 1):
+        kind, table = p.meta["kind"], p.meta["schema"].split()[2]
+        others = ["select 2", "select 23", "select null", f"select name from {table} where 0", f"select name from {table}"]
+        if kind in ("above", "below"):
+            number = int(p.answer.split()[-1])
+            others += [p.answer.replace(str(number), str(n)) for n in (number - 1, number + 1, number + 5)]
+            others.append(p.answer.translate(str.maketrans("<>", "><")))
+        if "place" in p.answer:
+            place = p.answer.split("'")[1]
+            others += [p.answer.replace(place, other) for other in text_to_sql.PLACES if other != place]
+        used = [c for c in text_to_sql.NUMBERS if c in p.answer]
+        columns = p.meta["schema"].partition("(")[2].partition(")")[0].split(", ")[2:]
+        others += [p.answer.replace(c, other) for c in used for other in columns if other != c]
+        assert grade(p, p.answer)
+        assert not [q for q in others if grade(p, q)], p.id
+        wrong[kind] += len(others)
+    assert all(wrong.values())
+
+
+def test_a_right_result_is_never_empty_and_what_the_model_sees_has_no_rows():
+    for p in text_to_sql.load("test", 40, 3):
+        for schema in (p.meta["schema"], *(text_to_sql.another(p.meta["schema"], seed) for seed in p.meta["table_seeds"])):
+            assert rows(schema, p.answer) not in ([], [(None,)], [(0,)])
+            assert len({row[0] for row in rows(schema, f"select name from {schema.split()[2]}")}) == 90
+        assert "insert" not in p.messages[0]["content"]
+
+
+def test_problems_keep_the_ids_and_prompts_that_they_had_with_eight_rows():
+    first = text_to_sql.load("test", 1)[0]
+    assert (first.id, first.answer) == ("text-to-sql-253ed5cfa3e6b174-kesh", "select name from ships where length > 36")
+
+
 SCHEMA = (
     "create table t (name, n); insert into t values "
     + ", ".join(f"('{c * (i % 7 + 1)}', {i})" for i, c in enumerate("abcdefghijklmnopqrstuvwxyzABCD"))

@@ -136,6 +136,17 @@ def test_values_under_a_condition_are_wanted_all_and_no_others():
     assert not any(grading.grade(p, text) for text in (f"{a}, {b}", f"{a}, {b}, {c}, zz99", ""))
 
 
+def test_bold_and_code_marks_around_an_identifier_are_no_part_of_it():
+    for p in (problem_of("thread", steps=3), problem_of("multi", threads=3), problem_of("conditional", threads=3)):
+        values, asked = p.answer.split(", "), p.meta["asked"]
+        for around in ("**{}**", "*{}*", "`{}`", "**`{}`**"):
+            assert grading.grade(p, ", ".join(around.format(value) for value in values)), around
+            pairs = [f"{around.format(key)}: {around.format(value)}" for key, value in zip(asked, values, strict=False)]
+            assert grading.grade(p, "\n".join([*pairs, *values[len(pairs) :]])), around
+        assert grading.grade(p, f"**{p.answer}**") and grading.grade(p, f"**The answer:** {p.answer}")
+    assert grading.identifiers("**a1*b2**, 12ab-*3c4d") == ["a1*b2", "12ab-*3c4d"]  # between letters or digits, it is the marker
+
+
 # --- effective context length --------------------------------------------------------------------------------
 
 

@@ -188,10 +188,10 @@ def _dose_table(lm: LM, acts: Mapping[float, Steering], responses: Sequence[tupl
     """Return a table with one row per strength: relative dose, layers steered, mean think tokens, and share of responses that closed."""
     import pandas as pd
 
-    from toolkit import strengths
+    from toolkit import doses, strengths
 
     least = min(acts, key=abs)  # usually 0: the base model
-    typical = strengths.typical_norms(lm, [r for _, a, r in responses if a == least], acts[least].site)
+    typical = doses.typical_norms(lm, [r for _, a, r in responses if a == least], acts[least].site)
     rows = {}
     for a, act in acts.items():
         at_strength = [r for _, b, r in responses if b == a]
@@ -278,6 +278,7 @@ def dose(
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
+    doses.check_tags(lm)
     if alpha is None:
         say("trying strengths on a handful of prompts")
         few = replace(study.sampling, n=min(samples, 2))

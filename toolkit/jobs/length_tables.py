@@ -5,6 +5,8 @@ combination of task, encoding and hint is used once all seeds are there.
 
 Units: accuracies and their differences are shares, attention distances tokens, divergences between attention maps nats. Intervals
 are 95 % intervals over seeds and test examples (``stats.seeds``).
+Test examples with the same prompt are resampled as if they were
+independent, so intervals are too narrow for tasks with few different prompts: counting, and parity at its trained length.
 """
 
 from __future__ import annotations

@@ -135,7 +135,8 @@ class RetrievalMeasurement:
             n, meta = len(h.prompt_ids), h.problem.meta
             # Requested length and depth if the task records them, else those of the actual prompt.
             length, depth = meta.get("length"), meta.get("depth")
-            rows.append((length or n, h.needed[0].start / n if depth is None else depth, r.correct))
+            first = min(span.start for span in h.needed)  # needed pieces are in the order of use, not of the text
+            rows.append((length or n, first / n if depth is None else depth, r.correct))
         cells = pd.DataFrame(rows, columns=["length", "depth", "correct"])
         for name, most in (("length", 8), ("depth", 11)):
             if cells[name].nunique() > most:

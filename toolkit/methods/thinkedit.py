@@ -66,7 +66,8 @@ class LengthClasses:
     """Two classes of rollouts, with short and with long thinking, by thresholds on the number of think tokens.
 
     A ``LengthClasses`` can be called with a rollout, to give its class: ``"short"``, ``"long"``, or ``None`` for lengths in between. The
-    class is also ``None`` if the think span was never opened or never closed.
+    class is also ``None`` if the think span was never opened, was never closed or is empty: an empty span has no position at which
+    activations could be read.
 
     Attributes:
         short_below: A rollout is short if it has fewer than this many think tokens.
@@ -77,11 +78,16 @@ class LengthClasses:
     long_above: float
 
     def __call__(self, rollout: Rollout) -> str | None:
-        if rollout.think is None or not rollout.closed:
+        if not _thinks(rollout):
             return None
         if rollout.think_tokens < self.short_below:
             return SHORT
         return LONG if rollout.think_tokens > self.long_above else None
+
+
+def _thinks(rollout: Rollout) -> bool:
+    """Return True if a rollout has a think span that is closed and not empty."""
+    return rollout.closed and rollout.think_tokens > 0
 
 
 def length_classes(
@@ -122,7 +128,7 @@ def quantile_classes(
     """Return length classes whose thresholds are quantiles of the length (ours, not ThinkEdit's).
 
     With ``share=0.1``, for example, the short class is the 10 % of the rollouts with the shortest thinking, and the long class the 10 %
-    with the longest. Only rollouts with a closed think span are considered.
+    with the longest. Only rollouts with a closed think span that is not empty are considered.
 
     Args:
         rollouts: The rollouts to classify; their lengths set the thresholds.
@@ -131,15 +137,17 @@ def quantile_classes(
         at_least: Smallest allowed number of rollouts per class.
 
     Raises:
-        ClassTooSmallError: A class has fewer than ``at_least`` rollouts. Either too few rollouts have a closed think span, or so many have
-            the same length that few are left for the long class.
+        ClassTooSmallError: A class has fewer than ``at_least`` rollouts. Either too few rollouts have a closed think span that is not empty,
+            or so many have the same length that few are left for the long class.
         ValueError: ``share`` is out of range.
     """
     if not 0 < share <= 0.5:
         raise ValueError(f"share={share}: need 0 < share <= 0.5.")
-    lengths = np.array([r.think_tokens for r in rollouts if r.think is not None and r.closed])
+    lengths = np.array([r.think_tokens for r in rollouts if _thinks(r)])
     if not len(lengths):
-        raise ClassTooSmallError(f"None of the {len(rollouts)} rollouts has a closed think span.")
+        raise ClassTooSmallError(
+            f"None of the {len(rollouts)} rollouts has a closed think span with thinking in it{_and_empty(rollouts)}."
+        )
     low, high = np.quantile(lengths, [share, 1 - share])
     # Thresholds half a token beyond whole lengths, so that the strict inequalities include the quantiles themselves.
     return _checked(LengthClasses(float(np.floor(low)) + 0.5, float(np.ceil(high)) - 0.5), rollouts, at_least)
@@ -172,16 +180,22 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
     # The thresholds of quantile_classes lie half a token beyond whole lengths. For two equal quantiles they overlap by 1, which is allowed:
     # rollouts of that length then count as short.
     if min(counts.values()) < at_least or classes.short_below > classes.long_above + 1:
-        lengths = [r.think_tokens for r in rollouts if r.think is not None and r.closed]
+        lengths = [r.think_tokens for r in rollouts if _thinks(r)]
         spread = np.quantile(lengths, [0.05, 0.5, 0.95]).round().tolist() if lengths else []
         raise ClassTooSmallError(
             f"{counts[SHORT]} rollouts think less than {classes.short_below:g} tokens and {counts[LONG]} more than "
-            f"{classes.long_above:g}; each class needs {at_least}. Of {len(rollouts)} rollouts, {len(lengths)} closed their think "
-            f"span (5 %, 50 %, 95 % quantiles of lengths: {spread}). Use more rollouts (problems, samples), other "
+            f"{classes.long_above:g}; each class needs {at_least}. Of {len(rollouts)} rollouts, {len(lengths)} thought and closed their "
+            f"think span{_and_empty(rollouts)} (5 %, 50 %, 95 % quantiles of lengths: {spread}). Use more rollouts (problems, samples), other "
             "thresholds (short_below, long_above), or larger shares of the "
             "lengths (quantile_classes(share=); --share of toolkit thinkedit and toolkit direction)."
         )
     return classes
+
+
+def _and_empty(rollouts: Sequence[Rollout]) -> str:
+    """Return a note on the rollouts whose think span is closed but empty; ``""`` if there are none."""
+    empty = sum(r.closed and r.think is not None and not r.think_tokens for r in rollouts)
+    return f", while {empty} closed an empty one, which gives no activations" if empty else ""
 
 
 Estimator = Callable[[Moments, str], Direction]

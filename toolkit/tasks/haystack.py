@@ -338,6 +338,7 @@ def haystack_tags(haystack: Haystack) -> dict[str, float]:
 
     Two more numbers of this group are larger if the information is easier to find:
         ``redundancy``: number of other places in the message that repeat a needed piece word for word, divided by the number of pieces.
+            A piece inside a longer word or number does not count: 3 does not occur in 13.
         ``lexical_overlap``: share of the question's words that also occur in a needed piece, 0 to 1; NaN without a question.
     """
     return _tags(haystack.problem, haystack.prompt_ids, haystack.needed)
@@ -368,8 +369,9 @@ def _tags(problem: Problem, ids: Sequence[int], needed: Sequence[Span]) -> dict[
     ordered = sorted(needed, key=lambda span: span.start)
     # Neighbouring pieces may share a token; then the gap is 0, not negative.
     gaps = [max(0, b.start - a.stop) for a, b in pairwise(ordered)] or [0]
-    # The needed places themselves are not copies, even if two of them have equal text.
-    copies = sum(text.count(piece) for piece in {text[a:b] for a, b in ranges}) - len({tuple(r) for r in ranges})
+    # The needed places themselves are not copies, even if two of them have equal text; nor is a piece inside a longer word or number.
+    places = {m.span() for a, b in ranges for m in re.finditer(rf"(?<!\w){re.escape(text[a:b])}(?!\w|[.,]\d)", text)}
+    copies = len(places - {(a, b) for a, b in ranges})
     of_query, of_pieces = (_words(t) for t in (text[slice(*query)] if query else "", " ".join(text[a:b] for a, b in ranges)))
     return {
         "scope_tokens": float(len(scope)),

@@ -4,7 +4,7 @@ The task stands beside ``countdown``, as in arXiv 2505.24273. ``generators/detou
 wrong digits and go back. The difficulty is the number of blanks.
 
 A prompt shows the rows, with ``.`` for a blank, as in ``1 . 3 . / . . 1 2 / 2 1 . . / . 3 . 1``. The answer shows the filled rows in the
-same form. Each puzzle has exactly one solution.
+same form. Each puzzle has exactly one solution. An answer is right if its last 16 digits without letters between them are the solution.
 
 Deviations: the paper's Sudoku has 9 x 9 cells. The smaller size, the number of blanks and the words of the prompt are ours.
 """
@@ -47,7 +47,7 @@ def problem(rng: random.Random, split: str, *, blanks: tuple[int, int] = BLANKS)
         "task": "sudoku",
         "split": split,
         "difficulty": grid.count(BLANK),
-        "grader": "exact",
+        "grader": "sudoku",
         "grid": grid,
         "solution": list(solution),
     }

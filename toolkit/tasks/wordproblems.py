@@ -5,7 +5,9 @@ numbers from 1 to 40. To keep problems within reach of a small model, the number
 product of at most 4 * 5, such as 3 * 4 for three bags of four.
 
 Each story and each wording of plain arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in
-training. Only names, and phrases around a problem such as "Be brief.", occur in all splits.
+training. Only names, and phrases around a problem such as "Be brief.", occur in all splits. The expressions of plain arithmetic are not
+divided among the splits, since the shipped model was trained on them as they are. Short ones occur in several: of 62 plain problems among
+200 test problems, 18 have an expression that also occurs in 60,000 draws for training.
 
 ``meta["steps"]`` holds the solution. ``meta["needed"]`` holds the character ranges of the quantities that the solution uses, in the order
 of the prompt. A problem is *easy* (``meta["easy"]``) if it has at most two steps and no number above 12 in its text.

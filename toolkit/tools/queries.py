@@ -24,7 +24,7 @@ def query_of(answer: str) -> str:
     return (blocks[-1] if blocks else answer).strip()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)  # a few hundred problems, with several databases each
 def _database(schema: str) -> Database:
     return Database(schema)
 
@@ -32,8 +32,8 @@ def _database(schema: str) -> Database:
 def executes_like(query: str, gold: str, schema: str) -> bool:
     """Return True if a query gives the rows of the right one. A query that is refused, fails or takes too long gives False.
 
-    Names of columns do not matter, and the order of rows matters only if the right query ends with ORDER BY. If the right query gives no rows,
-    every query that gives none is right, so do not ask for such a query.
+    Names of columns do not matter, and the order of rows matters only if the right query ends with ORDER BY. A query that asks something
+    else can give the same rows by accident, above all in a small table or if the right result is empty. So judge it on several databases.
 
     >>> executes_like("select b from t where a = 1", "select b from t where a < 2", "create table t (a, b); insert into t values (1, 7);")
     True

@@ -6,25 +6,26 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from toolkit.expressions import NUMBER
+from toolkit.expressions import NUMBER, plain_numbers
 
 _WORD = re.compile(r"[a-z0-9]+")
 # _NUMBERED: a number and one of . ) : at the start of a line, perhaps after marks such as "- " or "**".
-# _IDENTIFIER: a word that may contain the marker * of ``tasks.threading``, and hyphens as in a UUID.
+# _IDENTIFIER: a word that may contain hyphens, as in a UUID, and the markers * and & between letters or digits. (Keys of
+# ``tasks.threading`` contain *.) At an end of the word, * is no marker: it makes the word bold, as in "**a1b2**".
 _NUMBERED = re.compile(r"^[^\w\n]*(\d+)[.):]\**(?=\s)", re.MULTILINE)
-_IDENTIFIER = re.compile(r"[*&a-z0-9]+(?:-[*&a-z0-9]+)*")
+_IDENTIFIER = re.compile(r"[a-z0-9]+(?:(?:[*&]|[*&]?-[*&]?)[a-z0-9]+)*")
 RECALL = 0.5  # word recall above which the released code of arXiv 2404.15574 counts an answer as right
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number in a text, without thousands separators, or ``None`` if the text has no number.
+    r"""Return the last number in a text, without thousands separators, or ``None`` if the text has no number.
 
-    The minus sign of Unicode is returned as ``-``.
+    The minus sign of Unicode is returned as ``-``. Thin spaces between thousands are left out, as in ``10\,080``.
 
     >>> last_number("That makes 1,250 in all.")
     '1250'
     """
-    numbers = NUMBER.findall(text.replace("−", "-"))
+    numbers = NUMBER.findall(plain_numbers(text))
     return numbers[-1].replace(",", "").rstrip(".") if numbers else None
 
 
@@ -63,11 +64,11 @@ def numbered_parts(text: str, n: int) -> list[str]:
 
     A part begins at a line that starts with its number, such as ``1.``, ``2)`` or ``3:``, and ends at the next such line. If two parts have
     the same number, the first counts. Without numbered lines, the parts are the non-blank lines in order. For one question, the part is the
-    whole text.
+    whole text. A number outside 1 to ``n`` numbers no part: an answer such as ``4821.`` stands on a line of its own.
     """
     if n == 1:
         return [text]
-    marks = list(_NUMBERED.finditer(text))
+    marks = [mark for mark in _NUMBERED.finditer(text) if 1 <= int(mark[1]) <= n]
     if not marks:
         lines = [line for line in text.splitlines() if line.strip()]
         return (lines + [""] * n)[:n]
@@ -90,6 +91,18 @@ def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[
         contains(gold, part) and not any(contains(other, part) for other in wrong if other != gold)
         for gold, part in zip(golds, numbered_parts(text, len(golds)), strict=True)
     )
+
+
+def last_digits(text: str, n: int) -> list[int] | None:
+    """Return the last ``n`` digits of the last place in a text that has ``n`` digits or more without letters between them.
+
+    Return ``None`` if the text has no such place. So a grid can be read from an answer with words around it.
+
+    >>> last_digits("1 . / . 2 is filled as 1 2 / 2 1, so 2 rows.", 4)
+    [1, 2, 2, 1]
+    """
+    places = re.findall(rf"(?:\d[^\w]*){{{n},}}", text)
+    return [int(digit) for digit in re.findall(r"\d", places[-1])[-n:]] if places else None
 
 
 def identifiers(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,18 @@ from toolkit.stats import rankings
 from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks.external import gym
 from toolkit.tasks.grading import countdown
-from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, same_words, word_recall
+from toolkit.tasks.grading.answers import (
+    NUMBER,
+    RECALL,
+    contains,
+    facts_right,
+    identifiers,
+    last_digits,
+    last_number,
+    same_words,
+    word_recall,
+)
+from toolkit.tasks.text_to_sql import another
 from toolkit.tools.queries import executes_like, query_of
 from toolkit.types import Problem
 
@@ -22,6 +33,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "contains": {},
     "exact": {},
     "countdown": {"numbers": list[int], "target": int},
+    "sudoku": {"solution": list[int]},
     "identifiers": {},
     "identifier set": {},
     "facts": {"golds": list[str], "wrong": list[str]},
@@ -49,7 +61,7 @@ def problems_of(path: str | Path) -> list[Problem]:
 def _check(problem: Problem, where: str) -> None:
     grader = problem.meta.get("grader")
     if grader is None:
-        if (count := len(NUMBER.findall(problem.answer))) != 1:
+        if (count := len(NUMBER.findall(expressions.plain_numbers(problem.answer)))) != 1:
             raise DamagedFileError(
                 f"{where}: the answer {problem.answer[:40]!r} holds {count or 'no'} number{'s' * (count > 1)}, but without a grader "
                 f"exactly one number is compared. Name a grader in meta.grader: {', '.join(READ_OF_META)} (math for fractions and formulas)."
@@ -74,6 +86,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"contains"``: it contains the gold answer's words in order and without gaps.
     - ``"exact"``: its words are those of the gold answer, and no others.
     - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
+    - ``"sudoku"``: the last digits in it, as many as ``meta["solution"]`` has and without letters between them, are those of the solution.
     - ``"identifiers"``: it ends with the identifiers (words with a digit) of the gold answer, in order. Other identifiers may come before
       them.
     - ``"identifier set"``: its identifiers are those of the gold answer, in any order, and no others.
@@ -82,6 +95,7 @@ def grade(problem: Problem, answer: str) -> bool:
     - ``"constraints"``: it meets every constraint that is stated in ``meta["instruction"]`` (see ``toolkit.constraints``).
     - ``"ranking"``: it names every passage once, ``[3] > [1] > [2]``, in an order of the highest NDCG for ``meta["relevance"]``.
     - ``"sql"``: the query in it gives the rows of the gold query, on the tables that the script ``meta["schema"]`` makes.
+      For problems of ``tasks.text_to_sql``, also on other rows, one table per seed in ``meta["table_seeds"]``.
     - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
     ``"identifiers"`` and ``"identifier set"`` ignore the words in ``meta["asked"]``: an answer may repeat the keys asked about.
@@ -101,6 +115,8 @@ def grade(problem: Problem, answer: str) -> bool:
             return same_words(gold, answer)
         case "countdown":
             return countdown.verify(answer, problem.meta["numbers"], problem.meta["target"])
+        case "sudoku":
+            return last_digits(answer, len(problem.meta["solution"])) == list(problem.meta["solution"])
         case "identifiers" | "identifier set" as grader:
             wanted = identifiers(gold)
             answered = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
@@ -118,7 +134,9 @@ def grade(problem: Problem, answer: str) -> bool:
             once = sorted(ranking) == list(range(len(relevance)))
             return once and all(relevance[i] >= relevance[j] for i, j in pairwise(ranking))
         case "sql":
-            return executes_like(query_of(answer), gold, problem.meta["schema"])
+            schema, query = problem.meta["schema"], query_of(answer)
+            others = (another(schema, seed) for seed in problem.meta.get("table_seeds", ()))
+            return all(executes_like(query, gold, database) for database in chain((schema,), others))
         case "gym":
             return gym.verify(problem, answer)
     number, gold_number = last_number(answer), last_number(gold)
