@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from toolkit import jobs, report
-from toolkit.cli import common, edit, entropy, lenses, why
+from toolkit import jobs, pages, report, store
+from toolkit.cli import common, edit, entropy, grpo, lenses, why
 from toolkit.cli.help import Command, app
 
 GIVEN = {
@@ -137,3 +137,15 @@ def test_after_why_both_models_and_their_options_are_named_as_typed(steps_of, mo
     assert (
         params["models"] == ["base=my model", "changed=its; edit"] and params["task"] == "lookup" and params["dtype"] == "bfloat16"
     )
+
+
+def test_after_a_vector_is_trained_its_doses_are_measured_in_a_directory_of_the_run(steps_of, monkeypatch):
+    monkeypatch.setattr("toolkit.jobs.grpo.grpo", lambda *a, **k: SimpleNamespace(main=True))
+    monkeypatch.setattr("toolkit.jobs.grpo.before_and_after", lambda done: None)
+    monkeypatch.setattr("toolkit.jobs.grpo.training_page", lambda *a, **k: None)
+    monkeypatch.setattr(pages, "write", lambda *a: None)
+    made = SimpleNamespace(provenance=SimpleNamespace(notes={"strength": 2.0}))
+    monkeypatch.setattr(store, "load", lambda *a: made)
+    (line,) = steps_of(grpo, "grpo", "--train", "vector", "--set", "learning_rate=0.1", "-o", "my run", "-t", "lookup")
+    params = parsed(line)
+    assert params["out_dir"] == Path("my run/doses") and params["alpha"] == "0,1,2" and params["task"] == "lookup"

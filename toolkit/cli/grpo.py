@@ -251,7 +251,9 @@ def grpo(
         vector = folder / saved.DIRECTION
         strength = store.load(vector, Direction).provenance.notes["strength"]
         judging = {
-            "measure_other_strengths": same_options("dose", "--vector", vector, "--alpha", f"0,{strength / 2:g},{strength:g}")
+            "measure_other_strengths": same_options(
+                "dose", "--vector", vector, "--alpha", f"0,{strength / 2:g},{strength:g}", "-o", out_dir / "doses"
+            )
         }
     else:
         judging = {"compare_on_held_out_problems": same_options("compare", f"base={model}", f"trained={folder}")}

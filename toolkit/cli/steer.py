@@ -224,7 +224,7 @@ def dose(
     model: Model = "tiny-reasoner",
     layers: Layers = None,
     during: During = "all",
-    task_name: Annotated[
+    task: Annotated[
         str | None,
         typer.Option(
             "--task",
@@ -269,11 +269,12 @@ def dose(
         parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.parse(during), allow_overlap=allow_overlap
     )
     v = store.load(vector, Direction)
-    task = task_name or str(v.provenance.notes.get("task", "arithmetic"))
-    if task_name is None and not tasks.is_built_in(task):
+    recorded = str(v.provenance.notes.get("task", "arithmetic"))
+    if task is None and not tasks.is_built_in(recorded):
         raise typer.BadParameter(
-            f"{vector} was made from problems in a file {task!r}, of which it records only the name: give the file with --task FILE."
+            f"{vector} was made from problems in a file {recorded!r}, of which it records only the name: give the file with --task FILE."
         )
+    task = task or recorded
     tasks.check(task, "dev")
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
@@ -301,6 +302,6 @@ def dose(
     name_files("Open {}.", out_dir / "report.html")
     next_steps(
         a_card_with_these_numbers=same_options(
-            "export", "--to", "folder", "--doses", out_dir, "-o", "runs/vector", more=("vector",)
+            "export", "--to", "folder", "--doses", out_dir, "-o", "runs/vector", more=("vector",), task=None, max_new_tokens=None
         ),
     )
