@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from toolkit import cli
+from toolkit.cli.claims import OF_TINY_REASONER
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -58,7 +59,7 @@ def test_links_of_a_page_lead_to_files_and_headings(page):
         assert not heading or heading in headings, link
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", README)) - {"and"}))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([\w-]+)", README)) - {"and"}))
 def test_make_targets_of_the_readme_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -95,6 +96,13 @@ def test_methods_beyond_the_fifty_systems_are_other_papers_and_every_place_is_a_
     assert all((ROOT / "toolkit" / f"{place}.py").is_file() for m in further for place in m["where"])
     named = [m["rival"] for m in further if "rival" in m]
     assert {*named, "steering (ours)", "edit (ours)"} == {*TABLES.read("data/rivals/results.json")["methods"]}
+
+
+def test_a_training_command_of_the_tables_names_a_model_where_the_tiny_reasoner_solves_no_problem_of_the_task():
+    rows = [*TABLES.read("data/systems.json"), *TABLES.read("data/further.json")]
+    commands = re.findall(r"`(toolkit grpo [^`]+)`", " ".join(row.get("runs", "") for row in rows))
+    tasks = {command: re.findall(r"-t (\S+)", command) or ["arithmetic"] for command in commands if " -m " not in command}
+    assert tasks and {task for (task,) in tasks.values()} <= {*OF_TINY_REASONER}
 
 
 def test_a_newcomer_reads_at_most_900_words_before_the_reference():
