@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from toolkit import cli
-from toolkit.cli import edit, entropy, lenses
+from toolkit import cli, edits
+from toolkit.cli import edit, entropy, lenses, why
 from toolkit.jobs import Study, extraction_rollouts, retrieval
 from toolkit.methods.thinkedit import ClassTooSmallError
 from toolkit.store import WrongModelError
+from toolkit.types import HeadEdit, Plan
 
 FEW = ("-n", 5, "-k", 3)  # 15 rollouts: one too few
 
@@ -34,10 +35,13 @@ def rollouts(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "command",
-    [("demo",), ("heads",), ("why", "tiny-reasoner", "tiny-reasoner"), ("thinkedit", "-m", "tiny-reasoner")],
+    [("demo",), ("heads",), ("why", "tiny-reasoner", "changed"), ("thinkedit", "-m", "tiny-reasoner")],
     ids=lambda c: c[0],
 )
-def test_rollouts_that_cannot_fill_both_length_classes_are_refused_before_one_is_sampled(command, tmp_path):
+def test_rollouts_that_cannot_fill_both_length_classes_are_refused_before_one_is_sampled(command, tiny, tmp_path, monkeypatch):
+    changed = edits.apply(tiny, Plan((HeadEdit(1, 2, "scale", 1.0),), None, "one head", tiny.provenance()))
+    loaded = {"changed": changed}
+    monkeypatch.setattr(why, "load_model", lambda name, *a: loaded.get(name, tiny))
     result = run(*command, *FEW, "-o", tmp_path / "out")
     assert isinstance(result.exception, ClassTooSmallError)
     assert "15 rollouts (problems x samples) are too few" in str(result.exception) and "16 at least" in str(result.exception)

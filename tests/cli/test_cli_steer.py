@@ -108,6 +108,8 @@ def test_a_folder_for_the_hub_has_a_card(vector, tmp_path):
     [
         (("-a", "one"), "numbers separated by commas"),
         (("-a", "1", "--layers", "x"), "layers such as"),
+        (("-a", "1", "--layers", "1-2-3"), "layers such as"),
+        (("-a", "1", "--layers", "3-1"), "layers such as"),
         (("-a", "1", "--layers", "9"), "has layers 0..3"),
         (("-a", "1", "--during", "thinking"), "choose from prompt, think, answer"),
         (("-a", "nan"), "not finite"),

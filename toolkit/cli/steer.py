@@ -82,7 +82,9 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]  # [3] or [2, 5]
+        ends = [[int(n) for n in part.split("-", 1)] for part in text.split(",")]  # [3] or [2, 5]
+        if backwards := [end for end in ends if end[0] > end[-1]]:
+            raise ValueError(f"no layer from {backwards[0][0]} to {backwards[0][-1]}")
         return tuple(layer for end in ends for layer in range(end[0], end[-1] + 1))
     except ValueError as error:
         raise typer.BadParameter(f"--layers {text}: give layers such as 3, 2-5 or 1,4,7.") from error
