@@ -257,7 +257,7 @@ def test_the_csv_says_of_which_problems_a_column_is(chromium, report):
     assert (
         "accuracy (lookup; hard)_low" in filtered and "think_tokens (lookup; hard)\n" in filtered and "\naccuracy\n" not in filtered
     )
-    assert "\nresponse_tokens\n" in filtered  # the board has it for all problems only
+    assert "\nkl\n" in filtered  # the board has it for all problems only
 
 
 @in_browser
