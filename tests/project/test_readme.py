@@ -113,7 +113,7 @@ def test_a_newcomer_reads_at_most_900_words_before_the_reference():
 PAGES_OF_DATA = {
     "branch-judge/measure": "tables", "chain-length/measure": "page", "dto/measure": "page",
     "engines/measure": "table", "failed-steps/measure": "page", "hypotheses/measure": "tables", "judging/measure": "tables",
-    "long-context/measure": "texts", "longrm/measure": "table", "longwriter/measure": "tables", 
+    "long-context/measure": "texts", "longrm/measure": "table", "longwriter/measure": "tables",
     "questions/measure": "tables", "ranking/measure": "table", "retrieval-heads/properties": "page",
     "rivals/measure": "tables", "ruler/measure": "tables", "searching/study": "page", "slaq/measure": "page",
     "text-to-sql/study": "page", "tiny-searcher/measure": "tables",
