@@ -21,7 +21,7 @@ OLDEST_TESTS := tests/test_sites.py tests/test_edits.py tests/test_adapters.py t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo smol test test-oldest torture bench llama docs lab lint format check-types setup setup-test constraints clean
+.PHONY: help demo smol test test-oldest torture bench gpu llama docs lab lint format check-types setup setup-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -132,8 +132,9 @@ def _response(rng: random.Random, numbers: list[int], effect: float, factor: flo
     keep = max(1, round(len(lines) * min(factor, 1.0)))
     correct = rng.random() < BASE_ACCURACY + effect
     answer = total if correct else total + rng.choice((-10, -1, 1, 10))
-    text = "<think>" + "\n".join(lines[:keep]) + f"\n={answer}\n</think>{answer}"
-    return {"text": text, "correct": correct, "think_tokens": sum(len(line) + 1 for line in lines[:keep])}
+    think = "\n".join(lines[:keep]) + f"\n={answer}\n"
+    parts = {"text": f"<think>{think}</think>{answer}", "think": think, "answer": str(answer), "open": False}
+    return {**parts, "correct": correct, "think_tokens": sum(len(line) + 1 for line in lines[:keep])}
 
 
 def _examples(conditions: list[tuple], rng: random.Random) -> list[dict[str, Any]]:
@@ -144,8 +145,22 @@ def _examples(conditions: list[tuple], rng: random.Random) -> list[dict[str, Any
         if i == 0:
             responses[NASTY] = {"text": NASTY_TEXT, "correct": False, "think_tokens": 9}
         if i == 1:
-            responses["budget 8"] = {"text": "<think>" + "3+4=7\n" * 30, "correct": False, "think_tokens": 180}
-            responses["asked not to think"] = {"text": "27", "correct": False, "think_tokens": 0}
+            responses["budget 8"] = {
+                "text": "[" + "3+4=7\n" * 30,
+                "think": "3+4=7\n" * 30,
+                "answer": None,
+                "open": True,
+                "correct": False,
+                "think_tokens": 180,
+            }
+            responses["asked not to think"] = {
+                "text": "27",
+                "think": None,
+                "answer": "27",
+                "open": False,
+                "correct": False,
+                "think_tokens": 0,
+            }
         found.append(
             {
                 "id": f"problem-{i}",

@@ -420,13 +420,46 @@ def test_problems_of_a_task_without_difficulties_are_examples_too(tiny, tmp_path
     problems = ground.problems
     rows = pd.DataFrame(
         [
-            {"problem_id": p.id, "sample": 0, "task": "mine", "difficulty": np.nan, "text": "4", "correct": True, "think_tokens": 0}
+            {
+                "problem_id": p.id,
+                "sample": 0,
+                "task": "mine",
+                "difficulty": np.nan,
+                "text": "4",
+                "answer": "4",
+                "closed": True,
+                "correct": True,
+                "think_tokens": 0,
+            }
             for p in problems
         ]
     )
     base = reading.ConditionResults(board.base(), (measure.Result(rows, pd.DataFrame(), {"seed": 0}),))
     found = reading.examples(ground, {"base": base})
     assert [(e["id"], e["difficulty"]) for e in found] == [(p.id, "") for p in problems]
+
+
+@pytest.mark.parametrize(
+    ("tags", "text", "answer", "think_tokens", "parts"),
+    [
+        (("<think>", "</think>"), "<think>1+1\n</think>2<|end|>", "2", 4, ("1+1\n", "2", False)),
+        (("[", "]"), "so [1+1] 2", "2", 3, ("1+1", "2", False)),
+        (("[", "]"), "[]2", "2", 0, ("", "2", False)),
+        (("[", "]"), "[1+1=", None, 4, ("1+1=", None, True)),
+        (("[", "]"), "1+1=", None, 4, ("1+1=", None, True)),  # the prompt opened it
+        (("[", "]"), "1+1] 2", "2", 3, ("1+1", "2", False)),
+        ((None, "]"), "1+1] 2", "2", 3, ("1+1", "2", False)),
+        (("[", "]"), "2", "2", 0, (None, "2", False)),
+        (("[", "]"), "[1+1=] [", "[", 4, ("1+1=", "[", False)),
+        (None, "[1+1] 2", "[1+1] 2", 0, (None, "[1+1] 2", False)),
+        ((None, None), "1+1=2", "1+1=2", 5, ("1+1=2", None, False)),
+        ((None, None), "1+1=2", None, 5, ("1+1=2", None, True)),
+    ],
+)
+def test_thinking_and_answer_of_an_example_are_split_by_the_tags_of_its_model(tags, text, answer, think_tokens, parts):
+    row = pd.Series({"text": text, "answer": answer, "closed": answer is not None, "think_tokens": think_tokens})
+    found = reading.response_parts(tags and ThinkTags(*tags), row)
+    assert tuple(found[key] for key in ("think", "answer", "open")) == parts
 
 
 def test_seeds_that_draw_the_same_control_count_as_one(tiny):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from board_fixture import NASTY, NASTY_TEXT, board
@@ -240,6 +241,23 @@ def test_hovering_and_clicking_a_point_show_its_numbers_and_its_transcript(tab, 
         assert pane.locator(".verdict").inner_text() == ("✓ right" if example[condition]["correct"] else "✗ wrong")
     tab.click("#next")
     assert tab.input_value("#example") == "problem-1"
+
+
+@in_browser
+def test_the_csv_says_of_which_problems_a_column_is(chromium, report):
+    heads = []
+    for fragment in ("", "#t=lookup&d=hard"):
+        tab = Tab(chromium, report, fragment=fragment)
+        with tab.expect_download() as download:
+            tab.click("#csv")
+        heads.append([name.strip('"') for name in Path(download.value.path()).read_text().splitlines()[0].split(",")])
+        tab.close()
+    everything, filtered = ("\n".join(head) for head in heads)
+    assert "accuracy\n" in everything and "(" not in everything
+    assert (
+        "accuracy (lookup; hard)_low" in filtered and "think_tokens (lookup; hard)\n" in filtered and "\naccuracy\n" not in filtered
+    )
+    assert "\nkl\n" in filtered  # the board has it for all problems only
 
 
 @in_browser

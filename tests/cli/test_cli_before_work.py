@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from toolkit import cli
-from toolkit.jobs import retrieval
+from toolkit import cli, edits
+from toolkit.cli import edit, entropy, lenses, why
+from toolkit.jobs import Study, extraction_rollouts, retrieval
 from toolkit.methods.thinkedit import ClassTooSmallError
 from toolkit.store import WrongModelError
+from toolkit.types import HeadEdit, Plan
 
 FEW = ("-n", 5, "-k", 3)  # 15 rollouts: one too few
 
@@ -32,10 +35,13 @@ def rollouts(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "command",
-    [("demo",), ("heads",), ("why", "tiny-reasoner", "tiny-reasoner"), ("thinkedit", "-m", "tiny-reasoner")],
+    [("demo",), ("heads",), ("why", "tiny-reasoner", "changed"), ("thinkedit", "-m", "tiny-reasoner")],
     ids=lambda c: c[0],
 )
-def test_rollouts_that_cannot_fill_both_length_classes_are_refused_before_one_is_sampled(command, tmp_path):
+def test_rollouts_that_cannot_fill_both_length_classes_are_refused_before_one_is_sampled(command, tiny, tmp_path, monkeypatch):
+    changed = edits.apply(tiny, Plan((HeadEdit(1, 2, "scale", 1.0),), None, "one head", tiny.provenance()))
+    loaded = {"changed": changed}
+    monkeypatch.setattr(why, "load_model", lambda name, *a: loaded.get(name, tiny))
     result = run(*command, *FEW, "-o", tmp_path / "out")
     assert isinstance(result.exception, ClassTooSmallError)
     assert "15 rollouts (problems x samples) are too few" in str(result.exception) and "16 at least" in str(result.exception)
@@ -69,3 +75,33 @@ def test_stored_rollouts_are_refused_if_the_model_is_loaded_with_other_think_tag
 def test_the_think_tags_that_the_message_names_are_accepted(rollouts, tmp_path):
     result = run("direction", "-r", rollouts, "--think", "<think>,</think>", "-o", tmp_path / "out")
     assert not isinstance(result.exception, WrongModelError)
+
+
+@pytest.fixture
+def untagged(tiny, monkeypatch):
+    """The tiny reasoner without think tags, as the model that commands load."""
+    lm = replace(tiny, tags=None)
+    for module in (edit, entropy, lenses):
+        monkeypatch.setattr(module, "load_model", lambda *a, **k: lm)
+    return lm
+
+
+@pytest.mark.parametrize("command", [("demo",), ("entropy",), ("heads",), ("thinkedit", "-m", "x")], ids=lambda c: c[0])
+def test_a_model_without_think_tags_is_refused_before_anything_is_sampled(command, untagged, tmp_path):
+    result = run(*command, "-o", tmp_path / "out")
+    assert isinstance(result.exception, ValueError) and "has no think tags" in str(result.exception)
+    assert "--think response" in str(result.exception)
+    assert not sampled(tmp_path)
+
+
+def test_extraction_from_a_model_without_think_tags_is_refused_before_anything_is_sampled(untagged, tmp_path):
+    with pytest.raises(ValueError, match="has no think tags"):
+        extraction_rollouts(untagged, Study(problems=8, samples=2), out=tmp_path)
+    assert not sampled(tmp_path)
+
+
+def test_rollouts_without_think_tags_name_no_step_that_needs_thinking_and_give_no_direction(untagged, tmp_path):
+    result = run("rollouts", "-n", 2, "-k", 1, "--max-new-tokens", 4, "-o", tmp_path / "r")
+    assert result.exit_code == 0 and "toolkit direction" not in result.output and "--think response" in result.output
+    refused = run("direction", "-r", tmp_path / "r", "-o", tmp_path / "v")
+    assert "has no think tags" in str(refused.exception)

@@ -68,6 +68,7 @@ def test_a_model_without_tags_thinks_in_whole_responses_and_prints_what_it_write
     assert written["command"].startswith("toolkit claims")
     again = run(*SMALL, "-o", tmp_path)
     assert again.exit_code == 0 and "Published claims on" in again.output and "claims.md" in again.output
+    assert "toolkit thinkedit -o runs/edited" in again.output and "--think response" in again.output  # as it refuses without
 
 
 def test_an_option_is_refused_only_without_the_groups_that_use_it():

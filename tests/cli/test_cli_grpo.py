@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from trl import GRPOConfig
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from toolkit import cli, rewards, store
 from toolkit import lm as lms
 from toolkit.grpo import log, recipes
-from toolkit.grpo.run import OWNED
+from toolkit.grpo.run import OWNED, Trained
 from toolkit.jobs import grpo as jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -162,6 +163,10 @@ def test_every_field_of_trls_config_takes_its_default():
         (("--out", "x", "--train", "nonsense"), "choose all, adapter"),
         (("--out", "x", "--train", "heads"), "--plan"),
         (("--out", "x", "--train", "vector"), "learning_rate=RATE"),
+        (
+            ("--out", "x", "--train", "vector", "--set", "learning_rate=1", "--save-dtype", "bfloat16"),
+            "--save-dtype is not used with --train vector",
+        ),
         (("--out", "x", "--set", "updates=0"), "updates=0: give a whole number"),
         (("--out", "x", "--set", "reward.nonsense=1"), "nonsense"),
         (("--out", "x", "--scale", "paper", "--set", "max_tokens=9000"), "does not fit the context"),
@@ -174,7 +179,7 @@ def test_what_cannot_work_is_one_readable_error(arguments, message, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code != 0
-    assert message in result.output + str(result.exception)
+    assert message in " ".join((result.output + str(result.exception)).replace("│", " ").split())
     assert not list(tmp_path.glob("x/checkpoint*"))
 
 
@@ -182,3 +187,26 @@ def test_a_server_for_evaluations_that_are_switched_off_is_refused_before_anythi
     result = run("--reward", "hapo", "--engine", "http://127.0.0.1:9", "--evaluate-every", 0, "--out", tmp_path / "run")
     assert result.exit_code == 2 and "leave one of them out" in " ".join(result.output.replace("│", " ").split())
     assert not (tmp_path / "run").exists()
+
+
+def test_training_that_evaluates_nothing_compares_batches_and_one_batch_is_one_column():
+    batches = pd.DataFrame({"step": [0, 1, 2], "accuracy": 0.5, "think_tokens": [9.0, 8, 7], "tokens": 20.0, "truncated": 0.0})
+    for log_, columns, words in (
+        (batches, [1, 2], "first and last training batch"),
+        (batches[:2], [1], "the only training batch"),
+    ):
+        done = object.__new__(Trained)  # only its log is read
+        object.__setattr__(done, "log", log_)
+        assert list(jobs.before_and_after(done).columns) == columns and words in jobs.compared(done)
+        page = jobs.training_page(done, recipes.hapo(), "base", judging="")
+        assert page.caption.lower().startswith(words) and ("nothing is compared" in page.verdict[0]) == (len(columns) == 1)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [("vector", "--train vector needs --set learning_rate=RATE"), ("heads", "--train heads: choose all, adapter or vector")],
+)
+def test_a_board_refuses_a_part_without_a_learning_rate_and_a_part_that_needs_a_plan(train, message, tmp_path):
+    result = CliRunner().invoke(cli.app, ["board", "--train", train, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2 and message in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()

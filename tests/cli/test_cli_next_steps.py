@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from toolkit import jobs, report
-from toolkit.cli import common, edit, entropy, lenses, why
+from toolkit import jobs, pages, report, store
+from toolkit.cli import common, dto, edit, entropy, giraffe, grpo, lenses, why
 from toolkit.cli.help import Command, app
 
 GIVEN = {
@@ -137,3 +137,48 @@ def test_after_why_both_models_and_their_options_are_named_as_typed(steps_of, mo
     assert (
         params["models"] == ["base=my model", "changed=its; edit"] and params["task"] == "lookup" and params["dtype"] == "bfloat16"
     )
+
+
+def test_after_a_vector_is_trained_its_doses_are_measured_in_a_directory_of_the_run(steps_of, monkeypatch):
+    monkeypatch.setattr("toolkit.jobs.grpo.grpo", lambda *a, **k: SimpleNamespace(main=True))
+    monkeypatch.setattr("toolkit.jobs.grpo.before_and_after", lambda done: None)
+    monkeypatch.setattr("toolkit.jobs.grpo.training_page", lambda *a, **k: None)
+    monkeypatch.setattr(pages, "write", lambda *a: None)
+    made = SimpleNamespace(provenance=SimpleNamespace(notes={"strength": 2.0}))
+    monkeypatch.setattr(store, "load", lambda *a: made)
+    (line,) = steps_of(grpo, "grpo", "--train", "vector", "--set", "learning_rate=0.1", "-o", "my run", "-t", "lookup")
+    params = parsed(line)
+    assert params["out_dir"] == Path("my run/doses") and params["alpha"] == "0,1,2" and params["task"] == "lookup"
+
+
+def test_after_dto_and_giraffe_the_models_options_are_carried_on(steps_of, monkeypatch):
+    options = ("--think", "<a>,</a>", "--template", "enable_thinking=false", "--dtype", "bfloat16", "--device", "cpu")
+    pairs = pd.DataFrame([dict.fromkeys(("correct", "segments", "exit", "dropped", "tokens", "path_tokens"), 1.0)])
+    monkeypatch.setattr(jobs, "make_pairs", lambda *a, **k: ([], pairs))
+    monkeypatch.setattr(jobs, "train_on_pairs", lambda *a: None)
+    monkeypatch.setattr(jobs, "stretched", lambda lm, *a, **k: lm)
+    shown = (
+        "condition",
+        "length",
+        "tokens",
+        "recall",
+        "recall_low",
+        "recall_high",
+        "nll",
+        "nll_change",
+        "nll_change_low",
+        "nll_change_high",
+    )
+    monkeypatch.setattr(jobs, "giraffe_report", lambda *a, **k: {"lengths": pd.DataFrame([dict.fromkeys(shown, 1.0)])})
+    (compare,) = steps_of(dto, "dto", "-o", "out", "--steps", "1", "-t", "lookup", "--max-new-tokens", "77", *options)
+    (check,) = steps_of(giraffe, "giraffe", "-o", "out", "--lengths", "640", "-t", "lookup", *options)
+    for line in (compare, check):
+        params = parsed(line)
+        assert (params["think"], params["template"], params["dtype"], params["device"]) == (
+            "<a>,</a>",
+            ["enable_thinking=false"],
+            "bfloat16",
+            "cpu",
+        )
+    assert parsed(compare)["task"] == "lookup" and parsed(compare)["max_new_tokens"] == 77
+    assert parsed(check)["model"] == "out/model"

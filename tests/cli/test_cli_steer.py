@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import pytest
 import torch
@@ -43,8 +45,26 @@ def test_steer_shows_every_strength_of_every_prompt(vector):
         assert f"{row['think_tokens']} think tokens" in shown.output
 
 
-def test_dose_writes_a_page_and_numbers_and_goes_on_when_given_again(vector, tmp_path):
-    asked = ("dose", "-v", vector, "-o", tmp_path, "-a", "-1,1", "-n", 6, "-k", 2, "--max-new-tokens", 80, "--layers", "1-2")
+def test_dose_writes_a_page_and_numbers_and_goes_on_when_given_again(vector, tmp_path, monkeypatch):
+    asked = (
+        "dose",
+        "-v",
+        vector,
+        "-o",
+        tmp_path,
+        "-a",
+        "-1,1",
+        "-n",
+        6,
+        "-k",
+        2,
+        "--max-new-tokens",
+        80,
+        "--layers",
+        "1-2",
+        "-t",
+        "arithmetic",
+    )
     result = run(*asked, "--json")
     assert result.exit_code == 0, result.output
     written = json.loads(result.stdout)
@@ -58,8 +78,12 @@ def test_dose_writes_a_page_and_numbers_and_goes_on_when_given_again(vector, tmp
     card = (hub / "README.md").read_text()
     assert "| length direction -1 |" in card and "resid_post, layers (1, 2), everywhere" in card
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    assert run(*asked).exit_code == 0
+    again = run(*asked)
+    assert again.exit_code == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    monkeypatch.chdir(tmp_path)  # the next step, as printed, is accepted: it writes runs/vector
+    (line,) = re.findall(r"toolkit export .*?(?=  #)", again.output)
+    assert run(*shlex.split(line)[1:]).exit_code == 0 and (tmp_path / "runs/vector/README.md").is_file()
 
 
 @pytest.mark.parametrize("to", ["gguf", "safetensors"])
@@ -84,6 +108,8 @@ def test_a_folder_for_the_hub_has_a_card(vector, tmp_path):
     [
         (("-a", "one"), "numbers separated by commas"),
         (("-a", "1", "--layers", "x"), "layers such as"),
+        (("-a", "1", "--layers", "1-2-3"), "layers such as"),
+        (("-a", "1", "--layers", "3-1"), "layers such as"),
         (("-a", "1", "--layers", "9"), "has layers 0..3"),
         (("-a", "1", "--during", "thinking"), "choose from prompt, think, answer"),
         (("-a", "nan"), "not finite"),

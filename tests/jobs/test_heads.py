@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,6 +201,24 @@ def test_without_transformer_lens_the_atlas_says_so_before_any_work(tiny, tmp_pa
     with pytest.raises(ImportError, match=r"reasoning-length-toolkit\[lens\]"):
         jobs.atlas(tiny, jobs.Study(), jobs.Search(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_seed_of_the_study_seeds_the_random_controls_of_the_atlas(tiny, tmp_path, monkeypatch):
+    seeds = []
+    found = SimpleNamespace(plan=SimpleNamespace(direction=None), direction=None)
+
+    def stop(lm, direction, settings):
+        seeds.append(settings.seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(heads.bridges, "check_transformer_lens", lambda: None)
+    monkeypatch.setattr(heads, "extraction_rollouts", lambda *a, **k: [])
+    monkeypatch.setattr(heads.edit, "find_heads", lambda lm, rollouts, settings, *a, **k: seeds.append(settings.seed) or found)
+    monkeypatch.setattr(heads.edit, "edit_conditions", lambda lm, findings, settings: seeds.append(settings.seed) or {})
+    monkeypatch.setattr(heads.edit, "steering_conditions", stop)
+    with pytest.raises(InterruptedError):
+        jobs.atlas(tiny, jobs.Study(seed=7), jobs.Search(), tmp_path)
+    assert seeds == [7, 7, 7]
 
 
 def test_atlas_writes_what_it_returns(tiny, tmp_path, monkeypatch):

@@ -218,6 +218,12 @@ def test_models_of_other_shapes_are_refused_before_anything_is_sampled(tiny, tmp
         jobs.why_report(tiny, zoo.model_of_type("qwen3"), jobs.Study(problems=4, samples=2), jobs.WhySettings(), tmp_path)
 
 
+def test_two_models_of_the_same_weights_are_refused_before_anything_is_sampled(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(why_page, "extraction_rollouts", lambda *a, **k: pytest.fail("responses were sampled"))
+    with pytest.raises(ValueError, match="have the same weights"):
+        jobs.why_report(tiny, tiny, jobs.Study(problems=8, samples=2), jobs.WhySettings(), tmp_path)
+
+
 def test_responses_for_the_tables_are_sampled_with_every_given_setting(tiny, monkeypatch):
     asked = []
 

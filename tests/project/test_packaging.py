@@ -195,3 +195,16 @@ def test_constraints_are_plain_public_pins():
     lines = (REPO / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert all(re.fullmatch(r"#.*|[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in lines)
     assert pins()["torch"] == "2.13.0"
+
+
+def test_the_source_archive_has_every_file_that_tests_and_commands_of_the_repository_read():
+    settings = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+    included = {name.strip("/") for name in settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]}
+    assert {"plans", "constraints-oldest.txt", "data", "tests"} <= included
+    assert all((REPO / name).exists() for name in included)
+
+
+def test_every_listed_make_target_runs_even_if_a_file_has_its_name():
+    text = (REPO / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    assert {*re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE)} <= {*phony.split()}

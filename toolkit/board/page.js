@@ -420,9 +420,9 @@ function buildExamples() {
 const fits = (e) => (state.task === "all" || e.task === state.task) && (state.difficulty === "all" || e.difficulty === state.difficulty);
 const eligible = () => (examples.some(fits) ? examples.filter(fits) : examples);
 const current = () => eligible().find((e) => String(e.id) === state.example) ?? eligible()[0];
-/** Thinking and answer of a response, split at its tags, or from the fields `think` and `answer` if it has them. */
+/** Thinking and answer of a response. Boards of version 0.1 do not have them apart; their models all write <think>. */
 function parted(response) {
-  if (response.think !== undefined) return {think: response.think, answer: response.answer ?? "", open: false};
+  if (response.open !== undefined) return {think: response.think, answer: response.answer, open: response.open};
   const text = response.text ?? "", close = text.indexOf("</think>"), opens = text.trimStart().startsWith("<think>");
   const inside = opens ? text.indexOf("<think>") + 7 : 0;
   if (close >= 0) return {think: text.slice(inside, close), answer: text.slice(close + 8), open: false};
@@ -509,7 +509,9 @@ function save(text, name, type) {
 /** The numbers of the table in all groups of columns, unrounded, as CSV. Text that a spreadsheet could read as a formula gets a leading '. */
 function csv() {
   const all = groups.flatMap(columns), quote = (v) => `"${String(v ?? "").replace(/^(?=[=+@\-\t])/, typeof v === "number" ? "" : "'").replaceAll('"', '""')}"`;
-  const head = ["condition", "family", ...all.flatMap((c) => (c.metric ? ["", "_low", "_high", "_difference", "_difference_low", "_difference_high", "_p_holm"].map((end) => c.key + end) : [c.key]))];
+  const under = [state.task === "all" ? "" : state.task, state.difficulty === "all" ? "" : state.difficulty].filter(Boolean).join("; ");
+  const key = (metric) => (under && perCell(metric) ? `${metric} (${under})` : metric);  // the other columns are of all problems
+  const head = ["condition", "family", ...all.flatMap((c) => (c.metric ? ["", "_low", "_high", "_difference", "_difference_low", "_difference_high", "_p_holm"].map((end) => key(c.key) + end) : [c.key]))];
   const lines = [base, ...visible().filter((n) => n !== base)].map((name) => [name, familyOf(name), ...all.flatMap((c) => {
     if (!c.metric) return [c.sorted(name)];
     const v = value(name, c.metric) ?? {}, d = difference(name, c.metric) ?? {};

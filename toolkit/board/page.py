@@ -12,6 +12,7 @@ the page forbids every network request, and no text of the board is interpreted 
   ``mean, low, high``.
 * ``front`` is the probability that the condition is on the Pareto front of accuracy and think tokens.
 * ``metrics`` has the texts of each metric: ``better`` says whether high or low values are good, ``help`` explains the metric.
+* ``think`` and ``answer`` are the parts of a response's ``text``, or null; ``open`` says that thinking was never closed.
 * ``curves`` has the learning curves of trained conditions, one per seed: held-out accuracy and think tokens by training step.
 * ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the problems of the main tasks.
 * ``command`` makes the board again. The verdict at the top of the page is written from ``conditions`` and ``paired`` (``verdicts.of_board``).
@@ -28,7 +29,8 @@ the page forbids every network request, and no text of the board is interpreted 
      "metrics": {metric: {"label", "unit": "share|tokens|nats|score|number", "better": "high|low|none",
                           "group": "main|damage|budget|mechanism|cost", "help"}},
      "tasks": ["all", ...], "difficulties": ["all", ...],
-     "examples": [{"id", "task", "difficulty", "prompt", "answer", "responses": {name: {"text", "correct", "think_tokens"}}}],
+     "examples": [{"id", "task", "difficulty", "prompt", "answer", "responses": {name: {"text", "think", "answer", "open", "correct",
+                                                                                                   "think_tokens"}}}],
      "curves": {name: [{"seed", "step": [...], "accuracy": [...], "think_tokens": [...]}]},
      "figures": [{"title", "text", "figure": {"data", "layout"}}],
      "methods": [{"title", "text"}], "command": str}

@@ -25,6 +25,7 @@ from toolkit.difficulty import LEVELS, levels_of
 from toolkit.metrics import METRICS, Judge, MetricEffect, Outcomes, assumed_aes, cell, described
 from toolkit.progress import stage
 from toolkit.stats import Effect
+from toolkit.tags import ThinkTags
 
 
 @dataclass(frozen=True)
@@ -414,7 +415,8 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
 
     Returns:
         One dict per problem, with the keys ``id``, ``task``, ``difficulty`` (``"easy"``, ``"medium"``, ``"hard"``, or ``""`` if the
-        task states none), ``prompt``, ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``).
+        task states none), ``prompt``, ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``, and the
+        keys of ``response_parts``).
     """
     rows = by_name[BASE].results[0].rows
     grouped = (
@@ -434,6 +436,7 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
             "responses": {
                 name: {
                     "text": first.loc[i, "text"],
+                    **response_parts(ground.lm.tags, first.loc[i]),
                     "correct": bool(first.loc[i, "correct"]),
                     "think_tokens": int(first.loc[i, "think_tokens"]),
                 }
@@ -442,6 +445,29 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
         }
         for i in chosen
     ]
+
+
+def response_parts(tags: ThinkTags | None, row: pd.Series) -> dict[str, Any]:
+    """Return thinking and answer of a response, split where its spans were split.
+
+    Args:
+        tags: Think tags of the model; ``None`` if it has none.
+        row: The response, a row of ``Result.rows``.
+
+    Returns:
+        A dict with the keys ``think`` (text, or ``None`` without thinking), ``answer`` (text, or ``None`` if there is none, or if it is the
+        thinking) and ``open`` (True if thinking was never closed).
+    """
+    text, closed, answer = row["text"], bool(row["closed"]), row["answer"]
+    if tags is not None and tags.close is None:  # the whole response is the thinking, and the answer too
+        return {"think": text, "answer": None, "open": not closed}
+    # The row has no spans. Thinking that begins in the prompt, or never closes, is told by the number of think tokens and by ``closed``.
+    before, closing, _ = text.partition(tags.close) if tags is not None and closed else (text, "", "")
+    thinks = tags is not None and (not closed or bool(closing) or row["think_tokens"] > 0)
+    if not thinks:
+        return {"think": None, "answer": text if pd.isna(answer) else answer, "open": False}
+    inside = before.partition(tags.open)[2] if tags is not None and tags.open and tags.open in before else before
+    return {"think": inside, "answer": answer if closed else None, "open": not closed}
 
 
 def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str, list[dict[str, Any]]]:

@@ -70,7 +70,12 @@ def board(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Token budget of a response.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps per policy.")] = None,
-    train: Annotated[str, typer.Option(help="Part of each policy to train: all, adapter or vector (see toolkit grpo).")] = "all",
+    train: Annotated[
+        str,
+        typer.Option(
+            help="Part of each policy to train: all, adapter or vector (see toolkit grpo). vector needs --set learning_rate=RATE."
+        ),
+    ] = "all",
     rank: Rank = None,
     training_engine: Annotated[
         str | None,
@@ -121,23 +126,25 @@ def board(
     from toolkit.board import default
     from toolkit.cli.grpo import parse_part, parse_settings
 
+    listed, file_sizes = boards.read_conditions(conditions) if conditions else (default.CONDITIONS, None)
+    chosen = parse_settings(settings)
+    rated = {**(dict(file_sizes.training.changes) if file_sizes else {}), **chosen}  # a file may give the learning rate too
     options = {
         "task": task,
         "problems": problems,
         "max_new_tokens": max_new_tokens,
         "seeds": seeds,
         "steps": steps,
-        "train": parse_part(train, rank),
+        "train": parse_part(train, rank, rated, parts=("all", "adapter", "vector")),
         "engine": training_engine,
         "track": track,
     }
-    listed, file_sizes = boards.read_conditions(conditions) if conditions else (default.CONDITIONS, None)
     if quick and file_sizes:
         raise typer.BadParameter(f"{conditions} defines SIZES: leave out --quick.")
     # Sizes: those of the file, else of --quick or of a full board; single options then change them.
     start = file_sizes or (boards.QUICK if quick else boards.FULL)
     tiny = file_sizes.training.tiny if file_sizes else model in shipped.COMPLETE
-    sizes = boards.adjust_sizes(start, options, parse_settings(settings), tiny=tiny)
+    sizes = boards.adjust_sizes(start, options, chosen, tiny=tiny)
     specs = boards.select_conditions(listed, only)
     store.writable(out_dir)
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # the processes share the cores

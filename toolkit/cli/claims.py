@@ -134,7 +134,8 @@ def claims(
     tasks.check(task, "train", "dev", "test")
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    if lm.tags is None:
+    unmarked = lm.tags is None
+    if unmarked:
         say("the model marks no thinking: whole responses count as thinking")
         lm = replace(lm, tags=ThinkTags(None, None))
     found = jobs.claims_report(lm, plan, out_dir, say=say, command=Command.line)
@@ -149,5 +150,5 @@ def claims(
     name_files("Open {}; the text for posting is {}.", out_dir / "report.html", out_dir / "claims.md")
     next_steps(
         narrower_intervals="the same command with more --problems and a new --out",
-        edit_the_model=same_options("thinkedit", "-o", "runs/edited"),
+        edit_the_model=same_options("thinkedit", "-o", "runs/edited", **({"think": "response"} if unmarked else {})),
     )

@@ -28,12 +28,12 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
-    command_line,
     load_model,
     name_files,
     next_steps,
     print_json,
     reject_unread,
+    same_options,
     show,
 )
 
@@ -123,7 +123,7 @@ def dto(
     name_files("The pairs are in {}.", out_dir / "pairs.jsonl")
     if steps:
         next_steps(
-            compare_before_and_after=command_line(
-                "compare", f"base={model}", f"dto={out_dir / 'trained' / 'model'}", "-t", task, "-o", out_dir / "compare"
+            compare_before_and_after=same_options(
+                "compare", f"base={model}", f"dto={out_dir / 'trained' / 'model'}", "-o", out_dir / "compare"
             )
         )

@@ -63,6 +63,7 @@ def demo(
     task: Task = "arithmetic",
     problems: Problems = 200,
     samples: Samples = 8,
+    think: Think = None,
     template: Template = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -81,7 +82,8 @@ def demo(
     tasks.check(task, "train", "dev", "test")
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    lm = load_model(model, None, Dtype.float32, None, template=template)
+    lm = load_model(model, think, Dtype.float32, None, template=template)
+    jobs.check_thinking(lm)
     result = jobs.demo(lm, study, out_dir, settings=replace(jobs.DEMO, seed=seed), say=say, command=Command.line)
     if as_json:
         print_json({"out": str(out_dir), **store.read_json(out_dir / "report.json")})
@@ -185,6 +187,7 @@ def thinkedit(
     tasks.check(task, *(() if source else ("train",)), *(() if dry_run else ("test",)))
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
+    jobs.check_thinking(lm)
     work = out_dir.with_name(f"{out_dir.name}.work")
     sampler = connect_engine(engine, lm, work, batch_size)
     finding = _find_heads(lm, source, study, settings, chosen, sampler, work)
@@ -330,6 +333,9 @@ def rollouts(
         print_json({"out": str(out_dir), "rollouts": len(responses), "by_difficulty": table.to_dict("records")})
         return
     show(table.set_index("task"), f"{len(responses)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
+    if lm.tags is None:  # neither a direction nor scores of heads can be computed from responses without thinking
+        next_steps(count_whole_responses_as_thinking="the same command with --think response and a new --out")
+        return
     next_steps(
         compute_a_direction_of_thinking_length=same_options("direction", "-r", out_dir, "-o", "runs/direction.safetensors"),
         score_the_attention_heads=same_options("heads", "-r", out_dir),
@@ -405,6 +411,7 @@ def direction(
     check_file(out_file, force)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     source.check(lm)
+    jobs.check_thinking(lm)
     v, table = jobs.extract_direction(lm, source.rollouts, settings, recipe, origin=source.origin)
     store.save(v, out_file)
     if as_json:

@@ -146,6 +146,7 @@ def entropy(
     tasks.check(study.task, settings.split)
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
+    jobs.check_thinking(lm)
     if source is not None:
         source.check(lm)
     sampled, sampler = source.rollouts if source else None, connect_engine(engine, lm, out_dir, batch_size)

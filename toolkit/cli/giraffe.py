@@ -19,13 +19,13 @@ from toolkit.cli.common import (
     Think,
     Trust,
     app,
-    command_line,
     load_model,
     name_files,
     next_steps,
     parse_numbers,
     print_json,
     reject_unread,
+    same_options,
     say,
     show,
 )
@@ -140,4 +140,4 @@ def giraffe(
     if "text" in tables:
         show(tables["text"].set_index("condition"), "The text, by position")
     name_files("Open {}; the model is in {}.", out_dir / "report.html", out_dir / "model")
-    next_steps(check_what_works_with_it=command_line("check", out_dir / "model"))
+    next_steps(check_what_works_with_it=same_options("check", out_dir / "model", model=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ from toolkit.cli.common import (
     name_files,
     next_steps,
     print_json,
+    reject_unread,
     same_options,
     say,
     show,
@@ -50,38 +52,53 @@ Scale = Annotated[
     ),
 ]
 Rank = Annotated[int | None, typer.Option(min=1, help="Rank of the adapter (default 16). Needs --train adapter.")]
-RATELESS = ("vector", "heads", "head-scales")  # parts for which no recipe has a learning rate
+OF_A_PLAN = ("heads", "head-scales")  # parts that a plan names
+RATELESS = ("vector", *OF_A_PLAN)  # parts for which no recipe has a learning rate
 
 
-def parse_part(train: str, rank: int | None, plan: Path | None = None) -> Any:
+def parse_part(
+    train: str,
+    rank: int | None,
+    settings: Collection[str],
+    *,
+    plan: Path | None = None,
+    parts: Sequence[str] = ("all", "adapter", *RATELESS),
+) -> Any:
     """Return the part of the model to train, as ``Extras.train`` takes it.
 
     Args:
-        train: Name of the part: all, adapter, vector, heads or head-scales.
+        train: Name of the part.
         rank: Rank of the adapter; ``None`` means 16.
+        settings: Names of the settings that replace those of the recipe, such as ``learning_rate``.
         plan: File of the plan whose heads are trained.
+        parts: Names of the parts that the running command can train.
 
     Raises:
-        BadParameter: the name is unknown, or an option belongs to another part.
+        BadParameter: the name is not among ``parts``, an option belongs to another part, or the part has no learning rate.
     """
     from toolkit import store
     from toolkit.types import Plan
 
-    if train not in ("all", "adapter", *RATELESS):
-        raise typer.BadParameter(f"--train {train}: choose all, adapter, vector, heads or head-scales.")
+    if train not in parts:
+        raise typer.BadParameter(f"--train {train}: choose {', '.join(parts[:-1])} or {parts[-1]}.")
     if rank is not None and train != "adapter":
         raise typer.BadParameter(f"--rank needs --train adapter, not --train {train}.")
-    if (plan is not None) != (train in ("heads", "head-scales")):
+    if (plan is not None) != (train in OF_A_PLAN):
         raise typer.BadParameter(
             "--train heads and --train head-scales need --plan FILE, from toolkit thinkedit; no other part takes a plan."
         )
+    if train in RATELESS and "learning_rate" not in settings:
+        raise typer.BadParameter(
+            f"--train {train} needs --set learning_rate=RATE: the recipe's rate is for all weights. The papers' rate was not found; 0.1 moves the "
+            "tiny reasoner."
+        )
     if train == "all":
         return None
-    from toolkit.grpo import parts  # imports peft
+    from toolkit.grpo import parts as trainable  # imports peft
 
     if plan is not None:
-        return parts.plan_heads(store.load(plan, Plan), scale=train == "head-scales")
-    return parts.Vectors() if train == "vector" else parts.adapter(rank or 16)
+        return trainable.plan_heads(store.load(plan, Plan), scale=train == "head-scales")
+    return trainable.Vectors() if train == "vector" else trainable.adapter(rank or 16)
 
 
 def parse_settings(texts: list[str] | None) -> dict[str, str]:
@@ -215,12 +232,10 @@ def grpo(
 
     if engine != "ours" and not evaluate_every:
         raise typer.BadParameter("--engine samples for evaluations, and --evaluate-every 0 asks for none: leave one of them out.")
-    part, chosen = parse_part(train, rank, plan), parse_settings(settings)
-    if train in RATELESS and "learning_rate" not in chosen:
-        raise typer.BadParameter(
-            f"--train {train} needs --set learning_rate=RATE: the recipe's rate is for all weights. The papers' rate was not found; 0.1 moves the "
-            "tiny reasoner."
-        )
+    if train == "vector":
+        reject_unread("with --train vector, which saves a vector and no model", "save_dtype")
+    chosen = parse_settings(settings)
+    part = parse_part(train, rank, chosen, plan=plan)
     box = find_toolbox(tool)
     tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
@@ -251,7 +266,9 @@ def grpo(
         vector = folder / saved.DIRECTION
         strength = store.load(vector, Direction).provenance.notes["strength"]
         judging = {
-            "measure_other_strengths": same_options("dose", "--vector", vector, "--alpha", f"0,{strength / 2:g},{strength:g}")
+            "measure_other_strengths": same_options(
+                "dose", "--vector", vector, "--alpha", f"0,{strength / 2:g},{strength:g}", "-o", out_dir / "doses"
+            )
         }
     else:
         judging = {"compare_on_held_out_problems": same_options("compare", f"base={model}", f"trained={folder}")}
@@ -260,6 +277,6 @@ def grpo(
     if as_json:
         print_json({"out": str(folder), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)})
         return
-    show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the result is in {folder}")
+    show(table, f"{recipe.name} on {lm.name}, {jobs.compared(done)}; the result is in {folder}")
     name_files("Open {}; the log, with one line per step, is in {}.", out_dir / "report.html", out_dir / "log.jsonl")
     next_steps(**judging)

@@ -25,7 +25,7 @@ COMMANDS = {
 PANELS = {
     "Model": ("model", "think", "template", "dtype", "device", "trust_remote_code"),
     "Problems and sampling": (
-        "task", "task_name", "split", "problems", "train_problems", "instances", "length", "lengths", "tool", "samples", "temperature", "top_p", "max_new_tokens", "seed", "engine",
+        "task", "split", "problems", "train_problems", "instances", "length", "lengths", "tool", "samples", "temperature", "top_p", "max_new_tokens", "seed", "engine",
         "batch_size", "rollouts", "partial", "allow_overlap", "details",
     ),
     "Output": ("out_dir", "out_file", "out_path", "adapter", "force", "dry_run", "as_json"),

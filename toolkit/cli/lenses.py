@@ -193,6 +193,7 @@ def heads(
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
+    jobs.check_thinking(lm)
     sampled, about = None, None
     if source is not None:
         source.check(lm)

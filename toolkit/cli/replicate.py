@@ -75,6 +75,7 @@ def replicate(
     store.writable(out_dir)
     template = [f"{name}={json.dumps(value)}" for name, value in plan.model.template.items()]
     lm = load_model(plan.model.id, plan.model.think or None, Loaded(plan.model.dtype), device, False, template)
+    jobs.check_thinking(lm)
     sampler = connect_engine(engine, lm, out_dir, plan.run.batch_size)
     table = jobs.replicate(lm, plan, out_dir, engine=sampler, say=say, command=Command.line)
     if as_json:

@@ -82,7 +82,9 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]  # [3] or [2, 5]
+        ends = [[int(n) for n in part.split("-", 1)] for part in text.split(",")]  # [3] or [2, 5]
+        if backwards := [end for end in ends if end[0] > end[-1]]:
+            raise ValueError(f"no layer from {backwards[0][0]} to {backwards[0][-1]}")
         return tuple(layer for end in ends for layer in range(end[0], end[-1] + 1))
     except ValueError as error:
         raise typer.BadParameter(f"--layers {text}: give layers such as 3, 2-5 or 1,4,7.") from error
@@ -224,7 +226,7 @@ def dose(
     model: Model = "tiny-reasoner",
     layers: Layers = None,
     during: During = "all",
-    task_name: Annotated[
+    task: Annotated[
         str | None,
         typer.Option(
             "--task",
@@ -269,11 +271,12 @@ def dose(
         parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.parse(during), allow_overlap=allow_overlap
     )
     v = store.load(vector, Direction)
-    task = task_name or str(v.provenance.notes.get("task", "arithmetic"))
-    if task_name is None and not tasks.is_built_in(task):
+    recorded = str(v.provenance.notes.get("task", "arithmetic"))
+    if task is None and not tasks.is_built_in(recorded):
         raise typer.BadParameter(
-            f"{vector} was made from problems in a file {task!r}, of which it records only the name: give the file with --task FILE."
+            f"{vector} was made from problems in a file {recorded!r}, of which it records only the name: give the file with --task FILE."
         )
+    task = task or recorded
     tasks.check(task, "dev")
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
@@ -302,6 +305,6 @@ def dose(
     name_files("Open {}.", out_dir / "report.html")
     next_steps(
         a_card_with_these_numbers=same_options(
-            "export", "--to", "folder", "--doses", out_dir, "-o", "runs/vector", more=("vector",)
+            "export", "--to", "folder", "--doses", out_dir, "-o", "runs/vector", more=("vector",), task=None, max_new_tokens=None
         ),
     )

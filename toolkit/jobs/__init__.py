@@ -65,7 +65,7 @@ from toolkit.jobs.retrieval import Search, measure_retrieval
 from toolkit.jobs.retrieval_page import retrieval_report
 from toolkit.jobs.searching import EPISODES, calls_direction, episode_measures, with_tools
 from toolkit.jobs.steer import dose_report, fitting_strengths, read_doses, steered_responses, vector_folder
-from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
+from toolkit.jobs.study import RolloutDirectory, Say, Study, check_thinking, extraction_rollouts, origin, read_rollouts
 from toolkit.jobs.why import Why, WhySettings, find_reasons
 from toolkit.jobs.why_page import why_report
 
@@ -107,6 +107,7 @@ __all__ = [
     "calls_direction",
     "check",
     "check_names",
+    "check_thinking",
     "claims_report",
     "condition_effects",
     "demo",

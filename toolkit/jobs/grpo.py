@@ -168,7 +168,8 @@ def before_and_after(done: Trained) -> pd.DataFrame:
     """Return a table of measures before and after training, one row per measure.
 
     There are two columns, each named by the number of an optimizer step. If the log has evaluations on held-out problems, the columns are
-    the first evaluation (step 0 is before training) and the last. Otherwise they are the first and the last training batch. Accuracy and
+    the first evaluation (step 0 is before training) and the last. Otherwise they are the first and the last training batch, or one column
+    if there was one batch. ``compared`` says which. Accuracy and
     ``truncated`` (responses that the token budget cut off) are shares, 0 to 1; lengths are in tokens.
 
     Args:
@@ -176,8 +177,19 @@ def before_and_after(done: Trained) -> pd.DataFrame:
     """
     rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
-    table = rows.iloc[[0, -1]].set_index("step")[columns].astype(float)
+    table = rows.iloc[sorted({0, len(rows) - 1})].set_index("step")[columns].astype(float)
     return table.rename(columns=lambda name: name.removeprefix("held_out/").replace("_", " ")).T.rename_axis("step")
+
+
+def compared(done: Trained) -> str:
+    """Return words for the columns of ``before_and_after``.
+
+    Args:
+        done: Trained model with its log.
+    """
+    if "held_out/accuracy" in done.log:
+        return "before and after training, by step"
+    return "first and last training batch, by step" if len(before_and_after(done).columns) > 1 else "the only training batch"
 
 
 def training_page(done: Trained, recipe: Recipe, base: str, *, judging: str, command: str = "") -> Page:
@@ -194,13 +206,15 @@ def training_page(done: Trained, recipe: Recipe, base: str, *, judging: str, com
     measured = table.rename(index=lambda name: name.replace(" ", "_"))
     held_out = "held_out/accuracy" in done.log
     metrics = tuple(m for m in (HELD_OUT if held_out else IN_TRAINING) if m in done.log)
-    where = "held-out problems (dev split)" if held_out else "the problems of the first and the last training batch"
+    where = "held-out problems (dev split)" if held_out else "training problems"
     return Page(
         title=f"{recipe.name} on {base}",
-        verdict=verdicts.of_training(measured.iloc[:, 0].to_dict(), measured.iloc[:, -1].to_dict(), steps=int(table.columns[-1])),
+        verdict=verdicts.of_training(measured.iloc[:, 0].to_dict(), measured.iloc[:, -1].to_dict(), steps=int(table.columns[-1]))
+        if len(table.columns) > 1
+        else ["One training batch was measured, and no held-out problems, so nothing is compared."],
         main=Section("Learning curves", f"Measured on {where}.", (figures.learning_curves({recipe.name: done.log}, metrics),)),
         table=table.map(lambda value: f"{value:.3g}"),
-        caption=f"Before and after training, by step; on {where}. Accuracy and truncated are shares, 0 to 1; lengths are in tokens.",
+        caption=f"{compared(done).capitalize()}; on {where}. Accuracy and truncated are shares, 0 to 1; lengths are in tokens.",
         made=f"{recipe.name}: reward {recipe.reward}, {recipe.problems} problems x {recipe.samples} samples per batch, learning rate "
         f"{recipe.learning_rate:g}. To evaluate the result on the test split, with intervals: {judging}",
         command=command,

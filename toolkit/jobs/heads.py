@@ -315,9 +315,10 @@ def atlas(
     out = store.writable(directory)
     about_rollouts = study.origin("train") if rollouts is None else dict(origin or {})
     rollouts = rollouts or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
-    finding = edit.find_heads(lm, rollouts, edit.DEMO, edit.OURS, origin=about_rollouts)
-    conditions = edit.edit_conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
-    conditions |= edit.steering_conditions(lm, finding.plan.direction or finding.direction, edit.DEMO)
+    settings = replace(edit.DEMO, seed=study.seed)
+    finding = edit.find_heads(lm, rollouts, settings, edit.OURS, origin=about_rollouts)
+    conditions = edit.edit_conditions(lm, {edit.OURS: finding}, replace(settings, draws=1))
+    conditions |= edit.steering_conditions(lm, finding.plan.direction or finding.direction, settings)
     haystacks = search.haystacks(lm, "test")
     # Too few rollouts, and an overlap with the training problems, are refused by now, before the long part.
     overlap = evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)

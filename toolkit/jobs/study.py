@@ -92,6 +92,20 @@ def with_origin(value: T, about: Mapping[str, Any]) -> T:
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
 
 
+def check_thinking(lm: LM) -> None:
+    """Raise an error if nothing that a model writes counts as thinking, so that its responses have no think length.
+
+    Raises:
+        ValueError: the model has no think tags.
+    """
+    if lm.tags is None:
+        raise ValueError(
+            f"{lm.name} has no think tags, so its responses count as answers, and none is short or long thinking. Count whole responses as "
+            "thinking (tags=ThinkTags(None, None), --think response), or name the tags (tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE; in a "
+            "plan: model.think). Rollouts that were sampled without think tags must be sampled again."
+        )
+
+
 def extraction_rollouts(
     lm: LM, study: Study, *, engine: Engine = OWN_LOOP, out: Path | None = None, say: Say = lambda text: None
 ) -> list[Rollout]:
@@ -106,7 +120,9 @@ def extraction_rollouts(
 
     Raises:
         thinkedit.ClassTooSmallError: so few rollouts cannot fill the classes of short and long thinking. Nothing is sampled then.
+        ValueError: the model has no think tags. Nothing is sampled then.
     """
+    check_thinking(lm)
     problems = study.load("train", lm)
     thinkedit.check_enough(len(problems) * study.samples)
     say(f"sampling {len(problems)} x {study.samples} rollouts to compute the direction from")

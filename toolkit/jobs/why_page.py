@@ -48,8 +48,14 @@ def why_report(
     Raises:
         store.WrongModelError: the models differ in their width, or in the number or size of their heads.
         evaluate.OverlapError: a model was made from a dev or test problem, and ``study.allow_overlap`` is False.
+        ValueError: the models have the same weights.
     """
     check_shapes(base, changed)
+    if base.fingerprint == changed.fingerprint:
+        raise ValueError(
+            f"{base.name} and {changed.name} have the same weights, so nothing changed that could be explained: name a model and an edited or "
+            "trained copy of it."
+        )
     out = store.writable(directory)
     problems = {split: study.load(split, base) for split in ("dev", "test")}
     conditions = {"base": Condition(base), "changed": Condition(changed)}
