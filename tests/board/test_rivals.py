@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -155,3 +157,23 @@ def test_the_board_measures_a_strength_that_follows_confidence_and_leaves_out_wh
     assert set(found["base"]["metrics"]) - set(found["ReBalance"]["metrics"]) == {"retrieval_write"}
     assert any("retrieval_write is left out" in text for text in said)
     assert "retrieved" in store.read_json(tmp_path / "board.json")["conditions"]["ReBalance"]["metrics"]
+
+
+def test_every_rival_of_the_second_edition_stands_beside_its_control():
+    path = Path(__file__).parents[2] / "data" / "board" / "second_edition.py"
+    specs = {each.name: each for each in spec.select_conditions(spec.read_conditions(path)[0])}
+    controls = {name.removeprefix("control: ") for name, each in specs.items() if each.family == "control"}
+    for method in (
+        "stable direction",
+        "manifold",
+        "CREST",
+        "ReBalance",
+        "CoDE-Stop",
+        "exit probe",
+        "NoWait",
+        "budget of 48",
+        "2 random heads masked",
+    ):
+        assert method in controls
+    assert sum(name.startswith(("NoWait", "no re-checks")) for name in specs) == 1, "one condition, one name"
+    assert {each.plan.keywords["part"] for each in specs.values() if each.recipe} == {None, "vector", "heads", "random heads"}
