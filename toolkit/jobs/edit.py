@@ -7,6 +7,7 @@ use this module.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,14 +255,17 @@ def _in_parts(rollouts: Sequence[Rollout], by: collect.By) -> collect.By:
 
     The parts of a class differ in size by one rollout at most.
     """
-    parts: dict[int, str] = {}
-    order = np.random.default_rng(0).permutation(len(rollouts))
-    seen: dict[str, int] = {}
-    for rollout in (rollouts[i] for i in order):
-        if label := by(rollout):
-            parts[id(rollout)] = f"{label} {seen.setdefault(label, 0) % PARTS}"
+    parts, seen = dict[tuple[str, int], int](), Counter[str]()
+    for i in np.random.default_rng(0).permutation(len(rollouts)):
+        if label := by(rollouts[i]):
+            parts[rollouts[i].problem_id, rollouts[i].sample] = seen[label] % PARTS
             seen[label] += 1
-    return lambda rollout: parts.get(id(rollout))
+
+    def part(rollout: Rollout) -> str | None:
+        label = by(rollout)
+        return f"{label} {parts[rollout.problem_id, rollout.sample]}" if label else None
+
+    return part
 
 
 def extract_direction(
