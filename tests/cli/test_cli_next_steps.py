@@ -142,6 +142,7 @@ def test_after_why_both_models_and_their_options_are_named_as_typed(steps_of, mo
 def test_after_a_vector_is_trained_its_doses_are_measured_in_a_directory_of_the_run(steps_of, monkeypatch):
     monkeypatch.setattr("toolkit.jobs.grpo.grpo", lambda *a, **k: SimpleNamespace(main=True))
     monkeypatch.setattr("toolkit.jobs.grpo.before_and_after", lambda done: None)
+    monkeypatch.setattr("toolkit.jobs.grpo.compared", lambda *a: "by step")
     monkeypatch.setattr("toolkit.jobs.grpo.training_page", lambda *a, **k: None)
     monkeypatch.setattr(pages, "write", lambda *a: None)
     made = SimpleNamespace(provenance=SimpleNamespace(notes={"strength": 2.0}))
