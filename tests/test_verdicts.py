@@ -55,6 +55,17 @@ def test_controls_are_silent_only_if_every_interval_contains_zero():
     assert "random direction: thinks 0.5 tokens longer [0.1, 0.9]" in told and "random heads: no effect detectable" in told
 
 
+def test_draws_of_one_control_are_told_together_with_their_range_and_how_many_are_clear():
+    clear = {
+        f"random heads {i}": {"think_tokens": change(low, low + 1), "accuracy": NOTHING["accuracy"]}
+        for i, low in enumerate((0.5, 2.0, -0.5))
+    }
+    told = verdicts.controls_sentence({**clear, "random direction 1": NOTHING, "random direction 2": NOTHING})
+    assert told.startswith(
+        "Random controls: random heads (3 draws): +0.0 to +2.5 tokens, clear in 2; random direction (2 draws): no effect detectable."
+    )
+
+
 def test_a_control_that_was_not_tested_is_not_called_silent():
     few = {"accuracy": change(-0.01, 0.02, note="2 seeds")}
     assert verdicts.controls_sentence({"random heads": few}) == "Random controls: random heads: not tested."
@@ -121,8 +132,8 @@ def test_a_control_with_one_draw_is_called_one_draw_and_one_with_several_is_not(
     once, several = "edited: random heads", [f"edited: random direction {i}" for i in (1, 2, 3)]
     *_, said = verdicts.of_summary(summary_of(dict.fromkeys([once, *several], NOTHING)))
     assert said == (
-        "Random controls: edited: random heads (one draw), edited: random direction 1, edited: random direction 2, edited: random "
-        "direction 3: no effect detectable. Other draws of a control with one draw may have other effects."
+        "Random controls: edited: random heads (one draw), edited: random direction (3 draws): no effect detectable. Other draws of a "
+        "control with one draw may have other effects."
     )
     assert "one draw" not in verdicts.of_summary(summary_of(dict.fromkeys(several, NOTHING)))[-1]
     clear = {"think_tokens": LONGER}

@@ -126,6 +126,8 @@ def sentences(effects: Mapping[str, Changes], controls: Collection[str]) -> list
 def controls_sentence(effects: Mapping[str, Changes]) -> str:
     """Return the sentence on the random controls: those with a clear effect by name, the others together.
 
+    Controls whose names differ only in a number at the end are draws of one control, and are told together.
+
     Args:
         effects: Name of a control -> its changes.
     """
@@ -136,17 +138,40 @@ def controls_sentence(effects: Mapping[str, Changes]) -> str:
     tested = [
         name for name, changes in judged.items() if name not in clear and changes and not any(_is_untested(c) for c in changes)
     ]
-    rest = [name for name in judged if name not in clear and name not in tested]
-    parts = [f"{name}: {words({m: c for m, c in effects[name].items() if c.is_clear})}" for name in clear[:NAMED]]
-    parts += [f"{len(clear) - NAMED} more controls have an effect"] * (len(clear) > NAMED)
-    parts += [f"{_together(tested, bool(clear))}: no effect detectable"] if tested else []
-    parts += [f"{_together(rest, False)}: not tested"] if rest else []
+    draws: dict[str, list[str]] = {}
+    for name in effects:
+        draws.setdefault(_DRAW.sub("", name), []).append(name)
+    clear_ones = {stem: names for stem, names in draws.items() if set(names) & set(clear)}
+    parts = [_of_draws(stem, [effects[name] for name in names], names) for stem, names in [*clear_ones.items()][:NAMED]]
+    parts += [f"{len(clear_ones) - NAMED} more controls have an effect"] * (len(clear_ones) > NAMED)
+    silent = [_called(stem, names) for stem, names in draws.items() if set(names) <= set(tested)]
+    parts += [f"{_together(silent, bool(clear))}: no effect detectable"] if silent else []
+    untested = [_called(stem, names) for stem, names in draws.items() if stem not in clear_ones and not set(names) <= set(tested)]
+    parts += [f"{_together(untested, False)}: not tested"] if untested else []
     text = f"Random controls: {'; '.join(parts)}."
     by_p = any(c.p is not None for changes in judged.values() for c in changes)
     count = sum(len(changes) for changes in judged.values())
     if clear and count * LEVEL >= 0.5 and not by_p:
         text += f" Of their {count} intervals, about {round(count * LEVEL)} would exclude zero by chance."
     return text
+
+
+def _called(stem: str, names: Sequence[str]) -> str:
+    return f"{stem} ({len(names)} draws)" if len(names) > 1 else names[0]
+
+
+def _of_draws(stem: str, effects: Sequence[Changes], names: Sequence[str]) -> str:
+    """Return what the draws of one control do: the effect of a single draw, or the range of all and how many are clear."""
+    if len(names) == 1:
+        return f"{names[0]}: {words({m: c for m, c in effects[0].items() if c.is_clear})}"
+    parts = []
+    for metric, unit in zip(JUDGED, ("tokens", "share"), strict=True):
+        changes = [e[metric] for e in effects if metric in e]
+        if count := sum(c.is_clear for c in changes):
+            means = [c.mean for c in changes]
+            low, high = (with_interval(mean, mean, mean, unit, sign="+") for mean in (min(means), max(means)))
+            parts.append(f"{low} to {high} {UNITS[unit]}, clear in {count}")
+    return f"{_called(stem, names)}: {'; '.join(parts)}"
 
 
 def _is_untested(change: Change) -> bool:
