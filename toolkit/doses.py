@@ -21,7 +21,7 @@ from torch import Tensor
 from toolkit import collect, directions, evaluate, stats
 from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling, rollouts
-from toolkit.lm import LM, Condition, NoThinkTagsError
+from toolkit.lm import LM, Condition, check_thinking
 from toolkit.methods import efficiency_steering
 from toolkit.metrics import Judge
 from toolkit.phases import EVERYWHERE, Scope
@@ -96,19 +96,6 @@ class Doses:
         return rows.sort_values("strength").set_index("strength")
 
 
-def check_tags(lm: LM) -> None:
-    """Check, before sampling, that a model marks its thinking, whose tokens a sweep counts.
-
-    Raises:
-        NoThinkTagsError: the model has no think tags.
-    """
-    if lm.tags is None:
-        raise NoThinkTagsError(
-            f"{lm.name} has no think tags, so every think length of a dose-response curve would be 0. Load it with tags=ThinkTags(...) (--think "
-            "OPEN,CLOSE), or with --think response, which takes the whole response as thinking."
-        )
-
-
 def sweep(
     lm: LM,
     named: Mapping[str, Direction],
@@ -132,9 +119,9 @@ def sweep(
         out: Directory for the rollouts; repeat the call to resume a sweep that was stopped. ``None`` saves nothing.
 
     Raises:
-        NoThinkTagsError: the model marks no thinking (see ``check_tags``).
+        NoThinkTagsError: the model marks no thinking (see ``lm.check_thinking``).
     """
-    check_tags(lm)
+    check_thinking(lm)
     strengths = sorted({*plan.strengths, 0.0})
     acts = {(name, a): plan.act(v, a) for name, v in named.items() for a in strengths}
     conditions = {"base": Condition(lm)}
@@ -341,9 +328,9 @@ def choose_dose(
 
     Raises:
         efficiency_steering.NothingQualifiesError: no combination of layer and strength shortens thinking at an accepted loss.
-        NoThinkTagsError: the model marks no thinking (see ``check_tags``).
+        NoThinkTagsError: the model marks no thinking (see ``lm.check_thinking``).
     """
-    check_tags(lm)
+    check_thinking(lm)
     layers = plan.layers or tuple(efficiency_steering.assumed_layers(lm.layout.n_layers))
     conditions = {"base": Condition(lm)}
     doses = [(layer, a) for layer in layers for a in plan.strengths if a]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import NoneType
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import hooks, origins
+from toolkit import hooks, identity, origins
 from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.merging import selective_merge
@@ -29,8 +29,23 @@ from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
 
 __all__ = [
-    "OPS", "RuntimeEdit", "Steering", "apply", "check_direction", "check_plan", "column_norms", "plan", "plan_origins", "random_heads",
-    "random_written", "selective_merge", "steering", "transfer", "unit_at", "with_direction",
+    "OPS",
+    "RuntimeEdit",
+    "Steering",
+    "apply",
+    "check_direction",
+    "check_plan",
+    "column_norms",
+    "different_draws",
+    "plan",
+    "plan_origins",
+    "random_heads",
+    "random_written",
+    "selective_merge",
+    "steering",
+    "transfer",
+    "unit_at",
+    "with_direction",
 ]  # fmt: skip
 
 
@@ -129,6 +144,29 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
         # Of two equally near layers, take the lower one.
         draw(min((layer for layer in free if free[layer]), key=lambda layer: (abs(layer - edit.layer), layer)), [edit])
     return Plan(tuple(chosen), like.direction, f"random heads (seed {seed}) for: {like.name}", like.provenance)
+
+
+assumed_tries = 20  # random draws per control before fewer controls are taken: ours
+
+
+def different_draws(draw: Callable[[int], Plan], draws: int, *, seed: int) -> list[Plan]:
+    """Return up to ``draws`` random controls that differ in their heads or in their direction.
+
+    A small model has few sets of other heads, so equal draws are frequent. There are fewer controls only if ``assumed_tries`` draws per
+    control gave no more different ones.
+
+    Args:
+        draw: Function from a seed to a control, such as ``lambda seed: random_heads(plan, lm.layout, seed=seed)``.
+        draws: Number of controls.
+        seed: Seed of the first draw; it rises by 1 with each further one.
+    """
+    found: dict[Any, Plan] = {}
+    for at in range(seed, seed + assumed_tries * draws):
+        plan = draw(at)
+        found.setdefault((frozenset(plan.heads), plan.direction and identity.hash_of(plan.direction.vector)), plan)
+        if len(found) == draws:
+            break
+    return list(found.values())
 
 
 def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:

@@ -31,7 +31,7 @@ from toolkit.types import Ask, Provenance
 
 __all__ = [
     "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "TINY_SEARCHER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention",
-    "NoThinkTagsError", "Rule", "ThinkTags", "UnsupportedModelError", "child", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
+    "NoThinkTagsError", "Rule", "ThinkTags", "UnsupportedModelError", "check_thinking", "child", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -520,6 +520,20 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     new = replace(lm, model=model, layout=layout, name=name, revision=None, parent=lm.fingerprint, made_from=records)
     object.__setattr__(new, "known_digests", known)  # the class is frozen
     return new
+
+
+def check_thinking(lm: LM) -> None:
+    """Check, before sampling, that a model marks its thinking: without marks, no response has a think length.
+
+    Raises:
+        NoThinkTagsError: the model has no think tags.
+    """
+    if lm.tags is None:
+        raise NoThinkTagsError(
+            f"{lm.name} has no think tags, so its responses count as answers, and none is short or long thinking. Count whole responses as "
+            "thinking (tags=ThinkTags(None, None), --think response), or name the tags (tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE; in a "
+            "plan: model.think). Rollouts that were sampled without think tags must be sampled again."
+        )
 
 
 def check_plain(lm: LM, doing: str, instead: str) -> None:

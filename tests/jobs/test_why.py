@@ -15,7 +15,7 @@ import zoo
 from toolkit import edits, evaluate, figures, generate, jobs, origins, tasks
 from toolkit.entropies import with_entropies
 from toolkit.generate import Sampling, rollouts
-from toolkit.jobs import masking, why, why_page
+from toolkit.jobs import why, why_page
 from toolkit.lm import LM, Condition
 from toolkit.steering import steering
 from toolkit.store import WrongModelError
@@ -174,7 +174,7 @@ def test_no_two_random_controls_are_the_same_heads(tiny, monkeypatch):
         table = why.undo(Condition(tiny), Condition(tiny), ((0, 1),), problems, Sampling(n=2), draws=draws)
         random = table[table["heads"].str.startswith("random")]
         assert random["heads"].nunique() == random["which"].nunique() == different
-    first = masking.different_controls(like, tiny, 1, 0)
+    first = edits.different_draws(lambda seed: edits.random_heads(like, tiny.layout, seed=seed), 1, seed=0)
     assert [plan.heads for plan in first] == drawn[:1]
 
 

@@ -281,7 +281,7 @@ def dose(
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    doses.check_tags(lm)
+    jobs.check_thinking(lm)
     if alpha is None:
         say("trying strengths on a handful of prompts")
         few = replace(study.sampling, n=min(samples, 2))

@@ -65,9 +65,10 @@ from toolkit.jobs.retrieval import Search, measure_retrieval
 from toolkit.jobs.retrieval_page import retrieval_report
 from toolkit.jobs.searching import EPISODES, calls_direction, episode_measures, with_tools
 from toolkit.jobs.steer import dose_report, fitting_strengths, read_doses, steered_responses, vector_folder
-from toolkit.jobs.study import RolloutDirectory, Say, Study, check_thinking, extraction_rollouts, origin, read_rollouts
+from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
 from toolkit.jobs.why import Why, WhySettings, find_reasons
 from toolkit.jobs.why_page import why_report
+from toolkit.lm import check_thinking
 
 __all__ = [
     "CLAIMS",

@@ -1,4 +1,4 @@
-"""Measure interventions along an axis of difficulty, such as the number of steps, each beside random controls of the same size.
+"""Measure interventions along an axis of difficulty, such as the number of steps, each beside random controls.
 
 Four papers say that long inputs are hard in different ways: many steps through the context (Needle Threading, arXiv 2411.05000), much
 information far apart (scope and dispersion, arXiv 2407.00402), long execution and one's own errors (arXiv 2509.09677), and the characters
@@ -44,7 +44,7 @@ class Arm:
 
     Attributes:
         treated: The model with the intervention.
-        controls: The model with random interventions of the same size, one per draw.
+        controls: The model with random interventions of the same kind, one per draw.
     """
 
     treated: Condition

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import collect, directions, edits, evaluate, identity, probes, report, store, tensors, vectors
+from toolkit import collect, directions, edits, evaluate, probes, report, store, tensors, vectors
 from toolkit.edits import steering
 from toolkit.engines import OWN_LOOP, Engine
 from toolkit.jobs.study import Say, Study, with_origin
@@ -454,7 +454,7 @@ def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSetti
 
 
 def random_controls(lm: LM, finding: Finding, like: Plan, draw: Callable[..., Plan], draws: int, *, seed: int) -> list[Plan]:
-    """Return up to ``draws`` different random controls of an edit. Fewer are returned if there are not more.
+    """Return up to ``draws`` different random controls of an edit (see ``edits.different_draws``).
 
     Args:
         lm: The base model.
@@ -464,13 +464,7 @@ def random_controls(lm: LM, finding: Finding, like: Plan, draw: Callable[..., Pl
         draws: Number of controls.
         seed: Seed of the first draw; the others have the next seeds.
     """
-    found: dict[Any, Plan] = {}
-    for i in range(10 * draws):  # a small model has few sets of other heads, so equal draws are frequent
-        plan = draw(lm, finding, like, seed=seed + i)
-        found.setdefault((*plan.heads, plan.direction and identity.hash_of(plan.direction.vector)), plan)
-        if len(found) == draws:
-            break
-    return list(found.values())
+    return edits.different_draws(lambda at: draw(lm, finding, like, seed=at), draws, seed=seed)
 
 
 def edited(lm: LM, plan: Plan) -> Condition:

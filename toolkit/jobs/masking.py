@@ -50,9 +50,6 @@ DURING = {"newest": "decode only", "all": "prefill too"}
 """Positions at which heads are masked (``Mask.during``) -> their name in tables. "Decode only" includes the prompt's last position."""
 
 
-assumed_tries = 20  # random choices per control before fewer controls are taken: ours
-
-
 def planned_masks(search: Search) -> list[Mask]:
     """Return the masks to measure. Each ranking of the heads (see ``jobs.retrieval.RANKINGS``) has the same masks.
 
@@ -90,29 +87,6 @@ def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
         return []
     drawn = [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
     return list({frozenset(p.heads): p for p in drawn}.values())
-
-
-def different_controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
-    """Return ``draws`` random controls of a plan, as ``controls`` does, but draw on until they choose different heads.
-
-    There are fewer only if ``assumed_tries`` choices per control gave no more different ones, since few other heads are left.
-
-    Args:
-        plan: Heads that are masked or edited.
-        lm: Model that the plan is for.
-        draws: Number of controls.
-        seed: Random seed of the first choice; it rises by 1 with each further choice.
-
-    Raises:
-        ValueError: the plan has more than half of all heads.
-    """
-    found: dict[frozenset[tuple[int, int]], Plan] = {}
-    for attempt in range(assumed_tries * draws):
-        drawn = edits.random_heads(plan, lm.layout, seed=seed + attempt)
-        found.setdefault(frozenset(drawn.heads), drawn)
-        if len(found) == draws:
-            break
-    return list(found.values())
 
 
 def masking_effects(

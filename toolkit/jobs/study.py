@@ -12,7 +12,7 @@ from toolkit import store, tasks
 from toolkit.collect import States
 from toolkit.engines import OWN_LOOP, Engine
 from toolkit.generate import Sampling, rollouts
-from toolkit.lm import LM
+from toolkit.lm import LM, check_thinking
 from toolkit.methods import thinkedit
 from toolkit.types import Moments, Problem, Rollout
 
@@ -90,20 +90,6 @@ def with_origin(value: T, about: Mapping[str, Any]) -> T:
     # ``Path.name`` leaves the name of a built-in task unchanged. A "gym:..." name is no path, so it is kept as it is.
     short = {**about, "task": Path(about["task"]).name} if "task" in about and not about["task"].startswith(tasks.GYM) else about
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
-
-
-def check_thinking(lm: LM) -> None:
-    """Raise an error if nothing that a model writes counts as thinking, so that its responses have no think length.
-
-    Raises:
-        ValueError: the model has no think tags.
-    """
-    if lm.tags is None:
-        raise ValueError(
-            f"{lm.name} has no think tags, so its responses count as answers, and none is short or long thinking. Count whole responses as "
-            "thinking (tags=ThinkTags(None, None), --think response), or name the tags (tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE; in a "
-            "plan: model.think). Rollouts that were sampled without think tags must be sampled again."
-        )
 
 
 def extraction_rollouts(

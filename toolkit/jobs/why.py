@@ -25,10 +25,9 @@ from numpy import ndarray
 from scipy.stats import beta
 from torch import Tensor
 
-from toolkit import collect, entropies, evaluate, generate, one_head, stats
+from toolkit import collect, edits, entropies, evaluate, generate, one_head, stats
 from toolkit.edits import RuntimeEdit
 from toolkit.generate import Sampling
-from toolkit.jobs.masking import different_controls
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy
@@ -347,7 +346,8 @@ def undo(
     like = Plan(tuple(HeadEdit(*h, "scale", 1.0) for h in heads), None, "top heads", base.lm.provenance())
     sets: dict[str, Heads] = {"top": tuple(heads)}
     # Two equal sets of heads would count as two draws.
-    sets |= {f"random {d}": tuple(p.heads) for d, p in enumerate(different_controls(like, base.lm, draws, seed))}
+    others = edits.different_draws(lambda at: edits.random_heads(like, base.lm.layout, seed=at), draws, seed=seed)
+    sets |= {f"random {d}": tuple(p.heads) for d, p in enumerate(others)}
 
     def sample(name: str, condition: Condition) -> dict[str, ndarray]:
         sampled = generate.rollouts(condition, problems, sampling, out=out and evaluate.rollout_folder(out, name))
