@@ -94,7 +94,7 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     """Return a control for the plan ``like``: the same operations and strengths on random other heads *of the same layers*.
 
     If the plan removes a direction that its own heads write, the other heads have next to nothing along it. The control is then too weak:
-    use ``jobs.edit.random_heads``.
+    use ``jobs.random_heads``.
 
     If ``like`` edits more than half of a layer's heads, that layer has too few unedited heads. The missing control heads are then drawn
     from the nearest layer with free heads. A head is free if ``like`` does not edit it and the control does not edit it yet.
@@ -176,7 +176,7 @@ def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
     it is zero.
 
     As a control for the plan's own direction it is too weak: the outputs of a head vary little along most directions that the head can
-    write, so the edit would remove a fraction of what the plan removes. Use ``jobs.edit.random_groups``.
+    write, so the edit would remove a fraction of what the plan removes. Use ``jobs.random_groups``.
 
     Args:
         like: The plan for which a control is wanted.

@@ -6,7 +6,7 @@ Budgets and strengths are first guesses; choose them on the dev split (``toolkit
 from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
 from toolkit.board import base, edited, prompted, steered, trained, with_intervention, with_rule
 from toolkit.grpo import recipes
-from toolkit.jobs.edit import OURS, PUBLISHED
+from toolkit.jobs.finding import OURS, PUBLISHED
 
 CONDITIONS = [
     base(),

@@ -17,7 +17,8 @@ from toolkit import edits, generate, jobs, report, stats, store
 from toolkit import lm as lms
 from toolkit.generate import Sampling
 from toolkit.jobs import Arm, masking
-from toolkit.jobs.edit import DEMO, FORMS, OURS, edited
+from toolkit.jobs.edit import edited
+from toolkit.jobs.finding import DEMO, FORMS, OURS
 from toolkit.lm import LM, Condition
 from toolkit.tasks import characters
 from toolkit.tasks.grading import grade

@@ -8,7 +8,7 @@ position), are ours: on dev problems with the first stage's adapter, strength 1 
 
 from toolkit.board import Sizes, TrainingPlan, base, edited, masked, steered, trained
 from toolkit.grpo import parts, recipes
-from toolkit.jobs.edit import OURS, PUBLISHED
+from toolkit.jobs.finding import OURS, PUBLISHED
 
 SIZES = Sizes(
     main=(("wordproblems", 80),),

@@ -29,7 +29,7 @@ from toolkit.board.spec import BASE
 from toolkit.claims import Claim
 from toolkit.generate import Sampling
 from toolkit.jobs import retrieval
-from toolkit.jobs.edit import FORMS, OURS, plan_table
+from toolkit.jobs.finding import FORMS, OURS, plan_table
 from toolkit.phases import Scope
 from toolkit.stats import Estimate
 

@@ -28,7 +28,7 @@ from toolkit import edits, figures, report, store, tasks
 from toolkit.figures.base import COLOURS, CONTROL, error_bars, styled
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs import WhySettings, find_reasons, trained_vector
-from toolkit.jobs.edit import DirectionRecipe, EditSettings, extract_direction
+from toolkit.jobs.finding import DirectionRecipe, EditSettings, extract_direction
 from toolkit.jobs.verdicts import of_reasons
 from toolkit.lm import Condition
 from toolkit.metrics import with_interval
@@ -43,7 +43,7 @@ JUDGED, JUDGING = 80, Sampling(n=2, max_new_tokens=200)
 METRICS = {"tokens": "tokens", "right": "share"}
 EDITED = "ThinkEdit (ours)"
 CODE = store.code_of(
-    "toolkit.jobs.why", "toolkit.jobs.trained_vector", "toolkit.jobs.edit", "toolkit.grpo.policies", "toolkit.grpo.parts",
+    "toolkit.jobs.why", "toolkit.jobs.trained_vector", "toolkit.jobs.finding", "toolkit.grpo.policies", "toolkit.grpo.parts",
     "toolkit.grpo.recipes:plain", "toolkit.grpo.recipes:laser_d", "toolkit.grpo.recipes:hapo", "toolkit.grpo.recipes:grpo_lambda",
     "toolkit.grpo.recipes:surrogate", "toolkit.rewards.correctness", "toolkit.rewards.laser", "toolkit.rewards.hapo", "toolkit.rewards.grpo_lambda",
     "toolkit.rewards.surrogate", "toolkit.tasks.arithmetic",

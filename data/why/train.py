@@ -24,7 +24,7 @@ from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.policies import train_policy
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Trained
-from toolkit.jobs.edit import DEMO, OURS, Finding, find_heads
+from toolkit.jobs.finding import DEMO, OURS, Finding, find_heads
 from toolkit.lm import LM
 
 HERE = Path(__file__).parent

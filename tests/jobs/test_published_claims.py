@@ -199,8 +199,8 @@ def test_a_claim_that_conditions_differ_from_base_stands_beside_one_that_they_di
     monkeypatch.setattr(jobs.Ground, "compare", lambda self, conditions: report_of({"base": np.ones((2, 2), int)}))
     monkeypatch.setattr(published_claims, "_usable", lambda *a: (-1.0, 1.0))
     monkeypatch.setattr(published_claims, "_rise", lambda *a: lambda index: np.zeros(len(index)))
-    recipe = published_claims.edit.extract_direction
-    monkeypatch.setattr(published_claims.edit, "extract_direction", lambda lm, rs, s, _, **k: recipe(lm, rs, s, **k))
+    recipe = published_claims.extract_direction
+    monkeypatch.setattr(published_claims, "extract_direction", lambda lm, rs, s, _, **k: recipe(lm, rs, s, **k))
     measure(jobs.Ground(tiny, PLAN, measured[0]))
     against_base = {what for control, what, _, beyond in asked if not control and not beyond}
     against_random = {what for control, what, minus, _ in asked if control and all("random" in name for name in minus)}

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from toolkit import cli, collect, edits, evaluate, generate, jobs, store
 from toolkit.cli import replicate as command
-from toolkit.jobs import edit, replication
-from toolkit.jobs.edit import Finding
+from toolkit.jobs import controls, replication
+from toolkit.jobs.finding import Finding
 from toolkit.jobs.replication_plan import Published
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan, Rollout, Span
 
@@ -197,9 +197,9 @@ def test_draws_of_random_heads_are_different_even_if_seeds_choose_equal_ones(tin
     scores = HeadScores(tiny.layout.table({}), "made up", "nats", tiny.provenance())
     moments = collect.moments(tiny, [response], lambda r: "all", kinds=("resid_mid",))
     finding = Finding(jobs.PUBLISHED, moments, moments, direction, scores, one)
-    drawn = edit.random_controls(tiny, finding, one, edit.random_heads, 7, seed=0)
+    drawn = controls.random_controls(tiny, finding, one, controls.random_heads, 7, seed=0)
     assert {p.heads[0] for p in drawn} == {(0, head) for head in range(8) if head != 1}
-    assert len(edit.random_controls(tiny, finding, one, edit.random_heads, 8, seed=0)) == 7, "no more are left"
+    assert len(controls.random_controls(tiny, finding, one, controls.random_heads, 8, seed=0)) == 7, "no more are left"
 
 
 def measured_change(low: float) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from toolkit import collect, edits, jobs, probes
 from toolkit.board import measure
-from toolkit.jobs import edit, heads, retrieval
+from toolkit.jobs import heads, retrieval
+from toolkit.jobs.finding import OURS, PUBLISHED, find_heads
 from toolkit.lm import LM, Condition
 from toolkit.methods import retrieval_heads
 from toolkit.probes import Protocol
@@ -38,7 +39,7 @@ def changed_of(model_of):
 def finding_of(mixed_rollouts):
     """Both forms of the method on a model."""
     settings = jobs.EditSettings(share=0.4, fraction=0.3)
-    return cache(lambda lm_id, name: edit.find_heads(MODELS[lm_id], mixed_rollouts, settings, name))
+    return cache(lambda lm_id, name: find_heads(MODELS[lm_id], mixed_rollouts, settings, name))
 
 
 MODELS: dict[int, LM] = {}
@@ -66,7 +67,7 @@ def test_the_rescaled_model_has_other_weights_and_the_same_logits(pair, mixed_ro
     assert same(logits(changed, mixed_rollouts), logits(lm, mixed_rollouts))
 
 
-@pytest.mark.parametrize("form", [edit.PUBLISHED, edit.OURS])
+@pytest.mark.parametrize("form", [PUBLISHED, OURS])
 def test_short_thinking_scores_ranks_and_plans_do_not_change(pair, form, finding_of):
     lm, changed, grown = pair
     before, after = finding_of(key(lm), form), finding_of(key(changed), form)
@@ -76,7 +77,7 @@ def test_short_thinking_scores_ranks_and_plans_do_not_change(pair, form, finding
     assert after.plan.heads == before.plan.heads
 
 
-@pytest.mark.parametrize("form", [edit.PUBLISHED, edit.OURS])
+@pytest.mark.parametrize("form", [PUBLISHED, OURS])
 def test_an_edit_of_the_rescaled_model_does_the_same(pair, form, finding_of, mixed_rollouts):
     lm, changed, _ = pair
     before, after = (logits(edits.apply(x, finding_of(key(x), form).plan), mixed_rollouts) for x in (lm, changed))
@@ -87,7 +88,7 @@ def test_an_edit_of_the_rescaled_model_does_the_same(pair, form, finding_of, mix
 def test_the_push_of_the_board_does_not_change(pair, finding_of, mixed_rollouts):
     def push(lm: LM) -> Tensor:
         texts = [r for r in mixed_rollouts if r.think_tokens]
-        return torch.tensor(measure._short_push(Condition(lm), texts, finding_of(key(lm), edit.OURS)).to_numpy())
+        return torch.tensor(measure._short_push(Condition(lm), texts, finding_of(key(lm), OURS)).to_numpy())
 
     lm, changed, grown = pair
     assert same(push(changed), grown * push(lm))

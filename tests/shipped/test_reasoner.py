@@ -12,7 +12,7 @@ import torch
 
 from toolkit import attention, collect, edits, evaluate, generate, hooks, jobs, needles, tasks
 from toolkit.generate import Sampling
-from toolkit.jobs import edit
+from toolkit.jobs import controls
 from toolkit.jobs.masking import Mask
 from toolkit.jobs.retrieval import RetrievalMeasurement
 from toolkit.lm import LM
@@ -93,7 +93,7 @@ def test_the_edit_lengthens_thinking_and_random_heads_do_not(tiny, finding):
     judged = {
         "base": tiny,
         "edited": edits.apply(tiny, finding.plan),
-        "heads": edits.apply(tiny, edit.random_heads(tiny, finding, finding.plan, seed=0)),
+        "heads": edits.apply(tiny, controls.random_heads(tiny, finding, finding.plan, seed=0)),
     }
     report = evaluate.compare(judged, tasks.load("arithmetic", "test", 80), Sampling(n=6, max_new_tokens=300), progress=False)
     rows = evaluate.summary(report).set_index(["condition", "metric"])
@@ -119,9 +119,9 @@ def test_random_controls_of_an_edit_remove_more_than_a_direction_that_is_no_cont
     sizes = {
         name: [removed(tiny, draw(seed), some) for seed in seeds]
         for name, draw in {
-            "random groups": lambda s: edit.random_groups(tiny, finding, plan, seed=s),
+            "random groups": lambda s: controls.random_groups(tiny, finding, plan, seed=s),
             "random vector": lambda s: edits.with_direction(plan, edits.random_written(plan, layout, seed=s)),
-            "random heads": lambda s: edit.random_heads(tiny, finding, plan, seed=s),
+            "random heads": lambda s: controls.random_heads(tiny, finding, plan, seed=s),
             "random heads, direction of the edited": lambda s: edits.random_heads(plan, layout, seed=s),
         }.items()
     }
@@ -137,7 +137,7 @@ def test_the_direction_between_random_groups_does_not_depend_on_length(tiny, fin
     longer = replace(cells, sums={kind: sums + added for kind, sums in cells.sums.items()})
     before, after = (replace(finding, cells=c) for c in (cells, longer))
     for seed in range(3):
-        first, second = (edit.random_groups(tiny, f, f.plan, seed=seed).direction.vector for f in (before, after))
+        first, second = (controls.random_groups(tiny, f, f.plan, seed=seed).direction.vector for f in (before, after))
         assert torch.allclose(first, second, atol=1e-9) and first.any()
     classes = {label: label.split()[0] for label in cells.labels}
     gaps = [thinkedit.direction(c.merged(classes), "resid_post").vector for c in (cells, longer)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
 from toolkit.board.spec import Spec, base, edited, masked, prompted, steered, trained, with_intervention, with_rule
 from toolkit.grpo import recipes
-from toolkit.jobs.edit import OURS, PUBLISHED
+from toolkit.jobs.finding import OURS, PUBLISHED
 
 LAST = (-1,)  # the layer where Efficiency Steering worked best on the tiny reasoner's dev split
 

@@ -35,8 +35,8 @@ from toolkit.generate import Sampling, begin_session, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
-from toolkit.jobs import edit, retrieval
-from toolkit.jobs.edit import OURS, Finding
+from toolkit.jobs import retrieval
+from toolkit.jobs.finding import DEMO, OURS, DirectionRecipe, EditSettings, Finding, extract_direction, find_heads, replan
 from toolkit.jobs.retrieval import Search
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM, Condition
@@ -92,7 +92,7 @@ class Sizes:
     haystacks: int = 24
     lengths: tuple[int, ...] = ()
     texts: int = 120
-    fraction: float = edit.DEMO.fraction
+    fraction: float = DEMO.fraction
     training: TrainingPlan = TrainingPlan()
 
     @property
@@ -335,7 +335,7 @@ class Ground:
         Args:
             form: Name of a form of ThinkEdit: ``"ThinkEdit, as published"`` or ``"ThinkEdit (ours)"``. ``jobs.FORMS`` describes both.
         """
-        return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
+        return find_heads(self.lm, self.sample(), EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
         """Return the plan of a ThinkEdit weight edit (arXiv 2503.22048): the heads to edit, a direction of thinking length, and a strength.
@@ -347,7 +347,7 @@ class Ground:
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.
         """
         finding = self.find_heads(form)
-        plan = finding.plan if fraction is None else edit.replan(self.lm, finding, edit.EditSettings(fraction), form)
+        plan = finding.plan if fraction is None else replan(self.lm, finding, EditSettings(fraction), form)
         return replace(
             plan, edits=tuple(replace(e, strength=strength) for e in plan.edits), name=f"{plan.name}, strength {strength:g}"
         )
@@ -367,7 +367,7 @@ class Ground:
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
         if name == "efficiency":
-            return edit.extract_direction(self.lm, self.sample(), recipe=edit.DirectionRecipe(method="efficiency"))[0]
+            return extract_direction(self.lm, self.sample(), recipe=DirectionRecipe(method="efficiency"))[0]
         finding = self.find_heads(OURS)
         return finding.plan.direction or finding.direction  # the plan's holds the outputs of the edited heads alone
 

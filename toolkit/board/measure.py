@@ -40,7 +40,7 @@ from toolkit.board.spec import Spec
 from toolkit.collect import MLP
 from toolkit.exits import EarlyExit
 from toolkit.generate import Sampling, rollouts
-from toolkit.jobs.edit import OURS, Finding
+from toolkit.jobs.finding import OURS, Finding
 from toolkit.lm import LM, Condition
 from toolkit.methods import code_stop, failed_steps, phase_entropy, retrieval_heads
 from toolkit.methods.crest import HeadRotation

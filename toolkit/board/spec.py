@@ -51,7 +51,8 @@ from toolkit.grpo import code
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.identity import Identity
-from toolkit.jobs.edit import OURS, random_groups, random_heads
+from toolkit.jobs.controls import random_groups, random_heads
+from toolkit.jobs.finding import OURS
 from toolkit.lm import LM, Condition, Intervention, Rule
 from toolkit.methods import retrieval_heads
 from toolkit.types import Ask
@@ -284,8 +285,8 @@ def edited(
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
         control: Random control to return instead of the edit; ``""`` returns the edit.
 
-            * ``"heads"``: make the same edit on equally many other heads of the same layers, chosen at random (``jobs.edit.random_heads``).
-            * ``"direction"``: edit the same heads along the direction between two random groups of responses (``jobs.edit.random_groups``).
+            * ``"heads"``: make the same edit on equally many other heads of the same layers, chosen at random (``jobs.random_heads``).
+            * ``"direction"``: edit the same heads along the direction between two random groups of responses (``jobs.random_groups``).
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}

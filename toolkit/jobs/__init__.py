@@ -28,34 +28,27 @@ from toolkit.jobs.context import (
     stretched,
     text_nll,
 )
+from toolkit.jobs.controls import random_groups, random_heads
 from toolkit.jobs.demonstration import demo
 from toolkit.jobs.dto import SEGMENTS, make_pairs, train_on_pairs
-from toolkit.jobs.edit import (
+from toolkit.jobs.edit import DOSE, STRENGTHS, edit_and_measure, edit_conditions, is_saved, save_edited, steering_conditions
+from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
+from toolkit.jobs.finding import (
     DEMO,
-    DOSE,
     FORMS,
     METHODS,
     OURS,
     PUBLISHED,
-    STRENGTHS,
     DirectionRecipe,
     EditSettings,
     Finding,
     Form,
-    edit_and_measure,
-    edit_conditions,
     extract_direction,
     find_heads,
     form_named,
-    is_saved,
     plan_table,
-    random_groups,
-    random_heads,
-    save_edited,
     separation,
-    steering_conditions,
 )
-from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
 from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entropy_sensitivity, lenses
 from toolkit.jobs.masking import masking_effects, thinking_or_not
 from toolkit.jobs.published_claims import CLAIMS

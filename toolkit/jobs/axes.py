@@ -21,7 +21,9 @@ from numpy import ndarray
 
 from toolkit import directions, generate, masks, stats
 from toolkit.generate import Sampling
-from toolkit.jobs.edit import DOSE, Finding, edited, random_controls, random_heads
+from toolkit.jobs.controls import random_controls, random_heads
+from toolkit.jobs.edit import DOSE, edited
+from toolkit.jobs.finding import Finding
 from toolkit.jobs.masking import controls
 from toolkit.lm import LM, Condition
 from toolkit.metrics import RANGES, with_interval

@@ -19,8 +19,7 @@ from numpy import ndarray
 
 from toolkit import evaluate, generate, stats
 from toolkit.claims import Claim
-from toolkit.jobs import edit
-from toolkit.jobs.edit import EditSettings, Finding
+from toolkit.jobs.finding import EditSettings, Finding, find_heads
 from toolkit.jobs.retrieval import Search
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM, Condition
@@ -101,7 +100,7 @@ class Ground:
     @cached_property
     def finding(self) -> Finding:
         """Length direction, head scores and edit of the published form of ThinkEdit, computed from ``train``."""
-        return edit.find_heads(self.lm, self.train, self.plan.edit, origin=self.plan.study.origin("train"))
+        return find_heads(self.lm, self.train, self.plan.edit, origin=self.plan.study.origin("train"))
 
     @cached_property
     def base(self) -> list[Rollout]:

@@ -9,21 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from toolkit import directions, doses, evaluate, figures, pages, report, store
-from toolkit.jobs.edit import (
-    DEMO,
-    FORMS,
-    OURS,
-    STRENGTHS,
-    EditSettings,
-    Finding,
-    edit_conditions,
-    find_heads,
-    is_saved,
-    plan_table,
-    save_edited,
-    separation,
-    steering_conditions,
-)
+from toolkit.jobs.edit import STRENGTHS, edit_conditions, is_saved, save_edited, steering_conditions
+from toolkit.jobs.finding import DEMO, FORMS, OURS, EditSettings, Finding, find_heads, plan_table, separation
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM
 from toolkit.pages import Section

@@ -18,6 +18,7 @@ from numpy import ndarray
 
 from toolkit import bridges, entropies, evaluate, figures, generate, masks, needles, origins, pages, report, stats, store
 from toolkit.jobs import edit, retrieval, verdicts
+from toolkit.jobs.finding import DEMO, OURS, PUBLISHED, EditSettings, find_heads
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.methods import phase_entropy, retrieval_heads
@@ -88,7 +89,7 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
 
 
 def lenses(
-    lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
+    lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: EditSettings = DEMO
 ) -> dict[str, HeadScores]:
     """Score all heads by nine measures, called lenses; return a dict from the name of a lens to the scores of all heads.
 
@@ -115,7 +116,7 @@ def lenses(
         measurement: Retrieval metrics of every head, from ``retrieval.measure_retrieval``.
         settings: Settings of ThinkEdit, for the scores of short thinking.
     """
-    published, ours = (edit.find_heads(lm, rollouts, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
+    published, ours = (find_heads(lm, rollouts, settings, name).scores for name in (PUBLISHED, OURS))
     whole = measurement.measured["write (ours)"]
     # Every k-th rollout, so that all problems are represented: 16 to 31 rollouts for patterns, 64 to 127 for entropy below.
     patterns = bridges.detect_heads(lm, [r.token_ids for r in rollouts[:: max(1, len(rollouts) // 16)]])
@@ -315,9 +316,9 @@ def atlas(
     out = store.writable(directory)
     about_rollouts = study.origin("train") if rollouts is None else dict(origin or {})
     rollouts = rollouts or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
-    settings = replace(edit.DEMO, seed=study.seed)
-    finding = edit.find_heads(lm, rollouts, settings, edit.OURS, origin=about_rollouts)
-    conditions = edit.edit_conditions(lm, {edit.OURS: finding}, replace(settings, draws=1))
+    settings = replace(DEMO, seed=study.seed)
+    finding = find_heads(lm, rollouts, settings, OURS, origin=about_rollouts)
+    conditions = edit.edit_conditions(lm, {OURS: finding}, replace(settings, draws=1))
     conditions |= edit.steering_conditions(lm, finding.plan.direction or finding.direction, settings)
     haystacks = search.haystacks(lm, "test")
     # Too few rollouts, and an overlap with the training problems, are refused by now, before the long part.

@@ -20,7 +20,7 @@ from toolkit import collect, directions, needles, stats, strengths
 from toolkit.claims import Claim
 from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling
-from toolkit.jobs import edit, masking, retrieval, retrieval_claims
+from toolkit.jobs import controls, edit, masking, retrieval, retrieval_claims
 from toolkit.jobs.claims_ground import (
     BASE,
     CONTROL,
@@ -38,6 +38,7 @@ from toolkit.jobs.claims_ground import (
     not_measured,
     within_correlation,
 )
+from toolkit.jobs.finding import DirectionRecipe, extract_direction, separation
 from toolkit.lm import Condition, NoThinkTagsError
 from toolkit.methods import efficiency_steering, failed_steps, phase_entropy, thinkedit
 from toolkit.tasks import haystack
@@ -62,7 +63,7 @@ def length_direction(g: Ground) -> list[Claim]:
     at the layer where the responses of the train split are furthest apart. The control is the absolute correlation of random directions.
     """
     v = g.finding.direction
-    layer = int(edit.separation(g.lm, g.train, g.plan.edit, g.finding).argmax())
+    layer = int(separation(g.lm, g.train, g.plan.edit, g.finding).argmax())
     states = collect.states(g.lm, [r for r in g.base if r.closed], v.kind)
     h, tokens = states.values[:, layer].double(), states.rows["think_tokens"].to_numpy(float)
     seed = g.plan.study.seed
@@ -147,8 +148,8 @@ def _usable(g: Ground, act: Callable[[float], Steering], folder: str) -> tuple[f
 
 def efficiency(g: Ground) -> list[Claim]:
     """Steering along the direction of short correct responses shortens thinking at little loss (Efficiency Steering)."""
-    recipe = edit.DirectionRecipe("efficiency")
-    v, _ = edit.extract_direction(g.lm, g.train, g.plan.edit, recipe, origin=g.plan.study.origin("train"))
+    recipe = DirectionRecipe("efficiency")
+    v, _ = extract_direction(g.lm, g.train, g.plan.edit, recipe, origin=g.plan.study.origin("train"))
     layers = efficiency_steering.assumed_layers(g.lm.layout.n_layers)
     layer = (layers[len(layers) // 2],)
 
@@ -175,8 +176,8 @@ def edited(g: Ground) -> list[Claim]:
     """Editing few heads lengthens thinking and makes short thinking more accurate (ThinkEdit), against random heads and directions."""
     plan, seed, draws = g.finding.plan, g.plan.study.seed, g.plan.edit.draws
     plans = {"edited": plan}
-    for kind, draw in (("random heads", edit.random_heads), ("random direction in the heads", edit.random_groups)):
-        drawn = edit.random_controls(g.lm, g.finding, plan, draw, draws, seed=seed)
+    for kind, draw in (("random heads", controls.random_heads), ("random direction in the heads", controls.random_groups)):
+        drawn = controls.random_controls(g.lm, g.finding, plan, draw, draws, seed=seed)
         plans |= {f"{kind} {i + 1}": control for i, control in enumerate(drawn)}
     c = Comparison(g.compare({name: edit.edited(g.lm, p) for name, p in plans.items()}), seed)
     own, heads, along = ["edited"], [n for n in plans if "random heads" in n], [n for n in plans if "random direction" in n]

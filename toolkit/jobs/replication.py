@@ -15,7 +15,7 @@ from toolkit.engines import OWN_LOOP, Engine
 from toolkit.jobs import edit
 from toolkit.jobs.claims_ground import CONTROL, Comparison
 from toolkit.jobs.claims_page import posting_table
-from toolkit.jobs.edit import Finding
+from toolkit.jobs.finding import Finding, find_heads, form_named, plan_table
 from toolkit.jobs.replication_plan import NOT_FOUND, Published, Replication, SamplingPart, said
 from toolkit.jobs.study import Say, origin
 from toolkit.lm import LM, Condition
@@ -61,7 +61,7 @@ def replicate(
     thinkedit.check_enough(len(training) * sampling.n)
     rollouts = generate.rollouts(lm, training, sampling, engine=engine, out=out / "rollouts" / "train", about=about)
     say("2 of 4: direction, head scores and edit")
-    finding = edit.find_heads(lm, rollouts, settings, edit.form_named(plan.edit.form), origin=about)
+    finding = find_heads(lm, rollouts, settings, form_named(plan.edit.form), origin=about)
     saved = edit.is_saved(lm, finding, out / "edited")  # raises for another model there, before the long part
     conditions = conditions_of(lm, finding, plan)
     reports: dict[str, Report] = {}
@@ -196,7 +196,7 @@ def _write(
     about: dict[str, Any] = {
         "plan": plan,
         "provenance": lm.provenance(plan.run.seed),
-        "edited": edit.plan_table(finding).to_dict("records"),
+        "edited": plan_table(finding).to_dict("records"),
     }
     rows = report.json_records(table.reset_index())
     store.write_json({**about, "beside": rows, "claims": claims.json_records(judged)}, out / "replication.json")

@@ -16,7 +16,7 @@ import pandas as pd
 from toolkit import evaluate, store, tasks
 from toolkit.generate import Sampling
 from toolkit.jobs.check import Shape, memory
-from toolkit.jobs.edit import EditSettings, form_named
+from toolkit.jobs.finding import EditSettings, form_named
 from toolkit.metrics import METRICS
 from toolkit.tags import ThinkTags
 
@@ -130,7 +130,7 @@ class EditPart:
     """ThinkEdit's edit and its random controls.
 
     Attributes:
-        form: ``published`` or ``ours``, see ``jobs.edit.FORMS``.
+        form: ``published`` or ``ours``, see ``jobs.FORMS``.
         fraction: Share of all heads that are edited, 0 to 1.
         strength: Factor in the edit. 1 removes the component along the direction from the outputs of the heads, 2 reverses its sign.
         share: Share of the responses in each length class, if the next two are not given.

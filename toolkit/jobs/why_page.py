@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from toolkit import evaluate, figures, pages, report, store
-from toolkit.jobs import edit, verdicts
+from toolkit.jobs import verdicts
+from toolkit.jobs.finding import DEMO, DirectionRecipe, extract_direction
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.jobs.why import Why, WhySettings, find_reasons
 from toolkit.lm import LM, Condition
@@ -62,8 +63,8 @@ def why_report(
     judged = [*problems["dev"], *problems["test"]]
     overlap = evaluate.check_held_out(conditions, judged, allow=study.allow_overlap)
     responses = extraction_rollouts(base, study, out=out / "rollouts" / "train", say=say)
-    recipe = edit.DirectionRecipe(site="resid_post")
-    direction, _ = edit.extract_direction(base, responses, edit.DEMO, recipe, origin=study.origin("train"))
+    recipe = DirectionRecipe(site="resid_post")
+    direction, _ = extract_direction(base, responses, DEMO, recipe, origin=study.origin("train"))
     found = find_reasons(
         conditions["base"], conditions["changed"], direction, problems, study.sampling, settings,
         out=out / "rollouts", allow_overlap=study.allow_overlap, say=say,
