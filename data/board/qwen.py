@@ -18,7 +18,7 @@ CONDITIONS = [
     steered("control: steered randomly -0.08", -0.08, control=True),
     *(with_rule(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (256, 1024, 4096)),
     with_rule("Wait, once", SecondLook("Wait", 1), "2501.19393"),
-    with_intervention("no re-checks", Suppress(), paper="2506.08343"),
+    with_intervention("NoWait", Suppress(), paper="2506.08343"),
     prompted("asked to be brief", Instruction("Think briefly.")),
     trained("GRPO: correctness", recipes.plain("correctness")),
     trained("GRPO-lambda", recipes.grpo_lambda()),

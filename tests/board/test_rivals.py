@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from toolkit import board, collect, entropies, generate, store
 from toolkit.baselines import Suppress
-from toolkit.board import Ground, Sizes, measure, rivals, spec
+from toolkit.board import Ground, Sizes, default, measure, rivals, spec
 from toolkit.exits import EarlyExit, RandomExit
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition
@@ -159,9 +157,8 @@ def test_the_board_measures_a_strength_that_follows_confidence_and_leaves_out_wh
     assert "retrieved" in store.read_json(tmp_path / "board.json")["conditions"]["ReBalance"]["metrics"]
 
 
-def test_every_rival_of_the_second_edition_stands_beside_its_control():
-    path = Path(__file__).parents[2] / "data" / "board" / "second_edition.py"
-    specs = {each.name: each for each in spec.select_conditions(spec.read_conditions(path)[0])}
+def test_every_rival_of_the_default_board_stands_beside_its_control():
+    specs = {each.name: each for each in spec.select_conditions(default.CONDITIONS)}
     controls = {name.removeprefix("control: ") for name, each in specs.items() if each.family == "control"}
     for method in (
         "stable direction",

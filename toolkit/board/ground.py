@@ -77,7 +77,8 @@ class Sizes:
             ``lookup``.
         texts: Largest number of base responses that every condition reads teacher-forced, to compare hidden states on the same texts.
         fraction: Share of all attention heads that ThinkEdit edits, 0 to 1.
-        training: Settings that all trained policies share, such as the task and the number of steps; see ``TrainingPlan``.
+        training: Settings that all trained policies share, such as the task and the number of steps; see ``TrainingPlan``. By the learning
+            curves in ``data/grpo``, accuracy and length change little after 60 steps, except where a penalty keeps shortening.
     """
 
     main: Sets = (("arithmetic", 200), ("lookup", 60))
@@ -93,7 +94,7 @@ class Sizes:
     lengths: tuple[int, ...] = ()
     texts: int = 120
     fraction: float = DEMO.fraction
-    training: TrainingPlan = TrainingPlan()
+    training: TrainingPlan = TrainingPlan(steps=60)
 
     @property
     def record(self) -> dict[str, Any]:
