@@ -221,12 +221,12 @@ def gfpo_efficiency() -> Recipe:
 
 
 def art(masked: tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe of Art's study of truncation (arXiv 2602.20945): correctness within a length limit, 24 responses per problem.
+    """Return the recipe of Art's study of truncation (arXiv 2602.20945): correctness within a length limit.
 
     Args:
         masked: Cells of responses to learn nothing from, some of ``filters.CELLS``. The paper's variants are ``("SW", "LW")``, ``("LC",)``,
             ``("LC", "SW")`` and ``("LC", "LW")``; () masks none. With a mask, responses are sampled up to 16,000 tokens, four times the
-            length limit, as in the paper's study: else none would be long.
+            length limit, as in the paper's study: else none would be long. A group has then 8 responses, else 24.
     """
     return Recipe(
         "art",
@@ -235,13 +235,13 @@ def art(masked: tuple[str, ...] = ()) -> Recipe:
         {"target": 4000},
         filter=CellMask(masked, 4000) if masked else None,
         problems=128,
-        samples=24,
+        samples=8 if masked else 24,
         max_tokens=16_000 if masked else 4000,
         learning_rate=1e-6,
         config={**CLIP_HIGHER},
-        note=f"sampled up to {'16,000 tokens' if masked else 'the same limit'}, and with more responses per problem",
+        note=f"sampled up to {'16,000 tokens' if masked else 'the same limit'}, {'8' if masked else '24'} responses per problem",
         sources="Notes: 24 rollouts, batch 128, limit of the reward = limit of sampling = 4k, 1e-6, clip-high .28. Easy prompts: not chosen here. "
-        "Masking study: limit of sampling 16k; its number of rollouts was not found.",
+        "Masking study: limit of sampling 16k; 8 rollouts, from the base setting with this limit, not restated for the study.",
     )
 
 
@@ -423,9 +423,9 @@ def fine_grained() -> Recipe:
         samples=4,
         max_tokens=200,
         learning_rate=1e-5,
-        config={"beta": 0.3, "temperature": 0.7},
+        config={"beta": 0.3, "temperature": 0.7, "top_k": 20},
         note="each error is charged at the token where its segment ends",
-        sources="Code: KL .3, T .7, 4 samples, 200 tokens, 1e-5. Group means in place of a critic, KL in the loss: ours. Batch not found.",
+        sources="Code: KL .3, T .7, top-k 20, 4 samples, 200 tokens, 1e-5. Group means in place of a critic, KL in the loss: ours. Batch not found.",
     )
 
 

@@ -38,7 +38,7 @@ class Judged(NamedTuple):
 
 
 def examples(n: int, seed: int) -> list[Judged]:
-    """Return generated answers of two or three facts, each with a nugget and its label, in random order.
+    """Return generated answers of up to three facts, each with a nugget and its label, in random order.
 
     A nugget is stated in the answer (supported), stated without its value (partly supported), contradicted by another value, or absent
     (both not supported).

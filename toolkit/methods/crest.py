@@ -11,12 +11,14 @@ So the component along v is removed and the norm stays: a rotation.
 Sources: the abstract and notes on the README of the code; neither paper nor code could be read. The exact intervention is not known: the
 formula above is our reading.
 
-Deviations: v is the difference of the class means of z_h (steps of re-checking minus others); the file of the code holds a vector of its own
-per head. The paper's coefficient -4 has no place in a rotation; ``share`` turns part of the way, u = z_h - share (z_h . v) v. The rotation
-acts before ``W_O`` (the mode ``before_o_proj`` of the code), since heads are mixed after it. Accuracies are balanced, with folds by problem.
+Deviations: v is the difference of the class means of z_h (steps of re-checking minus others); the file of the code holds a vector of its
+own per head. The paper's coefficient -4 has no place in a rotation; ``share`` turns part of the way, u = z_h - share (z_h . v) v. The
+rotation acts before ``W_O`` (the mode ``before_o_proj`` of the code), since heads are mixed after it. Accuracies are balanced, with folds
+by problem.
 
 Units and signs: share 1 removes the component, 0 changes nothing. The method does not say whether thinking gets longer or shorter: measure
-it. Random control: ``random_turns``, as many other heads of the same layers, along directions from shuffled classes. Cost: one probe per head and fold; at run time next to nothing.
+it. Random control: ``random_turns``, as many other heads, from all layers, along directions from
+shuffled classes. Cost: one probe per head and fold; at run time next to nothing.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ bias: WebGPT, arXiv:2112.09332.
 Deviations: the paper trains 1.3B and 6.7B models with PPO, on human judgements. Here the true quality is known, since the responses are
 generated (``tasks.generators.preferences``), and both kinds of optimisation are exact on a finite set of sampled responses, without
 training a policy: so the KL is at most log N. The paper shifts r so that reference summaries score 0 on average; a shift changes no choice
-and no advantage, so it is left out. The paper varies beta; the default here is ours.
+and no advantage, so it is left out. A reproduction's penalty of -1 for a response that does not end is left out, too.
 
 Units and signs: KL in nats per response (``kl_terms``: per token); scores in logits, higher is better.
 
@@ -43,14 +43,14 @@ from scipy import special
 
 from toolkit import stats
 
-assumed_beta = 0.05  # ours
+PUBLISHED_BETA = 0.05
 
 
 # --- reward and KL per token ---------------------------------------------------------------------------------
 
 
 def shaped_rewards(
-    score: float, logprobs: Sequence[float] | ndarray, initial: Sequence[float] | ndarray, beta: float = assumed_beta
+    score: float, logprobs: Sequence[float] | ndarray, initial: Sequence[float] | ndarray, beta: float = PUBLISHED_BETA
 ) -> Float[ndarray, " tokens"]:
     """Return the reward of each token: ``-beta log(pi / pi_0)``, and at the last token also the score. Their sum is R.
 

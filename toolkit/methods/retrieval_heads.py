@@ -31,7 +31,8 @@ The metrics (``METRICS``) are the published score, ``copy``, and seven others. E
     contrast       mass minus the mass for a control prompt, in which other tokens replace the needle; the response and the
                    positions i_q are the same; NaN without a control prompt
     query          attention on the needle from the tokens of the question, mean over these tokens; NaN if the position of the
-                   question is not given. The score of QRHead (arXiv:2506.09944), whose calibration step is left out
+                   question is not given. The score of QRHead (arXiv:2506.09944), without its calibration and its cut of
+                   tokens with little attention
     write          direct effect on the logit of the emitted token, through the needle position that the head attends to most:
                    mean of a_h(t, j') <u(w_t), W_O^h v_h(j')> over the emitted tokens in k; 0 if no token of k is emitted
 

@@ -253,6 +253,9 @@ def area_right_within(times: float) -> How:
     This is the area under accuracy against the token budget, divided by the largest budget (arXiv:2508.13141, overthinking-adjusted
     accuracy, per response). With n the response's tokens and T the largest budget, a right response counts max(0, 1 - n / T).
 
+    Deviations: the paper counts the tokens of thinking, and T is 1,000 for every model. Here n has the tokens of the answer too, as in
+    ``right_within``, and T follows base's length.
+
     Args:
         times: Largest budget per response, as a multiple of base's mean response length over all problems.
     """

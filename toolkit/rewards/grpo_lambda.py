@@ -33,7 +33,7 @@ from toolkit.rewards.arora_zanette import check_alpha, discount
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_SHARE = 0.2  # lambda: the value of the example in the paper
+assumed_share = 0.2  # lambda: the value of an example in notes on the paper
 assumed_alpha = 0.6  # from an implementation that is not by the authors
 
 
@@ -58,7 +58,7 @@ class GRPOLambda:
             responses of the group.
     """
 
-    share: Number = PUBLISHED_SHARE
+    share: Number = assumed_share
     alpha: Number = assumed_alpha
     ddof: int = 0
 

@@ -7,8 +7,9 @@ length score, from 1/2 for the shortest to -1/2 for the longest; w: weight):
     r = c + w v             for a right response
         c + w min(0, v)     for a wrong one
 
-Deviations: the paper raises w gradually at the beginning of training, and w of ``Kimi`` is constant. Use the weighted sum below to raise w
-from 0 to 1 over 100 steps. ``Kimi`` includes c, so the weight of ``Correctness`` falls from 1 to 0, and c keeps the total weight 1.
+Deviations: the paper raises w gradually at the beginning of training, and w of ``Kimi`` is constant. Its default, ``assumed_weight``, is
+ours; two other implementations have 0.4. Use the weighted sum below to raise w from 0 to 1 over 100 steps. ``Kimi`` includes c, so the
+weight of ``Correctness`` falls from 1 to 0, and c keeps the total weight 1.
 
     WeightedSum(((Schedule(1, 0, first=0, last=100), Correctness()), (Schedule(0, 1, first=0, last=100), Kimi())))
 
@@ -27,6 +28,8 @@ from toolkit.rewards import groups
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
+assumed_weight = 1.0
+
 
 @dataclass(frozen=True)
 class Kimi:
@@ -43,7 +46,7 @@ class Kimi:
         weight: w, the weight of the length part. Below 2, every right response earns more than every wrong one.
     """
 
-    weight: Number = 1.0
+    weight: Number = assumed_weight
 
     name: ClassVar[str] = "kimi"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens"})

@@ -18,8 +18,9 @@ Abstention is read off searching: after training, the tool is taken away, and a 
 this: F1 of abstaining on questions that cannot be answered, and F1 of not abstaining on the others.
 
 Deviations: the paper's cost is the number of searches (``cost="calls"``). By default ours is the number of whole blocks of ``block`` tokens
-in the response, for models without tools. The default block, ``assumed_block``, is our choice. Here n is the least cost over all batches so far; in the released code it is that of the current
-batch. The released code also has a branch for m < n that cannot be reached; we leave it out.
+in the response, for models without tools. The default block, ``assumed_block``, is our choice. The released
+code has a branch for m < n that cannot be reached; we leave it out. The paper also multiplies by the format, c F(m) times 1 or 0: use
+``combine.Gated`` with ``Format``.
 
 Units and signs: costs in calls or in blocks of tokens; a higher reward is better; a wrong response gets 0 at any cost.
 

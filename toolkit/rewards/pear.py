@@ -7,9 +7,10 @@ in the paper):
     P = max(0, H_think - alpha H_answer)
     r = min(1, s - P) if right, r_fmt if wrong
 
-Deviations: the value of r_fmt was not found; the default, ``assumed_format_reward``, is our guess. The entropy of a missing phase (no
-thinking, or no answer) counts as 0. By the printed formula, a right response after thinking of high entropy can earn less than a wrong one,
-although the paper's text says that r stays in [0, 1]. With ``lowest=0`` no right response earns less than 0 (ours, off by default).
+Deviations: the values of s and r_fmt in the paper's runs were not found; the defaults, ``assumed_scale`` and ``assumed_format_reward``, are
+those of a call in the README of the released code. The entropy of a missing phase (no thinking, or no answer) counts as 0. By the printed
+formula, a right response after thinking of high entropy can earn less than a wrong one, although the paper's text says that r stays in [0,
+1]. With ``lowest=0`` no right response earns less than 0 (ours, off by default).
 
 Units and signs: entropies in nats, at the temperature at which they were measured; higher is better.
 """
@@ -24,8 +25,8 @@ import numpy as np
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_ALPHA, PUBLISHED_SCALE = 1.0, 1.0
-assumed_format_reward = 0.0
+PUBLISHED_ALPHA = 1.0
+assumed_scale, assumed_format_reward = 1.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class PEAR:
 
     Attributes:
         alpha: Weight of the answer's entropy.
-        scale: Reward of a right response without excess entropy, 1 in the paper. No right response earns more than 1.
+        scale: Reward of a right response without excess entropy, s in the paper. No right response earns more than 1.
         wrong: Reward of a wrong response, r_fmt in the paper.
         lowest: Smallest reward of a right response; ``None`` for no lower limit.
     """
 
     alpha: Number = PUBLISHED_ALPHA
-    scale: Number = PUBLISHED_SCALE
+    scale: Number = assumed_scale
     wrong: Number = assumed_format_reward
     lowest: Number | None = None
 

@@ -3,7 +3,7 @@
 Equations (d: number of different n-grams of a response divided by the number of all its n-grams, 1 for a response shorter than n; c: 1 if
 right, else 0; most: largest possible penalty):
 
-    RepetitionPenalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
+    RepetitionPenalty  r = -most (1 - d)      TRL's form of "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
     Repetition         r = c d                after R^3 (see below), arXiv:2402.03469
     Distinct           r = d                  the factor alone, for other rewards
 
@@ -12,7 +12,8 @@ Combine one of these with any reward that favours long responses: repetition is 
 R^3, the regularised relevance reward, multiplies another reward by d. ``Repetition`` multiplies correctness by d.
 
 Deviations: R^3 has 3-grams of words; here they are 3-grams of tokens. Only ``Distinct(unit="words")`` splits at white space, as published.
-The penalty equals TRL's ``get_repetition_penalty_reward``.
+The penalty equals TRL's ``get_repetition_penalty_reward``, one number per response, with TRL's defaults; the paper charges the repeated
+tokens.
 
 Units and signs: d is a share from 0 to 1; higher is better. Memory: one Python set of n-grams per response.
 """
@@ -30,7 +31,7 @@ from numpy import ndarray
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_N = 3
+PUBLISHED_N = 3  # of R^3
 
 
 def distinct_share(sequences: Sequence[Sequence] | ndarray, n: int) -> Float[ndarray, " sequences"]:
