@@ -2,7 +2,7 @@
 
 Needs ``make smol``. Writes ``results.json`` and the tables in ``README.md`` here. Finished parts, policies and responses are kept in
 ``runs/aspects``, so after a stop the same command goes on; other code or settings start anew. About 10 minutes on one core. Brackets are
-95 % intervals: over problems, pairs or groups, and, where something is trained, over problems and three seeds.
+95 % intervals: over problems, pairs or groups, and for policies over problems and three seeds. Each head of a judge is fitted once.
 
 - *Fine-Grained RLHF*: the tiny reasoner is trained with rewards at segment ends and one advantage per token, and with the same rewards paid
   at the end (holistic), paid for errors only, or replaced by correctness. The control is dense rewards whose values are shuffled
@@ -12,7 +12,8 @@ Needs ``make smol``. Writes ``results.json`` and the tables in ``README.md`` her
 - *Beyond monolithic*: a rule that cannot read a random half of the answers, a head trained on right and wrong chains, and both joined. The
   control is a head trained on shuffled labels.
 - *ACE-RL*: SmolLM2 answers generated instructions. Groups in which the reward varies are those that GRPO can learn from: with the
-  checklist, and with all constraints or nothing. The control pays for the constraints of another instruction.
+  checklist, with and without the score of the length, which nearly always varies, and with all constraints or nothing. The control pays for
+  the constraints of another instruction, so its score of the length varies, too.
 - *PageLLM*: a Plackett-Luce policy learns to rank pages with REINFORCE, from the page alone, from items too, and from shuffled items.
 """
 
@@ -167,7 +168,7 @@ def per_problem(by_seed: Sequence[np.ndarray], outcome: int) -> np.ndarray:
 
 
 def crm(work: Path) -> dict[str, Any]:
-    """Return the share of pairs of equal length that each judge orders rightly; pairs with all kinds of redundancy, and restatements alone."""
+    """Return the share of pairs with equal numbers of lines that each judge orders rightly; pairs with all kinds of redundancy, and restatements alone."""
     tiny = lms.load("tiny-reasoner", device="cpu")
     problems, held_out = arithmetic.load("train", PAIRS, operands=(3, 8)), arithmetic.load("test", PAIRS, operands=(3, 8))
     made, flips = pairs(problems, seed=0), np.random.default_rng(0).random((FLIPS, PAIRS)) < 0.5
@@ -243,16 +244,14 @@ def ace_rl(work: Path) -> dict[str, Any]:
     texts = [answer_text(r.text, None) for r in rollouts]
     batch = RewardBatch.from_rollouts(rollouts, problems, close=None).with_columns(answer_text=object_array(texts))
     other = np.roll(batch["question"], ANSWERS)
+    met = [[c.met(a) for c in extract(q)] for q, a in zip(batch["question"], batch["answer_text"], strict=True)]
+    whole = np.array([np.mean(each) for each in met])
     forms = {
-        "checklist": ACERL()(batch).values,
-        "all or nothing": np.array(
-            [all(c.met(a) for c in extract(q)) for q, a in zip(batch["question"], batch["answer_text"], strict=True)], float
-        ),
-        "constraints of another instruction (control)": ACERL()(batch.with_columns(question=other)).values,
+        "checklist and length": ACERL()(batch).values,
+        "checklist: share of constraints met": whole,
+        "all or nothing": np.array([all(each) for each in met], float),
+        "checklist of another instruction and length (control)": ACERL()(batch.with_columns(question=other)).values,
     }
-    whole = np.array(
-        [np.mean([c.met(a) for c in extract(q)]) for q, a in zip(batch["question"], batch["answer_text"], strict=True)]
-    )
     groups, best = batch.groups, {}
     for name, values in forms.items():
         gain = [
@@ -357,6 +356,11 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
                 "| | pairs ordered rightly, % |",
                 "| --- | --- |",
                 *(f"| {n} | {cell(e)} |" for n, e in found[mark].items() if isinstance(e, dict)),
+                *(
+                    f"| {n}: 95 % lie in | [{100 * e[0]:.1f}, {100 * e[1]:.1f}] |"
+                    for n, e in found[mark].items()
+                    if isinstance(e, list)
+                ),
             ]
         )
         for mark in ("crm", "monolithic")

@@ -4,7 +4,7 @@ Needs ``make smol``. Writes ``results.json``, ``figure.png`` and the tables in `
 ``runs/hypotheses``, so after a stop the same command goes on. About 4 minutes on one core.
 
 *Simulated judge.* Generated spaces of five levels with six choices each, whose optimum is known. The judge compares values with noise, in
-units of the first level's spread. The gain is 0 for the mean hypothesis and 1 for the best. The control are spaces in reverse order, where
+units of the standard deviation over all complete hypotheses of the space. The gain is 0 for the mean hypothesis and 1 for the best. The control are spaces in reverse order, where
 the general levels matter least. Differences are paired over the spaces, with 95 % intervals.
 
 *SmolLM2 as judge.* The landscape is the mean log-probability of a sentence with four choices among four each; all 256 sentences are scored, so
@@ -52,15 +52,19 @@ def estimate(values: np.ndarray) -> dict[str, float]:
     return {"mean": e.mean, "low": e.low, "high": e.high}
 
 
-made = cache(lambda seed, decay: moose.generated(seed, decay=decay))
+@cache
+def made(seed: int, decay: float) -> tuple[moose.Space, float]:
+    """Return a space, and the standard deviation of the values of its complete hypotheses."""
+    space = moose.generated(seed, decay=decay)
+    return space, float(np.std([space.value(h) for h in product(range(space.options), repeat=space.levels)]))
 
 
 def gains(search: str, decay: float, noise: float, calls: int, ensemble: int = 1) -> np.ndarray:
     """Return the gain of a search in each space."""
     found = []
     for seed in range(SPACES):
-        space, rng = made(seed, decay), random.Random(seed)
-        judge = moose.Counted(moose.noisy_judge(space, noise, random.Random(seed + 10_000)), calls, ensemble)
+        (space, spread), rng = made(seed, decay), random.Random(seed)
+        judge = moose.Counted(moose.noisy_judge(space, noise * spread, random.Random(seed + 10_000)), calls, ensemble)
         found.append(space.gain(SEARCHES[search](judge, space.levels, space.options, rng)))
     return np.array(found)
 
@@ -161,7 +165,9 @@ def figure(found: dict[str, Any]) -> go.Figure:
             error_y=error_bars([r["mean"] for r in rows], [r["low"] for r in rows], [r["high"] for r in rows]),
             name=name,
         )
-    drawn.update_layout(xaxis_title="noise of the judge", yaxis_title=f"gain with {CALLS[1]} calls")
+    drawn.update_layout(
+        xaxis_title="noise of the judge, in standard deviations of the values", yaxis_title=f"gain with {CALLS[1]} calls"
+    )
     return styled(drawn, "Searches at equal cost: gain against the noise of the judge")
 
 

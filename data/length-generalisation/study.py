@@ -166,7 +166,7 @@ def likeness_table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{r['task']}, {'NoPE, another seed' if r['encoding'] == 'none' else r['encoding']}": [
             with_interval(r["mean"], r["low"], r["high"], "nats", digits=3),
             with_interval(r["further"], r["further_low"], r["further_high"], "nats", sign="+", digits=3) if "further" in r else "",
-            r.get("verdict", ""),
+            r["verdict"] + (f" (p {r['p_holm']:.3f})" if "p_holm" in r else "") if "verdict" in r else "",
         ]
         for r in rows
     }

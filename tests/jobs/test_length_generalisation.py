@@ -163,6 +163,20 @@ def test_likeness_names_the_encoding_whose_attention_is_as_far_as_it_is():
     assert set(ENCODINGS) > set(table.index)
 
 
+def test_a_verdict_on_likeness_is_lost_if_the_correction_over_all_tasks_loses_it():
+    rng = np.random.default_rng(0)
+    maps = {}
+    for task in ("sort", "count", "copy", "reverse"):
+        base = rng.normal(size=(3, 2, 6, 2, 4, 4))
+        for encoding, noise in (("none", 0.0), ("t5", 0.5), ("rope", 0.6), ("alibi", 0.7)):
+            near = torch.tensor(base + noise * rng.normal(size=base.shape)).float().softmax(-1)
+            maps[task, encoding] = list(near)
+    table = tables.likeness(maps).dropna(subset="p")
+    assert (table["p_holm"] >= table["p"]).all() and (table["p"] < 0.05).any()
+    judged = table["verdict"] != "no effect detectable"
+    assert (judged == (table["p_holm"] <= 0.05)).all() and judged.sum() < (table["p"] < 0.05).sum()
+
+
 # --- the committed study ------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
@@ -133,8 +133,8 @@ def likeness(maps: Mapping[tuple[str, str], Sequence[Tensor]]) -> pd.DataFrame:
     """Return how far attention of decoders without encoding (NoPE) is from that of each other encoding, in nats, task by task.
 
     Every decoder is compared with one of the next seed, because decoders of one seed begin with equal weights. So the encoding ``none``,
-    another seed of NoPE, is the reference. ``further``: how much further an encoding is than T5's, which
-    should be the nearest (arXiv 2305.19466), with its interval.
+    another seed of NoPE, is the reference. ``further``: how much further an encoding is than T5's, which should be the nearest
+    (arXiv 2305.19466), with its interval, and with a verdict after Holm's correction over all tasks and encodings.
 
     Args:
         maps: Task and encoding -> attention maps of each seed, on the same examples.
@@ -152,9 +152,10 @@ def likeness(maps: Mapping[tuple[str, str], Sequence[Tensor]]) -> pd.DataFrame:
             row = {"task": task, "encoding": encoding, "mean": e.mean, "low": e.low, "high": e.high}
             if "t5" in by_encoding and encoding not in ("t5", "none"):
                 d = stats.mean_effect(values, by_encoding["t5"])
-                row |= {"further": d.mean, "further_low": d.low, "further_high": d.high, "verdict": _verdict(d)}
+                row |= {"further": d.mean, "further_low": d.low, "further_high": d.high, "p": d.p, "verdict": _verdict(d)}
             rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return _corrected(table, table["p"].notna().to_numpy()) if "p" in table else table
 
 
 def _compared(pairs: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]) -> pd.DataFrame:
@@ -172,15 +173,19 @@ def _compared(pairs: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], Seque
             about = {"where": where, "ordering": what, "metric": metric, "mean": e.mean, "low": e.low, "high": e.high, "p": e.p}
             rows.append(about | {"verdict": verdict})
     table = pd.DataFrame(rows)
-    if len(table):
-        judged = table["p"].where(~table["verdict"].str.startswith("not judged"))
-        table["p_holm"] = np.nan
-        for metric in METRICS:  # one family of tests per metric
-            chosen = table["metric"] == metric
-            table.loc[chosen, "p_holm"] = stats.holm(judged[chosen].to_numpy(dtype=float))
-        lost = table["verdict"].isin(["holds", "reversed"]) & (table["p_holm"] > LEVEL)
-        table.loc[lost, "verdict"] = "no effect detectable"
+    for metric in METRICS if len(table) else ():  # one family of tests per metric
+        table = _corrected(table, (table["metric"] == metric).to_numpy())
     return table
+
+
+def _corrected(table: pd.DataFrame, family: Bool[ndarray, " rows"]) -> pd.DataFrame:
+    """Return the table with ``p_holm``, the p-values of one family of tests after Holm's correction, and verdicts that follow them."""
+    judged = family & ~table["verdict"].astype(str).str.startswith("not judged")
+    corrected = table.assign(p_holm=table.get("p_holm", np.nan))
+    corrected.loc[judged, "p_holm"] = stats.holm(table.loc[judged, "p"].to_numpy(dtype=float))
+    lost = judged & table["verdict"].isin(["holds", "reversed"]) & (corrected["p_holm"] > LEVEL)
+    corrected.loc[lost, "verdict"] = "no effect detectable"
+    return corrected
 
 
 def _verdict(effect: Effect) -> str:
