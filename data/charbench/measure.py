@@ -48,8 +48,8 @@ def arms_of(lm: LM) -> dict[str, Arm]:
     retrieval = Plan(
         tuple(HeadEdit(row["layer"], row["head"], "scale", 1.0) for row in top), None, "retrieval heads", lm.provenance(SEED)
     )
-    # The heads of our form, but the whole length direction: what the heads write themselves is not among the committed files. Other heads
-    # write along the whole direction too, so the same edit of them is a control.
+    # The direction that is kept is the part that the edited heads write. Other heads write next to nothing along it, so the same edit of them
+    # is a weak control: what they write themselves would need the moments, which are not among the committed files.
     edit = edits.plan(scores, v, fraction=FRACTION, strength=DEMO.strength)
     return {
         OURS: Arm(edited(lm, edit), tuple(edited(lm, other) for other in masking.controls(edit, lm, DRAWS, SEED))),
