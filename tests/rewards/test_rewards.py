@@ -172,14 +172,18 @@ def test_train_long_think_short_has_a_triangle_and_a_band():
         lambda part: Gated(part, (Correctness(),)),
         lambda part: MeanOfAdvantages(((1, Correctness()), (0.5, part))),
         lambda part: ReNorm(WeightedSum(((1, part),))),
+        lambda part: BeyondMonolithic(aspects=((0.5, part),)),
     ],
 )
-def test_a_combination_shows_its_parts_their_monitoring_set(combined):
+def test_a_combination_shows_its_parts_their_monitoring_set_and_saves_their_states(combined):
     part = LaserD(targets=TargetSettings(50, 10, 100, every=1, problems=3, samples=2))
     reward, batch = combined(part), full_batch([1, 0], [20, 60], "aa")
     assert reward.monitoring() == (3, 2)
     reward.monitor(batch)
     assert part.state_dict()["monitored"] and reward.monitoring() is None
+    again = LaserD(targets=TargetSettings(50, 10, 100, every=1, problems=3, samples=2))
+    combined(again).load_state_dict(reward.state_dict())
+    assert again.state_dict() == part.state_dict()
 
 
 @pytest.mark.parametrize(("drops", "factor", "interval"), [(1, 0.340, 300), (3, 0.698, 150), (7, 0.857, 75)])

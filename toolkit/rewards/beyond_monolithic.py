@@ -36,7 +36,7 @@ from scipy.special import expit
 
 from toolkit.rewards import groups
 from toolkit.rewards.batch import Reward, RewardBatch, RewardValues
-from toolkit.rewards.combine import check_names
+from toolkit.rewards.combine import Combined, check_names
 from toolkit.rewards.correctness import Correctness, Format
 from toolkit.stats import Number
 
@@ -88,7 +88,7 @@ class Hybrid:
 
 
 @dataclass(frozen=True)
-class BeyondMonolithic:
+class BeyondMonolithic(Combined):
     """Correctness plus aspects, minus a penalty for responses shorter than the mean length of the group's right responses.
 
     The penalty is ``most (1 - exp(-max(0, 1 - L/m) / tau))``. L is the length of the response, and m the mean length of the right responses
@@ -117,11 +117,15 @@ class BeyondMonolithic:
     def __post_init__(self) -> None:
         if self.most < 0 or self.tau <= 0:
             raise ValueError(f"{self}: need most >= 0 and tau > 0.")
-        check_names([self.assumed_correctness, *(reward for _, reward in self.aspects)])
+        check_names(self.rewards)
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        return (self.assumed_correctness, *(reward for _, reward in self.aspects))
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.assumed_correctness.needs.union({"tokens"}, *(reward.needs for _, reward in self.aspects))
+        return super().needs | {"tokens"}
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)

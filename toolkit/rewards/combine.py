@@ -22,7 +22,7 @@ responses to that part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,54 @@ class Schedule:
         return float(self.start + (self.end - self.start) * x)
 
 
+class Combined:
+    """A reward that is made of others, ``rewards``: it saves and restores their states, and passes monitoring sets on to them."""
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """The rewards of which this one is made."""
+        raise NotImplementedError
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Columns that the rewards need."""
+        return frozenset().union(*(r.needs for r in self.rewards))
+
+    @property
+    def state_by_problem(self) -> bool:
+        """True if one of the rewards stores its state by problem id. Problems must then keep their ids throughout training."""
+        return has_state_by_problem(self.rewards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the rewards: name of the reward -> state. Rewards without a state have no entry.
+
+        The dict can be written as JSON.
+        """
+        return state_by_name(self.rewards)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore the states of the rewards from ``saved``, the result of ``state_dict``."""
+        load_state_by_name(self.rewards, saved)
+
+    def monitoring(self) -> tuple[int, int] | None:
+        """Return the size of a monitoring set for the rewards, or ``None`` if none of them needs new responses now.
+
+        The size is ``(number of problems, responses per problem)``, each the largest that one of them requests. A monitoring set consists
+        of training problems whose sampled responses measure the policy and are not trained on.
+        """
+        return monitoring_size(self.rewards)
+
+    def monitor(self, batch: RewardBatch) -> None:
+        """Pass new responses to the rewards, each only if it needs new responses now.
+
+        Args:
+            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
+        """
+        monitor_parts(self.rewards, batch)
+
+
 @dataclass(frozen=True)
-class WeightedSum:
+class WeightedSum(Combined):
     """Weighted sum of rewards, in which a weight may change during training.
 
     The result also holds components, named summands of the reward. They are the components of the combined rewards, each times the weight
@@ -103,15 +149,15 @@ class WeightedSum:
     parts: tuple[tuple[Weight, Reward], ...]
 
     def __post_init__(self) -> None:
-        check_names([reward for _, reward in self.parts])
+        check_names(self.rewards)
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        return tuple(reward for _, reward in self.parts)
 
     @property
     def name(self) -> str:
         return " + ".join(f"{'w(t)' if callable(w) else format(w, 'g')} {r.name}" for w, r in self.parts)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset().union(*(r.needs for _, r in self.parts))
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
@@ -121,41 +167,9 @@ class WeightedSum:
             components |= {f"{reward.name}.{name}": w * values for name, values in reward(batch).components.items()}
         return RewardValues.sum(**components)
 
-    @property
-    def state_by_problem(self) -> bool:
-        """True if a combined reward stores its state by problem id. Problems must then keep their ids throughout training."""
-        return has_state_by_problem([r for _, r in self.parts])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of the combined rewards: reward name -> state. Rewards without a state have no entry.
-
-        The dict can be written as JSON.
-        """
-        return state_by_name([r for _, r in self.parts])
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the combined rewards from ``saved``, the result of ``state_dict``."""
-        load_state_by_name([r for _, r in self.parts], saved)
-
-    def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set for the combined rewards, or ``None`` if none of them needs new responses now.
-
-        The size is ``(number of problems, responses per problem)``, each the largest that one of them requests. A monitoring set consists
-        of training problems whose sampled responses measure the policy and are not trained on.
-        """
-        return monitoring_size([r for _, r in self.parts])
-
-    def monitor(self, batch: RewardBatch) -> None:
-        """Pass new responses to the combined rewards, each only if it needs new responses now.
-
-        Args:
-            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
-        """
-        monitor_parts([r for _, r in self.parts], batch)
-
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(Combined):
     """Product of a reward and one or more gates, rewards with values in [0, 1]: ``inner * gate * ...``.
 
     The result also holds components, named summands of the reward: those of the inner reward, each multiplied by all gates.
@@ -174,56 +188,24 @@ class Gated:
     gates: tuple[Reward, ...]
 
     def __post_init__(self) -> None:
-        check_names([self.inner, *self.gates])
+        check_names(self.rewards)
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        return (self.inner, *self.gates)
 
     @property
     def name(self) -> str:
-        return " x ".join(r.name for r in (self.inner, *self.gates))
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.inner.needs.union(*(g.needs for g in self.gates))
+        return " x ".join(r.name for r in self.rewards)
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         gate = np.prod([gate(batch).values for gate in self.gates], axis=0)
         return RewardValues.sum(**{name: values * gate for name, values in self.inner(batch).components.items()})
 
-    @property
-    def state_by_problem(self) -> bool:
-        """True if the inner reward or a gate stores its state by problem id. Problems must then keep their ids throughout training."""
-        return has_state_by_problem([self.inner, *self.gates])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of the inner reward and the gates: reward name -> state. Rewards without a state have no entry.
-
-        The dict can be written as JSON.
-        """
-        return state_by_name([self.inner, *self.gates])
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the inner reward and the gates from ``saved``, the result of ``state_dict``."""
-        load_state_by_name([self.inner, *self.gates], saved)
-
-    def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set for the inner reward and the gates, or ``None`` if none of them needs new responses now.
-
-        The size is ``(number of problems, responses per problem)``, each the largest that one of them requests. A monitoring set consists
-        of training problems whose sampled responses measure the policy and are not trained on.
-        """
-        return monitoring_size([self.inner, *self.gates])
-
-    def monitor(self, batch: RewardBatch) -> None:
-        """Pass new responses to the inner reward and the gates, each only if it needs new responses now.
-
-        Args:
-            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
-        """
-        monitor_parts([self.inner, *self.gates], batch)
-
 
 @dataclass(frozen=True)
-class MeanOfAdvantages:
+class MeanOfAdvantages(Combined):
     """Weighted mean of the advantages of several rewards. These values are advantages: train on them without normalising again.
 
     The advantage of a response is its reward minus the mean reward of its group (the responses to the same problem), divided by the
@@ -244,17 +226,17 @@ class MeanOfAdvantages:
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_names([reward for _, reward in self.parts])
+        check_names(self.rewards)
         if any(w < 0 for w, _ in self.parts) or not sum(w for w, _ in self.parts) > 0:
             raise ValueError(f"Weights {[w for w, _ in self.parts]}: no weight may be negative, and at least one must be positive.")
 
     @property
-    def name(self) -> str:
-        return f"mean of advantages({', '.join(r.name for _, r in self.parts)})"
+    def rewards(self) -> tuple[Reward, ...]:
+        return tuple(reward for _, reward in self.parts)
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset().union(*(r.needs for _, r in self.parts))
+    def name(self) -> str:
+        return f"mean of advantages({', '.join(r.name for r in self.rewards)})"
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
@@ -262,38 +244,6 @@ class MeanOfAdvantages:
         return RewardValues.sum(
             **{r.name: w / total * advantage(r(batch).values, batch.groups, self.epsilon) for w, r in self.parts}
         )
-
-    @property
-    def state_by_problem(self) -> bool:
-        """True if a combined reward stores its state by problem id. Problems must then keep their ids throughout training."""
-        return has_state_by_problem([r for _, r in self.parts])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of the combined rewards: reward name -> state. Rewards without a state have no entry.
-
-        The dict can be written as JSON.
-        """
-        return state_by_name([r for _, r in self.parts])
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the combined rewards from ``saved``, the result of ``state_dict``."""
-        load_state_by_name([r for _, r in self.parts], saved)
-
-    def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set for the combined rewards, or ``None`` if none of them needs new responses now.
-
-        The size is ``(number of problems, responses per problem)``, each the largest that one of them requests. A monitoring set consists
-        of training problems whose sampled responses measure the policy and are not trained on.
-        """
-        return monitoring_size([r for _, r in self.parts])
-
-    def monitor(self, batch: RewardBatch) -> None:
-        """Pass new responses to the combined rewards, each only if it needs new responses now.
-
-        Args:
-            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
-        """
-        monitor_parts([r for _, r in self.parts], batch)
 
 
 def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6) -> groups.Values:
@@ -312,7 +262,7 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
     return np.where(varies, centred / (np.sqrt(groups.mean(np.square(centred), group)) + epsilon), 0.0)
 
 
-def check_names(parts: list[Reward]) -> None:
+def check_names(parts: Sequence[Reward]) -> None:
     """Raise ValueError if there are no rewards to combine, or if two have the same name.
 
     The names must differ because components and states are stored by name.

@@ -21,22 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import (
-    Reward,
-    RewardBatch,
-    RewardValues,
-    has_state_by_problem,
-    load_state_by_name,
-    monitor_parts,
-    monitoring_size,
-    state_by_name,
-)
+from toolkit.rewards.batch import Reward, RewardBatch, RewardValues
+from toolkit.rewards.combine import Combined
 from toolkit.rewards.turns import Protocol, Turn, words
 
 FAILED = ("error (", "nothing found")  # beginnings of results without content: those of ``toolkit.tools``
@@ -63,7 +55,7 @@ def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
 
 
 @dataclass(frozen=True)
-class ReNorm:
+class ReNorm(Combined):
     """Process reward plus correctness minus 1: from 0 to 1 for right responses, from -1 to 0 for wrong ones.
 
     >>> from toolkit.rewards.longwriter import LongWriter
@@ -78,12 +70,16 @@ class ReNorm:
     process: Reward
 
     @property
+    def rewards(self) -> tuple[Reward, ...]:
+        return (self.process,)
+
+    @property
     def name(self) -> str:
         return f"renorm({self.process.name})"
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.process.needs | {"correct"}
+        return super().needs | {"correct"}
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
@@ -91,35 +87,6 @@ class ReNorm:
         total = renorm(self.process(batch).values, c)
         # Two components that add up to the total: r_p, and r_o - 1.
         return RewardValues.sum(process=total - (c - 1.0), outcome=c - 1.0)
-
-    @property
-    def state_by_problem(self) -> bool:
-        """True if the process reward stores its state by problem id. Problems must then keep their ids throughout training."""
-        return has_state_by_problem([self.process])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return ``{name of the process reward: its state}``, a dict that can be written as JSON; ``{}`` if that reward has no state."""
-        return state_by_name([self.process])
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state of the process reward from ``saved``, the result of ``state_dict``."""
-        load_state_by_name([self.process], saved)
-
-    def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of the monitoring set for the process reward, or ``None`` if that reward needs no new responses now.
-
-        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
-        measure the policy and are not trained on.
-        """
-        return monitoring_size([self.process])
-
-    def monitor(self, batch: RewardBatch) -> None:
-        """Pass new responses to the process reward if it needs them now.
-
-        Args:
-            batch: Responses of the policy to the problems of the monitoring set, which ``monitoring`` describes.
-        """
-        monitor_parts([self.process], batch)
 
 
 def assumed_principles(turns: Sequence[Turn]) -> list[float]:
