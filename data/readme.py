@@ -24,8 +24,11 @@ from toolkit.rewards import kinds
 ROOT = Path(__file__).parents[1]
 ON_BOARD = (
     "base", "ThinkEdit, as published", "ThinkEdit (ours)", "control: random heads edited", "control: random direction edited", "steered -0.5",
-    "steered +0.5", "control: steered randomly +0.5", "Efficiency Steering -0.25", "budget of 24", "no re-checks", "asked to be quick",
+    "control: steered randomly -0.5", "steered +0.5", "control: steered randomly +0.5", "Efficiency Steering -0.25",
+    "control: Efficiency Steering, random direction -0.25", "2 retrieval heads masked", "control: 2 random heads masked", "CREST, 8 heads",
+    "control: CREST", "NoWait", "control: NoWait", "budget of 24", "budget of 48", "control: budget of 48", "asked to be quick",
     "GRPO: correctness", "GRPO: naive length penalty", "GRPO-lambda", "DLER", "LASER-D", "HAPO", "DRPO", "PEAR", "Train Long, Think Short",
+    "GRPO-lambda, one vector per layer", "GRPO-lambda, two heads", "control: GRPO-lambda, two random heads",
     "ThinkEdit (ours), then GRPO-lambda",
 )  # fmt: skip
 """Rows of the board in data/README.md."""

@@ -26,7 +26,10 @@ ROOT = HERE.parents[1]
 MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # this line of the README.md beside this script is replaced
 COLOURED = ("ThinkEdit (ours), strength 2", "LASER-D")
 """Conditions in colour: the most accurate edit, and the most accurate trained policy."""
-NAMED = ("control: 4 random heads masked", "GRPO: naive length penalty", "no re-checks", "asked to be quick")
+NAMED = (
+    "2 retrieval heads masked", "control: 2 random heads masked", "GRPO: naive length penalty", "NoWait", "CREST, 8 heads", "budget of 12",
+    "asked to be quick", "PEAR",
+)  # fmt: skip
 """Further conditions with a label in the figure."""
 
 
