@@ -144,7 +144,7 @@ class LM:
 
     @property
     def vocab_size(self) -> int:
-        """Number of rows of the embedding matrix. The tokenizer may have fewer tokens."""
+        """Number of rows of the embedding matrix. The tokenizer may have fewer tokens, or a few special tokens more (see ``prompt_ids``)."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # a Parameter, typed as Tensor or Module
 
     @property
@@ -226,8 +226,19 @@ class LM:
         return text
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of ``prompt_text(messages)``. Raise ValueError as ``prompt_text`` does."""
-        return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
+        """Return the token ids of ``prompt_text(messages)``.
+
+        Raises:
+            ValueError: as ``prompt_text`` does; or the prompt contains a special token that the model does not embed. The text models of
+                Gemma 3, for example, have no embedding of ``<image_soft_token>``, which their tokenizer knows.
+        """
+        ids: list[int] = list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
+        if ids and max(ids) >= self.vocab_size:
+            raise ValueError(
+                f"The prompt contains the token {self.text([max(ids)])!r} with id {max(ids)}, but {self.name} embeds only the ids "
+                f"0..{self.vocab_size - 1}: leave the token out of the messages."
+            )
+        return ids
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], **how: bool) -> str:
         options: dict[str, Any] = {**how, **self.template}
@@ -461,10 +472,7 @@ def wrap(
     except ValueError as error:
         raise UnsupportedModelError(f"{name}: {error}") from error
     lm = LM(model.eval(), tokenizer, layout, found_tags, name, revision)
-    if len(tokenizer) > lm.vocab_size:
-        raise UnsupportedModelError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {lm.vocab_size}. Use the model's tokenizer."
-        )
+    _check_surplus(lm)
     if lm.context is not None and (not isinstance(lm.context, int) or lm.context < 1):
         raise UnsupportedModelError(
             f"{name}: max_position_embeddings is {str(lm.context)[:40]!r}, expected a whole number above 0."
@@ -475,7 +483,8 @@ def wrap(
             f"{name}: the end-of-sequence tokens are {sorted(map(str, lm.eos_ids))}, expected ids in 0..{lm.vocab_size - 1}, else no response "
             "ends. Set eos_token_id in generation_config.json."
         )
-    if tokenizer.pad_token_id is None:  # any token will do, since padding is masked
+    # Any token that the model embeds will do, since padding is masked.
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= lm.vocab_size:
         tokenizer.pad_token = tokenizer.eos_token or str(tokenizer.convert_ids_to_tokens(min(lm.eos_ids)))
     return lm
 
@@ -527,6 +536,24 @@ def check_thinking(lm: LM) -> None:
 
     Raises:
         NoThinkTagsError: the model has no think tags.
+def _check_surplus(lm: LM) -> None:
+    """Raise UnsupportedModelError if the tokenizer has tokens without an embedding that text may contain.
+
+    Special tokens without an embedding are allowed if the chat template does not contain them. Gemma 3 270M and 1B have one: the tokenizer
+    of the family has a token for images, which the text models do not embed. No such token is ever sampled, since it has no logit, and
+    ``LM.prompt_ids`` refuses a prompt with it.
+    """
+    surplus = {text: i for text, i in lm._vocabulary.items() if i >= lm.vocab_size}
+    special, template = lm.tokenizer.added_tokens_decoder, json.dumps(lm.tokenizer.chat_template or "", ensure_ascii=False)
+    needed = [text for text, i in surplus.items() if i not in special or not special[i].special or text in template]
+    if needed:
+        raise UnsupportedModelError(
+            f"{lm.name}: the tokenizer has {len(lm.tokenizer)} tokens, the model embeds only {lm.vocab_size}. Use the model's tokenizer. "
+            f"(Tokens without an embedding, such as {min(needed)[:40]!r}, are allowed only if they are special tokens that the chat template "
+            "does not contain.)"
+        )
+
+
     """
     if lm.tags is None:
         raise NoThinkTagsError(
