@@ -298,7 +298,7 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
         "interventions": identity.describe_interventions(condition),
         "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
-        **({"switches": dict(condition.lm.template)} if condition.lm.template else {}),
+        **({"switches": condition.lm.switches} if condition.lm.switches else {}),
         "tags": asdict(condition.lm.tags) if condition.lm.tags else None,
         "problems": hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest(),
         "sampling": sampling.identity,

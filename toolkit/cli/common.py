@@ -88,7 +88,7 @@ Template = Annotated[
     list[str] | None,
     typer.Option(
         "--template",
-        help="NAME=JSON: a variable of the chat template, such as enable_thinking=false. May be repeated.",
+        help="NAME=JSON: a variable of the chat template, such as enable_thinking=false. May be repeated. A template that prints today's date prints 2026-01-01 instead, so that a stopped run can resume on another day; 'strftime_now=\"2026-11-27\"' sets another date.",
     ),
 ]
 Task = Annotated[
