@@ -189,7 +189,7 @@ def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampli
     if context and longest + sampling.max_new_tokens > context:
         raise ValueError(
             f"The longest prompt has {longest} tokens; with max_new_tokens={sampling.max_new_tokens} it does not fit the context of "
-            f"{context} tokens. Lower max_new_tokens or leave that problem out."
+            f"{context} tokens of {lm.name}. Lower max_new_tokens (--max-new-tokens) or leave that problem out."
         )
     pairs = product(prompts, range(sampling.n))
     return [_Row(place, problem, prompt, s, s) for place, ((problem, prompt), s) in enumerate(pairs)]

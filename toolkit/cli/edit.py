@@ -322,7 +322,7 @@ def rollouts(
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    chosen = tasks.load(task, split, problems, seed, lm=lm)
+    chosen = tasks.load(task, split, problems, seed, lm=lm, max_new_tokens=max_new_tokens)
     sampler = connect_engine(engine, lm, out_dir, batch_size)
     about = jobs.origin(task, split, seed)
     responses = sample(Condition(lm, tools=box), chosen, sampling, engine=sampler, out=out_dir, about=about)
@@ -479,7 +479,7 @@ def compare(
     if out_dir is not None:
         store.writable(out_dir)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
-    chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
+    chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]], max_new_tokens=max_new_tokens)
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
     depends += [pairs[0][0]]  # the base; the order of the models is lost above, where a hash sorts the names
