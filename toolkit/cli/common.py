@@ -255,9 +255,7 @@ def weight_type(dtype: Dtype) -> Any:
     return getattr(torch, dtype.value)
 
 
-def load_model(
-    model: str, think: str | None, dtype: Dtype | Loaded, device: str | None, trust: bool = False, template: list[str] | None = None
-):
+def load_model(model: str, think: str | None, dtype: Dtype | Loaded, device: str | None, trust: bool, template: list[str] | None):
     """Load the model of the option --model and return it as an ``LM``.
 
     The other arguments are the values of --think, --dtype, --device, --trust-remote-code and --template.

@@ -65,6 +65,7 @@ def demo(
     samples: Samples = 8,
     think: Think = None,
     template: Template = None,
+    trust_remote_code: Trust = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +83,7 @@ def demo(
     tasks.check(task, "train", "dev", "test")
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    lm = load_model(model, think, Dtype.float32, None, template=template)
+    lm = load_model(model, think, Dtype.float32, None, trust_remote_code, template)
     jobs.check_thinking(lm)
     result = jobs.demo(lm, study, out_dir, settings=replace(jobs.DEMO, seed=seed), say=say, command=Command.line)
     if as_json:
