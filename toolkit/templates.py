@@ -41,8 +41,8 @@ RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt",
 CLOCK = "strftime_now"
 """Function of transformers by which a template prints the current date. It is a switch here: its value is the date to print instead."""
 DATE = "2026-01-01"
-"""Date that templates print unless the user sets another one. It never changes, since prompts and their random numbers must be the same
-tomorrow: a run that was stopped could not resume after midnight, and conditions sampled on two days would not be comparable."""
+"""Date that templates print unless the user sets another one. It never changes, so prompts do not depend on the day: a stopped run can
+resume after midnight, and conditions that are sampled on different days get the same prompts."""
 
 
 class TemplateProblem(ValueError):
