@@ -17,7 +17,7 @@ from toolkit import spans
 from toolkit.baselines import Budget
 from toolkit.lm import LM, ThinkTags, UnsupportedModelError
 from toolkit.spans import ANSWER, PROMPT, THINK
-from toolkit.tags import FORMATS
+from toolkit.tags import FORMATS, find_tags
 
 CHATML = (
     "{% for m in messages %}{% set text = m['content'] %}{% if m['role'] == 'assistant' and '</think>' in text %}"
@@ -123,6 +123,13 @@ CASES = {
         "{% for m in messages %}<SPECIAL_11>{{ m['role'] }}\n{{ m['content'] }}<SPECIAL_12>\n{% endfor %}{% if add_generation_prompt %}<SPECIAL_11>Assistant\n"
         "{% if ns.think %}<think>\n{% else %}<think></think>{% endif %}{% endif %}",
         special=(*TAGS, "<SPECIAL_11>", "<SPECIAL_12>"), phase=THINK,
+    ),
+    # The template never contains the closing tag, and the vocabulary has neither tag as a token.
+    "OLMo 3 Think": Case(
+        "{% set has_system = messages|selectattr('role', 'equalto', 'system')|list|length > 0 %}{% if not has_system %}<|im_start|>system\nYou are "
+        "a helpful assistant.<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% if loop.last and add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>' }}{% endif %}{% endfor %}",
+        special=("<|im_start|>", "<|im_end|>"), phase=THINK,
     ),
     "no tags": Case(
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
@@ -236,6 +243,16 @@ def test_a_budget_that_meets_a_closing_tag_half_written_places_only_the_rest():
         reader.push(token)
     forced = Budget(2)(lm, reader, response(lm, "x")[0])
     assert lm.text([*begun, *forced]) == "<|channel|>analysis<|message|>abc<|end|><|start|>assistant<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("<think>", "<think>"), ("[THINK]", "Magistral"), ("</seed:think>", "Seed-OSS"), ("<|channel>", None), ("<thinking>", None)],
+)
+def test_one_tag_in_a_template_tells_the_format(text, expected):
+    tokenizer = copy.deepcopy(bpe_lm().tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template + "{% if add_generation_prompt %}" + text + "{% endif %}"
+    assert find_tags(tokenizer) == (FORMATS[expected].tags if expected else None)
 
 
 def test_two_formats_in_one_template_are_an_error_that_names_both_and_the_remedy():

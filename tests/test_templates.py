@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import time
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from families import family, tokenizer
+from transformers.utils import chat_template_utils
 from typer.testing import CliRunner
 
-from toolkit import cli, collect, origins, spans, store, templates
+from toolkit import cli, collect, identity, origins, spans, store, templates
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollout_from_tokens, rollouts
 from toolkit.grpo import recipes
@@ -96,7 +99,7 @@ def test_the_switches_of_known_templates_are_found():
     deepseek = "{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ bos_token }}{{ messages[0].content }}"
     gpt_oss = '{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}{{ strftime_now("%Y") }}'
     assert templates.variables(deepseek) == {"thinking"}
-    assert templates.variables(gpt_oss) == {"reasoning_effort"}
+    assert templates.variables(gpt_oss) == {"reasoning_effort", "strftime_now"}
 
 
 def test_every_command_that_loads_a_model_has_the_option():
@@ -124,6 +127,94 @@ def test_training_asks_as_the_model_was_loaded_and_takes_no_switches_of_its_own(
     assert arguments(without, recipe, Run(tmp_path)).chat_template_kwargs == {"enable_thinking": False}
     with pytest.raises(ValueError, match="--template NAME=JSON"):
         arguments(without, recipe, Run(tmp_path, overrides={"chat_template_kwargs": {"enable_thinking": True}}))
+
+
+# --- the date ------------------------------------------------------------------------------------------------
+
+CLOCKED = "<|user|>{% macro day() %}{{ strftime_now('%d:%m:%Y') }}{% endmacro %}{{ day() }}<|end|>"
+
+
+@pytest.fixture(scope="module")
+def clocked(tmp_path_factory):
+    """A directory whose template prints today's date, from a macro, as that of gpt-oss does."""
+    path = family("llama").save(tmp_path_factory.mktemp("clock") / "model")
+    text = (path / "chat_template.jinja").read_text()
+    (path / "chat_template.jinja").write_text(CLOCKED + text)
+    return path
+
+
+def on_the_day(monkeypatch, day: int) -> None:
+    """Set the clock that transformers gives to templates."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 1, day)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+def test_a_run_that_stopped_resumes_after_midnight(clocked, tmp_path, monkeypatch):
+    problems = [PROBLEM, replace(PROBLEM, id="q")]
+    prompts, made = [], []
+    for day in (1, 2):
+        on_the_day(monkeypatch, day)
+        lm = lms.load(clocked, device="cpu")
+        prompts.append(lm.text(lm.prompt_ids(ASKED)))
+        made.append(rollouts(lm, problems, Sampling(max_new_tokens=2), out=tmp_path, progress=False))
+    assert prompts == ["<|user|>01:01:2026<|end|><|user|>1+2=?<|end|><|assistant|>"] * 2
+    assert made[0] == made[1]
+
+
+def test_the_date_of_prompts_is_recorded_and_another_one_is_another_condition(clocked, tmp_path):
+    usual, other = (lms.load(clocked, device="cpu", template=t) for t in (None, {"strftime_now": "2030-12-31"}))
+    assert other.text(other.prompt_ids(ASKED)).startswith("<|user|>31:12:2030<|end|>")
+    assert usual.provenance().notes == {"template": {"strftime_now": templates.DATE}} and templates.DATE in usual.thinking
+    assert identity.of_lm(usual) != identity.of_lm(other)
+    rollouts(usual, [PROBLEM], Sampling(max_new_tokens=2), out=tmp_path, progress=False)
+    assert store.read_json(tmp_path / "header.json")["switches"] == {"strftime_now": templates.DATE}
+    with pytest.raises(store.WrongModelError):
+        rollouts(other, [PROBLEM], Sampling(max_new_tokens=2), out=tmp_path, progress=False)
+
+
+def test_keys_of_a_model_whose_template_prints_no_date_depend_on_the_template_alone(switchable, llama):
+    assert llama.switches == {} and llama.dated_tokenizer() is llama.tokenizer
+    expected = hashlib.sha256(json.dumps(llama.tokenizer.chat_template, sort_keys=True).encode()).hexdigest()[:16]
+    assert llama.provenance().template_hash == expected and llama.provenance().notes == {}
+
+
+def test_training_reads_the_date_of_the_prompts(clocked, tmp_path):
+    lm = lms.load(clocked, device="cpu", template={"strftime_now": "2030-12-31"})
+    arguments_of = arguments(lm, recipes.find("correctness").scaled(), Run(tmp_path)).chat_template_kwargs
+    rendered = lm.dated_tokenizer().apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True, **arguments_of)
+    assert rendered == lm.prompt_text(ASKED) and lm.tokenizer.chat_template.startswith(CLOCKED)
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%d %b %Y", "%B %d, %Y", "%A, %-d %B %Y, %H:%M", "no date"])
+def test_dates_are_printed_as_strftime_prints_them(form):
+    dated = templates.with_date("{{ strftime_now(form) }}", "2026-11-07T09:05")
+    assert chat_template_utils._compile_jinja_template(dated).render(form=form) == datetime(2026, 11, 7, 9, 5).strftime(form)
+
+
+@pytest.mark.parametrize(
+    "template", ["\n  {% if a %}\n x\n{% endif %}", "{{ '1' }}\n", "  {{- '1' }}", "a\n\n{# c #}\n b", "{%- set x = 1 %}\n{{ x }}"]
+)
+def test_nothing_but_the_date_changes_in_a_prompt(template):
+    plain, dated = (chat_template_utils._compile_jinja_template(t) for t in (template, templates.with_date(template, "2026-11-07")))
+    assert plain.render(a=True) == dated.render(a=True)
+
+
+@pytest.mark.parametrize("date", ["today", 20261127, None])
+def test_a_date_that_is_none_is_refused(date, clocked):
+    with pytest.raises(UnsupportedModelError, match=r'strftime_now=.*, expected a date such as "2026-11-27"'):
+        lms.load(clocked, device="cpu", template={"strftime_now": date})
+
+
+def test_the_help_states_the_date_of_templates():
+    from typer.main import get_command
+
+    (option,) = (p for p in get_command(cli.app).commands["rollouts"].params if p.name == "template")
+    assert templates.DATE in option.help
 
 
 # --- a message that is continued -----------------------------------------------------------------------------

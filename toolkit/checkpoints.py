@@ -263,7 +263,8 @@ def _foreign(where: str, read: Any) -> Any:
     except BaseException as error:  # panics of the tokenizers library are not derived from Exception
         if "trust_remote_code" in str(error):
             raise UnsupportedModelError(
-                f"{where} needs code from its repository, which runs only with trust_remote_code=True."
+                f"{where} needs code from its repository, which runs only if you allow it: --trust-remote-code, or "
+                "lm.load(..., trust_remote_code=True)."
             ) from error
         reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
         raise UnsupportedModelError(f"{where} cannot be loaded as a causal language model ({reason}).") from error

@@ -189,7 +189,7 @@ def _rows(lm: LM, prompts: Sequence[tuple[Problem, list[int]]], sampling: Sampli
     if context and longest + sampling.max_new_tokens > context:
         raise ValueError(
             f"The longest prompt has {longest} tokens; with max_new_tokens={sampling.max_new_tokens} it does not fit the context of "
-            f"{context} tokens. Lower max_new_tokens or leave that problem out."
+            f"{context} tokens of {lm.name}. Lower max_new_tokens (--max-new-tokens) or leave that problem out."
         )
     pairs = product(prompts, range(sampling.n))
     return [_Row(place, problem, prompt, s, s) for place, ((problem, prompt), s) in enumerate(pairs)]
@@ -298,7 +298,7 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
         "interventions": identity.describe_interventions(condition),
         "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
-        **({"switches": dict(condition.lm.template)} if condition.lm.template else {}),
+        **({"switches": condition.lm.switches} if condition.lm.switches else {}),
         "tags": asdict(condition.lm.tags) if condition.lm.tags else None,
         "problems": hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest(),
         "sampling": sampling.identity,

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,8 @@ class LM:
             with this LM.
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model. ``save`` writes them beside the
             weights.
-        template: Values that are set for variables of the chat template in every prompt, such as ``{"enable_thinking": False}``.
+        template: Values that are set for variables of the chat template in every prompt, such as ``{"enable_thinking": False}``. A template
+            that prints today's date is given a fixed date; ``{"strftime_now": "2026-11-27"}`` sets another (see ``switches``).
         folder: Directory that the model was read from, or ``None``. ``save`` copies files from it that are neither weights nor tokenizer,
             such as those of a multimodal processor.
         known_digests: Name -> hash, for the weights that this LM shares with its parent. ``digests`` does not compute these hashes again.
@@ -130,21 +132,49 @@ class LM:
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
         """Return the provenance of a value that is computed with this model: facts about the model and settings, stored with the value.
 
-        If variables of the chat template, such as ``enable_thinking``, are set (``LM.template``), they are added to the notes, and the
+        If variables of the chat template, such as ``enable_thinking``, are set (``switches``), they are added to the notes, and the
         template's hash depends on them.
 
         Args:
             seed: Random seed, or ``None`` if nothing was random.
             notes: Other facts about the value, JSON-serialisable.
         """
-        template, switches = self.tokenizer.chat_template or "", {"template": dict(self.template)} if self.template else {}
+        template, switches = self.tokenizer.chat_template or "", {"template": self.switches} if self.switches else {}
         text = json.dumps([template, switches] if switches else template, sort_keys=True)
         hashed = hashlib.sha256(text.encode()).hexdigest()[:16]
         return Provenance(self.name, self.revision, self.fingerprint, hashed, toolkit.__version__, seed, {**switches, **notes})
 
     @property
+    def switches(self) -> dict[str, Any]:
+        """Values of the chat template's variables in every prompt: those of ``template``, and the date if the chat template prints today's.
+
+        The date is ``templates.DATE``, which never changes, unless ``template`` sets ``strftime_now``. So prompts do not depend on the day
+        on which they are made. The date is recorded with rollouts and in provenance, and is a part of cache keys, as all switches are.
+        """
+        prints_date = templates.CLOCK in json.dumps(self.tokenizer.chat_template or "")
+        return {**({templates.CLOCK: templates.DATE} if prints_date else {}), **self.template}
+
+    @property
+    def _dated_template(self) -> str | None:
+        """The chat template with the date in ``switches``; ``None`` (transformers then takes the tokenizer's) if it prints no date."""
+        date = self.switches.get(templates.CLOCK)
+        return None if date is None else templates.with_date(self.tokenizer.get_chat_template(), date)
+
+    def dated_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer for a library that renders prompts itself, such as TRL.
+
+        If the chat template prints today's date, this is a copy of the tokenizer whose template prints the date in ``switches``. Else it is
+        the tokenizer itself.
+        """
+        if (template := self._dated_template) is None:
+            return self.tokenizer
+        tokenizer = deepcopy(self.tokenizer)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    @property
     def vocab_size(self) -> int:
-        """Number of rows of the embedding matrix. The tokenizer may have fewer tokens."""
+        """Number of rows of the embedding matrix. The tokenizer may have fewer tokens, or a few special tokens more (see ``prompt_ids``)."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # a Parameter, typed as Tensor or Module
 
     @property
@@ -199,7 +229,8 @@ class LM:
         """Return chat messages as the text of a prompt.
 
         The prompt ends where the model's response begins: after the header of the assistant's turn. If the last message is the assistant's,
-        the prompt ends with that message, and the model continues it.
+        the prompt ends with that message, and the model continues it. A chat template that prints today's date prints a fixed date instead
+        (see ``switches``).
 
         Raises:
             ValueError: the tokenizer has no chat template; the template changes the assistant's message that is to be continued; or the
@@ -226,12 +257,27 @@ class LM:
         return text
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of ``prompt_text(messages)``. Raise ValueError as ``prompt_text`` does."""
-        return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
+        """Return the token ids of ``prompt_text(messages)``.
+
+        Raises:
+            ValueError: as ``prompt_text`` does; or the prompt contains a special token that the model does not embed. The text models of
+                Gemma 3, for example, have no embedding of ``<image_soft_token>``, which their tokenizer knows.
+        """
+        ids: list[int] = list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
+        if ids and max(ids) >= self.vocab_size:
+            raise ValueError(
+                f"The prompt contains the token {self.text([max(ids)])!r} with id {max(ids)}, but {self.name} embeds only the ids "
+                f"0..{self.vocab_size - 1}: leave the token out of the messages."
+            )
+        return ids
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], **how: bool) -> str:
-        options: dict[str, Any] = {**how, **self.template}
-        return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
+        options: dict[str, Any] = {**how, **templates.without_date(self.switches)}
+        return str(
+            self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], chat_template=self._dated_template, tokenize=False, **options
+            )
+        )
 
     def _check_begun(self, text: str, content: str) -> None:
         """Raise ValueError if the chat template may have added think tags to the assistant's turn, which the model is to continue.
@@ -272,7 +318,7 @@ class LM:
         opened, closed = (bool(tag) and prompt.endswith(str(tag).rstrip()) for tag in (self.tags.open, self.tags.close))
         by = "the prompt opens it" if opened else "the prompt closes it" if closed else "the model opens it"
         switches = sorted(templates.variables(self.tokenizer.get_chat_template(), self.tokenizer.special_tokens_map))
-        used = f" (set: {json.dumps(dict(self.template), sort_keys=True)})" if self.template else ""
+        used = f" (set: {json.dumps(self.switches, sort_keys=True)})" if self.switches else ""
         return f"{marked}; {by}" + (f"; template switches: {', '.join(switches)}{used}" if switches else "")
 
     @cached_property
@@ -389,7 +435,8 @@ def load(
         quantization: ``"4bit"`` or ``"8bit"`` to quantise the weights with bitsandbytes when they are loaded, or a quantisation config of
             transformers. Quantised weights cannot be edited or trained; interventions at run time work.
         tags: Think tags. Default: those that ``tags.find_tags`` finds in the chat template or the vocabulary, if any.
-        template: Variables to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
+        template: Variables to set in the chat template for every prompt, such as ``{"enable_thinking": False}``. If the chat template prints
+            today's date, ``{"strftime_now": "2026-11-27"}`` sets the date that it prints. Default: ``templates.DATE``.
         trust_remote_code: True to run code from the hub repository.
 
     Raises:
@@ -461,10 +508,7 @@ def wrap(
     except ValueError as error:
         raise UnsupportedModelError(f"{name}: {error}") from error
     lm = LM(model.eval(), tokenizer, layout, found_tags, name, revision)
-    if len(tokenizer) > lm.vocab_size:
-        raise UnsupportedModelError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {lm.vocab_size}. Use the model's tokenizer."
-        )
+    _check_surplus(lm)
     if lm.context is not None and (not isinstance(lm.context, int) or lm.context < 1):
         raise UnsupportedModelError(
             f"{name}: max_position_embeddings is {str(lm.context)[:40]!r}, expected a whole number above 0."
@@ -475,9 +519,28 @@ def wrap(
             f"{name}: the end-of-sequence tokens are {sorted(map(str, lm.eos_ids))}, expected ids in 0..{lm.vocab_size - 1}, else no response "
             "ends. Set eos_token_id in generation_config.json."
         )
-    if tokenizer.pad_token_id is None:  # any token will do, since padding is masked
+    # Any token that the model embeds will do, since padding is masked.
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= lm.vocab_size:
         tokenizer.pad_token = tokenizer.eos_token or str(tokenizer.convert_ids_to_tokens(min(lm.eos_ids)))
     return lm
+
+
+def _check_surplus(lm: LM) -> None:
+    """Raise UnsupportedModelError if the tokenizer has tokens without an embedding that text may contain.
+
+    Special tokens without an embedding are allowed if the chat template does not contain them. Gemma 3 270M and 1B have one: the tokenizer
+    of the family has a token for images, which the text models do not embed. No such token is ever sampled, since it has no logit, and
+    ``LM.prompt_ids`` refuses a prompt with it.
+    """
+    surplus = {text: i for text, i in lm._vocabulary.items() if i >= lm.vocab_size}
+    special, template = lm.tokenizer.added_tokens_decoder, json.dumps(lm.tokenizer.chat_template or "", ensure_ascii=False)
+    needed = [text for text, i in surplus.items() if i not in special or not special[i].special or text in template]
+    if needed:
+        raise UnsupportedModelError(
+            f"{lm.name}: the tokenizer has {len(lm.tokenizer)} tokens, the model embeds only {lm.vocab_size}. Use the model's tokenizer. "
+            f"(Tokens without an embedding, such as {min(needed)[:40]!r}, are allowed only if they are special tokens that the chat template "
+            "does not contain.)"
+        )
 
 
 def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:

@@ -91,17 +91,20 @@ It is part of neither the think span nor the answer span.
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     """Return the think tags that a tokenizer uses, or ``None`` if no format in ``FORMATS`` fits.
 
-    A format fits if the chat template contains all of its marks (``Format.marks``: the tags themselves, or special tokens in them). The
-    format ``<think>`` also fits a template that contains only ``</think>``: some models write the opening tag themselves, so their template
-    does not contain it. If no format fits the template, the vocabulary decides: a format then fits if all of its marks are tokens of it.
+    A format fits if the chat template contains all of its marks (``Format.marks``: the tags themselves, or special tokens in them). If none
+    does, a format whose marks are its tags fits a template that contains one of them. A lone ``</think>`` removes earlier thoughts in
+    templates of models that write the opening tag themselves. A lone ``<think>`` opens thinking at the end of the prompt, as in OLMo 3
+    Think, and the model writes the closing tag. If no format fits the template, the vocabulary decides: a format then fits if all of its
+    marks are tokens of it.
 
     Raises:
         ValueError: several formats fit; the message names them.
     """
     template, vocabulary = json.dumps(tokenizer.chat_template or ""), set(tokenizer.get_vocab())
     in_template = [name for name, form in FORMATS.items() if all(mark in template for mark in form.marks)]
-    if not in_template and DEFAULT_TAGS[1] in template:
-        in_template = ["<think>"]
+    if not in_template:
+        pairs = {name: form.marks for name, form in FORMATS.items() if form.marks == (form.tags.open, form.tags.close)}
+        in_template = [name for name, marks in pairs.items() if any(mark in template for mark in marks)]
     fitting = in_template or [name for name, form in FORMATS.items() if vocabulary.issuperset(form.marks)]
     if len(fitting) > 1:
         listed = " or ".join(f"{name} ({FORMATS[name].tags.open!r}, {FORMATS[name].tags.close!r})" for name in fitting)

@@ -1,4 +1,4 @@
-"""Check chat templates before they are used, and list their switches (variables such as ``enable_thinking``).
+"""Check chat templates before they are used, list their switches (variables such as ``enable_thinking``), and fix the date they print.
 
 A chat template is a program that comes with a checkpoint. Jinja's sandbox prevents it from reading files and running Python. But it may
 still loop forever or write gigabytes of text. So ``check`` first renders the template in a *trial*: a separate process with limits on time
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from itertools import product
 from typing import Any
@@ -34,10 +36,13 @@ OPENED = (True, False)
 SECONDS, BYTES, CHARACTERS = 3, 2**30, 200_000
 """Limits for rendering a template in a separate process: seconds of CPU time, bytes of memory, characters in a rendered prompt."""
 WALL = 15.0  # limit of a trial in seconds of wall-clock time; on a busy machine a trial takes longer than its CPU time
-RESERVED = frozenset(
-    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now")
-)
+RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception"))
 """Variables that transformers sets when it renders a template. They are not switches (variables that a user may set)."""
+CLOCK = "strftime_now"
+"""Function of transformers by which a template prints the current date. It is a switch here: its value is the date to print instead."""
+DATE = "2026-01-01"
+"""Date that templates print unless the user sets another one. It never changes, so prompts do not depend on the day: a stopped run can
+resume after midnight, and conditions that are sampled on different days get the same prompts."""
 
 
 class TemplateProblem(ValueError):
@@ -63,7 +68,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = lambda value, **kwargs: json.dumps(value, ensure_ascii=False)
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
+    environment.globals |= {"raise_exception": refuse, CLOCK: lambda form: form}
     return environment
 
 
@@ -77,9 +82,10 @@ def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any])
 
     Raises:
         TemplateProblem: the template is not valid Jinja, raises an error, leaves out the question, needs too much time or memory, or does
-            not read one of ``switches``.
+            not read one of ``switches``; or the date to print (``strftime_now``) is no date.
     """
-    _try(template, json.dumps([dict(tokens), dict(switches)], sort_keys=True, default=str))
+    dated = with_date(template, switches[CLOCK]) if CLOCK in switches else template
+    _try(dated, json.dumps([dict(tokens), without_date(switches)], sort_keys=True, default=str))
     known = variables(template, tokens)
     if unknown := sorted({*switches} - known):
         listed = f"It reads {', '.join(sorted(known))}." if known else "It reads none."
@@ -89,6 +95,8 @@ def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any])
 def variables(template: str, tokens: Iterable[str] = ()) -> frozenset[str]:
     """Return the names of a template's switches: variables that it reads and that neither transformers nor the tokenizer sets.
 
+    ``strftime_now`` is one of them if the template prints the current date.
+
     Args:
         template: Text of the template.
         tokens: Names of special tokens, which do not count as switches.
@@ -97,9 +105,44 @@ def variables(template: str, tokens: Iterable[str] = ()) -> frozenset[str]:
     ['enable_thinking']
     """
     environment = _environment()
+    del environment.globals[CLOCK]  # else Jinja counts it as known
     names = meta.find_undeclared_variables(environment.parse(template))
     reserved = RESERVED | {*environment.globals} | {*tokens}
     return frozenset(name for name in names if name not in reserved and not name.endswith("_token"))
+
+
+def without_date(switches: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the switches that are passed to a template by name: all but the date, which ``with_date`` writes into the template."""
+    return {name: value for name, value in switches.items() if name != CLOCK}
+
+
+@cache
+def with_date(template: str, date: str) -> str:
+    """Return a chat template that prints a given date wherever ``template`` prints the current one. Nothing else changes.
+
+    Args:
+        template: Text of the template.
+        date: The date, as ``"2026-11-27"``. The time is midnight, unless it is given too: ``"2026-11-27T13:45"``.
+
+    Raises:
+        TemplateProblem: ``date`` is no date.
+
+    >>> _environment().from_string(with_date("{{ strftime_now('%d %b %Y') }}", "2026-11-27")).render()
+    '27 Nov 2026'
+    """
+    try:
+        when = datetime.fromisoformat(date)
+    except (TypeError, ValueError) as error:
+        raise TemplateProblem(f'the date to print is {CLOCK}={date!r}, expected a date such as "2026-11-27"') from error
+    # transformers turns every value that it passes to a template into plain data, so the function must be a part of the template. A
+    # directive of strftime is a letter after "%" or "%-"; those that this system does not know stand for themselves.
+    directives = {f"%{dash}{letter}": when.strftime(f"%{dash}{letter}") for dash in ("-", "") for letter in string.ascii_letters}
+    known = [[directive, text] for directive, text in directives.items() if "%" not in text]
+    macro = (
+        f"{{% macro {CLOCK}(form) %}}{{% set filled = namespace(text=form) %}}{{% for directive, text in {json.dumps(known)} %}}"
+        "{% set filled.text = filled.text.replace(directive, text) %}{% endfor %}{{ filled.text }}{% endmacro %}"
+    )
+    return f"{macro}\n{template}"  # Jinja drops the line break after a block, so the prompt begins as before
 
 
 @cache

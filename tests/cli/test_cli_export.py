@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from toolkit import cli, exports, store
+from toolkit import lm as lms
 from toolkit.types import Direction, HeadEdit, Plan
 
 
@@ -35,6 +37,37 @@ def source(row: exports.Format, inputs) -> tuple:
         "plan": ("--plan", inputs / "plan.safetensors", *(("--base", "qwen3") if row.name == "ollama" else ())),
         "problems": ("-t", "arithmetic", "-n", "3"),
     }[row.takes]
+
+
+def test_every_command_that_loads_a_model_can_allow_its_own_code_to_run():
+    from typer.main import get_command
+
+    for name, command in get_command(cli.app).commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert name == "push" or "--trust-remote-code" in options, name  # push uploads a folder and loads no model
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("command", ["export", "import", "demo", "replicate"])
+def test_the_permission_reaches_the_loaded_model(command, allowed, inputs, tmp_path, monkeypatch):
+    given = []
+
+    def load(*args, **kwargs):
+        given.append(kwargs["trust_remote_code"])
+        raise ValueError("not loaded here")
+
+    monkeypatch.setattr(lms, "load", load)
+    store.write_json({}, tmp_path / "v.svec")
+    plans = Path(__file__).parents[2] / "plans"
+    arguments = {
+        "export": ("-v", inputs / "v.safetensors", "--to", "gguf", "--drop-layer-0", "-o", tmp_path / "v.gguf"),
+        "import": (tmp_path / "v.svec", "--from", "svec", "-o", tmp_path / "v.safetensors"),
+        "demo": ("-o", tmp_path / "demo"),
+        "replicate": (plans / "tiny-reasoner.toml", "-o", tmp_path / "replicated"),
+    }[command]
+    result = run(command, *arguments, *(["--trust-remote-code"] if allowed else []))
+    assert "not loaded here" in result.output + repr(result.exception)
+    assert given == [allowed]
 
 
 @pytest.mark.parametrize("row", exports.FORMATS, ids=lambda row: row.name)

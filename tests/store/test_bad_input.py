@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import COMMON, tokenizer
+from families import COMMON, family, tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -198,6 +198,38 @@ def test_a_vocabulary_larger_than_the_models():
         lms.wrap(small, tokenizer(), name="mine")
 
 
+def with_image_token(**changes):
+    """The tiny tokenizer with one special token more than the models of ``families`` embed, as that of Gemma 3."""
+    larger = copy.deepcopy(tokenizer())
+    larger.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    for name, value in changes.items():
+        setattr(larger, name, value)
+    return larger
+
+
+def test_a_special_token_that_the_model_does_not_embed_is_refused_only_in_prompts():
+    lm = lms.wrap(family("gemma3").model, with_image_token(pad_token="<image_soft_token>"), name="text only")
+    assert len(lm.tokenizer) == lm.vocab_size + 1 and lm.tokenizer.pad_token_id < lm.vocab_size
+    assert lms.qualify(lm)
+    assert all(max(r.token_ids) < lm.vocab_size for r in sample(lm, [ask("1+1=?"), ask("1+22=?", "q")], max_new_tokens=20))
+    with pytest.raises(ValueError, match=r"'<image_soft_token>' with id 103, but text only embeds only the ids 0\.\.102: leave"):
+        lm.prompt_ids([{"role": "user", "content": "<image_soft_token>"}])
+
+
+def test_a_token_without_an_embedding_that_text_may_contain_is_refused_at_once():
+    template = tokenizer().chat_template
+    for larger in (
+        with_image_token(chat_template=template + "<image_soft_token>"),
+        with_image_token(eos_token="<image_soft_token>", chat_template=template),
+    ):
+        with pytest.raises(UnsupportedModelError, match=r"embeds only 103|expected ids in 0"):
+            lms.wrap(family("gemma3").model, larger, name="mine")
+    ordinary = copy.deepcopy(tokenizer())
+    ordinary.add_tokens(["word"])
+    with pytest.raises(UnsupportedModelError, match="such as 'word', are allowed only if they are special tokens"):
+        lms.wrap(family("gemma3").model, ordinary, name="mine")
+
+
 def test_an_embedding_padded_beyond_the_vocabulary_is_fine():
     padded = AutoModelForCausalLM.from_config(LlamaConfig(**{**COMMON, "vocab_size": 128}))
     lm = lms.wrap(padded, tokenizer(), name="padded")
@@ -234,7 +266,7 @@ def test_code_from_the_hub_does_not_run_unless_asked_for(checkpoint):
     own = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
     (checkpoint / "config.json").write_text(json.dumps({**config, **own}))
     (checkpoint / "evil.py").write_text(f"open({str(checkpoint / 'ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
-    with pytest.raises(ValueError, match=r"trust_remote_code|mine"):
+    with pytest.raises(UnsupportedModelError, match=r"--trust-remote-code, or lm\.load\(\.\.\., trust_remote_code=True\)"):
         lms.load(checkpoint, device="cpu")
     assert not (checkpoint / "ran").exists()
 

@@ -13,10 +13,13 @@ import pytest
 from bpe import about, bpe_lm, lm_of, random_lm, read
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from toolkit import evaluate, tasks
+from toolkit import cli, evaluate, generate, tasks
+from toolkit import lm as lms
+from toolkit.jobs import Search, Study
 from toolkit.lm import LM
-from toolkit.tasks import haystack, lookup, needle, splits
+from toolkit.tasks import haystack, lookup, needle, splits, threading
 from toolkit.tasks.grading import grade
 from toolkit.tasks.haystack import HaystackError, user_text
 from toolkit.types import Rollout, Span
@@ -199,6 +202,39 @@ def test_needle_is_a_task_by_name(lm):
     assert {p.meta["split"] for p in found} == {"dev"} and all(p.meta["task"] == "needle" for p in found)
     with pytest.raises(ValueError, match="lm=lm"):
         tasks.load("needle")
+
+
+@pytest.mark.parametrize("budget", [64, 1024])
+def test_prompts_and_responses_of_the_token_budget_fit_the_context(budget, monkeypatch):
+    lm = bpe_lm()
+    problems = Study("needle", problems=25, samples=1, max_new_tokens=budget).load("test", lm)
+    longest = max(p.meta["length"] for p in problems)
+    assert longest == lm.context - max(haystack.RESPONSE, budget)
+    assert problems == tasks.load("needle", "test", 25, lm=lm, max_new_tokens=budget)
+    monkeypatch.setattr(threading, "grid", lambda lm, sizes, *args, **kwargs: sizes)
+    monkeypatch.setattr(needle, "spread", lambda lm, *args, lengths, response: haystack.lengths(lm, response=response))
+    for task in ("needle", "threading"):
+        assert max(Search(task, max_new_tokens=budget).haystacks(lm, "test")) == longest
+        assert max(Search(task).haystacks(lm, "test", max_new_tokens=budget)) == longest
+
+
+def test_needles_can_be_sampled_with_the_default_options_of_the_commands(tmp_path, monkeypatch):
+    lm, sampled = bpe_lm(), []
+
+    def sample(lm: LM, rows, *args):
+        sampled.extend(rows)
+        raise RuntimeError("the prompts fit")
+
+    monkeypatch.setattr(lms, "load", lambda *args, **kwargs: lm)
+    monkeypatch.setattr(generate, "_sample", sample)
+    done = CliRunner().invoke(cli.app, ["rollouts", "-t", "needle", "-n", "25", "-k", "1", "-o", str(tmp_path)])
+    assert len(sampled) == 25, done.output
+    assert max(len(row.prompt) for row in sampled) <= lm.context - 1024
+
+
+def test_a_token_budget_that_leaves_no_context_for_a_prompt_is_named_with_its_option(lm):
+    with pytest.raises(haystack.ContextTooLongError, match=r"response=2000.* 2048 tokens: .*--max-new-tokens\) to at most 1792"):
+        tasks.load("needle", "test", 5, lm=lm, max_new_tokens=2000)
 
 
 # --- bad input -----------------------------------------------------------------------------------------------

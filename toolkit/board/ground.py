@@ -232,7 +232,8 @@ class Ground:
     @cached_property
     def problems(self) -> list[Problem]:
         """Problems of the main tasks (test split)."""
-        return [p for name, n in self.sizes.main for p in tasks.load(name, "test", n, lm=self.lm)]
+        budget = self.sizes.max_new_tokens
+        return [p for name, n in self.sizes.main for p in tasks.load(name, "test", n, lm=self.lm, max_new_tokens=budget)]
 
     @cached_property
     def unseen(self) -> list[Problem]:
@@ -242,7 +243,7 @@ class Ground:
             if name == "running_sum":
                 problems += running_sum.load("test", n, horizons=self.sizes.horizons)
             else:
-                problems += tasks.load(name, "test", n, lm=self.lm)
+                problems += tasks.load(name, "test", n, lm=self.lm, max_new_tokens=self.sizes.unseen_tokens)
         return problems
 
     @property

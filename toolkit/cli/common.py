@@ -88,7 +88,7 @@ Template = Annotated[
     list[str] | None,
     typer.Option(
         "--template",
-        help="NAME=JSON: a variable of the chat template, such as enable_thinking=false. May be repeated.",
+        help="NAME=JSON: a variable of the chat template, such as enable_thinking=false. May be repeated. A template that prints today's date prints 2026-01-01 instead, so that a stopped run can resume on another day; 'strftime_now=\"2026-11-27\"' sets another date.",
     ),
 ]
 Task = Annotated[
@@ -255,9 +255,7 @@ def weight_type(dtype: Dtype) -> Any:
     return getattr(torch, dtype.value)
 
 
-def load_model(
-    model: str, think: str | None, dtype: Dtype | Loaded, device: str | None, trust: bool = False, template: list[str] | None = None
-):
+def load_model(model: str, think: str | None, dtype: Dtype | Loaded, device: str | None, trust: bool, template: list[str] | None):
     """Load the model of the option --model and return it as an ``LM``.
 
     The other arguments are the values of --think, --dtype, --device, --trust-remote-code and --template.

@@ -95,7 +95,7 @@ def dto(
         reject_unread("without --steps", "rate")
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    chosen = tasks.load(task, split, problems, seed, lm=lm)
+    chosen = tasks.load(task, split, problems, seed, lm=lm, max_new_tokens=max_new_tokens)
     sampling = Sampling(n=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     settings = DTOSettings(
         probes=probes,

@@ -65,6 +65,7 @@ def demo(
     samples: Samples = 8,
     think: Think = None,
     template: Template = None,
+    trust_remote_code: Trust = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +83,7 @@ def demo(
     tasks.check(task, "train", "dev", "test")
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    lm = load_model(model, think, Dtype.float32, None, template=template)
+    lm = load_model(model, think, Dtype.float32, None, trust_remote_code, template)
     jobs.check_thinking(lm)
     result = jobs.demo(lm, study, out_dir, settings=replace(jobs.DEMO, seed=seed), say=say, command=Command.line)
     if as_json:
@@ -322,7 +323,7 @@ def rollouts(
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    chosen = tasks.load(task, split, problems, seed, lm=lm)
+    chosen = tasks.load(task, split, problems, seed, lm=lm, max_new_tokens=max_new_tokens)
     sampler = connect_engine(engine, lm, out_dir, batch_size)
     about = jobs.origin(task, split, seed)
     responses = sample(Condition(lm, tools=box), chosen, sampling, engine=sampler, out=out_dir, about=about)
@@ -479,7 +480,7 @@ def compare(
     if out_dir is not None:
         store.writable(out_dir)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
-    chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
+    chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]], max_new_tokens=max_new_tokens)
     # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
     depends += [pairs[0][0]]  # the base; the order of the models is lost above, where a hash sorts the names

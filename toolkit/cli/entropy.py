@@ -139,7 +139,7 @@ def entropy(
         source.task(task) if source else task or "arithmetic",
         problems or (source.problems if source else 200),
         samples,
-        max_new_tokens,
+        source.header["sampling"]["max_new_tokens"] if source else max_new_tokens,  # prompts of needle depend on it
         batch_size,
         origin.get("seed", 0) if seed is None else seed,
     )

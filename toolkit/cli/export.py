@@ -26,6 +26,7 @@ from toolkit.cli.common import (
     Task,
     Template,
     Think,
+    Trust,
     Type,
     app,
     check_file,
@@ -43,8 +44,8 @@ from toolkit.cli.steer import During, Layers, parse_layers
 OPTIONS = ("strength", "layers", "during", "drop_layer_0", "doses", "base", "think", "max_new_tokens")
 """Parameters of ``export`` that are fields of ``exports.base.Settings``. ``Format.options`` lists those that a format reads."""
 SOURCES = {
-    "direction": ("vector", "model", "template", "dtype", "device", "think"),
-    "plan": ("plan", "model", "template", "dtype", "device", "think"),
+    "direction": ("vector", "model", "template", "dtype", "device", "trust_remote_code", "think"),
+    "plan": ("plan", "model", "template", "dtype", "device", "trust_remote_code", "think"),
     "problems": ("task", "split", "problems", "seed"),
 }
 """Kind of content of a format (``Format.takes``) -> parameters of ``export`` from which this content is loaded."""
@@ -104,6 +105,7 @@ def export(
     template: Template = None,
     dtype: Type = Loaded.float32,
     device: Device = None,
+    trust_remote_code: Trust = False,
     force: Force = False,
     show_list: Annotated[
         bool, typer.Option("--list", help="List all formats, and exit: what they take, what reads them, how they were checked.")
@@ -163,7 +165,7 @@ def export(
         if force and out_path.exists():
             raise typer.BadParameter(f"--force overwrites files only: remove the directory {out_path} yourself, or choose another.")
         store.new_directory(out_path)
-    loaded = None if row.takes == "problems" else load_model(model, think, dtype, device, template=template)
+    loaded = None if row.takes == "problems" else load_model(model, think, dtype, device, trust_remote_code, template)
     written = row.write(loaded, value, out_path, settings)
     if as_json:
         print_json({"out": str(written), "to": to})
@@ -226,6 +228,7 @@ def import_(
     template: Template = None,
     dtype: Type = Loaded.float32,
     device: Device = None,
+    trust_remote_code: Trust = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -245,7 +248,7 @@ def import_(
     container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
     container.get(of, store.read_pt)(source)  # raises for a damaged file before a model is loaded
     check_file(out_file, force)
-    lm = load_model(model, think, dtype, device, template=template)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     match of:
         case Source.gguf:
             v = vectors.load_gguf(source, lm)

@@ -14,6 +14,7 @@ from toolkit.cli.common import (
     Device,
     EngineAddress,
     Loaded,
+    Trust,
     app,
     command_line,
     connect_engine,
@@ -46,6 +47,7 @@ def replicate(
     ] = False,
     engine: EngineAddress = "ours",
     device: Device = None,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a published replication from its plan: rollouts, direction and heads, edit, comparison with random controls, report.
@@ -65,7 +67,7 @@ def replicate(
 
     plan = jobs.read_plan(plan_file)
     if dry_run:
-        reject_unread("with --dry-run, which runs nothing", "engine", "device")
+        reject_unread("with --dry-run, which runs nothing", "engine", "device", "trust_remote_code")
         _dry_run(plan, as_json)
         if not as_json:
             next_steps(run_it="the same command without --dry-run, with --out DIRECTORY")
@@ -74,7 +76,7 @@ def replicate(
         raise typer.BadParameter("--out is missing: give the directory to write to, or --dry-run.")
     store.writable(out_dir)
     template = [f"{name}={json.dumps(value)}" for name, value in plan.model.template.items()]
-    lm = load_model(plan.model.id, plan.model.think or None, Loaded(plan.model.dtype), device, False, template)
+    lm = load_model(plan.model.id, plan.model.think or None, Loaded(plan.model.dtype), device, trust_remote_code, template)
     jobs.check_thinking(lm)
     sampler = connect_engine(engine, lm, out_dir, plan.run.batch_size)
     table = jobs.replicate(lm, plan, out_dir, engine=sampler, say=say, command=Command.line)

@@ -82,7 +82,7 @@ def train_policy(
                     f"{recipe.name}, seed {seed}, was trained by other code ({', '.join(sorted(changed))} changed): training it again"
                 )
             depends_on.write(folder)  # before training, so that a stopped run has its record too
-        done = train(lm, recipe, _pool(lm, plan), run, extras=extras, resume=True, say=say)
+        done = train(lm, recipe, _pool(lm, recipe, plan), run, extras=extras, resume=True, say=say)
         if done.main:
             _remove_checkpoints(folder)
     return done
@@ -95,10 +95,11 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def _run(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, folder: Path) -> Run:
-    dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm)
+    evaluate = Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens))
+    dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm, max_new_tokens=evaluate.max_new_tokens)
     return Run(
         folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.evaluate_every, micro_batch=plan.micro_batch,
-        evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
+        evaluate=evaluate, overrides=dict(plan.overrides),
     )  # fmt: skip
 
 
@@ -118,8 +119,8 @@ def _name(recipe: Recipe, seed: int) -> str:
     return f"{store.safe_name(recipe.name)}-seed{seed}"
 
 
-def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
-    return tasks.load(plan.task, "train", plan.pool, lm=lm)
+def _pool(lm: LM, recipe: Recipe, plan: TrainingPlan) -> list[Problem]:
+    return tasks.load(plan.task, "train", plan.pool, lm=lm, max_new_tokens=recipe.max_tokens)
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
@@ -132,5 +133,5 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
     part = {"train": identity.of(plan.train).body}
     rows = {"micro_batch": plan.micro_batch} if micro_batch_counts(recipe, dict(plan.overrides), lm.model.config) else {}
-    depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **part, **rows}
+    depends = {**policy_identity(lm, recipe, _pool(lm, recipe, plan)), "seed": seed, **plan.identity, **own_reward, **part, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))

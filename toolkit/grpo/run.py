@@ -50,7 +50,7 @@ try:
 except ImportError as error:
     raise ImportError("Training needs TRL: pip install 'reasoning-length-toolkit[rl]'.") from error
 
-from toolkit import finetune, generate, store
+from toolkit import finetune, generate, store, templates
 from toolkit import identity as identities
 from toolkit.engines import OWN_LOOP, CannotSampleError, Engine, OwnLoop
 from toolkit.generate import Sampling
@@ -209,7 +209,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         "bf16": lm.model.dtype == torch.bfloat16,
         "use_cpu": lm.device.type == "cpu",
         "dataloader_pin_memory": lm.device.type != "cpu",
-        KWARGS: dict(lm.template),
+        KWARGS: templates.without_date(lm.switches),  # the trainer's tokenizer has the date
         **recipe.config,
         **run.overrides,
     }

@@ -231,6 +231,7 @@ def _save_adapter(trainer: Trainer, initial: LM, folder: Path) -> None:
     A file in ``folder`` records the problems that were used to train the adapter, and those that were used to make the initial model.
     """
     store.remove(folder)
+    trainer.processing_class = initial.tokenizer  # the template as it was read, without a fixed date
     with store.atomic_directory(folder) as partial:
         trainer.save_model(str(partial))
         store.remove(partial / PICKLED)

@@ -165,7 +165,7 @@ class Trainer(ResumableTrainer):
                 reward_funcs=_named_reward(self.reward.name),
                 args=args,
                 train_dataset=self._dataset(list(problems), args),
-                processing_class=lm.tokenizer,
+                processing_class=lm.dated_tokenizer(),
                 callbacks=list(extras.callbacks),
                 # A copy: peft changes it, so a second run with it would train another adapter.
                 peft_config=deepcopy(extras.train) if parts.is_adapter(extras.train) else None,

@@ -320,7 +320,7 @@ def atlas(
     finding = find_heads(lm, rollouts, settings, OURS, origin=about_rollouts)
     conditions = edit.edit_conditions(lm, {OURS: finding}, replace(settings, draws=1))
     conditions |= edit.steering_conditions(lm, finding.plan.direction or finding.direction, settings)
-    haystacks = search.haystacks(lm, "test")
+    haystacks = search.haystacks(lm, "test", max_new_tokens=study.max_new_tokens)
     # Too few rollouts, and an overlap with the training problems, are refused by now, before the long part.
     overlap = evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
     measurement = retrieval.measure_retrieval(lm, search, out=out / "rollouts" / "haystacks", say=say)

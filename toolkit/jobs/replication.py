@@ -93,7 +93,9 @@ def check_sizes(lm: LM, plan: Replication) -> None:
 
 def problems_of(part: SamplingPart, seed: int, lm: LM | None = None) -> list[Problem]:
     """Return the problems of a part of the plan: those of each of its splits, one split after the other."""
-    return [p for split in part.splits for p in load(part.task, split, part.problems, seed, lm=lm)]
+    return [
+        p for split in part.splits for p in load(part.task, split, part.problems, seed, lm=lm, max_new_tokens=part.max_new_tokens)
+    ]
 
 
 def conditions_of(lm: LM, finding: Finding, plan: Replication) -> dict[str, Condition]:

@@ -79,23 +79,26 @@ class Search:
         """Sampling settings: one greedy response per prompt, as in arXiv:2404.15574."""
         return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
-    def haystacks(self, lm: LM, split: str) -> list[Haystack]:
+    def haystacks(self, lm: LM, split: str, *, max_new_tokens: int = 0) -> list[Haystack]:
         """Return the haystacks of a split: prompts that hide facts, with the token positions of the hidden facts.
 
         Args:
             lm: Model whose chat template and tokenizer give the positions.
             split: ``train``, ``dev`` or ``test``.
+            max_new_tokens: Token budget of responses that are sampled with other settings than ``sampling``. Without ``lengths``, the
+                longest prompts leave as many tokens of the model's context free as the largest budget needs, but at least 256.
 
         Raises:
             tasks.haystack.HaystackError: a prompt length is beyond the model's context, the hidden facts do not fit a length, or they
                 cannot be located in the tokens.
         """
+        response = max(haystack.RESPONSE, self.max_new_tokens, max_new_tokens)
         match self.task:
             case "lookup":
                 return [haystack.locate_lookup(lm, p) for p in lookup.load(split, self.instances, self.seed)]
             case "needle":
-                return needle.spread(lm, split, self.instances, self.seed, lengths=self.lengths)
-        sizes = self.lengths or haystack.lengths(lm)
+                return needle.spread(lm, split, self.instances, self.seed, lengths=self.lengths, response=response)
+        sizes = self.lengths or haystack.lengths(lm, response=response)
         each = max(1, round(self.instances / len(sizes) / len(threading.MIX)))
         return threading.grid(lm, sizes, threading.MIX, split=split, n=each, seed=self.seed)
 

@@ -259,7 +259,8 @@ def fitting_strengths(
     """
     task = str(act(1.0).direction.provenance.notes.get("task", ""))
     generated = task in tasks.NAMES and not any(".external." in module for module in tasks.modules(task))
-    others = problems or (tasks.load(task, "dev", strengths.assumed_handful, lm=lm) if generated else ())
+    few, budget = strengths.assumed_handful, sampling.max_new_tokens
+    others = problems or (tasks.load(task, "dev", few, lm=lm, max_new_tokens=budget) if generated else ())
     return strengths.fit(lm, act, strengths.handful(_as_problems(prompts), others), sampling, out=out)
 
 

@@ -64,9 +64,10 @@ class Study:
 
         Args:
             split: ``train``, ``dev`` or ``test``.
-            lm: Model that will answer the problems. Only the task ``needle`` requires it, to fit prompts to the model's context.
+            lm: Model that will answer the problems. Only the task ``needle`` requires it, to fit prompts and responses of ``max_new_tokens``
+                tokens to the model's context.
         """
-        return tasks.load(self.task, split, self.problems, self.seed, lm=lm)
+        return tasks.load(self.task, split, self.problems, self.seed, lm=lm, max_new_tokens=self.max_new_tokens)
 
     def origin(self, split: str) -> dict[str, Any]:
         """Return a dict with ``task, split, seed`` of the study's problems of a split, to be recorded with rollouts and directions."""

@@ -43,6 +43,7 @@ from toolkit.tasks import (
     arithmetic,
     characters,
     countdown,
+    haystack,
     instructions,
     lookup,
     needle,
@@ -106,7 +107,9 @@ def modules(name: str) -> list[str]:
     return [f"toolkit.tasks.external.{'gym' if name.startswith(GYM) else 'files'}"]
 
 
-def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
+def load(
+    name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None, max_new_tokens: int = haystack.RESPONSE
+) -> list[Problem]:
     """Return ``n`` problems from one split of a task. Equal seeds give equal problems.
 
     If the split has fewer than ``n`` problems, the result depends on the task. ``gsm8k``, ``math500`` and files give all problems of the
@@ -118,6 +121,8 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
         split: ``"train"``, ``"dev"`` or ``"test"``; a file may have others.
         lm: Model; only two tasks use it. ``needle`` requires it, to fit prompts to the model's context. For ``characters`` it is optional:
             its tokenizer is used to record how each word is cut into tokens.
+        max_new_tokens: Token budget of a response; only ``needle`` uses it. Its longest prompts leave that many tokens of the model's
+            context free, but at least 256, so that their lengths are the same for all smaller budgets.
 
     Raises:
         ImportError: the task needs reasoning-gym or ``datasets``, which is not installed.
@@ -127,7 +132,7 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     >>> [p.messages[0]["content"] for p in load("arithmetic", "test", n=2)]
     ['30+40-27-34-7=?', 'please 20+42+33+2-1-25-31+7=?']
     """
-    problems = _load(name, split, n, seed, lm)
+    problems = _load(name, split, n, seed, lm, max_new_tokens)
     if len(problems) < n:
         divided = "" if is_built_in(name) else " If no line of the file names its split (meta.split), a hash of the id decides it."
         log.warning(
@@ -137,7 +142,7 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     return problems
 
 
-def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Problem]:
+def _load(name: str, split: str, n: int, seed: int, lm: LM | None, max_new_tokens: int) -> list[Problem]:
     match name:
         case "tiny":
             quarter = n // 4
@@ -181,7 +186,7 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
                 raise ValueError(
                     "Needle prompts are fitted to a model's context and tokenizer: give a model, load('needle', lm=lm)."
                 )
-            return needle.load(lm, split, n, seed)
+            return needle.load(lm, split, n, seed, response=max(haystack.RESPONSE, max_new_tokens))
     if name.startswith(GYM):
         return gym.load(name.removeprefix(GYM), split, n, seed)
     check(name)

@@ -281,7 +281,11 @@ def check_length(lm: LM, length: int) -> None:
         raise ContextTooLongError(f"length={length} tokens is beyond the {most} positions of {lm.name}: ask for at most {most}.")
 
 
-def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> tuple[int, ...]:
+RESPONSE = 256
+"""Tokens of context that the default prompt lengths leave free for the response. With a larger token budget, they leave that many."""
+
+
+def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = RESPONSE) -> tuple[int, ...]:
     """Return ``n`` prompt lengths in tokens, evenly spaced from ``shortest`` to the model's maximum context minus ``response``.
 
     Args:
@@ -298,7 +302,9 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
         raise HaystackError(f"n={n}, context={most}: need n >= 1 and a config with max_position_embeddings; or list the lengths.")
     if shortest > most - response:
         raise ContextTooLongError(
-            f"shortest={shortest} and response={response} tokens exceed the {most} positions of {lm.name}: lower one of them."
+            f"The shortest prompt (shortest={shortest} tokens) and the token budget of a response (response={response}) do not fit the context "
+            f"of {lm.name}, {most} tokens: lower the token budget (max_new_tokens, --max-new-tokens) to at most {max(0, most - shortest)}, or "
+            "list the prompt lengths."
         )
     return tuple(int(x) for x in np.linspace(shortest, most - response, n).round())
 

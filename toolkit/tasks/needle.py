@@ -299,15 +299,23 @@ def grid(
 
 
 def spread(
-    lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths: Sequence[int] = (), grader: str = GRADERS[0]
+    lm: LM,
+    split: str = "test",
+    n: int = 200,
+    seed: int = 0,
+    *,
+    lengths: Sequence[int] = (),
+    response: int = haystack.RESPONSE,
+    grader: str = GRADERS[0],
 ) -> list[Haystack]:
     """Return ``n`` prompts, each with a different hidden fact (a Haystack, see ``place``).
 
     The prompts cycle through all combinations of ``lengths`` and the five depths 0, 0.25, 0.5, 0.75 and 1.
 
     Args:
-        lengths: Prompt lengths in tokens. Default: five lengths, evenly spaced. The shortest is 256 tokens. The longest leaves 256 tokens
-            of the model's context free (see ``haystack.lengths``).
+        lengths: Prompt lengths in tokens. Default: five lengths, evenly spaced. The shortest is 256 tokens. The longest leaves ``response``
+            tokens of the model's context free (see ``haystack.lengths``).
+        response: Token budget of a response. Not used if ``lengths`` is given.
         grader: How answers are graded (see ``Needle``).
 
     Raises:
@@ -315,17 +323,21 @@ def spread(
         HaystackError: a haystack cannot be built (``place`` lists the subclasses), the default lengths do not fit the model, or the grader
             is unknown.
     """
-    places = [(length, depth) for length in lengths or haystack.lengths(lm) for depth in DEPTHS]
+    sizes = lengths or haystack.lengths(lm, response=response)
+    places = [(length, depth) for length in sizes for depth in DEPTHS]
     return [place(lm, fact, *places[i % len(places)], seed=seed) for i, fact in enumerate(facts(split, n, seed, grader=grader))]
 
 
-def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, grader: str = GRADERS[0]) -> list[Problem]:
+def load(
+    lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, response: int = haystack.RESPONSE, grader: str = GRADERS[0]
+) -> list[Problem]:
     """Return ``n`` problems, each a question about a different fact hidden in a long text.
 
-    They cycle through five prompt lengths and five depths. The longest prompts leave 256 tokens of the context free. ``spread`` has the
-    details, and lists the errors.
+    They cycle through five prompt lengths and five depths. The longest prompts leave ``response`` tokens of the context free. ``spread``
+    has the details, and lists the errors.
 
     Args:
+        response: Token budget of a response.
         grader: How answers are graded (see ``Needle``).
     """
-    return [h.problem for h in spread(lm, split, n, seed, grader=grader)]
+    return [h.problem for h in spread(lm, split, n, seed, response=response, grader=grader)]
