@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -69,7 +70,7 @@ def test_perplexity_holds_few_logits_at_a_time_and_equals_the_naive_formula(tiny
         total -= sum(logp[i, token].item() for i, token in enumerate(r.token_ids[r.prompt_len :]))
     naive = np.exp(total / sum(r.response_tokens for r in found))
     sizes = []
-    monkeypatch.setitem(entropies.with_entropies.__kwdefaults__, "chunk", 12 * tiny.vocab_size)
+    monkeypatch.setattr(entropies, "with_entropies", partial(entropies.with_entropies, chunk=12 * tiny.vocab_size))
     head = tiny.model.get_output_embeddings()
     with head.register_forward_hook(lambda module, inputs, output: sizes.append(output[..., 0].numel())):
         measured, low, high = doses._perplexity(tiny, found, act)

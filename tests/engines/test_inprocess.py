@@ -100,18 +100,20 @@ def test_rollouts_equal_those_of_the_own_loop_and_the_model_is_loaded_once(libra
 def test_an_edit_of_a_model_in_half_precision_is_sampled_as_an_adapter(dtype, library, problems_of, tmp_path):
     half = lms.load("tiny-reasoner", device="cpu", dtype=dtype)
     library.lm = half
-    engine = connect("vllm", half, adapters=tmp_path)
+    engine = connect("vllm", half, tolerance=0.2, adapters=tmp_path)
     found = generate.rollouts(without_a_head(half), problems_of(2), GREEDY, engine=engine, progress=False)
     assert len(found) == 4 and library.adapters
 
 
 def test_an_edit_of_a_model_in_fp32_is_refused_before_anything_is_sampled(library, tiny, problems_of, tmp_path):
     engine = connect("vllm", tiny, adapters=tmp_path)
-    refusal = pytest.raises(CannotSampleError, match=r"tiny-reasoner is in float32: load it with --dtype bfloat16")
-    with refusal:
-        jobs.extraction_rollouts(tiny, jobs.Study(problems=20, samples=2), engine=engine)
-    with refusal:
-        evaluate.compare({"base": tiny, "edited": without_a_head(tiny)}, problems_of(2), GREEDY, engine=engine, progress=False)
+    conditions = {"base": tiny, "edited": without_a_head(tiny)}
+    for attempt in (
+        lambda: jobs.extraction_rollouts(tiny, jobs.Study(problems=20, samples=2), engine=engine),
+        lambda: evaluate.compare(conditions, problems_of(2), GREEDY, engine=engine, progress=False),
+    ):
+        with pytest.raises(CannotSampleError, match=r"tiny-reasoner is in float32: load it with --dtype bfloat16"):
+            attempt()
     assert not library.loads and not engine.takes_adapters
     assert len(generate.rollouts(tiny, problems_of(2), GREEDY, engine=engine, progress=False)) == 4, (
         "the base model is sampled in fp32"

@@ -407,7 +407,7 @@ def test_llama_server_is_sent_no_more_requests_at_a_time_than_it_has_slots(slots
 
     with serving("llama", tiny, slots=slots, disturb=busy) as (url, _):
         rollouts(connect(url, parallel=5), tiny, problems_of(5), Sampling(n=2, max_new_tokens=2))
-    assert len(seen) == 10 and 1 < max(seen) <= most
+    assert len(seen) == 10 and max(seen) <= most
 
 
 def test_the_time_limit_of_a_request_grows_with_the_length_of_the_response(tiny, problems_of):

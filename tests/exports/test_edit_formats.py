@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -14,13 +15,14 @@ import pytest
 import torch
 import yaml
 from families import COMMON, tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, Olmo3Config
+from transformers import AutoConfig, AutoModelForCausalLM, Olmo3Config, PretrainedConfig
 
 from toolkit import edits, exports, store
 from toolkit import lm as lms
 from toolkit.exports import gguf_lora
 from toolkit.exports.base import Settings
 from toolkit.lm import LM
+from toolkit.sites import Layout
 from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, Plan
 from toolkit.vectors import ExportError
@@ -161,6 +163,13 @@ def test_names_and_shapes_are_checked_against_the_base_file(llama, tmp_path):
     assert not (tmp_path / "x.gguf").exists()
 
 
+def of_type(lm: LM, config: PretrainedConfig) -> LM:
+    """The model with the config of another type."""
+    model = copy.copy(lm.model)
+    model.config = config
+    return replace(lm, model=model)
+
+
 def test_every_name_of_an_architecture_is_one_that_llama_cpp_has():
     assert set(LLAMA_CPP.values()) <= set(gguf.MODEL_ARCH_NAMES.values())
 
@@ -170,19 +179,18 @@ def test_every_name_of_an_architecture_is_one_that_llama_cpp_has():
     [("olmo3", "olmo2"), ("ministral3", "mistral3"), ("bamba", "granitehybrid"), ("hunyuan_v1_dense", "hunyuan-dense"),
      ("qwen3_5_text", "qwen35"), ("gemma4_text", "gemma4"), ("glm4_moe_lite", "deepseek2"), ("internlm3", "llama"), ("glm", "chatglm")],
 )  # fmt: skip
-def test_the_architecture_is_llama_cpps_where_it_has_another_name(model_type, arch):
-    config = AutoConfig.for_model(model_type)
-    lm = SimpleNamespace(model=SimpleNamespace(config=config), layout=SimpleNamespace(attention_layers=(1,), n_layers=2))
-    assert gguf_lora.architecture(lm) == arch
+def test_the_architecture_is_llama_cpps_where_it_has_another_name(model_type, arch, llama, monkeypatch):
+    monkeypatch.setattr(Layout, "attention_layers", (1,))
+    assert gguf_lora.architecture(of_type(llama, AutoConfig.for_model(model_type))) == arch
 
 
 @pytest.mark.parametrize(
-    ("layers", "experts", "arch"), [((1,), 8, "granitehybrid"), ((0, 1), 8, "granitemoe"), ((0, 1), 0, "granite")]
+    ("layers", "experts", "arch"), [((1,), 8, "granitehybrid"), ((0, 1, 2), 8, "granitemoe"), ((0, 1, 2), 0, "granite")]
 )
-def test_a_granite_hybrid_without_state_space_layers_is_the_plain_granite(layers, experts, arch):
+def test_a_granite_hybrid_without_state_space_layers_is_the_plain_granite(layers, experts, arch, llama, monkeypatch):
+    monkeypatch.setattr(Layout, "attention_layers", layers)
     config = AutoConfig.for_model("granitemoehybrid", num_experts_per_tok=experts)
-    lm = SimpleNamespace(model=SimpleNamespace(config=config), layout=SimpleNamespace(attention_layers=layers, n_layers=2))
-    assert gguf_lora.architecture(lm) == arch
+    assert gguf_lora.architecture(of_type(llama, config)) == arch
 
 
 def test_an_edit_of_olmo_3_is_written_for_its_gguf_file(tmp_path):
