@@ -341,6 +341,8 @@ def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> 
 
     The context of a segment is the trajectory up to its thinking (prompt and opening tag), then the segments in ``kept`` before this one.
     """
+    if not any(j > after for j in kept):  # then there may be no response token at all
+        return []
     n = o.original.prompt_len
     (scored,) = entropies.with_entropies(work.condition, [replace(o.original, token_ids=tuple(_thought(o, kept)))])
     chosen = scored.logprobs or ()
