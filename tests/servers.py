@@ -70,6 +70,9 @@ class State:
         disturb: Called before each sampling request with its number, counted from 1. It may sleep, or return ``(status, text)`` to answer.
         eos: True to return the end-of-sequence token among the tokens.
         context: Context length that the server reports.
+        slots: Number of slots that llama-server reports; ``None`` to report none.
+        adds_bos: True if Ollama's model file adds the tokenizer's BOS to a prompt.
+        cached: Number of prompt tokens that Ollama leaves out of its count.
         requests: The sampling requests that arrived.
         loaded: Names of the adapters that were loaded while it ran.
         dying: For tests that stop the server at some request.
@@ -81,6 +84,9 @@ class State:
     disturb: Callable[[int], tuple[int, str] | None] = lambda number: None
     eos: bool = True
     context: int = 4096
+    slots: int | None = 8
+    adds_bos: bool = True
+    cached: int = 0
     requests: list[Mapping[str, Any]] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
@@ -177,7 +183,8 @@ def sglang(state: State, method: str, path: str, body: Any) -> Any:
 def llama(state: State, method: str, path: str, body: Any) -> Any:
     names = list(state.models)
     if path == "/props":
-        return {"default_generation_settings": {"n_ctx": state.context}, "model_path": state.models[state.base].name}
+        about = {"default_generation_settings": {"n_ctx": state.context}, "model_path": state.models[state.base].name}
+        return about | ({} if state.slots is None else {"total_slots": state.slots})
     if path == "/lora-adapters":
         return [{"id": i, "path": name, "scale": 0.0} for i, name in enumerate(names[1:])]
     if path != "/completion":
@@ -208,10 +215,13 @@ def ollama(state: State, method: str, path: str, body: Any) -> Any:
         "num_predict num_ctx temperature top_p top_k min_p repeat_penalty presence_penalty frequency_penalty typical_p mirostat stop seed",
     )
     lm = state.models[body["model"]]
-    prompt = lm.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]
+    # As Ollama does: the BOS of the model file is added, whether or not the text begins with it.
+    bos = [lm.tokenizer.bos_token_id] if state.adds_bos and lm.tokenizer.bos_token_id is not None else []
+    prompt = bos + lm.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]
     tokens, stopped, logprobs = sample(lm, prompt, sampling_of(options, "num_predict", options["seed"]))
     text = tokens[:-1] if stopped else tokens
     answer = {"response": lm.text(text), "done_reason": "stop" if stopped else "length", "eval_count": len(tokens)}
+    answer["prompt_eval_count"] = len(prompt) - min(state.cached, len(prompt) - 1)
     if body.get("logprobs"):
         answer["logprobs"] = [{"token": lm.text([t]), "logprob": v} for t, v in zip(tokens, logprobs, strict=False)]
     return answer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from toolkit import collect, directions, doses, edits, evaluate, figures
+from toolkit import collect, directions, doses, edits, entropies, evaluate, figures
 from toolkit.doses import Doses, DoseSweep
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, NoThinkTagsError
@@ -59,6 +60,22 @@ def test_perplexity_is_of_the_bases_own_responses(swept, tiny, problems_of):
         logp = collect.logits(tiny, r, act).log_softmax(-1)
         loss += [-logp[i, token].item() for i, token in enumerate(r.token_ids[r.prompt_len :])]
     assert swept.curve("length", "perplexity")["mean"][0.5] == pytest.approx(np.exp(np.mean(loss)), rel=1e-5)
+
+
+def test_perplexity_holds_few_logits_at_a_time_and_equals_the_naive_formula(tiny, problems_of, monkeypatch):
+    found = rollouts(tiny, problems_of(3), SAMPLING, progress=False)
+    act, total = edits.steering(direction_of(tiny), 0.5, layers=(1, 2)), 0.0
+    for r in found:
+        logp = collect.logits(tiny, r, act).double().log_softmax(-1)
+        total -= sum(logp[i, token].item() for i, token in enumerate(r.token_ids[r.prompt_len :]))
+    naive = np.exp(total / sum(r.response_tokens for r in found))
+    sizes = []
+    monkeypatch.setattr(entropies, "with_entropies", partial(entropies.with_entropies, chunk=12 * tiny.vocab_size))
+    head = tiny.model.get_output_embeddings()
+    with head.register_forward_hook(lambda module, inputs, output: sizes.append(output[..., 0].numel())):
+        measured, low, high = doses._perplexity(tiny, found, act)
+    assert measured == pytest.approx(naive, rel=1e-6) and low < measured < high
+    assert max(sizes) <= 12 < max(r.response_tokens for r in found)
 
 
 def test_the_relative_dose_is_over_the_steered_layers(swept, tiny, problems_of):

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import collect, directions, evaluate, stats
+from toolkit import collect, directions, entropies, evaluate, stats
 from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, check_thinking
@@ -160,7 +159,6 @@ def _measured(report: Report, condition: str) -> list[tuple[str, float, float, f
     return [(name, e.estimate.mean, e.estimate.low, e.estimate.high) for name, e in judged.items()]
 
 
-@torch.inference_mode()
 def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> tuple[float, float, float]:
     """Return the perplexity per token of given responses under a steered model, as ``(mean, low, high)``.
 
@@ -172,13 +170,10 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
     Returns:
         The perplexity over all tokens together, and the ends of its 95 % bootstrap interval over responses.
     """
-    loss = []  # (sum of -log p, number of tokens) of each response
-    for r in reference:
-        tokens = torch.tensor(r.token_ids[r.prompt_len :], device=lm.device)
-        logp = collect.logits(lm, r, act).log_softmax(-1).gather(1, tokens[:, None])
-        loss.append((-logp.sum().item(), len(tokens)))
-    total, count = np.array(loss).T
-    estimate = stats.bootstrap(lambda index: np.exp(total[index].sum(axis=1) / count[index].sum(axis=1)), len(loss))
+    scored = entropies.with_entropies(Condition(lm, () if act is None else (act,)), reference)
+    total = np.array([-sum(r.logprobs or ()) for r in scored])  # of each response
+    count = np.array([r.response_tokens for r in scored])
+    estimate = stats.bootstrap(lambda index: np.exp(total[index].sum(axis=1) / count[index].sum(axis=1)), len(scored))
     return estimate.mean, estimate.low, estimate.high
 
 

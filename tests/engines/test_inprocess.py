@@ -11,8 +11,9 @@ import pytest
 import torch
 from servers import adapted, sample
 
-from toolkit import edits, engines, generate, shipped
-from toolkit.engines import EngineError, connect
+from toolkit import edits, engines, evaluate, generate, jobs, shipped
+from toolkit import lm as lms
+from toolkit.engines import CannotSampleError, EngineError, connect, inprocess
 from toolkit.engines.inprocess import InProcessVLLM
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition
@@ -52,12 +53,14 @@ def library(monkeypatch, tiny):
 
     class LLM:
         def __init__(self, *, model: str, revision: str | None, dtype: str, generation_config: str, **lora: Any) -> None:
-            assert generation_config == "vllm" and set(lora) == {"enable_lora", "max_lora_rank", "max_loras"}
+            assert generation_config == "vllm" and set(lora) in ({"enable_lora", "max_lora_rank", "max_loras"}, set())
+            self.takes_adapters = lora.get("enable_lora", False)
             serves.loads.append((model, dtype))
 
         def generate(self, prompts: list[dict], params: list[SamplingParams], *, use_tqdm: bool, lora_request: LoRARequest | None):
             lm = serves.lm
             if lora_request is not None:
+                assert self.takes_adapters
                 serves.adapters.append(lora_request.lora_name)
                 lm = adapted(lm, lora_request.lora_path)
             results = []
@@ -84,12 +87,37 @@ def without_a_head(lm):
     return edits.apply(lm, Plan((HeadEdit(2, 1, "scale", 1.0),), None, "off", lm.provenance()))
 
 
-def test_rollouts_equal_those_of_the_own_loop_and_the_model_is_loaded_once(library, tiny, problems_of, tmp_path):
+def test_rollouts_equal_those_of_the_own_loop_and_the_model_is_loaded_once(library, tiny, problems_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(inprocess, "HALF", (torch.float32,))  # the library of this file computes with adapters in fp32 too
     engine = connect("vllm", tiny, adapters=tmp_path)
     for lm in (tiny, without_a_head(tiny)):
         found = generate.rollouts(lm, problems_of(3), GREEDY, engine=engine, progress=False)
         assert found == generate.rollouts(lm, problems_of(3), GREEDY, progress=False)
     assert library.loads == [(str(shipped.path_of("tiny-reasoner")), "float32")] and library.adapters
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_edit_of_a_model_in_half_precision_is_sampled_as_an_adapter(dtype, library, problems_of, tmp_path):
+    half = lms.load("tiny-reasoner", device="cpu", dtype=dtype)
+    library.lm = half
+    engine = connect("vllm", half, tolerance=0.2, adapters=tmp_path)
+    found = generate.rollouts(without_a_head(half), problems_of(2), GREEDY, engine=engine, progress=False)
+    assert len(found) == 4 and library.adapters
+
+
+def test_an_edit_of_a_model_in_fp32_is_refused_before_anything_is_sampled(library, tiny, problems_of, tmp_path):
+    engine = connect("vllm", tiny, adapters=tmp_path)
+    conditions = {"base": tiny, "edited": without_a_head(tiny)}
+    for attempt in (
+        lambda: jobs.extraction_rollouts(tiny, jobs.Study(problems=20, samples=2), engine=engine),
+        lambda: evaluate.compare(conditions, problems_of(2), GREEDY, engine=engine, progress=False),
+    ):
+        with pytest.raises(CannotSampleError, match=r"tiny-reasoner is in float32: load it with --dtype bfloat16"):
+            attempt()
+    assert not library.loads and not engine.takes_adapters
+    assert len(generate.rollouts(tiny, problems_of(2), GREEDY, engine=engine, progress=False)) == 4, (
+        "the base model is sampled in fp32"
+    )
 
 
 def test_other_weights_are_refused(library, tiny, problems_of, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -12,7 +14,7 @@ import pytest
 from servers import KINDS, own_copy, serving
 
 from toolkit import edits, engines, evaluate, generate, store
-from toolkit.engines import CannotSampleError, EngineError, connect, server
+from toolkit.engines import CannotSampleError, EngineError, Request, connect, server
 from toolkit.engines.client import Client
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition
@@ -70,6 +72,38 @@ def test_a_server_that_needs_its_kind_named_is_sampled_like_one_that_was_found(k
     with serving(kind, tiny) as (url, _):
         found = rollouts(connect(f"{kind}+{address(kind, url)}"), tiny, problems_of(2))
     assert len(found) == 4
+
+
+def with_bos(lm: LM) -> tuple[LM, list[Request]]:
+    """The model with a tokenizer that has a BOS, and requests whose prompts begin with it."""
+    own = copy.deepcopy(lm.tokenizer)
+    own.bos_token = "<|end|>"
+    texts = ("1+2=", "3+4=", "5+6=")
+    ids = [[own.bos_token_id, *own(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    return replace(lm, tokenizer=own), [Request(prompt, text, 0) for prompt, text in zip(ids, texts, strict=True)]
+
+
+def sampled(engine, lm: LM, requests: list[Request]) -> dict[int, list[int]]:
+    batches = engine.session(Condition(lm), requests, GREEDY).sample(requests, lambda n: None)
+    return {index: response.tokens for batch in batches for index, response in batch}
+
+
+@pytest.mark.parametrize("cached", [0, 2])
+def test_ollama_reads_a_prompt_with_its_beginning_of_sequence_token_once(cached, tiny):
+    lm, requests = with_bos(tiny)
+    with serving("ollama", lm, cached=cached) as (url, _):
+        assert sampled(connect(f"{url}/m0"), lm, requests) == sampled(engines.OWN_LOOP, lm, requests)
+
+
+def test_a_beginning_of_sequence_token_too_many_or_too_few_in_ollama_is_an_error(tiny):
+    lm, requests = with_bos(tiny)
+    bare = [replace(request, prompt=request.prompt[1:]) for request in requests]
+    for adds_bos, prompts, read in ((True, bare, "5 tokens of a prompt of 4"), (False, requests, "4 tokens of a prompt of 5")):
+        with (
+            serving("ollama", lm, adds_bos=adds_bos) as (url, _),
+            pytest.raises(EngineError, match=rf"Ollama read {read}: .*beginning-of-sequence.*llama-server"),
+        ):
+            sampled(connect(f"{url}/m0"), lm, prompts)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama"])
@@ -312,7 +346,7 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(tiny, problems
         engine = connect(url)
         slow = replace(engine, client=replace(engine.client, timeout=1.0))
         state.disturb = lambda number: state.closed.wait(20) and None if number > 1 else None
-        with pytest.raises(EngineError, match="did not answer /completion within 1 s"):
+        with pytest.raises(EngineError, match=r"did not answer /completion within 1 s, .*--batch-size.*--max-new-tokens"):
             rollouts(slow, tiny, problems_of(1), Sampling(max_new_tokens=4))
         assert len(state.requests) <= PROBES + 1
 
@@ -358,6 +392,30 @@ def test_requests_are_in_flight_together(tiny, problems_of):
         begun = time.monotonic()
         rollouts(engine, tiny, problems_of(8), Sampling(n=2, max_new_tokens=2))
         assert time.monotonic() - begun < 16 * 0.3
+
+
+@pytest.mark.parametrize(("slots", "most"), [(2, 2), (None, 5), (100, 5)])
+def test_llama_server_is_sent_no_more_requests_at_a_time_than_it_has_slots(slots, most, tiny, problems_of):
+    now, seen = threading.Semaphore(100), []
+
+    def busy(number):
+        if number > PROBES:
+            now.acquire()
+            time.sleep(0.1)
+            seen.append(100 - now._value)
+            now.release()
+
+    with serving("llama", tiny, slots=slots, disturb=busy) as (url, _):
+        rollouts(connect(url, parallel=5), tiny, problems_of(5), Sampling(n=2, max_new_tokens=2))
+    assert len(seen) == 10 and max(seen) <= most
+
+
+def test_the_time_limit_of_a_request_grows_with_the_length_of_the_response(tiny, problems_of):
+    requests = [Request(tiny.prompt_ids(problems_of(1)[0].messages), "a", 0)]
+    with serving("llama", tiny, context=10**5) as (url, _):
+        engine = connect(url)
+        limits = [engine.session(Condition(tiny), requests, Sampling(max_new_tokens=n)).client.timeout for n in (100, 32768)]
+    assert limits == [1800.0, 16384.0]
 
 
 def test_ctrl_c_gives_up_the_requests_in_flight_and_keeps_what_is_finished(tiny, problems_of, tmp_path, monkeypatch, hasty):

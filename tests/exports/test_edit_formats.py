@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -12,15 +14,19 @@ import peft
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from families import COMMON, tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, Olmo3Config, PretrainedConfig
 
 from toolkit import edits, exports, store
+from toolkit import lm as lms
 from toolkit.exports import gguf_lora
 from toolkit.exports.base import Settings
 from toolkit.lm import LM
+from toolkit.sites import Layout
 from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, Plan
 from toolkit.vectors import ExportError
+from toolkit.vectors.gguf import LLAMA_CPP
 
 KNOWN = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3", "gpt2": "gpt2",
@@ -155,6 +161,50 @@ def test_names_and_shapes_are_checked_against_the_base_file(llama, tmp_path):
     with pytest.raises(store.DamagedFileError, match="not a complete GGUF file"):
         written(llama, "gguf-lora", tmp_path / "x.gguf", base=str(tmp_path / "noise"))
     assert not (tmp_path / "x.gguf").exists()
+
+
+def of_type(lm: LM, config: PretrainedConfig) -> LM:
+    """The model with the config of another type."""
+    model = copy.copy(lm.model)
+    model.config = config
+    return replace(lm, model=model)
+
+
+def test_every_name_of_an_architecture_is_one_that_llama_cpp_has():
+    assert set(LLAMA_CPP.values()) <= set(gguf.MODEL_ARCH_NAMES.values())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "arch"),
+    [("olmo3", "olmo2"), ("ministral3", "mistral3"), ("bamba", "granitehybrid"), ("hunyuan_v1_dense", "hunyuan-dense"),
+     ("qwen3_5_text", "qwen35"), ("gemma4_text", "gemma4"), ("glm4_moe_lite", "deepseek2"), ("internlm3", "llama"), ("glm", "chatglm")],
+)  # fmt: skip
+def test_the_architecture_is_llama_cpps_where_it_has_another_name(model_type, arch, llama, monkeypatch):
+    monkeypatch.setattr(Layout, "attention_layers", (1,))
+    assert gguf_lora.architecture(of_type(llama, AutoConfig.for_model(model_type))) == arch
+
+
+@pytest.mark.parametrize(
+    ("layers", "experts", "arch"), [((1,), 8, "granitehybrid"), ((0, 1, 2), 8, "granitemoe"), ((0, 1, 2), 0, "granite")]
+)
+def test_a_granite_hybrid_without_state_space_layers_is_the_plain_granite(layers, experts, arch, llama, monkeypatch):
+    monkeypatch.setattr(Layout, "attention_layers", layers)
+    config = AutoConfig.for_model("granitemoehybrid", num_experts_per_tok=experts)
+    assert gguf_lora.architecture(of_type(llama, config)) == arch
+
+
+def test_an_edit_of_olmo_3_is_written_for_its_gguf_file(tmp_path):
+    lm = lms.wrap(AutoModelForCausalLM.from_config(Olmo3Config(**COMMON)), tokenizer(), name="tiny olmo3")
+    base = str(base_gguf(tmp_path / "base.gguf", lm, "olmo2"))
+    assert llama_cpp_loads(written(lm, "gguf-lora", tmp_path / "a.gguf", base=base), projections(lm), "olmo2")
+
+
+def test_a_model_type_without_a_name_is_recognised_by_the_tensors_of_its_gguf_file(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_lora, "model_types", lambda lm: {"brand_new"})
+    written(llama, "gguf-lora", tmp_path / "a.gguf", base=str(base_gguf(tmp_path / "base.gguf", llama, "qwen2")))
+    assert llama_cpp_loads(tmp_path / "a.gguf", projections(llama), "qwen2")
+    with pytest.raises(WrongModelError, match=r"attn_output.weight \(40, 32\)"):
+        written(llama, "gguf-lora", tmp_path / "b.gguf", base=str(base_gguf(tmp_path / "wide.gguf", llama, "qwen2", wide=8)))
 
 
 def test_a_model_type_without_a_name_in_llama_cpp_is_refused(llama, monkeypatch):

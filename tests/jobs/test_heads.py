@@ -154,9 +154,22 @@ def test_induction_is_attention_to_what_followed_the_same_token_in_a_random_sequ
     assert torch.allclose(score, expected, atol=1e-4)
 
 
+def test_a_long_sequence_is_cut_for_its_patterns_and_no_activations_are_cached(tiny, monkeypatch):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    monkeypatch.setattr(TransformerBridge, "run_with_cache", lambda *a, **k: pytest.fail("activations were cached"))
+    ids = [10, 11, 12, 13] * 8
+    cut, whole = bridges.detect_heads(tiny, [ids], longest=14), bridges.detect_heads(tiny, [ids])
+    for name, scores in bridges.detect_heads(tiny, [ids[:14]]).items():
+        assert torch.equal(cut[name].score, scores.score)
+    assert not torch.allclose(cut["duplicate token"].score, whole["duplicate token"].score)
+
+
 def test_patterns_need_sequences(tiny):
     with pytest.raises(ValueError, match="0 sequences"):
         bridges.detect_heads(tiny, [])
+    with pytest.raises(ValueError, match="longest=1"):
+        bridges.detect_heads(tiny, [[10, 11]], longest=1)
 
 
 # --- conditions -----------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ Limits:
 """
 
 from toolkit.bridges.activations import from_nnsight, from_transformer_lens, moments
-from toolkit.bridges.models import DETECTED, check_transformer_lens, detect_heads, to_nnsight, to_transformer_lens
+from toolkit.bridges.models import DETECTED, assumed_longest, check_transformer_lens, detect_heads, to_nnsight, to_transformer_lens
 from toolkit.bridges.names import (
     NeighbourError,
     Place,
@@ -52,6 +52,6 @@ from toolkit.bridges.names import (
 )
 
 __all__ = [
-    "DETECTED", "NeighbourError", "Place", "check_transformer_lens", "detect_heads", "from_nnsight", "from_transformer_lens", "moments",
+    "DETECTED", "NeighbourError", "Place", "assumed_longest", "check_transformer_lens", "detect_heads", "from_nnsight", "from_transformer_lens", "moments",
     "nnsight_path", "site_of_nnsight", "site_of_transformer_lens", "to_nnsight", "to_transformer_lens", "transformer_lens_name",
 ]  # fmt: skip

@@ -161,12 +161,16 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
             )
 
 
+assumed_longest = 1024
+"""Number of tokens of a sequence on which attention patterns are measured: ours. Their memory grows with its square."""
 DETECTED = {"previous token": "previous_token_head", "induction": "induction_head", "duplicate token": "duplicate_token_head"}
 """Name of an attention pattern in the toolkit -> its name in TransformerLens's head detectors."""
 
 
 @torch.no_grad()
-def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
+def detect_heads(
+    lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0, longest: int = assumed_longest
+) -> dict[str, HeadScores]:
     """Run TransformerLens's head detectors; return a dict from attention pattern (a key of ``DETECTED``) to the scores of all heads.
 
     A score is the share of a head's attention, 0 to 1, that lies on the pattern, averaged over sequences. The patterns are attention from a
@@ -176,7 +180,7 @@ def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 
     - "duplicate token": those equal to it;
     - "induction": those that directly follow an earlier token equal to it.
 
-    The first two are measured on ``sequences``, "induction" on as many artificial sequences. An artificial sequence consists of distinct
+    The first two are measured on the first ``longest`` tokens of each of ``sequences``, "induction" on as many artificial sequences. An artificial sequence consists of distinct
     tokens, drawn at random from ``sequences``, and then the same tokens again in the same order. So only the repetition predicts the next
     token.
 
@@ -185,33 +189,72 @@ def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 
         sequences: Token ids of texts, one sequence per text.
         repeated: Number of distinct tokens in an artificial sequence; fewer if ``sequences`` have fewer.
         seed: Random seed for the artificial sequences.
+        longest: Number of tokens after which a sequence is cut. The attention of all heads of one layer is in memory at a time:
+            ``heads * longest^2`` numbers.
 
     Raises:
         ImportError: TransformerLens is not installed.
         NeighbourError: TransformerLens does not support the architecture, or its activations differ from those of ``lm`` at a site.
         UnsupportedModelError: the weights are quantised or offloaded.
-        ValueError: there is no sequence, or one has fewer than two tokens.
+        ValueError: there is no sequence, or one has fewer than two tokens, or ``longest`` is below 2.
     """
+    if longest < 2:
+        raise ValueError(f"longest={longest}: a head pattern needs at least two tokens.")
     if not sequences or min(map(len, sequences)) < 2:
         raise ValueError(f"{len(sequences)} sequences: head patterns need at least one, each with at least two tokens.")
     bridge, detector = to_transformer_lens(lm), import_optional("transformer_lens.head_detector", "TransformerLens")
     generator, special = torch.Generator().manual_seed(seed), set(lm.tokenizer.all_special_ids)
     # pool: the distinct tokens of all sequences. twice: the artificial sequences.
     pool = torch.tensor(sorted({i for ids in sequences for i in ids} - special))
+    texts = [list(ids)[:longest] for ids in sequences]
     twice = [pool[torch.randperm(len(pool), generator=generator)[:repeated]].repeat(2).tolist() for _ in sequences]
     scores = {}
     for name, pattern in DETECTED.items():
         score = lm.layout.table({layer: torch.zeros(n) for layer, n in enumerate(lm.layout.heads)})
-        for ids in twice if name == "induction" else sequences:
-            tokens = torch.tensor([list(ids)], device=lm.device)
-            _, cache = bridge.run_with_cache(tokens, remove_batch_dim=True)
-            expected = getattr(detector, f"get_{pattern}_detection_pattern")(tokens.cpu())
-            for layer in lm.layout.attention_layers:
-                score[layer, : lm.layout.heads[layer]] += torch.tensor(
-                    [detector.compute_head_attention_similarity_score(
-                        cache["pattern", layer, "attn"][head].cpu().float(), detection_pattern=expected,
-                        exclude_bos=False, exclude_current_token=False, error_measure="mul",
-                    ) for head in range(lm.layout.heads[layer])]
-                )  # fmt: skip
+        for ids in twice if name == "induction" else texts:
+            expected = getattr(detector, f"get_{pattern}_detection_pattern")(torch.tensor([ids])).to(lm.device)
+            for layer, shares in _shares(lm, bridge, detector, ids, expected).items():
+                score[layer, : lm.layout.heads[layer]] += torch.tensor(shares)
         scores[name] = HeadScores(score / len(sequences), pattern, "share of attention", lm.provenance(seed), lm.layout.absent)
     return scores
+
+
+def _shares(lm: LM, bridge: Any, detector: Any, ids: Sequence[int], expected: Tensor) -> dict[int, list[float]]:
+    """Return layer -> share of each head's attention that lies on an expected pattern, in one pass over a sequence.
+
+    Each layer's attention is read while the pass runs and then dropped: that of all layers together may not fit into memory.
+
+    Args:
+        lm: The model.
+        bridge: Its ``TransformerBridge``.
+        detector: TransformerLens's module ``head_detector``.
+        ids: Token ids of the sequence.
+        expected: The pattern, ``[tokens, tokens]``: 1 where attention counts, 0 elsewhere.
+
+    Raises:
+        NeighbourError: TransformerLens reported no attention for a layer that has heads.
+    """
+    shares: dict[int, list[float]] = {}
+
+    def reader(layer: int) -> Callable[..., None]:
+        def read(attention: Tensor, hook: Any) -> None:
+            shares[layer] = [
+                detector.compute_head_attention_similarity_score(
+                    head.float(),
+                    detection_pattern=expected.to(head.device),
+                    exclude_bos=False,
+                    exclude_current_token=False,
+                    error_measure="mul",
+                )
+                for head in attention[0]
+            ]
+
+        return read
+
+    names = [(f"blocks.{layer}.attn.hook_pattern", reader(layer)) for layer in lm.layout.attention_layers]
+    bridge.run_with_hooks(torch.tensor([ids], device=lm.device), fwd_hooks=names)
+    if missing := {*lm.layout.attention_layers} - {*shares}:
+        raise NeighbourError(
+            f"TransformerLens reported no attention of {lm.name} in layer {min(missing)}: its head patterns cannot be measured."
+        )
+    return shares

@@ -111,6 +111,14 @@ class Engine(Protocol):
         """
         ...
 
+    def check_edits(self) -> None:
+        """Check that the engine can sample from edited or trained models at all, before any model is edited. Sends nothing to a server.
+
+        Raises:
+            CannotSampleError: it can sample from no such model. The message names the obstacle and says what to do.
+        """
+        ...
+
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> Session:
         """Check that the engine can sample the requested responses from the condition, and return a session whose ``sample`` does so.
 

@@ -39,7 +39,7 @@ class Client:
         parallel: Largest number of requests that wait for a reply at the same time.
         patience: Seconds for which a failing request is repeated, while the server is busy or unreachable. Then ``EngineError`` is raised.
         timeout: Seconds to wait for the reply to a POST request. It is long, because a server replies only when the whole response is
-            sampled.
+            sampled. When responses are sampled, it is at least ``server.SLOWEST`` (0.5) seconds per token of ``max_new_tokens``.
     """
 
     url: str
@@ -153,8 +153,8 @@ class Client:
                     raise RefusedError(f"The server at {self.url} refuses {path}: {problem}")
             except httpx.ReadTimeout as error:
                 raise EngineError(
-                    f"The server at {self.url} did not answer {path} within {timeout:.0f} s: give it fewer requests at a time "
-                    "(engines.connect(..., parallel=...)), or more time (Client.timeout)."
+                    f"The server at {self.url} did not answer {path} within {timeout:.0f} s, queueing included: give it fewer requests at a time "
+                    "(--batch-size; in Python engines.connect(..., parallel=...)), or shorter responses (--max-new-tokens)."
                 ) from error
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"

@@ -49,7 +49,7 @@ def connect(
             nats per token. ``None`` means the default of the kind of server.
         adapters: Directory in which LoRA adapters are saved for the server to load.
         parallel: Largest number of requests that wait for a reply at the same time. Never more than ``Wire.parallel`` of the kind of
-            server, which is also the default.
+            server, which is also the default, and never more than the slots that the server reports (llama-server).
 
     Raises:
         EngineError: the address has none of these forms, nothing replies there, the kind of server is unknown, or ``"vllm"`` has no

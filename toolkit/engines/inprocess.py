@@ -25,6 +25,7 @@ from toolkit.memory import release
 from toolkit.sampling import Sampling
 
 CHUNK = 512  # responses that are sampled together and then stored
+HALF = (torch.float16, torch.bfloat16)  # dtypes in which vLLM computes with adapters: its GPU kernels for LoRA refuse all others
 FREE = 0.95  # part of the free memory of a GPU that vLLM may take; the base model of the conditions is on the GPU already
 
 
@@ -48,7 +49,16 @@ class InProcessVLLM:
     adapters: Path = Path("runs/adapters")
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    name, takes_adapters = "vllm in this process", True
+    name = "vllm in this process"
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether vLLM can compute with adapters in the dtype of the base model (see ``HALF``)."""
+        return self._dtype in HALF
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.base.model.parameters()).dtype
 
     @property
     def header(self) -> Mapping[str, str]:
@@ -56,8 +66,23 @@ class InProcessVLLM:
         return {"engine": "vllm"}
 
     def check(self, condition: Condition, sampling: Sampling) -> None:
-        """Raise CannotSampleError if the condition has interventions or decoding rules, or if ``sampling.details`` asks for entropies."""
+        """Check that vLLM can sample from a condition.
+
+        Raises:
+            CannotSampleError: the condition has interventions or decoding rules; or ``sampling.details`` asks for entropies; or the
+                condition's model is edited or trained and the base model is not in half precision.
+        """
         check_unmodified(condition, sampling, self.name)
+        if condition.lm.fingerprint != self.base.fingerprint:
+            self.check_edits()
+
+    def check_edits(self) -> None:
+        """Raise CannotSampleError if the base model is not in half precision, in which alone vLLM computes with adapters."""
+        if not self.takes_adapters:
+            raise CannotSampleError(
+                f"vLLM samples edited and trained models as adapters, and computes with adapters only in float16 or bfloat16, but {self.base.name} "
+                f"is in {str(self._dtype).removeprefix('torch.')}: load it with --dtype bfloat16, or use the toolkit's own loop (no --engine)."
+            )
 
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
         """Load the base model into vLLM, if that has not happened yet. Return a session that samples responses from the condition.
@@ -102,9 +127,10 @@ class InProcessVLLM:
                 "Save them (lm.save), load that directory as the base, and connect again."
             )
         source = str(shipped.path_of(name) if name in shipped.COMPLETE else self.base.folder or name)
-        dtype = str(next(self.base.model.parameters()).dtype).removeprefix("torch.")
         # generation_config="vllm": without it, vLLM takes defaults from the model's generation config.
-        settings = {"dtype": dtype, "generation_config": "vllm", "enable_lora": True, "max_lora_rank": LARGEST, "max_loras": 2}
+        settings: dict[str, Any] = {"dtype": str(self._dtype).removeprefix("torch."), "generation_config": "vllm"}
+        if self.takes_adapters:
+            settings |= {"enable_lora": True, "max_lora_rank": LARGEST, "max_loras": 2}
         if self.base.device.type == "cuda":
             release()
             free, total = torch.cuda.mem_get_info(0)  # of the GPU that vLLM takes

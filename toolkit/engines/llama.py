@@ -45,6 +45,11 @@ class LlamaServer:
         settings = entry(client.get("/props"), "default_generation_settings", Mapping, self.name)
         return settings.get("n_ctx")
 
+    def slots(self, client: Client) -> int | None:
+        """Return the number of slots (places for one request each) that the server was started with (``--parallel``)."""
+        count = client.get("/props").get("total_slots")
+        return count if isinstance(count, int) and count > 0 else None
+
     def load(self, client: Client, name: str, folder: str) -> Served:
         """Raise EngineError: llama-server reads adapters only when it is started."""
         raise EngineError(self.advice)
@@ -69,7 +74,7 @@ class LlamaServer:
             "stream": False,
         }
 
-    def read(self, lm: LM, reply: Any) -> Sampled:
+    def read(self, lm: LM, request: Request, reply: Any) -> Sampled:
         """Return the response in ``reply``, the server's reply.
 
         Raises:

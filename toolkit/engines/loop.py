@@ -100,6 +100,9 @@ class OwnLoop:
                 f"{condition.lm.name} cannot be decoded in slots: {why}. Leave out in_slots and fixed to decode it in batches."
             )
 
+    def check_edits(self) -> None:
+        """Do nothing, because the loop can sample from edited and trained models."""
+
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
         """Return a session that samples responses from the condition, in slots or in batches.
 

@@ -47,6 +47,10 @@ class OllamaServer:
         """Return ``None``, for no limit: each request sets the context length that it needs."""
         return None
 
+    def slots(self, client: Client) -> int | None:
+        """Return ``None``: Ollama does not report the number of requests that it computes at the same time."""
+        return None
+
     def load(self, client: Client, name: str, folder: str) -> Served:
         """Raise EngineError: Ollama reads adapters only from a Modelfile."""
         raise EngineError(self.advice)
@@ -54,11 +58,15 @@ class OllamaServer:
     def body(self, lm: LM, request: Request, sampling: Sampling, *, logprobs: bool) -> dict[str, Any]:
         """Return the JSON of a request, with the prompt as text.
 
+        A leading beginning-of-sequence token (BOS) is left out of the text, because Ollama adds it even if the text begins with it.
+        ``read`` checks by the number of tokens that Ollama did add it.
+
         Raises:
             EngineError: the text of the prompt does not tokenize back to the prompt's token ids.
         """
-        text = lm.text(request.prompt)
-        if tokenized(lm, text) != request.prompt:
+        bos = _leading_bos(lm, request)
+        text = lm.text(request.prompt).removeprefix(bos)
+        if tokenized(lm, text) != (request.prompt[1:] if bos else request.prompt):
             raise EngineError(
                 f"Ollama receives text only, but the prompt of problem {request.problem_id[:60]!r} is not what its text is tokenized to. Use "
                 "llama-server on the same GGUF file, which takes token ids."
@@ -80,15 +88,17 @@ class OllamaServer:
             },
         } | ({"logprobs": True} if logprobs else {})
 
-    def read(self, lm: LM, reply: Any) -> Sampled:
+    def read(self, lm: LM, request: Request, reply: Any) -> Sampled:
         """Return the response in ``reply``, the server's reply. The token ids are computed from the response's text.
 
         Raises:
-            EngineError: the reply is malformed; or the number of tokens of the text differs from the number that the server sampled.
+            EngineError: the reply is malformed; the server read another number of prompt tokens than the request has; or the number of tokens
+                of the response's text differs from the number that the server sampled.
         """
         tokens = tokenized(lm, entry(reply, "response", str, self.name))
         stopped = entry(reply, "done_reason", str, self.name) == "stop"
         sampled = entry(reply, "eval_count", int, self.name)
+        _check_prompt(lm, request, reply)
         if sampled - len(tokens) not in (0, int(stopped)):  # the end-of-sequence token is not in the text
             raise EngineError(
                 f"Ollama sampled {sampled} tokens, but their text is tokenized to {len(tokens)}, so lengths would be wrong. Use llama-server "
@@ -96,4 +106,27 @@ class OllamaServer:
             )
         return Sampled(
             tokens, stopped, [float(entry(row, "logprob", (int, float), self.name)) for row in reply.get("logprobs") or []]
+        )
+
+
+def _leading_bos(lm: LM, request: Request) -> str:
+    """Return the text of the beginning-of-sequence token if a prompt begins with this token, else ``""``."""
+    bos = lm.tokenizer.bos_token_id
+    return str(lm.tokenizer.bos_token) if bos is not None and request.prompt[:1] == [bos] else ""
+
+
+def _check_prompt(lm: LM, request: Request, reply: Any) -> None:
+    """Raise EngineError if Ollama read more tokens than a prompt has, or read the prompt without its beginning-of-sequence token.
+
+    Other smaller numbers pass: a version of Ollama may count only the tokens that its cache did not hold. A reply without the number passes
+    too.
+    """
+    if reply.get("prompt_eval_count") is None:
+        return
+    read, sent = entry(reply, "prompt_eval_count", int, "ollama"), len(request.prompt)
+    if read > sent or (read == sent - 1 and _leading_bos(lm, request)):
+        raise EngineError(
+            f"Ollama read {read} tokens of a prompt of {sent}: its model file adds a beginning-of-sequence token that the prompt does not have, "
+            "leaves out the one that the prompt has, or tokenizes the text in another way. Use llama-server on the same GGUF file, which takes "
+            "token ids."
         )

@@ -123,7 +123,7 @@ def probe(wire: Wire, client: Client, lm: LM, requests: Sequence[Request], serve
     """
     chosen = chosen_prompts(requests)
     bodies = [wire.body(lm, request, PROBE, logprobs=True) | dict(served.fields) for request in chosen]
-    sampled = [wire.read(lm, client.post(wire.path, body)) for body in bodies]
+    sampled = [wire.read(lm, request, client.post(wire.path, body)) for request, body in zip(chosen, bodies, strict=True)]
     for s in sampled:
         if wrong := [token for token in s.tokens if not 0 <= token < lm.vocab_size]:
             raise EngineError(

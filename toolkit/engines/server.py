@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ CHANGED = (
     0.02  # after a failed request, a server may differ from our model by this much (nats per token), however little it did before
 )
 STORED = 64, 15.0  # responses, or seconds, after which finished responses are handed on to be stored
+SLOWEST = 0.5  # seconds per token of ``max_new_tokens`` that a request may take, queueing included
 CLEARER = 2.0  # among models that show the same edit, the nearest is taken only if the others are farther by this factor
 
 
@@ -81,6 +82,9 @@ class Server:
         """Raise CannotSampleError if the condition has interventions or decoding rules, or if ``sampling.details`` asks for entropies."""
         check_unmodified(condition, sampling, self.name)
 
+    def check_edits(self) -> None:
+        """Do nothing, because a server can be started with any weights."""
+
     def session(self, condition: Condition, requests: Sequence[Request], sampling: Sampling) -> _Session:
         """Choose the server's model for the condition (see the class), check it, and return a session that samples with it.
 
@@ -96,7 +100,13 @@ class Server:
                 f"{self.name} has a context of {context} tokens, but the longest prompt and max_new_tokens={sampling.max_new_tokens} make "
                 f"{longest}: start it with a longer context, or lower max_new_tokens."
             )
-        return _Session(self, condition.lm, self._served(condition.lm, requests), sampling)
+        return _Session(self, condition.lm, self._served(condition.lm, requests), sampling, self._client_for(sampling))
+
+    def _client_for(self, sampling: Sampling) -> Client:
+        """Return the client with which responses are sampled: its requests do not queue in the server, and its time limit fits long responses."""
+        slots = self.wire.slots(self.client)
+        parallel = self.client.parallel if slots is None else min(self.client.parallel, slots)
+        return replace(self.client, parallel=parallel, timeout=max(self.client.timeout, SLOWEST * sampling.max_new_tokens))
 
     @property
     def limit(self) -> float:
@@ -194,6 +204,7 @@ class _Session:
     lm: LM
     probe: Probe
     sampling: Sampling
+    client: Client
 
     @property
     def served(self) -> Served:
@@ -217,13 +228,13 @@ class _Session:
             )
 
     def sample(self, requests: Sequence[Request], tick: Callable[[int], Any]) -> Iterator[list[tuple[int, Response]]]:
-        wire, client = self.engine.wire, self.engine.client
+        wire = self.engine.wire
         bodies = [wire.body(self.lm, r, self.sampling, logprobs=False) | dict(self.served.fields) for r in requests]
-        replies = client.post_all(wire.path, bodies, self._check_again)
+        replies = self.client.post_all(wire.path, bodies, self._check_again)
         done, since = [], time.monotonic()
         try:
             for index, reply in replies:
-                done.append((index, complete(self.lm, wire.read(self.lm, reply), self.sampling.max_new_tokens)))
+                done.append((index, complete(self.lm, wire.read(self.lm, requests[index], reply), self.sampling.max_new_tokens)))
                 tick(1)
                 if len(done) >= STORED[0] or time.monotonic() - since > STORED[1]:
                     yield done

@@ -33,6 +33,10 @@ class SGLangServer:
         """Return ``None``: the server does not report its context length."""
         return None
 
+    def slots(self, client: Client) -> int | None:
+        """Return ``None``: SGLang does not report the number of requests that it computes at the same time."""
+        return None
+
     def load(self, client: Client, name: str, folder: str) -> Served:
         """Let the running server load an adapter, and return the model with it. The server must have been started with ``--enable-lora``.
 
@@ -66,7 +70,7 @@ class SGLangServer:
             "stream": False,
         }
 
-    def read(self, lm: LM, reply: Any) -> Sampled:
+    def read(self, lm: LM, request: Request, reply: Any) -> Sampled:
         """Return the response in ``reply``, the server's reply. Raise EngineError if the reply is malformed."""
         about = entry(reply, "meta_info", Mapping, self.name)
         reason = entry(about, "finish_reason", Mapping, self.name)

@@ -39,6 +39,10 @@ class VLLMServer:
         first, *_ = entry(client.get("/v1/models"), "data", list, self.name)
         return first.get("max_model_len")
 
+    def slots(self, client: Client) -> int | None:
+        """Return ``None``: vLLM does not report the number of requests that it computes at the same time."""
+        return None
+
     def load(self, client: Client, name: str, folder: str) -> Served:
         """Let the running server load an adapter, and return the model with it.
 
@@ -67,7 +71,7 @@ class VLLMServer:
             "stream": False,
         } | ({"logprobs": 0} if logprobs else {})
 
-    def read(self, lm: LM, reply: Any) -> Sampled:
+    def read(self, lm: LM, request: Request, reply: Any) -> Sampled:
         """Return the response in ``reply``, the server's reply. Raise EngineError if the reply is malformed."""
         (choice,) = entry(reply, "choices", list, self.name)
         scores = choice.get("logprobs") or {}

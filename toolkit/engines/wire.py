@@ -58,8 +58,8 @@ class Wire(Protocol):
             nats per token. This default is our choice.
         loads: True if the server can load adapters while it runs.
         exact: True if the server takes and returns token ids, False if text.
-        parallel: Largest number of requests that wait for a reply at the same time (our choice). With more, requests wait in the server's
-            queue for so long that their time limit (``Client.timeout``) may pass.
+        parallel: Largest number of requests that wait for a reply at the same time (our choice), if the server does not report its number
+            of slots. With more, requests wait in the server's queue for so long that their time limit (``Client.timeout``) may pass.
         advice: Sentence for error messages that says how to serve edited weights.
     """
 
@@ -77,6 +77,10 @@ class Wire(Protocol):
 
     def context(self, client: Client) -> int | None:
         """Return the largest number of tokens of prompt and response together, or ``None`` if the server does not report it."""
+        ...
+
+    def slots(self, client: Client) -> int | None:
+        """Return the number of requests that the server computes at the same time, or ``None`` if the server does not report it."""
         ...
 
     def load(self, client: Client, name: str, folder: str) -> Served:
@@ -103,8 +107,17 @@ class Wire(Protocol):
         """
         ...
 
-    def read(self, lm: LM, reply: Any) -> Sampled:
-        """Return the response in ``reply``, the JSON of a server's reply. Raise EngineError if the reply is malformed."""
+    def read(self, lm: LM, request: Request, reply: Any) -> Sampled:
+        """Return the response in a server's reply.
+
+        Args:
+            lm: The model of the condition.
+            request: The request that the server replied to.
+            reply: JSON of the reply.
+
+        Raises:
+            EngineError: the reply is malformed, or the server did not sample what was requested.
+        """
         ...
 
 

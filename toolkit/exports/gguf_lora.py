@@ -52,13 +52,18 @@ def write(lm: LM, plan: Plan, out: Path, settings: Settings) -> Path:
 
 def architecture(lm: LM) -> str:
     """Return llama.cpp's name of a model's architecture. Raise ExportError if the package gguf has no such name."""
-    wanted = {plain(name) for name in model_types(lm)}
-    matches = [name for name in _gguf().MODEL_ARCH_NAMES.values() if plain(name) in wanted]
-    if not matches:
+    known = _architectures(lm)
+    if not known:
         raise ExportError(
             f"llama.cpp's name for models of type {lm.model.config.model_type!r} is not known here: give the model's GGUF file (--base FILE)."
         )
-    return str(matches[0])
+    return known[0]
+
+
+def _architectures(lm: LM) -> list[str]:
+    """Return the architecture names in the package gguf that fit the model's type; none if it has none."""
+    wanted = {plain(name) for name in model_types(lm)}
+    return [str(name) for name in _gguf().MODEL_ARCH_NAMES.values() if plain(name) in wanted]
 
 
 def _names(lm: LM, arch: str, layers: list[int]) -> dict[int, str]:
@@ -88,6 +93,8 @@ def _names(lm: LM, arch: str, layers: list[int]) -> dict[int, str]:
 def _check_base(lm: LM, arch: str, names: dict[int, str], shapes: dict[str, tuple[int, ...]], base: str) -> None:
     """Raise WrongModelError if a GGUF file holds another model type than ``lm``, or lacks an edited tensor, or has it in another shape.
 
+    If llama.cpp's name for the model's type is not known, only the tensors are compared.
+
     Args:
         lm: The model.
         arch: Architecture that the GGUF file names.
@@ -95,7 +102,8 @@ def _check_base(lm: LM, arch: str, names: dict[int, str], shapes: dict[str, tupl
         shapes: Name -> shape of each tensor in the GGUF file.
         base: Path of the GGUF file, for the message.
     """
-    if plain(arch) not in {plain(name) for name in model_types(lm)}:
+    known = _architectures(lm)
+    if known and arch not in known:
         raise WrongModelError(f"{base} holds a model of architecture {arch!r}, {lm.name} is {lm.model.config.model_type!r}.")
     for layer, name in names.items():
         shape = tuple(lm.layout.W_O(layer).shape)

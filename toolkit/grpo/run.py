@@ -510,6 +510,7 @@ def check_evaluation(lm: LM, run: Run, extras: Extras) -> None:
         return
     condition = Condition(lm, tools=extras.tools)
     engine.check(condition, run.evaluate)
+    engine.check_edits()
     if not parts.is_adapter(extras.train):
         raise CannotSampleError(
             f"{engine.name} can be given nothing but a trained adapter: train one (--train adapter), or leave out --engine and judge the "

@@ -108,7 +108,7 @@ def lenses(
     * ``attention from the question``: share of the head's attention that goes to the needle, mean over the question's tokens.
     * ``entropy when masked``: rise of the think entropy when the head is ablated (see ``entropy_sensitivity``), on at most 127 rollouts.
     * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention that lies on this pattern, as TransformerLens
-      measures it.
+      measures it on at most 31 rollouts, of which only the first 1,024 tokens are read (see ``bridges.detect_heads``).
 
     Args:
         lm: Model whose heads are scored.
@@ -373,7 +373,12 @@ def head_table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
 def _page(lm: LM, scores: Mapping[str, HeadScores], tables: Mapping[str, pd.DataFrame], count: int) -> Page:
     """Return the page of the atlas, without how it was made. ``count`` is the number of top heads that are compared per score."""
     sections = [
-        Section("Scores of every head", "Each row is scaled to its largest absolute value.", (figures.lenses(scores),)),
+        Section(
+            "Scores of every head",
+            "Each row is scaled to its largest absolute value. The patterns previous token and duplicate token are measured in the first "
+            f"{bridges.assumed_longest:,} tokens of a rollout.",
+            (figures.lenses(scores),),
+        ),
         Section(
             "Do the scores find the same heads?",
             f"Number of heads that are in the top {count} of both scores. p: probability of at least as many if heads are permuted within their layers. "

@@ -50,8 +50,10 @@ def replicate(
         ValueError: the sizes of the model are not those of the plan.
         thinkedit.ClassTooSmallError: the problems of the train split are too few. Nothing is sampled then.
         FileExistsError: ``edited/`` holds a model that was edited in another way.
+        engines.CannotSampleError: the engine cannot sample from an edited model. Nothing is sampled then.
     """
     check_sizes(lm, plan)
+    engine.check_edits()
     out, seed = store.writable(directory), plan.run.seed
     settings = plan.edit.settings(seed)
     problems = {test.label: problems_of(test, seed, lm) for test in plan.tests}  # before the long part: a data set may be missing

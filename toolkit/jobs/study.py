@@ -108,8 +108,10 @@ def extraction_rollouts(
     Raises:
         thinkedit.ClassTooSmallError: so few rollouts cannot fill the classes of short and long thinking. Nothing is sampled then.
         ValueError: the model has no think tags. Nothing is sampled then.
+        engines.CannotSampleError: the engine could not sample from a model that is edited afterwards. Nothing is sampled then.
     """
     check_thinking(lm)
+    engine.check_edits()
     problems = study.load("train", lm)
     thinkedit.check_enough(len(problems) * study.samples)
     say(f"sampling {len(problems)} x {study.samples} rollouts to compute the direction from")

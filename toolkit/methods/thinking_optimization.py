@@ -36,9 +36,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from toolkit import collect, generate, steps
+from toolkit import entropies, generate, steps
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.steps import Splitter, Step
@@ -342,10 +341,11 @@ def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> 
 
     The context of a segment is the trajectory up to its thinking (prompt and opening tag), then the segments in ``kept`` before this one.
     """
-    lm, ids, n = work.condition.lm, _thought(o, kept), o.original.prompt_len
-    with work.condition.active(), torch.inference_mode():
-        logp = collect.logits(lm, replace(o.original, token_ids=tuple(ids))).log_softmax(-1)
-    chosen = logp.gather(1, torch.tensor(ids[n:], device=logp.device)[:, None])[:, 0].tolist()
+    if not any(j > after for j in kept):  # then there may be no response token at all
+        return []
+    n = o.original.prompt_len
+    (scored,) = entropies.with_entropies(work.condition, [replace(o.original, token_ids=tuple(_thought(o, kept)))])
+    chosen = scored.logprobs or ()
     # chosen: log-probability of each response token. ends: end of each kept segment among the response tokens.
     sizes = [len(o.segments[j].span) for j in kept]
     ends = np.cumsum(sizes) + (o.segments[0].span.start - n)

@@ -15,8 +15,12 @@ from toolkit.types import Direction
 from toolkit.vectors.files import ExportError, as_direction, layer_of, restored, written
 
 LLAMA_CPP = {
-    "mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "llama4_text": "llama4", "phi": "phi2", "cohere": "command-r",
-    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+    "mistral": "llama", "mixtral": "llama", "internlm3": "llama", "ministral3": "mistral3", "gemma3_text": "gemma3", "gemma4_text": "gemma4",
+    "llama4_text": "llama4", "phi": "phi2", "cohere": "command-r", "olmo3": "olmo2", "glm": "chatglm", "gpt_bigcode": "starcoder",
+    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "glm4_moe_lite": "deepseek2", "youtu": "deepseek2", "mimo_v2_flash": "mimo2",
+    "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid", "bamba": "granitehybrid",
+    "hunyuan_v1_dense": "hunyuan-dense", "hunyuan_v1_moe": "hunyuan-moe",
+    "qwen2_5_vl": "qwen2vl", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
 }  # fmt: skip
 """``model_type`` in transformers -> architecture name in llama.cpp (its ``convert_hf_to_gguf.py``).
 
@@ -138,8 +142,13 @@ def note_on_last_layer(lm: LM, rows: Mapping[int, Any]) -> dict[str, str]:
 
 def model_types(lm: LM) -> set[str]:
     """Return the names of the model type of ``lm`` in transformers and llama.cpp. A GGUF file may hold any of them."""
-    names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
-    return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
+    config = lm.model.config.get_text_config()
+    names = {lm.model.config.model_type, config.model_type}
+    converted = {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
+    if "granitehybrid" in converted and len(lm.layout.attention_layers) == lm.layout.n_layers:
+        # llama.cpp converts a hybrid without state-space layers as the model that has none.
+        converted = {"granitemoe" if getattr(config, "num_experts_per_tok", 0) else "granite"}
+    return names | converted
 
 
 def plain(name: str) -> str:
