@@ -141,7 +141,7 @@ def _framed(figure: go.Figure, board: Board, title: str, labels: Sequence[str]) 
 
 def _whole(e: Mapping[str, Any]) -> dict[str, float]:
     """Return ``mean, low, high`` of an entry of the board. An interval that could not be computed is ``None`` there; here it has width 0."""
-    return {"mean": e["mean"], **{end: e["mean"] if e[end] is None else e[end] for end in ("low", "high")}}
+    return {end: float(e["mean"] if e[end] is None else e[end]) for end in ("mean", "low", "high")}
 
 
 def _around(values: Sequence[Mapping[str, float]]) -> tuple[float, float]:

@@ -55,12 +55,13 @@ def placed(
         if not name:
             continue
         text = "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(name, LINE, break_on_hyphens=False))
-        best, least = next(_places(text)), (len(sizes), 0)  # the first place; sizes at which it may cover something, and its cost
+        best, least = next(_places(text)), (len(sizes), 0.0)  # the first place; sizes at which it may cover something, and its cost
         others = [box for k, box in enumerate(taken[-1]) if k != i]
-        for place in _places(text):
+        for place in sorted(_places(text), key=_distance):
+            if least <= (0, _distance(place)):
+                break  # no place that is left is nearer
             free = [_is_free(_box(text, at[k][i], place[:2]), taken[k], size) for k, size in enumerate(sizes)]
-            cost = free.count(False), _cost(text, at[-1][i], place, others, drawn)
-            if free[-1] and cost < least:
+            if free[-1] and (cost := (free.count(False), _cost(text, at[-1][i], place, others, drawn))) < least:
                 best, least = place, cost
         dx, dy, joined = best
         for places, boxes in zip(at, taken, strict=True):
@@ -96,7 +97,7 @@ def near(points: Sequence[Point], x_range: tuple[float, float], y_range: tuple[f
     return groups
 
 
-def bars(x: Mapping[str, float], y: Mapping[str, float]) -> list[tuple[Point, Point]]:
+def bars(x: Mapping[str, Any], y: Mapping[str, Any]) -> list[tuple[Point, Point]]:
     """Return the two error bars of a point as lines.
 
     Args:
@@ -145,7 +146,12 @@ def _cost(
     box, end = _box(text, at, (dx, dy)), (at[0] + dx, at[1] + dy)
     struck = sum(_strikes(line[0], line[1], box) for line in drawn)
     struck += joined and sum(_strikes(at, end, other) for other in others)
-    return max(abs(dx), abs(dy)) + 36 * struck
+    return _distance(place) + 36 * struck
+
+
+def _distance(place: tuple[float, float, bool]) -> float:
+    """Return how far a place is from its point, in pixels, to the side or up and down."""
+    return max(abs(place[0]), abs(place[1]))
 
 
 def _strikes(start: Point, end: Point, box: Box) -> bool:

@@ -115,7 +115,8 @@ def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
     x_range, y_range = (low - room, high + room), _wide(accuracy["low"].min(), accuracy["high"].max())
     points = list(zip(length["mean"], accuracy["mean"], strict=True))
     texts = [name if name in (base, *changed) or len(controls) <= NAMED else "" for name in names]
-    lines = [line for name in names for line in bars(length.loc[name], accuracy.loc[name])]
+    across, up = (table[["mean", "low", "high"]].to_dict("index") for table in (length, accuracy))
+    lines = [line for name in names for line in bars(across[name], up[name])]
     meanings = {
         "blue: clearly more accurate than base": BETTER in colours.values(),
         "brown: clearly less accurate": WORSE in colours.values(),
