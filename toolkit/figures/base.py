@@ -56,7 +56,7 @@ def ticks(count: int) -> int:
     return 1 if count <= 16 else 5
 
 
-def styled(figure: go.Figure, title: str, note: str = "", **layout) -> go.Figure:
+def styled(figure: go.Figure, title: str, note: str = "", /, **layout) -> go.Figure:
     """Apply the common layout to a figure in place, and return the figure.
 
     Args:

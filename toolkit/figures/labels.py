@@ -109,7 +109,7 @@ def bars(x: Mapping[str, Any], y: Mapping[str, Any]) -> list[tuple[Point, Point]
 
 def _pixels(point: Point, x_range: tuple[float, float], y_range: tuple[float, float], size: Size) -> Point:
     x, y = ((value - low) / (high - low) for value, (low, high) in zip(point, (x_range, y_range), strict=True))
-    return x * size[0], (1 - y) * size[1]
+    return float(x * size[0]), float((1 - y) * size[1])  # plain numbers also of a table's
 
 
 def _extent(text: str) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,8 +108,9 @@ def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
         x, y = ({column: [table.loc[name, column]] for column in ("mean", "low", "high")} for table in (length, accuracy))
         pale = 0.15 if is_control(name) else 0.4
         ends = {"error_x": error_bars(**x, colour=colour, opacity=pale), "error_y": error_bars(**y, colour=colour, opacity=pale)}
-        mark = {"size": 13 if name == base else 10 if name in colours else 8, "color": colour, "symbol": symbol}
-        mark |= {"line": {"width": 1, "color": "white"}} if name in controls else {}
+        mark: dict[str, Any] = {"size": 13 if name == base else 10 if name in colours else 8, "color": colour, "symbol": symbol}
+        if name in controls:
+            mark["line"] = {"width": 1, "color": "white"}
         figure.add_scatter(x=x["mean"], y=y["mean"], name=name, mode="markers", marker=mark, **ends)
     low, high = min(length["low"]), max(length["high"])
     room = 0.12 * (high - low or 1.0)  # for names
