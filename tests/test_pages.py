@@ -114,6 +114,12 @@ def test_no_text_of_a_page_is_read_as_html_and_nothing_is_loaded(page):
     assert "default-src 'none'" in head and text.count("plotly.js v") == 1
 
 
+def test_a_page_shows_the_explanation_of_a_figures_colours_below_its_title(page):
+    caption = re.search(r"<figcaption>Accuracy against think length(.*?)</figcaption>", page.read_text())[1]
+    note = "blue: clearly more accurate than base; dark grey: no clear difference; crosses: random controls"
+    assert caption == f"<br><small>{note}</small>"
+
+
 def test_a_page_without_verdict_has_no_empty_box(tmp_path):
     table = pd.DataFrame({"a <b>": ["1.5 [1.2, 1.8]"]}, index=pd.Index(["x"], name="row"))
     text = pages.write(Page(title="t", table=table, caption="c"), tmp_path / "p.html").read_text()

@@ -71,7 +71,7 @@ def plan(
 
     >>> from toolkit.types import Provenance
     >>> made = Provenance("example", None, "0", "0", "0.1.0")
-    >>> scores = HeadScores(torch.tensor([[0.1, 0.9], [0.2, 0.3]]), "short_thinking", "residual stream norm", made)
+    >>> scores = HeadScores(torch.tensor([[0.1, 0.9], [0.2, 0.3]]), "short_thinking", "residual-stream units", made)
     >>> direction = Direction(torch.ones(2, 4), "resid_mid", "think", "mean_difference", 10, 10, made)
     >>> example = plan(scores, direction, fraction=0.5)
     >>> example.name, example.heads

@@ -442,8 +442,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"nats per token"``. If it is ``"residual stream norm"``, the score is the dot product of two
-            vectors: the one that a head adds to the residual stream, and a direction of norm 1. So it has the units of the stream.
+        units: Unit of the score, e.g. ``"nats per token"``. A score in ``"residual-stream units"`` is the dot product of two vectors:
+            the one that a head adds to the residual stream, and a direction of norm 1. So it has the units of the stream.
         provenance: Model and settings that the scores were computed with.
         absent: Entries ``(layer, head)`` of ``score`` for which there is no head, if some layers have fewer heads than others.
     """

@@ -316,7 +316,7 @@ def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rol
 def test_the_figure_of_coefficients_shows_each_measure_twice_with_its_interval():
     found = failed_steps.correctness_correlations(made_up(np.random.default_rng(0)), ["review_ratio", "fsf"], times=50)
     figure = figures.coefficients(found, "title", kind="pearson")
-    assert list(figure.layout.yaxis.ticktext) == ["review ratio", "fsf", "fsf (shuffled)"]
+    assert list(figure.layout.yaxis.ticktext) == ["review ratio", "failed-step fraction", "failed-step fraction (shuffled)"]
     for trace, scope in zip(figure.data, ("pooled", "within"), strict=True):
         rows = found[(found["scope"] == scope) & (found["kind"] == "pearson")]
         assert list(trace.x) == rows["r"].tolist()

@@ -71,7 +71,7 @@ def test_the_rescaled_model_has_other_weights_and_the_same_logits(pair, mixed_ro
 def test_short_thinking_scores_ranks_and_plans_do_not_change(pair, form, finding_of):
     lm, changed, grown = pair
     before, after = finding_of(key(lm), form), finding_of(key(changed), form)
-    assert before.scores.units == "residual stream norm"
+    assert before.scores.units == "residual-stream units"
     assert same(after.scores.score, grown * before.scores.score)
     assert after.scores.ranked() == before.scores.ranked()
     assert after.plan.heads == before.plan.heads

@@ -65,7 +65,7 @@ def test_a_direction_comes_back_bit_by_bit(tmp_path, provenance, shape, dtype, s
 @given(shape=shapes, dtype=dtypes, seed=seeds, transposed=st.booleans())
 def test_head_scores_come_back_bit_by_bit(tmp_path, provenance, shape, dtype, seed, transposed):
     score = random(shape, dtype, seed)
-    value = HeadScores(score.T if transposed else score, "short_thinking", "residual stream norm", provenance)
+    value = HeadScores(score.T if transposed else score, "short_thinking", "residual-stream units", provenance)
     again = store.load(store.save(value, tmp_path / "s.safetensors"), HeadScores)
     assert same_bits(again.score, value.score)
     assert again.ranked() == value.ranked()

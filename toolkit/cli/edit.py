@@ -157,7 +157,7 @@ def thinkedit(
 
     Examples:
 
-    [bold]toolkit thinkedit -m tiny-reasoner -o runs/edited[/bold]
+    [bold]toolkit thinkedit -m tiny-reasoner --form ours --fraction 0.06 -o runs/edited[/bold]
 
     [bold]toolkit thinkedit -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --short-below 100 --long-above 1000
     --dtype bfloat16 -o runs/r1-edited[/bold]

@@ -26,7 +26,8 @@ def axis_effects(table: pd.DataFrame, title: str, *, axis: str, unit: str = "rig
         unit: Title of the vertical axis.
     """
     arms, order = list(table["arm"].unique()), [str(level) for level in table["level"].unique()]
-    figure = make_subplots(rows=1, cols=len(arms), subplot_titles=arms, shared_yaxes=True)
+    figure = make_subplots(rows=1, cols=len(arms), subplot_titles=arms, shared_yaxes=True, horizontal_spacing=0.02)
+    figure.update_annotations(font_size=13)
     for column, arm in enumerate(arms, 1):
         rows = table[table["arm"] == arm]
         for name, (label, colour, dash) in LINES.items():
@@ -42,8 +43,12 @@ def axis_effects(table: pd.DataFrame, title: str, *, axis: str, unit: str = "rig
                 row=1,
                 col=column,
             )
-        figure.update_xaxes(title=axis, type="category", categoryorder="array", categoryarray=order, row=1, col=column)
+        # Half a category of room at both ends, so that the names of levels do not touch those of the next panel.
+        ends = {"range": [-0.5, len(order) - 0.5], "tickfont": {"size": 11}}
+        figure.update_xaxes(title=axis, type="category", categoryorder="array", categoryarray=order, **ends, row=1, col=column)
     shares = (table["unit"] == "share").all()
     figure.update_yaxes(**({"range": [-0.03, 1.03], "tickformat": ".0%"} if shares else {"rangemode": "tozero"}))
     figure.update_yaxes(title=unit, row=1, col=1)
-    return styled(figure, title).update_layout(margin={"t": 90})
+    # Above the panels: beside them, the legend would take a panel's width.
+    legend = {"orientation": "h", "yref": "container", "y": 0.97, "yanchor": "top", "x": 1, "xanchor": "right"}
+    return styled(figure, title, legend=legend).update_layout(margin={"t": 100})

@@ -47,18 +47,29 @@ def error_bars(
     return {"type": "data", "symmetric": False, "array": (most - middle).tolist(), "arrayminus": (middle - least).tolist(), **look}
 
 
-def styled(figure: go.Figure, title: str, **layout) -> go.Figure:
+def ticks(count: int) -> int:
+    """Return the distance between the ticks of an axis of layers or heads, so that numbers do not overlap: 1, or 5 for more than 16.
+
+    Args:
+        count: Number of layers or heads.
+    """
+    return 1 if count <= 16 else 5
+
+
+def styled(figure: go.Figure, title: str, note: str = "", /, **layout) -> go.Figure:
     """Apply the common layout to a figure in place, and return the figure.
 
     Args:
         title: Title of the figure.
+        note: Line below the title that explains colours and symbols which no legend explains.
         layout: Further fields of plotly's layout.
     """
+    below = {"subtitle": {"text": note, "font": {"size": 12, "color": "#555555"}}} if note else {}
     return figure.update_layout(
-        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}},
+        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}, **below},
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 60, "r": 20, "t": 60, "b": 50},
+        margin={"l": 60, "r": 20, "t": 60 + 16 * bool(note), "b": 50},
         height=420,
         **layout,
     )

@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from toolkit.figures.base import BETTER, COLOURS, GREY, WORSE, error_bars, styled
-from toolkit.figures.labels import placed
+from toolkit.figures.labels import bars, placed
 
 FAMILIES = {
     "base": ("base", "#000000", "star"),
@@ -128,14 +128,33 @@ def _framed(figure: go.Figure, board: Board, title: str, labels: Sequence[str]) 
     metrics = {name: c["metrics"] for name, c in board["conditions"].items() if "think_tokens" in c["metrics"]}
     names = [*(name for name in labels if name in metrics), *(name for name in metrics if name not in labels)]
     points = [(metrics[name]["think_tokens"]["mean"], metrics[name]["accuracy"]["mean"]) for name in names]
-    most = float(max((x for x, _ in points), default=1.0)) or 1.0
-    x_range, y_range = (-0.06 * most, 1.15 * most), (-0.06, 1.06)  # a wide interval may end outside
+    x, y = ([_whole(metrics[name][metric]) for name in names] for metric in ("think_tokens", "accuracy"))
+    x_range, y_range = _around(x), _around(y)
+    lines = [line for across, up in zip(x, y, strict=True) for line in bars(across, up)]
     axes = {
         "xaxis": {"title": "think tokens", "range": x_range, "zeroline": False},
         "yaxis": {"title": "accuracy", "range": y_range, "tickformat": ".0%", "zeroline": False},
     }
     texts = [name if name in labels else "" for name in names]
-    return styled(figure, title, annotations=placed(points, texts, x_range, y_range), **axes)
+    return styled(figure, title, annotations=placed(points, texts, x_range, y_range, lines=lines), **axes)
+
+
+def _whole(e: Mapping[str, Any]) -> dict[str, float]:
+    """Return ``mean, low, high`` of an entry of the board. An interval that could not be computed is ``None`` there; here it has width 0."""
+    return {end: float(e["mean"] if e[end] is None else e[end]) for end in ("mean", "low", "high")}
+
+
+def _around(values: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """Return the ends of an axis around values with ``mean, low, high``. A wide interval may end outside.
+
+    The interval of a condition with two seeds can be many times as wide as all means lie apart.
+    """
+    least, most = min((v["mean"] for v in values), default=0.0), max((v["mean"] for v in values), default=1.0)
+    reach = (most - least) or 0.1 * abs(most) or 1.0
+    low = max(min((v["low"] for v in values), default=least), least - reach)
+    high = min(max((v["high"] for v in values), default=most), most + reach)
+    room = 0.1 * (high - low or reach)  # for names
+    return low - room, high + room
 
 
 def state_shifts(board: Board) -> go.Figure:
@@ -265,15 +284,15 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     figure = go.Figure(
         [go.Heatmap(z=directed, text=signed, **scale, **shared), go.Heatmap(z=np.abs(plain), text=unsigned, **greys, **shared)]
     )
-    title = "Condition minus base, in points"
+    note = "blue: better; brown: worse; grey: neither; white: not significant (p ≥ .05, Holm) or not tested"
     rows = max((label.count("<br>") + 1 for label in labels), default=1)
-    figure = styled(figure, title)
+    figure = styled(figure, "Condition minus base, in points", note)
     return figure.update_layout(
         title={"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 10}},
         yaxis={"autorange": "reversed", "automargin": True},
         xaxis={"side": "top", "tickangle": 0, "tickfont": {"size": 10}},
-        margin={"t": 50 + 15 * rows, "b": 10},
-        height=70 + 15 * rows + 20 * len(names),
+        margin={"t": 68 + 15 * rows, "b": 10},
+        height=88 + 15 * rows + 20 * len(names),
         meta={"least_width": 260 + 66 * len(columns)},
     )
 

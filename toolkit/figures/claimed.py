@@ -37,9 +37,10 @@ def claimed(claims: Sequence[Claim]) -> go.Figure:
     )
     figure.add_vline(x=0, line={"color": "black", "width": 1})
     figure.add_vline(x=1, line={"color": "#999999", "width": 1, "dash": "dot"})
+    note = "blue: reproduced; brown: contradicted; open: another verdict; crosses: against a random control"
     axis = {"title": "effect in units of the smallest that matters (+ as claimed)"}
-    framed = styled(figure, "Published effects, measured here", xaxis=axis, yaxis={"automargin": True})
-    return framed.update_layout(margin={"l": 20}, height=150 + 26 * len(rows))
+    framed = styled(figure, "Published effects, measured here", note, xaxis=axis, yaxis={"automargin": True})
+    return framed.update_layout(margin={"l": 20}, height=166 + 26 * len(rows))
 
 
 def _unit(claim: Claim) -> float:

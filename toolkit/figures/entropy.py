@@ -13,6 +13,15 @@ from plotly.subplots import make_subplots
 
 from toolkit.figures.base import COLOURS, GREY, NEITHER, error_bars, styled
 
+_TITLES = {"entropy": "entropy (nats per token)", "think_entropy": "entropy of thinking", "fsf": "failed-step fraction"}
+"""Column or measure -> its title on an axis; of others, the name without underscores."""
+
+
+def _title(name: str) -> str:
+    """Return the title of a column or measure, such as ``"failed-step fraction (shuffled)"`` for ``"fsf (shuffled)"``."""
+    plain, *rest = name.split(" ", 1)
+    return " ".join([_TITLES.get(plain, plain.replace("_", " ")), *rest])
+
 
 def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position") -> go.Figure:
     """Line plot of the mean token entropy (nats) over the course of thinking, with 95 % bands.
@@ -73,8 +82,8 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
         dots = {"mode": "markers", "marker": {"color": colour, "size": 6, "opacity": 0.5}, "showlegend": False}
         figure.add_scatter(x=part[x], y=part[y], text=rows["problem_id"], row=1, col=column, **dots)
         minus = ", minus mean of the problem" if column == 2 else ""
-        figure.update_xaxes(title=x.replace("_", " ") + minus, row=1, col=column)
-        figure.update_yaxes(title=y.replace("_", " ") + minus, row=1, col=column)
+        figure.update_xaxes(title=_title(x) + minus, row=1, col=column)
+        figure.update_yaxes(title=_title(y) + minus, row=1, col=column)
     framed = styled(figure, f"{x} and {y}".replace("_", " ").capitalize())
     return framed.update_layout(height=500, margin={"t": 140}, title={"y": 0.97, "yanchor": "top"})
 
@@ -100,7 +109,7 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
         places = [i + at for i in range(len(names))]  # the two dots of a measure are a little apart
         figure.add_scatter(x=list(rows["r"]), y=places, name=name, mode="markers", marker=marker, error_x=error)
     figure.add_vline(x=0, line={"color": "black", "width": 1})
-    labels = [name.replace("_", " ") for name in names]
+    labels = [_title(name) for name in names]
     axis = {"tickvals": list(range(len(names))), "ticktext": labels, "autorange": "reversed", "automargin": True}
     return styled(figure, title, xaxis_title=f"{kind} correlation, 95 % interval", yaxis=axis).update_layout(margin={"l": 20})
 

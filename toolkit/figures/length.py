@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, CONTROL, GREY, LONG_COLOUR, NEITHER, SHORT_COLOUR, effect_colour, error_bars, styled
-from toolkit.figures.labels import placed
+from toolkit.figures.base import (
+    BETTER,
+    COLOURS,
+    CONTROL,
+    GREY,
+    LONG_COLOUR,
+    NEITHER,
+    SHORT_COLOUR,
+    WORSE,
+    effect_colour,
+    error_bars,
+    styled,
+    ticks,
+)
+from toolkit.figures.labels import bars, placed
 from toolkit.metrics import described
 from toolkit.types import Direction, Rollout
 from toolkit.verdicts import Change, is_control
+
+NAMED = 3  # most random controls whose names stand in a scatter plot
 
 
 def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
@@ -52,7 +68,9 @@ def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go
     for i, (name, values) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
         figure.add_scatter(x=list(range(len(values))), y=list(values), name=name, mode="lines+markers", line={"color": colour})
-    return styled(figure, title, xaxis={"title": "layer", "dtick": 1}, yaxis_title=unit)
+    layers = max(map(len, curves.values()), default=1)
+    axis = {"title": "layer", "dtick": ticks(layers), "range": [-0.5, layers - 0.5]}
+    return styled(figure, title, xaxis=axis, yaxis_title=unit)
 
 
 def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
@@ -70,8 +88,8 @@ def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
     """Scatter plot of accuracy against think tokens, one point per condition, with 95 % intervals of both.
 
     Names stand at the points. A condition is blue if it is clearly more accurate than base, brown if it is clearly less accurate, and else
-    dark grey. Base is a black star. Random controls, known by their names (see ``verdicts.is_control``), are grey crosses; hover over one
-    to see its name.
+    dark grey; a line below the title says so. Base is a black star. Random controls, known by their names (see ``verdicts.is_control``),
+    are grey crosses. More than ``NAMED`` of them have no names in the figure; hover over one to see its name.
 
     Args:
         summary: Table from ``evaluate.summary``.
@@ -83,26 +101,36 @@ def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
     changed = [name for name in names if name != base and not is_control(name)]
     colours = {name: _colour(accuracy.loc[name]) for name in changed}
     figure = go.Figure()
-    for name in sorted(names, key=lambda name: (not is_control(name), name == base)):  # controls below, base on top
+    controls = [name for name in names if is_control(name)]
+    for name in sorted(names, key=lambda name: (name in controls, name == base)):  # small crosses on top: a star would hide them
         colour = colours.get(name, "#000000" if name == base else CONTROL)
         symbol = "star" if name == base else "circle" if name in colours else "x"
         x, y = ({column: [table.loc[name, column]] for column in ("mean", "low", "high")} for table in (length, accuracy))
         pale = 0.15 if is_control(name) else 0.4
-        bars = {"error_x": error_bars(**x, colour=colour, opacity=pale), "error_y": error_bars(**y, colour=colour, opacity=pale)}
-        mark = {"size": 13 if name == base else 10 if name in colours else 8, "color": colour, "symbol": symbol}
-        figure.add_scatter(x=x["mean"], y=y["mean"], name=name, mode="markers", marker=mark, **bars)
+        ends = {"error_x": error_bars(**x, colour=colour, opacity=pale), "error_y": error_bars(**y, colour=colour, opacity=pale)}
+        mark: dict[str, Any] = {"size": 13 if name == base else 10 if name in colours else 8, "color": colour, "symbol": symbol}
+        if name in controls:
+            mark["line"] = {"width": 1, "color": "white"}
+        figure.add_scatter(x=x["mean"], y=y["mean"], name=name, mode="markers", marker=mark, **ends)
     low, high = min(length["low"]), max(length["high"])
     room = 0.12 * (high - low or 1.0)  # for names
     x_range, y_range = (low - room, high + room), _wide(accuracy["low"].min(), accuracy["high"].max())
     points = list(zip(length["mean"], accuracy["mean"], strict=True))
-    texts = [name if name in (base, *changed) else "" for name in names]
-    title = "Accuracy against think length" + " (grey crosses: random controls)" * any(map(is_control, names))
+    texts = [name if name in (base, *changed) or len(controls) <= NAMED else "" for name in names]
+    across, up = (table[["mean", "low", "high"]].to_dict("index") for table in (length, accuracy))
+    lines = [line for name in names for line in bars(across[name], up[name])]
+    meanings = {
+        "blue: clearly more accurate than base": BETTER in colours.values(),
+        "brown: clearly less accurate": WORSE in colours.values(),
+        "dark grey: no clear difference": NEITHER in colours.values(),
+        "crosses: random controls": bool(controls),
+    }
     axes = {
         "xaxis": {"title": "think tokens", "range": x_range},
         "yaxis": {"title": "accuracy", "range": y_range, "tickformat": ".0%"},
     }
-    annotations = placed(points, texts, x_range, y_range)
-    return styled(figure, title, showlegend=False, annotations=annotations, **axes)
+    annotations = placed(points, texts, x_range, y_range, lines=lines)
+    return styled(figure, "Accuracy against think length", _note(meanings), showlegend=False, annotations=annotations, **axes)
 
 
 def accuracy_at_budgets(curves: pd.DataFrame, *, base: str = "base") -> go.Figure:
@@ -138,6 +166,11 @@ def accuracy_at_budgets(curves: pd.DataFrame, *, base: str = "base") -> go.Figur
     )
 
 
+def _note(meanings: Mapping[str, bool]) -> str:
+    """Return the explanations that a figure needs as one line: those whose value is True."""
+    return "; ".join(text for text, is_shown in meanings.items() if is_shown)
+
+
 def _colour(row: pd.Series) -> str:
     """Return the colour of a condition by its accuracy: a row of the summary."""
     change = Change(mean=row["difference"], low=row["difference_low"], high=row["difference_high"])
@@ -154,8 +187,8 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
     """Dot plot of paired differences from base (condition minus base) with 95 % intervals, one row per condition.
 
     Filled dots have an interval that excludes zero: blue is better, brown is worse, dark grey is neither, as for lengths. Open dots have an
-    interval that contains zero, or that has width 0 because nothing varies. Random controls are grey crosses. Shares are in percentage
-    points.
+    interval that contains zero, or that has width 0 because nothing varies. Random controls are grey crosses. A line below the title
+    explains what is shown. Shares are in percentage points.
 
     Args:
         summary: Table from ``evaluate.summary``.
@@ -184,8 +217,16 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
     figure.add_vline(x=0, line={"color": "black", "width": 1})
     title = f"{label}: condition minus {base}, paired, 95 % interval"
     axis = {"share": "percentage points", "number": ""}.get(unit, unit)
-    framed = styled(figure, title[0].upper() + title[1:], xaxis_title=axis, yaxis={"automargin": True})
-    return framed.update_layout(margin={"l": 20}, height=140 + 26 * len(rows))
+    filled = [colour for colour, symbol in zip(colours, symbols, strict=True) if not symbol.endswith("-open")]
+    meanings = {
+        "filled: interval excludes 0": bool(filled),
+        "open: it does not": len(filled) < len(rows),
+        "blue: better than " + base: BETTER in filled,
+        "brown: worse": WORSE in filled,
+        "crosses: random controls": any(map(is_control, rows["condition"])),
+    }
+    framed = styled(figure, title[0].upper() + title[1:], _note(meanings), xaxis_title=axis, yaxis={"automargin": True})
+    return framed.update_layout(margin={"l": 20}, height=156 + 26 * len(rows))
 
 
 def by_level(table: pd.DataFrame, *, base: str = "base") -> go.Figure:
@@ -214,8 +255,9 @@ def by_level(table: pd.DataFrame, *, base: str = "base") -> go.Figure:
             )  # fmt: skip
         figure.update_xaxes(title="percentage points" if unit == "share" else unit, row=1, col=column)
         figure.add_vline(x=0, line={"color": "black", "width": 1}, row=1, col=column)
-    framed = styled(figure, f"By level of difficulty: condition minus {base}, paired, 95 % interval", scattermode="group")
-    return framed.update_layout(margin={"t": 90}, height=200 + 40 * rows["condition"].nunique())
+    note = "crosses: random controls" * any(map(is_control, rows["condition"]))
+    framed = styled(figure, f"By level of difficulty: condition minus {base}, paired, 95 % interval", note, scattermode="group")
+    return framed.update_layout(margin={"t": 100}, height=210 + 40 * rows["condition"].nunique())
 
 
 def _about(metric: str) -> tuple[str, str, str]:

@@ -58,7 +58,10 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for i, name in enumerate(table["model"]):
         row = table.iloc[i][["above 0.1", "above 0.5", "zero"]]
-        figure.add_bar(x=row.index, y=row.to_numpy(float), name=name, marker_color=COLOURS[0] if i == 0 else GREY)
+        others = len(table) - 1
+        group = str(name) if i == 0 else f"{others} published model{'s' * (others > 1)}"
+        look = {"name": group, "legendgroup": group, "showlegend": i < 2, "marker_color": COLOURS[0] if i == 0 else GREY}
+        figure.add_bar(x=row.index, y=row.to_numpy(float), hovertemplate=f"{name}: %{{y:.1%}}<extra></extra>", **look)
     return styled(figure, "Share of heads by copy score", barmode="group", yaxis={"tickformat": ".0%", "title": "share of heads"})
 
 
@@ -78,7 +81,7 @@ def stability(table: pd.DataFrame) -> go.Figure:
         figure.add_scatter(x=rows["n"], y=rows["overlap"], name=str(name), mode="lines+markers", line={"color": COLOURS[i]})
     axes = {
         "xaxis": {"title": "number of examples", "type": "log", "dtick": 1},
-        "yaxis": {"title": "share of top heads shared with all examples", "range": [0, 1.03]},
+        "yaxis": {"title": "share of top heads<br>shared with all examples", "range": [0, 1.03]},
     }
     return styled(figure, "Stability of the top heads", **axes)
 
@@ -117,7 +120,14 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
                 **line,
             )
         unmasked = float((part["accuracy"] + part["lost"]).iloc[0])  # accuracy without a mask; equal in all rows
-        figure.add_hline(y=unmasked, line={"color": GREY, "dash": "dot"}, row=1, col=column)
+        dotted = {
+            "line": {"color": NEITHER, "dash": "dot"},
+            "name": "unmasked",
+            "legendgroup": "unmasked",
+            "showlegend": column == 1,
+        }
+        ends = [part["heads"].min(), part["heads"].max()]
+        figure.add_scatter(x=ends, y=[unmasked] * 2, mode="lines", **dotted, row=1, col=column)
     figure.update_xaxes(title="heads masked").update_yaxes(range=[0, 1.03])
     figure.update_yaxes(title="accuracy", row=1, col=1)
     return styled(figure, "Masking, as published (uniform attention, decode only)").update_layout(margin={"t": 90})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -20,10 +21,9 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
     """
     names = list(table["name"].unique())
     down = math.ceil(len(names) / across)
-    titles = [name.replace("_", " ") for name in names]
     # As shares of the figure. 0.3 / down is plotly's default for the vertical spacing, too wide for few rows.
     spacing = {"horizontal_spacing": 0.06, "vertical_spacing": min(0.14, 0.3 / down)}
-    figure = make_subplots(rows=down, cols=across, subplot_titles=titles, shared_xaxes=True, **spacing)
+    figure = make_subplots(rows=down, cols=across, subplot_titles=names, shared_xaxes=True, **spacing)
     for i, name in enumerate(names):
         row, column = divmod(i, across)
         for right, label, colour in ((False, "wrong", SHORT_COLOUR), (True, "right", LONG_COLOUR)):
@@ -46,7 +46,7 @@ def reward_pushes(table: pd.DataFrame) -> go.Figure:
     The advantage is GRPO's: the reward minus the mean reward of all responses to the problem, divided by the standard deviation of these
     rewards. Training makes responses with a positive advantage more likely. A response is short if it has fewer tokens than the median
     response to the same problem, and long if it has more. The percentage after the name of a reward is the share of problems whose
-    responses all get the same reward; their advantages are 0.
+    responses all get the same reward; their advantages are 0. Colours are clipped at -1 and +1; the numbers in the cells are not.
 
     Args:
         table: Table from ``rewards.mean_advantages``.
@@ -54,7 +54,7 @@ def reward_pushes(table: pd.DataFrame) -> go.Figure:
     kinds = [column for column in table if column != "no push"]
     values = table[kinds].to_numpy(float)
     text = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in values]
-    names = [f"{str(name).replace('_', ' ')} ({share:.0%})" for name, share in zip(table.index, table["no push"], strict=True)]
+    names = [f"{name} ({share:.0%})" for name, share in zip(table.index, table["no push"], strict=True)]
     figure = go.Figure(
         go.Heatmap(
             z=values,
@@ -66,7 +66,7 @@ def reward_pushes(table: pd.DataFrame) -> go.Figure:
             zmid=0,
             zmin=-1,
             zmax=1,
-            colorbar={"title": "advantage"},
+            colorbar={"title": "advantage" + "<br>(clipped at ±1)" * bool(np.nanmax(np.abs(values)) > 1)},
         )
     )
     axis = {"autorange": "reversed", "automargin": True, "title": "reward (share of problems without any advantage)"}

@@ -9,13 +9,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from toolkit.figures.base import COLOURS, CONTROL, error_bars, styled
-from toolkit.figures.labels import placed
+from toolkit.figures.labels import bars, near, placed
 
+SIZES = ((280, 300), (380, 330))  # pixels of a panel: on a phone, and beside the other panel
 PRICES = {"calls": "calls per response", "tokens": "tokens written per response"}
 
 
 def price_of_accuracy(arms: Mapping[str, Mapping[str, Any]], *, base: str, controls: Sequence[str] = ()) -> go.Figure:
     """Scatter plots of accuracy against calls and against tokens, one point per trained arm, with 95 % intervals. Up and left is better.
+
+    Arms whose points touch share one label.
 
     Args:
         arms: Name of an arm -> ``accuracy``, ``calls`` and ``tokens``, each a dict with ``mean``, ``low`` and ``high``.
@@ -50,7 +53,11 @@ def price_of_accuracy(arms: Mapping[str, Mapping[str, Any]], *, base: str, contr
         x_range = (min(ends) - spread, max(ends) + spread)
         points = [(row[price]["mean"], row["accuracy"]["mean"]) for row in arms.values()]
         axes = {"xref": f"x{column}" if column > 1 else "x", "yref": f"y{column}" if column > 1 else "y"}
-        annotations += [label | axes for label in placed(points, names, x_range, y_range)]
+        texts = [""] * len(names)
+        for first, *others in near(points, x_range, y_range, SIZES[-1]):
+            texts[first] = ", ".join(names[i] for i in (first, *others))
+        lines = [line for row in arms.values() for line in bars(row[price], row["accuracy"])]
+        annotations += [label | axes for label in placed(points, texts, x_range, y_range, lines=lines, sizes=SIZES)]
         figure.update_xaxes(title=title, range=x_range, zeroline=False, row=1, col=column)
     figure.update_yaxes(range=y_range, tickformat=".0%", zeroline=False)
     figure.update_yaxes(title="accuracy", col=1)

@@ -16,6 +16,9 @@ from plotly.subplots import make_subplots
 from toolkit.figures.base import COLOURS, CONTROL, GREY, styled
 from toolkit.verdicts import is_control
 
+STRENGTH = "strength of steering: - towards shorter, + towards longer thinking"
+"""Note below the titles of figures against strength: too long for the axes of panels side by side."""
+
 Usable = Mapping[str, tuple[float, float]]
 """Name of a direction -> ``(lowest, highest)`` strength of its usable range.
 
@@ -34,7 +37,7 @@ def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({}))
     """
     figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
     figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", row=1, col=2)
-    return styled(figure, "Dose-response of steering").update_layout(margin={"t": 90})
+    return styled(figure, "Dose-response of steering", STRENGTH).update_layout(margin={"t": 100})
 
 
 def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
@@ -54,7 +57,7 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
     for column in (1, 2):
         figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%", row=1, col=column)
     figure.update_yaxes(type="log", row=1, col=3)
-    return styled(figure, "Damage by steering").update_layout(margin={"t": 90})
+    return styled(figure, "Damage by steering", STRENGTH).update_layout(margin={"t": 100})
 
 
 def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Usable) -> go.Figure:
@@ -77,7 +80,7 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
                 low, high = usable[str(name)]
                 figure.add_vrect(x0=low, x1=high, fillcolor=colour, opacity=0.07, line_width=0, row=1, col=column)
     figure.update_annotations(font_size=13)
-    return figure.update_xaxes(title="strength (- shorter, + longer)")
+    return figure.update_xaxes(title="strength")
 
 
 def target_lengths(table: pd.DataFrame) -> go.Figure:

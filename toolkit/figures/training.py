@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -25,7 +26,8 @@ TITLES = {
 def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metrics: Sequence[str] = HELD_OUT) -> go.Figure:
     """Line plots of the columns of training logs against the training step, one panel per column.
 
-    With several seeds, the line is the mean over seeds, and a band reaches from the smallest to the largest value.
+    With several seeds, the line is the mean over seeds, and a band reaches from the smallest to the largest value. If there are more curves
+    than colours, curves that end alike in every panel share a colour and an entry of the legend; hover over a line to see its own name.
 
     Args:
         curves: Name of a line -> log of one run, or a list of the logs of several seeds. A log is a table with the column ``step`` and one
@@ -33,20 +35,32 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
         metrics: Columns of the logs, one panel each. The default: accuracy, think tokens, and accuracy on the hardest third of the
             problems, all measured on held-out problems.
     """
-    titles = [TITLES.get(m, m.replace("_", " ")) for m in metrics]
+    titles = ["<br>".join(textwrap.wrap(TITLES.get(m, m.replace("_", " ")), 22)) for m in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=titles, horizontal_spacing=0.08)
-    for i, (name, logs) in enumerate(curves.items()):
+    figure.update_annotations(font_size=13)
+    tables = {
+        name: {metric: _over_seeds([logs] if isinstance(logs, pd.DataFrame) else list(logs), metric) for metric in metrics}
+        for name, logs in curves.items()
+    }
+    groups = _alike(tables) if len(tables) > len(COLOURS) else [[name] for name in tables]
+    labels = [", ".join(group) for group in groups]
+    if shared := len(groups) < len(tables):
+        labels = ["<br>".join(textwrap.wrap(label, 26)) for label in labels]
+    for name, by_metric in tables.items():
+        i = next(k for k, group in enumerate(groups) if name in group)
         line = {"color": COLOURS[i % len(COLOURS)], "dash": "solid" if i < len(COLOURS) else "dot"}
         for column, metric in enumerate(metrics, 1):
-            rows = _over_seeds([logs] if isinstance(logs, pd.DataFrame) else list(logs), metric)
+            rows = by_metric[metric]
             if rows.empty:
                 continue
-            place = {"row": 1, "col": column, "legendgroup": name}
+            place = {"row": 1, "col": column, "legendgroup": labels[i]}
             if (rows["high"] > rows["low"]).any():
                 outline = {"x": [*rows.index, *rows.index[::-1]], "y": [*rows["high"], *rows["low"][::-1]]}
                 look = {"fill": "toself", "fillcolor": line["color"], "opacity": 0.12, "line": {"width": 0}, "hoverinfo": "skip"}
                 figure.add_scatter(**outline, mode="lines", showlegend=False, **look, **place)
-            drawn = {"name": name, "showlegend": column == 1, "mode": "lines+markers", "marker": {"size": 4}, "line": line}
+            entry = {"name": labels[i], "showlegend": column == 1 and name == groups[i][0]}
+            hover = {"hovertemplate": f"{name}: %{{y}}<extra></extra>"}
+            drawn = {**entry, **hover, "mode": "lines+markers", "marker": {"size": 4}, "line": line}
             figure.add_scatter(x=list(rows.index), y=list(rows["mean"]), **drawn, **place)
     for column, metric in enumerate(metrics, 1):
         figure.update_xaxes(title="step", row=1, col=column)
@@ -54,7 +68,31 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
             figure.update_yaxes(range=[0, 1.02], tickformat=".0%", row=1, col=column)
         else:
             figure.update_yaxes(rangemode="tozero", row=1, col=column)
-    return styled(figure, "Learning curves").update_layout(margin={"t": 90}, legend={"font": {"size": 11}})
+    note = "curves that end alike share a colour" * shared
+    top = 90 + 16 * (any("<br>" in title for title in titles) + shared)
+    height = max(420, 100 + top + sum(8 + 15 * (1 + label.count("<br>")) for label in labels))
+    return styled(figure, "Learning curves", note).update_layout(margin={"t": top}, legend={"font": {"size": 11}}, height=height)
+
+
+def _alike(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[list[str]]:
+    """Return names of curves in groups: a curve joins the first group with a curve that ends near it in every metric.
+
+    Near is a tenth of the distance between the lowest and the highest end of all curves.
+
+    Args:
+        tables: Name of a curve -> metric -> table from ``_over_seeds``.
+    """
+    lasts = {name: [rows["mean"].iloc[-1] if len(rows) else None for rows in by.values()] for name, by in tables.items()}
+    ends = pd.DataFrame.from_dict(lasts, orient="index", dtype=float)
+    near = 0.1 * (ends.max() - ends.min())
+    ends = ends.fillna(ends.min() - 1 - near).fillna(0.0)  # curves that lack a metric are alike in it, and far from the others
+    groups: list[list[str]] = []
+    for name, own in ends.iterrows():
+        group = next((g for g in groups if ((ends.loc[g] - own).abs() <= near).all(axis=1).any()), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(str(name))
+    return groups
 
 
 def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
@@ -95,4 +133,5 @@ def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
         "xaxis": {"title": "think tokens", "rangemode": "tozero"},
         "yaxis": {"title": "accuracy", "range": [0, 1.02], "tickformat": ".0%"},
     }
-    return styled(figure, "After training: accuracy against think length", **axes)
+    framed = styled(figure, "After training: accuracy against think length", **axes)
+    return framed.update_layout(height=max(420, 24 * len(figure.data) + 120))  # for the legend

@@ -280,7 +280,7 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
         # clamp avoids 0 / 0 for a zero direction. z[layer] is as wide as the widest layer: only its first len(u) entries are real.
         u = lm.layout.to_attn_out(layer, towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
         scores[layer] = lm.layout.by_head(layer, u.double().cpu() * z[layer, : len(u)]).sum(dim=-1)
-    return HeadScores(lm.layout.table(scores), method, "residual stream norm", v.provenance, lm.layout.absent)
+    return HeadScores(lm.layout.table(scores), method, "residual-stream units", v.provenance, lm.layout.absent)
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:

@@ -29,7 +29,7 @@ class Section:
     Attributes:
         title: Heading.
         text: Paragraph that says how to read the section.
-        figures: Interactive figures (plotly). Their titles are shown above them.
+        figures: Interactive figures (plotly). Their titles and subtitles are shown above them.
         html: HTML under the figures, such as a transcript or the result of ``table_html``. It is inserted unchanged, so plain text in it
             must already be escaped.
     """
@@ -96,10 +96,10 @@ def _section(section: Section, figures: list[dict[str, Any]]) -> str:
     """Return a section as HTML, and append its figures to ``figures``, where the script of the page finds them by number."""
     drawn = ""
     for figure in section.figures:
-        name = html.escape(figure.layout.title.text or "")
+        name, note = html.escape(figure.layout.title.text or ""), html.escape(figure.layout.title.subtitle.text or "")
         label = name or html.escape(section.title)
         drawn += (
-            f"<figure><figcaption>{name}</figcaption>"
+            f"<figure><figcaption>{name}{f'<br><small>{note}</small>' if note else ''}</figcaption>"
             f"<div class='frame'><div class='plot' data-figure='{len(figures)}' role='img' aria-label='{label}'></div></div></figure>"
         )
         figures.append(plain(figure))
