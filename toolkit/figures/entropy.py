@@ -81,11 +81,11 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
     for column, (part, colour) in enumerate(((values, COLOURS[0]), (centred, COLOURS[1])), 1):
         dots = {"mode": "markers", "marker": {"color": colour, "size": 6, "opacity": 0.5}, "showlegend": False}
         figure.add_scatter(x=part[x], y=part[y], text=rows["problem_id"], row=1, col=column, **dots)
-        minus = ", minus mean of the problem" if column == 2 else ""
+        minus = ",<br>minus mean of the problem" if column == 2 else ""
         figure.update_xaxes(title=_title(x) + minus, row=1, col=column)
         figure.update_yaxes(title=_title(y) + minus, row=1, col=column)
     framed = styled(figure, f"{x} and {y}".replace("_", " ").capitalize())
-    return framed.update_layout(height=500, margin={"t": 140}, title={"y": 0.97, "yanchor": "top"})
+    return framed.update_layout(height=500, margin={"t": 140, "b": 70}, title={"y": 0.97, "yanchor": "top"})
 
 
 def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
