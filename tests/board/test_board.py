@@ -462,6 +462,11 @@ def test_thinking_and_answer_of_an_example_are_split_by_the_tags_of_its_model(ta
     assert tuple(found[key] for key in ("think", "answer", "open")) == parts
 
 
+def test_an_example_that_closes_its_thinking_and_answers_nothing_can_be_written_as_json():
+    row = pd.Series({"text": "[1+1]", "answer": float("nan"), "closed": True, "think_tokens": 3})  # pandas turns a missing text into NaN
+    assert reading.response_parts(ThinkTags("[", "]"), row) == {"think": "1+1", "answer": None, "open": False}
+
+
 def test_seeds_that_draw_the_same_control_count_as_one(tiny):
     half = Plan(tuple(HeadEdit(1, head, "scale", 1.0) for head in (0, 2, 3, 5)), None, "half of a layer", tiny.provenance())
     controls = [masks.masking(edits.random_heads(half, tiny.layout, seed=seed), "uniform", during="newest") for seed in range(6)]

@@ -458,14 +458,15 @@ def response_parts(tags: ThinkTags | None, row: pd.Series) -> dict[str, Any]:
         A dict with the keys ``think`` (text, or ``None`` without thinking), ``answer`` (text, or ``None`` if there is none, or if it is the
         thinking) and ``open`` (True if thinking was never closed).
     """
-    text, closed, answer = row["text"], bool(row["closed"]), row["answer"]
+    text, closed = row["text"], bool(row["closed"])
+    answer = None if pd.isna(row["answer"]) else row["answer"]  # pandas holds a missing text as NaN
     if tags is not None and tags.close is None:  # the whole response is the thinking, and the answer too
         return {"think": text, "answer": None, "open": not closed}
     # The row has no spans. Thinking that begins in the prompt, or never closes, is told by the number of think tokens and by ``closed``.
     before, closing, _ = text.partition(tags.close) if tags is not None and closed else (text, "", "")
     thinks = tags is not None and (not closed or bool(closing) or row["think_tokens"] > 0)
     if not thinks:
-        return {"think": None, "answer": text if pd.isna(answer) else answer, "open": False}
+        return {"think": None, "answer": text if answer is None else answer, "open": False}
     inside = before.partition(tags.open)[2] if tags is not None and tags.open and tags.open in before else before
     return {"think": inside, "answer": answer if closed else None, "open": not closed}
 
