@@ -153,13 +153,24 @@ def test_the_published_board_is_told_as_its_numbers_say():
         f"+{100 * edit['accuracy']['mean']:.1f} points" in text
         and f"thinks {edit['think_tokens']['mean']:.1f} tokens longer" in text
     )
-    masked = board["paired"]["control: 4 random heads masked"]["accuracy"]
-    assert f"4 random heads masked: thinks 1.2 tokens longer [0.6, 1.9], {100 * masked['mean']:.1f} points" in text
+    stopped = board["paired"]["control: CoDE-Stop"]["accuracy"]
+    assert f"CoDE-Stop: thinks 7.5 tokens shorter [5.9, 9.1], {100 * stopped['mean']:.1f} points" in text
+    assert "The shortest without a detectable loss of accuracy is NoWait: thinks 6.4 tokens shorter" in text
     for name in board["conditions"]:  # no condition is named for a difference that Holm's correction rejects
         for metric, phrase in (("accuracy", "points ["), ("think_tokens", "thinks")):
             p = board["paired"].get(name, {}).get(metric, {}).get("p_holm")
             line = next((line for line in text.split("\n") if f" {name}: " in line and "Random controls" not in line), "")
             assert phrase not in line or (p is not None and p < 0.05)
+
+
+def test_a_loss_that_only_the_correction_hides_is_not_called_no_detectable_loss():
+    shorter = {"mean": -26.0, "low": -30.0, "high": -23.0, "p_holm": 0.02}
+    lost = {"mean": -0.64, "low": -0.89, "high": -0.39, "p_holm": 0.3}
+    conditions = {"base": {"family": "base"}, "penalty": {"family": "trained"}}
+    board = {"conditions": conditions, "paired": {"penalty": {"think_tokens": shorter, "accuracy": lost}}}
+    assert "None thinks detectably less without a detectable loss of accuracy." in verdicts.of_board(board)
+    board["paired"]["penalty"]["accuracy"] = {**lost, "high": 0.01}
+    assert any("without a detectable loss of accuracy is penalty" in line for line in verdicts.of_board(board))
 
 
 def test_a_training_run_without_intervals_claims_no_effect():

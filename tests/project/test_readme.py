@@ -212,16 +212,33 @@ def test_sentences_on_the_board_are_those_of_the_committed_one(board):
     length = {name: row["think_tokens"] for name, row in board["paired"].items()}
     edit = paired["ThinkEdit (ours)"]
     assert edit["low"] > 0 and edit["p_holm"] < 0.05
-    assert all(paired[f"control: random {what} edited"]["p_holm"] > 0.05 for what in ("heads", "direction"))
+    untrained = {n for n, c in board["conditions"].items() if c["family"] in ("edit", "steer", "mask", "decode", "prompt")}
+    assert max(untrained, key=lambda name: paired[name]["mean"]) == "ThinkEdit (ours), strength 2"
+    heads, groups = paired["control: random heads edited"], paired["control: random direction edited"]
+    assert abs(heads["mean"]) < 0.005 and groups["p_holm"] > 0.05 and 0.4 < groups["mean"] / edit["mean"] < 0.6, "half of the edit"
     for name in FIRST_CORRECT:
         assert paired[name]["low"] > edit["high"] and length[name]["low"] < 0 < length[name]["high"], name
-        assert 0.205 < paired[name]["mean"] < 0.245, name  # 21 to 24 points
+        assert 0.215 < paired[name]["mean"] < 0.235, name  # 22 to 23 points
+    parts = [paired[f"GRPO-lambda, {part}"] for part in ("one vector per layer", "two heads")]
+    chance = paired["control: GRPO-lambda, two random heads"]
+    assert parts[0]["high"] < paired["GRPO-lambda"]["low"] and parts[1]["low"] < chance["high"], (
+        "chosen against random heads: not clear"
+    )
+    assert [round(p["mean"] / paired["GRPO-lambda"]["mean"], 1) for p in (*parts, chance)] == [0.6, 0.8, 0.6]
     assert length["PEAR"]["mean"] > board["conditions"]["base"]["metrics"]["think_tokens"]["mean"]
     long_then_short = board["paired"]["Train Long, Think Short"]
-    assert long_then_short["accuracy_arithmetic"]["low"] > 0 and long_then_short["accuracy_lookup"]["mean"] < -0.5
-    for name in ("budget of 12", "budget of 24", "budget of 48", "asked to be quick"):
-        assert paired[name]["high"] < -0.1 and length[name]["high"] < 0, name
-    assert length["no re-checks"]["p_holm"] < 0.05 and paired["no re-checks"]["mean"] > -0.02
+    assert long_then_short["accuracy_arithmetic"]["low"] > 0 and long_then_short["accuracy_lookup"]["mean"] < -0.4
+    for name in ("budget of 12", "budget of 24", "budget of 48", "asked to be quick", "CREST, 8 heads", "CoDE-Stop"):
+        assert paired[name]["high"] < -0.1, name
+    for name, least in (("NoWait", -6.4), ("stable direction -0.2", -4.1), ("exit probe 0.7", -1.6)):
+        assert length[name]["p_holm"] < 0.05 and length[name]["mean"] == pytest.approx(least, abs=0.06), name
+        assert (
+            paired[name]["mean"] > -0.01
+            and paired[name]["high"] > 0
+            and paired[f"control: {name.split(' -')[0].split(' 0')[0]}"]["mean"] < -0.01
+        )
+    masks = [board["paired"][name]["accuracy_lookup"] for name in ("2 retrieval heads masked", "control: 2 random heads masked")]
+    assert masks[0]["high"] < -0.5 and masks[1]["low"] < 0 < masks[1]["high"]
 
 
 def test_every_number_of_the_committed_board_is_a_row_of_its_table(board):
@@ -249,9 +266,7 @@ def test_the_committed_board_is_of_the_shipped_model_and_of_the_conditions_as_th
     assert board["provenance"]["fingerprint"] == tiny.fingerprint
     assert set(board["conditions"]) == {spec.name for spec in default.CONDITIONS}
     assert json.loads(json.dumps(board["provenance"]["sizes"])) == json.loads(json.dumps(FULL.record))
-    changed = {spec.name for spec in default.CONDITIONS if board["conditions"][spec.name]["note"] != spec.note}
-    # These controls were mended after the board was measured: data/README.md says so beside its table.
-    assert changed == {"control: random heads edited", "control: random direction edited"}
+    assert {name: about["note"] for name, about in board["conditions"].items()} == {s.name: s.note for s in default.CONDITIONS}
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
