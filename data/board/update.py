@@ -24,7 +24,7 @@ from toolkit.board.reading import sections
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # this line of the README.md beside this script is replaced
-COLOURED = ("ThinkEdit (ours), strength 2", "LASER-D")
+COLOURED = ("ThinkEdit (ours), strength 2", "GRPO-lambda")
 """Conditions in colour: the most accurate edit, and the most accurate trained policy."""
 NAMED = (
     "2 retrieval heads masked", "control: 2 random heads masked", "GRPO: naive length penalty", "NoWait", "CREST, 8 heads", "budget of 12",
