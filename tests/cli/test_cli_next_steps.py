@@ -87,8 +87,9 @@ def steps_of(monkeypatch, tiny, tmp_path):
 
 def test_the_task_of_rollouts_is_that_of_the_next_step(steps_of, monkeypatch):
     source = SimpleNamespace(
-        task=lambda given: given or "lookup", check=lambda lm: None, rollouts=[], origin={}, temperature=1.0, problems=3
-    )
+        task=lambda given: given or "lookup", check=lambda lm: None, rollouts=[], origin={}, temperature=1.0, problems=3,
+        header={"sampling": {"max_new_tokens": 100}},
+    )  # fmt: skip
     monkeypatch.setattr(jobs, "read_rollouts", lambda *a, **k: source)
     tables = {name: pd.DataFrame({"layer": [0], "head": [0], "score": [1.0], "pair": ["a"]}) for name in ("heads", "overlaps")}
     monkeypatch.setattr(jobs, "atlas", lambda *a, **k: SimpleNamespace(**tables, tables=tables))
