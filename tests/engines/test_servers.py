@@ -347,7 +347,7 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(tiny, problems
         slow = replace(engine, client=replace(engine.client, timeout=1.0))
         state.disturb = lambda number: state.closed.wait(20) and None if number > 1 else None
         with pytest.raises(EngineError, match=r"did not answer /completion within 1 s, .*--batch-size.*--max-new-tokens"):
-            rollouts(slow, tiny, problems_of(1), Sampling(max_new_tokens=4))
+            rollouts(slow, tiny, problems_of(1), Sampling(max_new_tokens=2))
         assert len(state.requests) <= PROBES + 1
 
 
