@@ -45,7 +45,7 @@ def board(
         bool,
         typer.Option(
             "--quick",
-            help="Measure every condition on few problems, in under 12 minutes on two cores. For a trial run only: too small for conclusions.",
+            help="Measure every condition on few problems, in about 20 minutes on two cores (estimated). For a trial run only: too small for conclusions.",
         ),
     ] = False,
     conditions: Annotated[
