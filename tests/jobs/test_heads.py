@@ -226,7 +226,7 @@ def test_the_seed_of_the_study_seeds_the_random_controls_of_the_atlas(tiny, tmp_
 
     monkeypatch.setattr(heads.bridges, "check_transformer_lens", lambda: None)
     monkeypatch.setattr(heads, "extraction_rollouts", lambda *a, **k: [])
-    monkeypatch.setattr(heads.edit, "find_heads", lambda lm, rollouts, settings, *a, **k: seeds.append(settings.seed) or found)
+    monkeypatch.setattr(heads, "find_heads", lambda lm, rollouts, settings, *a, **k: seeds.append(settings.seed) or found)
     monkeypatch.setattr(heads.edit, "edit_conditions", lambda lm, findings, settings: seeds.append(settings.seed) or {})
     monkeypatch.setattr(heads.edit, "steering_conditions", stop)
     with pytest.raises(InterruptedError):

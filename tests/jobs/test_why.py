@@ -187,7 +187,7 @@ def test_problems_that_the_changed_model_was_made_from_are_refused(tiny):
 
 def test_with_allowed_overlap_the_whole_analysis_runs_and_its_page_says_that_problems_are_not_held_out(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(why_page, "extraction_rollouts", lambda *a, **k: [])
-    monkeypatch.setattr(why_page.edit, "extract_direction", lambda *a, **k: (direction_of(tiny), None))
+    monkeypatch.setattr(why_page, "extract_direction", lambda *a, **k: (direction_of(tiny), None))
     numbers = ["alone", "put back", *(f"{name}{end}" for name in ("effect", "share", "whole") for end in ("", "_low", "_high"))]
     effects = pd.DataFrame([(*h, *[0.1] * len(numbers)) for h in tiny.layout.all_heads], columns=["layer", "head", *numbers])
     monkeypatch.setattr(why, "head_effects", lambda *a, **k: effects)
