@@ -40,6 +40,7 @@ CONDITIONS = [
     steered("steered shorter", -2.0),
     steered("steered longer", 2.0),
     steered("control: steered randomly", 2.0, control=True),
+    steered("control: steered randomly, shorter", -2.0, control=True),
     steered("Efficiency Steering, shorter", -2.0, "efficiency", layers=(15,), during="newest"),
     steered("control: Efficiency Steering, random direction", -2.0, "efficiency", layers=(15,), during="newest", control=True),
     masked("4 retrieval heads masked", 4),

@@ -132,6 +132,7 @@ def every_claim(table: reading.AlignedResults, tokens: float) -> list[Claim]:
         changed("ThinkEdit (ours): longer than with a random direction in its heads", "control", "think_tokens", "ThinkEdit (ours), 4 % of heads", "control: random direction edited (ours)"),
         changed("steered shorter (our direction): shorter", "2503.22048", "think_tokens", "steered shorter", sign=-1),
         changed("steered shorter (our direction): less accurate", "2503.22048", "accuracy", "steered shorter", sign=-1),
+        changed("steered shorter (our direction): shorter than steered randomly", "control", "think_tokens", "steered shorter", "control: steered randomly, shorter", sign=-1),
         changed("steered longer (our direction): longer", "2503.22048", "think_tokens", "steered longer"),
         changed("steered longer (our direction): longer than steered randomly", "control", "think_tokens", "steered longer", noise),
         changed("Efficiency Steering: shorter", "2506.15647", "think_tokens", shorter, sign=-1),
