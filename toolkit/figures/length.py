@@ -102,7 +102,10 @@ def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
     colours = {name: _colour(accuracy.loc[name]) for name in changed}
     figure = go.Figure()
     controls = [name for name in names if is_control(name)]
-    for name in sorted(names, key=lambda name: (name in controls, name == base)):  # small crosses on top: a star would hide them
+    named = len(controls) <= NAMED
+    # The star would hide a cross with a name, and many crosses the star.
+    order = [*changed, base, *controls] if named else [*controls, *changed, base]
+    for name in (name for name in order if name in names):
         colour = colours.get(name, "#000000" if name == base else CONTROL)
         symbol = "star" if name == base else "circle" if name in colours else "x"
         x, y = ({column: [table.loc[name, column]] for column in ("mean", "low", "high")} for table in (length, accuracy))
@@ -116,7 +119,7 @@ def length_accuracy(summary: pd.DataFrame, *, base: str = "base") -> go.Figure:
     room = 0.12 * (high - low or 1.0)  # for names
     x_range, y_range = (low - room, high + room), _wide(accuracy["low"].min(), accuracy["high"].max())
     points = list(zip(length["mean"], accuracy["mean"], strict=True))
-    texts = [name if name in (base, *changed) or len(controls) <= NAMED else "" for name in names]
+    texts = [name if name in (base, *changed) or named else "" for name in names]
     across, up = (table[["mean", "low", "high"]].to_dict("index") for table in (length, accuracy))
     lines = [line for name in names for line in bars(across[name], up[name])]
     meanings = {
