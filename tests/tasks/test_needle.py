@@ -211,11 +211,16 @@ def test_prompts_and_responses_of_the_token_budget_fit_the_context(budget, monke
     longest = max(p.meta["length"] for p in problems)
     assert longest == lm.context - max(haystack.RESPONSE, budget)
     assert problems == tasks.load("needle", "test", 25, lm=lm, max_new_tokens=budget)
-    monkeypatch.setattr(threading, "grid", lambda lm, sizes, *args, **kwargs: sizes)
-    monkeypatch.setattr(needle, "spread", lambda lm, *args, lengths, response: haystack.lengths(lm, response=response))
+    asked: list[int] = []
+    monkeypatch.setattr(threading, "grid", lambda lm, sizes, *args, **kwargs: asked.append(max(sizes)) or [])
+    longest_of = haystack.lengths
+    monkeypatch.setattr(
+        needle, "spread", lambda lm, *args, response, **kwargs: asked.append(max(longest_of(lm, response=response))) or []
+    )
     for task in ("needle", "threading"):
-        assert max(Search(task, max_new_tokens=budget).haystacks(lm, "test")) == longest
-        assert max(Search(task).haystacks(lm, "test", max_new_tokens=budget)) == longest
+        Search(task, max_new_tokens=budget).haystacks(lm, "test")
+        Search(task).haystacks(lm, "test", max_new_tokens=budget)
+    assert asked == [longest] * 4
 
 
 def test_needles_can_be_sampled_with_the_default_options_of_the_commands(tmp_path, monkeypatch):
