@@ -117,7 +117,7 @@ def without_date(switches: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def with_date(template: str, date: str) -> str:
+def with_date(template: str, date: Any) -> str:
     """Return a chat template that prints a given date wherever ``template`` prints the current one. Nothing else changes.
 
     Args:
