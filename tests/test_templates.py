@@ -204,7 +204,7 @@ def test_nothing_but_the_date_changes_in_a_prompt(template):
     assert plain.render(a=True) == dated.render(a=True)
 
 
-@pytest.mark.parametrize("date", ["today", 20261127, None])
+@pytest.mark.parametrize("date", ["today", 20261127, None, ["2026-11-27"]])
 def test_a_date_that_is_none_is_refused(date, clocked):
     with pytest.raises(UnsupportedModelError, match=r'strftime_now=.*, expected a date such as "2026-11-27"'):
         lms.load(clocked, device="cpu", template={"strftime_now": date})

@@ -116,7 +116,6 @@ def without_date(switches: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in switches.items() if name != CLOCK}
 
 
-@cache
 def with_date(template: str, date: Any) -> str:
     """Return a chat template that prints a given date wherever ``template`` prints the current one. Nothing else changes.
 
