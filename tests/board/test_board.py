@@ -463,7 +463,9 @@ def test_thinking_and_answer_of_an_example_are_split_by_the_tags_of_its_model(ta
 
 
 def test_an_example_that_closes_its_thinking_and_answers_nothing_can_be_written_as_json():
-    row = pd.Series({"text": "[1+1]", "answer": float("nan"), "closed": True, "think_tokens": 3})  # pandas turns a missing text into NaN
+    row = pd.Series(
+        {"text": "[1+1]", "answer": float("nan"), "closed": True, "think_tokens": 3}
+    )  # pandas turns a missing text into NaN
     assert reading.response_parts(ThinkTags("[", "]"), row) == {"think": "1+1", "answer": None, "open": False}
 
 
