@@ -226,14 +226,15 @@ def test_sentences_of_the_page_are_those_of_the_committed_results():
     committed = store.read_json(FOLDER / "results.json", dict)
     tokens = {(r["where"], r["ordering"]): r for r in committed["orderings"] if r["metric"] == "tokens"}
     judged = [r for r in tokens.values() if not r["verdict"].startswith("not judged")]
-    assert len(judged) == 29 and {r["verdict"] for r in judged} == {"no effect detectable"}
+    assert len(judged) == 29
+    assert {what for what, r in tokens.items() if r["verdict"] in ("holds", "reversed")} == {("copy", "t5 over absolute")}
     for where, ordering in (("copy", "t5 over absolute"), ("sort", "none over rope"), ("sort", "t5 over rope")):
-        assert tokens[where, ordering]["low"] > 0.09 and 0.05 < tokens[where, ordering]["p_holm"] < 0.15
-    nearer = {(r["task"], r["encoding"]): r["verdict"] for r in committed["likeness"] if "verdict" in r}
-    for task in ("copy", "reverse", "parity"):
-        assert nearer[task, "rope"] == nearer[task, "absolute"] == "holds"
-    assert nearer["copy", "alibi"] == nearer["reverse", "alibi"] == "reversed"
-    assert {nearer[task, e] for task in ("sort", "count") for e in ("rope", "alibi", "absolute")} == {"no effect detectable"}
+        assert tokens[where, ordering]["low"] > 0.09 and 0.03 < tokens[where, ordering]["p_holm"] < 0.15
+    nearer = {(r["task"], r["encoding"]): r for r in committed["likeness"] if "verdict" in r}
+    assert len(nearer) == 18 and {r["verdict"] for r in nearer.values()} == {"no effect detectable"}
+    single = {what for what, r in nearer.items() if r["further_low"] > 0}
+    assert single >= {("parity", "rope"), *((task, e) for task in ("copy", "reverse") for e in ("rope", "absolute"))}
+    assert {what for what, r in nearer.items() if r["further_high"] < 0} == {("copy", "alibi"), ("reverse", "alibi")}
     hints = [r for r in committed["hints"] if r["metric"] == "tokens"]
     beside = [r for r in hints if r["ordering"].endswith(("over any element", "over relabelled"))]
     assert beside and {r["verdict"] for r in beside} == {"no effect detectable"}
