@@ -29,23 +29,8 @@ from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
 
 __all__ = [
-    "OPS",
-    "RuntimeEdit",
-    "Steering",
-    "apply",
-    "check_direction",
-    "check_plan",
-    "column_norms",
-    "different_draws",
-    "plan",
-    "plan_origins",
-    "random_heads",
-    "random_written",
-    "selective_merge",
-    "steering",
-    "transfer",
-    "unit_at",
-    "with_direction",
+    "OPS", "RuntimeEdit", "Steering", "apply", "check_direction", "check_plan", "column_norms", "different_draws", "plan", "plan_origins",
+    "random_heads", "random_written", "selective_merge", "steering", "transfer", "unit_at", "with_direction",
 ]  # fmt: skip
 
 
